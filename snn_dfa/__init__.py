@@ -1,0 +1,22 @@
+"""Direct feedback alignment for snnTorch networks."""
+
+from snn_dfa import encoding, functional, surrogate
+from snn_dfa._version import __version__
+from snn_dfa.dfa import DFA
+from snn_dfa.errors import AttachError, DFAError, FeedbackError, OutOfStepError
+from snn_dfa.neurons import RefractoryLeaky
+from snn_dfa.state import reset
+
+__all__ = [
+    "DFA",
+    "AttachError",
+    "DFAError",
+    "FeedbackError",
+    "OutOfStepError",
+    "RefractoryLeaky",
+    "__version__",
+    "encoding",
+    "functional",
+    "reset",
+    "surrogate",
+]

@@ -1,0 +1,72 @@
+"""The two autograd functions: tensors in, tensors out; they know of no module and no snnTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+__all__ = ["CurrentCredit", "Join"]
+
+#: From the errors at the outputs to the gradients at the joined tensors.
+Broadcast: TypeAlias = Callable[[Sequence[Tensor | None]], Sequence[Tensor | None] | None]
+
+
+class Join(torch.autograd.Function):
+    """Identity on the outputs; backward hands their error on to the tensors joined to them.
+
+    ``Join.apply(broadcast, n, *outputs, *joined)`` returns the n outputs. In the backward pass
+    ``broadcast`` gets their errors and returns a gradient for each joined tensor, or ``None`` to
+    stop everything here: outputs and joined tensors then get nothing.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, broadcast: Broadcast, n: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.broadcast = broadcast
+        ctx.joined = len(tensors) - n
+        ctx.set_materialize_grads(False)
+        # Clones: a view that comes out of a function of several outputs forbids in-place use.
+        return tuple(t.clone() for t in tensors[:n])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *errors: Tensor | None) -> tuple[Any, ...]:
+        sent = ctx.broadcast(errors)
+        if sent is None:
+            return (None,) * (2 + len(errors) + ctx.joined)
+        return (None, None, *errors, *sent)
+
+
+class CurrentCredit(torch.autograd.Function):
+    """The spikes as a function of this step's input current alone, with a given slope.
+
+    ``CurrentCredit.apply(slope, current, spikes, *states)`` returns spikes and states unchanged.
+    Backward: the gradient at the spikes times ``slope(current)``, plus the gradients at the
+    states, whose derivative with respect to the current of the same step is taken as 1.
+
+    Source: Zhang et al. 2024, arXiv 2409.07776 (augmented DFA).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, slope: Callable[[Tensor], Tensor], current: Tensor, *outputs: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.slope = slope
+        ctx.save_for_backward(current)
+        ctx.set_materialize_grads(False)
+        return tuple(t.clone() for t in outputs)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        (current,) = ctx.saved_tensors
+        at_spikes, *at_states = grads
+        parts = [g for g in at_states if g is not None]
+        if at_spikes is not None:
+            parts.append(at_spikes * ctx.slope(current))
+        total = sum(parts[1:], parts[0]) if parts else None
+        if total is not None:
+            total = total.to(current.dtype)
+        return (None, total, *(None for _ in grads))

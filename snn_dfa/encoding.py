@@ -1,0 +1,73 @@
+"""From values to sequences: spikes or a current, time first, [T, B, ...]."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["constant", "poisson"]
+
+
+def poisson(
+    x: Tensor, num_steps: int, max_rate: float = 0.8, generator: torch.Generator | None = None
+) -> Tensor:
+    """Code values as spike trains: at each step a spike with probability ``x * max_rate``.
+
+    Args:
+        x: [B, ...], floating point, in [0, 1].
+        num_steps: T, one or more.
+        max_rate: Spikes a step where x is 1, in [0, 1].
+        generator: Where the numbers come from, on the device of ``x``; ``None`` for torch's own.
+
+    Returns:
+        [T, B, ...], zeros and ones in the dtype and on the device of ``x``, from one draw.
+
+    Raises:
+        ValueError: if an argument is outside its range.
+        TypeError: if ``x`` is not floating point.
+
+    Example:
+        >>> g = torch.Generator().manual_seed(0)
+        >>> spikes = poisson(torch.tensor([0.0, 0.5, 1.0]), num_steps=1000, generator=g)
+        >>> spikes.mean(0).round(decimals=1)
+        tensor([0.0000, 0.4000, 0.8000])
+    """
+    _check(x, num_steps)
+    if not 0 <= max_rate <= 1:
+        raise ValueError(f"max_rate: expected a probability in [0, 1], got {max_rate!r}")
+    if x.numel() and not (x.min() >= 0 and x.max() <= 1):
+        raise ValueError(
+            f"x: expected values in [0, 1], got [{x.min().item():.4g}, {x.max().item():.4g}]; "
+            f"scale the input first"
+        )
+    draw = torch.rand((num_steps, *x.shape), generator=generator, device=x.device, dtype=x.dtype)
+    return (draw < x * max_rate).to(x.dtype)
+
+
+def constant(x: Tensor, num_steps: int) -> Tensor:
+    """Give values as a constant current, expanded over time and not copied.
+
+    Args:
+        x: [B, ...], floating point.
+        num_steps: T, one or more.
+
+    Returns:
+        [T, B, ...], a view with stride zero over time.
+
+    Raises:
+        ValueError: if ``num_steps`` is below one.
+        TypeError: if ``x`` is not floating point.
+
+    Example:
+        >>> constant(torch.rand(2, 3), num_steps=25).stride()
+        (0, 3, 1)
+    """
+    _check(x, num_steps)
+    return x.expand(num_steps, *x.shape)
+
+
+def _check(x: Tensor, num_steps: int) -> None:
+    if not x.is_floating_point():
+        raise TypeError(f"x: expected a floating point tensor, got {x.dtype}; call x.float() first")
+    if num_steps < 1:
+        raise ValueError(f"num_steps: expected one or more, got {num_steps!r}")

@@ -1,0 +1,19 @@
+"""What goes wrong, by kind. Each message says what was expected, what came and what to do."""
+
+__all__ = ["AttachError", "DFAError", "FeedbackError", "OutOfStepError"]
+
+
+class DFAError(Exception):
+    """Base of every error that this library raises on its own behalf."""
+
+
+class AttachError(DFAError, ValueError):
+    """The network, or an argument about it, cannot be used; nothing was changed."""
+
+
+class FeedbackError(DFAError, ValueError):
+    """A feedback matrix is missing, or has the wrong name or shape."""
+
+
+class OutOfStepError(DFAError, RuntimeError):
+    """Hidden layers and the output were not called equally often in one forward pass."""

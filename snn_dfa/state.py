@@ -1,0 +1,40 @@
+"""Clearing the states of a network's neurons between sequences."""
+
+from __future__ import annotations
+
+import snntorch as snn
+import torch
+from torch import Tensor, nn
+
+__all__ = ["reset"]
+
+# What snnTorch's neurons call their states, for neurons of a user's making without reset_mem().
+_STATES = ("mem", "syn", "spk", "syn_exc", "syn_inh")
+
+
+def reset(net: nn.Module) -> None:
+    """Clear the state of every spiking neuron in ``net``, and of no other.
+
+    It walks ``net.modules()``, so that nested, copied and unpickled neurons are reached, which
+    ``snntorch.utils.reset`` of version 1.0.0 passes over, and neurons of other networks are left
+    alone, which it resets too. Call it before each sequence.
+
+    Args:
+        net: A network, or a neuron.
+
+    Example:
+        >>> net = nn.Sequential(nn.Sequential(snn.Leaky(beta=0.9, init_hidden=True)))
+        >>> _ = net(torch.ones(1, 3))
+        >>> reset(net)
+        >>> net[0][0].mem
+        tensor([[0., 0., 0.]])
+    """
+    for module in net.modules():
+        reset_mem = getattr(module, "reset_mem", None)
+        if callable(reset_mem):
+            reset_mem()
+        elif isinstance(module, snn.SpikingNeuron):
+            for name in _STATES:
+                state = getattr(module, name, None)
+                if isinstance(state, Tensor):
+                    setattr(module, name, torch.zeros_like(state))

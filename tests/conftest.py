@@ -1,0 +1,20 @@
+"""What every test starts from: one thread's arithmetic, a known seed, no matplotlib window."""
+
+import matplotlib
+import pytest
+import torch
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture(autouse=True)
+def _known_state():
+    torch.manual_seed(0)
+    yield
+    assert torch.get_default_dtype() == torch.float32, "a test left another default dtype behind"
+
+
+@pytest.fixture
+def generator():
+    """A generator of its own for a test's inputs."""
+    return torch.Generator().manual_seed(1)

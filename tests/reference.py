@@ -1,0 +1,246 @@
+"""Direct feedback alignment written out: loops, no hooks, no autograd, no snn_dfa.
+
+A network is a list of blocks, a block a list of synapse, optional normalisation and neuron. Each
+piece has ``forward(x)``, which takes one step and remembers it, and ``backward(t, ...)``. All
+tensors are float64. The formulas are those of snnTorch's documentation and of the chain rule.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def heaviside(x):
+    return (x > 0).to(x.dtype)
+
+
+def fast_sigmoid_slope(x, k=10.0):
+    return 1.0 / (1.0 + k * abs(x)) ** 2
+
+
+class Linear:
+    def __init__(self, weight, bias):
+        self.weight, self.bias = weight, bias
+        self.grads = {"weight": torch.zeros_like(weight), "bias": torch.zeros_like(bias)}
+        self.x = []
+
+    def forward(self, x):
+        x = x.flatten(1)
+        self.x.append(x)
+        out = torch.zeros(x.shape[0], self.weight.shape[0], dtype=x.dtype)
+        for b in range(x.shape[0]):
+            for n in range(self.weight.shape[0]):
+                out[b, n] = (self.weight[n] * x[b]).sum() + self.bias[n]
+        return out
+
+    def backward(self, t, delta):
+        for b in range(delta.shape[0]):
+            for n in range(delta.shape[1]):
+                self.grads["weight"][n] += delta[b, n] * self.x[t][b]
+                self.grads["bias"][n] += delta[b, n]
+
+
+class Conv2d(Linear):
+    """Valid convolution with stride one."""
+
+    def forward(self, x):
+        self.x.append(x)
+        o, _, kh, kw = self.weight.shape
+        h, w = x.shape[2] - kh + 1, x.shape[3] - kw + 1
+        out = torch.zeros(x.shape[0], o, h, w, dtype=x.dtype)
+        for n in range(o):
+            for i in range(h):
+                for j in range(w):
+                    patch = x[:, :, i : i + kh, j : j + kw]
+                    out[:, n, i, j] = (patch * self.weight[n]).sum((1, 2, 3)) + self.bias[n]
+        return out
+
+    def backward(self, t, delta):
+        kh, kw = self.weight.shape[2:]
+        for b in range(delta.shape[0]):
+            for n in range(delta.shape[1]):
+                for i in range(delta.shape[2]):
+                    for j in range(delta.shape[3]):
+                        patch = self.x[t][b, :, i : i + kh, j : j + kw]
+                        self.grads["weight"][n] += delta[b, n, i, j] * patch
+                        self.grads["bias"][n] += delta[b, n, i, j]
+
+
+class BatchNorm:
+    """Batch statistics of each step over all but the channel dimension."""
+
+    def __init__(self, weight, bias, eps):
+        self.weight, self.bias, self.eps = weight, bias, eps
+        self.grads = {"weight": torch.zeros_like(weight), "bias": torch.zeros_like(bias)}
+        self.steps = []
+
+    def forward(self, x):
+        over = [d for d in range(x.dim()) if d != 1]
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        mean = x.mean(over).view(shape)
+        std = (((x - mean) ** 2).mean(over).view(shape) + self.eps).sqrt()
+        hat = (x - mean) / std
+        self.steps.append((hat, std, over, shape))
+        return hat * self.weight.view(shape) + self.bias.view(shape)
+
+    def backward(self, t, delta):
+        hat, std, over, shape = self.steps[t]
+        self.grads["weight"] += (delta * hat).sum(over)
+        self.grads["bias"] += delta.sum(over)
+        d = delta * self.weight.view(shape)
+        mean_d = d.mean(over).view(shape)
+        mean_dh = (d * hat).mean(over).view(shape)
+        return (d - mean_d - hat * mean_dh) / std
+
+
+class Pool:
+    """Mean over 2x2, ahead of a synapse: no gradient passes it."""
+
+    def forward(self, x):
+        return (
+            x[:, :, ::2, ::2] + x[:, :, 1::2, ::2] + x[:, :, ::2, 1::2] + x[:, :, 1::2, 1::2]
+        ) / 4
+
+
+class Neuron:
+    """Leaky, Synaptic (``alpha``), RLeaky (``recurrent``), with or without refractory period."""
+
+    def __init__(
+        self,
+        beta,
+        threshold=1.0,
+        reset="subtract",
+        delay=True,
+        alpha=0.0,
+        recurrent=None,
+        refractory_steps=0,
+        clamp=False,
+        gain=1.0,
+        slope=fast_sigmoid_slope,
+    ):
+        self.beta, self.threshold, self.reset, self.delay = beta, threshold, reset, delay
+        self.alpha, self.recurrent, self.gain, self.slope = alpha, recurrent, gain, slope
+        self.refractory_steps, self.clamp = refractory_steps, clamp
+        self.mem = self.syn = self.spk = self.wait = None
+        self.steps = []
+        self.grads = {"beta": 0.0, "threshold": 0.0}
+        if recurrent is not None:
+            self.grads["V"] = torch.zeros_like(recurrent[0])
+            self.grads["Vb"] = torch.zeros_like(recurrent[1])
+
+    def forward(self, x):
+        if self.mem is None:
+            self.mem, self.syn, self.spk = (torch.zeros_like(x) for _ in range(3))
+            self.wait = torch.zeros_like(x)
+        before, spk_before = self.mem, self.spk
+        r = heaviside(before - self.threshold)
+        if self.refractory_steps:
+            r = spk_before if self.delay else torch.zeros_like(r)
+        self.syn = self.alpha * self.syn + self.gain * x
+        drive = self.syn
+        if self.recurrent is not None:
+            drive = drive + spk_before @ self.recurrent[0].T + self.recurrent[1]
+        kept = before * (1 - r) if self.reset == "zero" else before
+        u = self.beta * kept + drive
+        if self.reset == "subtract":
+            u = u - r * self.threshold
+        blocked = self.wait > 0
+        if self.clamp:
+            u = torch.where(blocked, torch.zeros_like(u), u)
+        s = torch.where(blocked, torch.zeros_like(u), heaviside(u - self.threshold))
+        after = u
+        if not self.delay:
+            after = u - (s - r) * self.threshold if self.reset == "subtract" else u - (s - r) * u
+        self.wait = torch.where(
+            s > 0, torch.full_like(u, self.refractory_steps), (self.wait - 1).clamp(min=0)
+        )
+        self.steps.append((kept, r, u, s, blocked, spk_before))
+        self.mem, self.spk = after, s
+        return s
+
+    def backward(self, at_spikes, at_mem):
+        """Gradients at the spikes and at the returned membranes to those at the input."""
+        deltas = [None] * len(self.steps)
+        zero = torch.zeros_like(self.mem)
+        to_mem, to_syn, to_spk = zero, zero, zero
+        for t in reversed(range(len(self.steps))):
+            kept, r, u, s, blocked, spk_before = self.steps[t]
+            g = torch.where(blocked, zero, self.slope(u - self.threshold))
+            gs = at_spikes[t] + to_spk
+            mu = at_mem[t] + to_mem
+            if not self.delay:
+                if self.reset == "subtract":
+                    self.grads["threshold"] += (mu * (-(s - r) + self.threshold * g)).sum()
+                    du = mu - mu * self.threshold * g
+                else:
+                    self.grads["threshold"] += (mu * u * g).sum()
+                    du = mu * (1 - (s - r)) - mu * u * g
+            else:
+                du = mu
+            lam = gs * g + du
+            self.grads["threshold"] += (-gs * g).sum()
+            if self.clamp:
+                lam = torch.where(blocked, zero, lam)
+            if self.reset == "subtract":
+                self.grads["threshold"] += (-lam * r).sum()
+            self.grads["beta"] += (lam * kept).sum()
+            to_mem = self.beta * lam * ((1 - r) if self.reset == "zero" else 1)
+            d_syn = lam + to_syn
+            to_syn = self.alpha * d_syn
+            if self.recurrent is not None:
+                self.grads["V"] += lam.T @ spk_before
+                self.grads["Vb"] += lam.sum(0)
+                to_spk = lam @ self.recurrent[0]
+            deltas[t] = self.gain * d_syn
+        return deltas
+
+
+class CurrentNeuron(Neuron):
+    """The same spikes; the gradient is g at the current of the same step."""
+
+    def forward(self, x):
+        self.currents = [*getattr(self, "currents", []), x]
+        return super().forward(x)
+
+    def backward(self, at_spikes, at_mem):
+        return [
+            gs * self.slope(x - self.threshold) + gm
+            for gs, gm, x in zip(at_spikes, at_mem, self.currents, strict=True)
+        ]
+
+
+def run(blocks, inputs):
+    """Return the spikes [T][B, C] and the membranes of the last block."""
+    spikes, mems = [], []
+    for x in inputs:
+        for block in blocks:
+            for piece in block:
+                x = piece.forward(x)
+        spikes.append(x)
+        mems.append(blocks[-1][-1].mem)
+    return spikes, mems
+
+
+def dfa(blocks, feedback, at_spikes, at_mem):
+    """Fill ``grads`` of every piece, given dL/d(output spikes) and dL/d(output membranes)."""
+    *hidden, last = blocks
+    _block_backward(last, at_spikes, at_mem)
+    for block, matrix in zip(hidden, feedback, strict=True):
+        sent = []
+        for gs, gm in zip(at_spikes, at_mem, strict=True):
+            e = gs + gm
+            g = torch.zeros(e.shape[0], *matrix.shape[1:], dtype=e.dtype)
+            for b in range(e.shape[0]):
+                for c in range(e.shape[1]):
+                    g[b] += e[b, c] * matrix[c]
+            sent.append(g)
+        _block_backward(block, sent, [torch.zeros_like(s) for s in sent])
+
+
+def _block_backward(block, at_spikes, at_mem):
+    *pieces, neuron = block
+    for t, delta in enumerate(neuron.backward(at_spikes, at_mem)):
+        for piece in reversed(pieces):
+            delta = piece.backward(t, delta)
+            if delta is None:  # a synapse: what lies before it belongs to the block below
+                break
