@@ -5,6 +5,7 @@ from snn_dfa._version import __version__
 from snn_dfa.dfa import DFA
 from snn_dfa.errors import AttachError, DFAError, FeedbackError, OutOfStepError
 from snn_dfa.neurons import RefractoryLeaky
+from snn_dfa.sequence import over_time
 from snn_dfa.state import reset
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "__version__",
     "encoding",
     "functional",
+    "over_time",
     "reset",
     "surrogate",
 ]

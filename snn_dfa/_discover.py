@@ -9,11 +9,12 @@ import snntorch as snn
 from torch import Tensor, nn
 
 from snn_dfa.errors import AttachError
+from snn_dfa.sequence import Scan
 
-__all__ = ["Layers", "batch_dims", "find_layers", "is_spiking"]
+__all__ = ["Layers", "batch_dims", "find_layers", "is_spiking", "spiking_layers"]
 
 # They take a whole sequence [T, B, ...] in one call, where the other neurons take a step [B, ...].
-_SEQUENCE_NEURONS = (snn.StateLeaky, snn.AssociativeLeaky)
+_SEQUENCE_NEURONS = (snn.StateLeaky, snn.AssociativeLeaky, Scan)
 
 
 @dataclass
@@ -33,8 +34,14 @@ class Layers:
 
 
 def is_spiking(module: nn.Module) -> bool:
-    """Whether the module is a neuron of snnTorch, or of a user's making on its base class."""
-    return isinstance(module, snn.SpikingNeuron)
+    """Whether the module is a neuron on snnTorch's base class, or one of them over a sequence."""
+    return isinstance(module, (snn.SpikingNeuron, Scan))
+
+
+def spiking_layers(net: nn.Module) -> dict[str, nn.Module]:
+    """Return the spiking layers by name; the neuron inside a :class:`Scan` is not one more."""
+    inside = {m.neuron for m in net.modules() if isinstance(m, Scan)}
+    return {n: m for n, m in net.named_modules() if is_spiking(m) and m not in inside}
 
 
 def batch_dims(module: nn.Module, output: Tensor) -> int:
@@ -86,7 +93,7 @@ def find_layers(
     if not isinstance(net, nn.Module):
         raise AttachError(f"net: expected a torch.nn.Module, got {type(net).__name__}")
     names = {module: name for name, module in net.named_modules()}
-    neurons = {name: module for module, name in names.items() if is_spiking(module)}
+    neurons = spiking_layers(net)
     if isinstance(hidden, (str, nn.Module)):
         hidden = [hidden]
     chosen = None if hidden is None else dict(_resolve(names, h, "hidden") for h in hidden)

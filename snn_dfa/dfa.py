@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from snn_dfa._discover import Layers, find_layers, is_spiking
-from snn_dfa._hooks import Wiring, is_attached
+from snn_dfa._hooks import is_attached
+from snn_dfa._wiring import Wiring
 from snn_dfa.errors import AttachError, FeedbackError
 from snn_dfa.feedback import FeedbackBank
 from snn_dfa.rules import RULES
+from snn_dfa.sequence import Scan
 from snn_dfa.surrogate import derivative_of
 
 __all__ = ["DFA"]
@@ -204,7 +206,6 @@ def _slopes(
 ) -> dict[str, Callable[[Tensor], Tensor]]:
     """Return each neuron's slope at its current; refuse layers that have none to give."""
     slopes = {}
-    module: Any
     for name, module in layers.modules.items():
         if not is_spiking(module):
             if name == layers.output:
@@ -213,13 +214,14 @@ def _slopes(
                 f"credit='current': hidden layer {name!r} is a {type(module).__name__}, expected a "
                 f"snntorch.SpikingNeuron, whose threshold and surrogate it needs; use 'membrane'"
             )
-        learns = [p for p, value in module.named_parameters() if value.requires_grad]
+        neuron: Any = module.neuron if isinstance(module, Scan) else module
+        learns = [p for p, value in neuron.named_parameters() if value.requires_grad]
         if learns:
             raise AttachError(
                 f"credit='current' gives no gradient to parameters of the neuron itself, but "
                 f"{f'{name}.{learns[0]}'!r} wants one; freeze it, or use credit='membrane'"
             )
-        slopes[name] = _slope_at(module, derivative or derivative_of(module.spike_grad))
+        slopes[name] = _slope_at(neuron, derivative or derivative_of(neuron.spike_grad))
     return slopes
 
 

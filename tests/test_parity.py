@@ -32,7 +32,7 @@ def assert_grads(net, blocks):
         for name, parameter in module.named_parameters():
             torch.testing.assert_close(
                 parameter.grad, torch.as_tensor(wanted[name], dtype=torch.float64),
-                rtol=1e-10, atol=1e-10, msg=lambda m, n=name, k=type(module).__name__: f"{k}.{n}: {m}",
+                rtol=1e-10, atol=1e-10, msg=lambda m, n=name, k=module: f"{type(k).__name__}.{n}: {m}",
             )  # fmt: skip
             assert parameter.grad.abs().sum() > 0, f"{name}: a gradient of zero shows nothing"
             compared += 1

@@ -1,0 +1,250 @@
+"""Cut at every hidden layer's spikes, join at the output.
+
+Cut: a hidden layer hands the next module its spikes detached, and its spikes with their graph are
+kept. Join: the output goes through :class:`snn_dfa._autograd.Join` together with the kept spikes,
+first in, first out, so that in the backward pass they get the projected error.
+
+While it is not known which neuron is called last, each one is kept, as if it were hidden, and
+joined to the others, as if it were the output. Which it is is settled by the end of the first
+forward pass, before any of these joins runs backward, and the joins of the hidden ones then pass
+on nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from snn_dfa._autograd import CurrentCredit, Join
+from snn_dfa._discover import Layers, batch_dims
+from snn_dfa._hooks import place, sweep_inert
+from snn_dfa.errors import OutOfStepError
+from snn_dfa.feedback import FeedbackBank, project
+from snn_dfa.rules import Rule
+
+__all__ = ["Wiring"]
+
+
+def _map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Return the nested tuples, lists and dicts of ``value`` with every tensor changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_map_tensors(change, v) for v in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(_map_tensors(change, v) for v in value)
+    if isinstance(value, dict):
+        return {key: _map_tensors(change, v) for key, v in value.items()}
+    return value
+
+
+def _like_spikes(output: Any) -> list[Tensor]:
+    """Return a layer's spikes, the first tensor it returns, and its states of the same shape."""
+    found: list[Tensor] = []
+
+    def note(t: Tensor) -> Tensor:
+        if not found or (t.shape == found[0].shape and t.is_floating_point()):
+            found.append(t)
+        return t
+
+    _map_tensors(note, output)
+    return found
+
+
+class Wiring:
+    """The hooks on one network and what they hold between a hidden layer's call and the output's.
+
+    Args:
+        net: The network.
+        layers: Who takes part; ``layers.output`` is filled in when it is seen.
+        bank: The feedback matrices.
+        rule: What is broadcast, ``None`` for nothing.
+        slopes: For ``credit="current"``: layer name to the slope at a current. Empty otherwise.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        layers: Layers,
+        bank: FeedbackBank,
+        rule: Rule | None,
+        slopes: dict[str, Callable[[Tensor], Tensor]],
+    ) -> None:
+        self.active = True
+        self.layers = layers
+        self._bank = bank
+        self._rule = rule
+        self._slopes = slopes
+        self._last_called: str | None = None
+        self._kept: dict[str, deque[Tensor | None]] = {name: deque() for name in layers.modules}
+        self._calls: Counter[str] = Counter()
+        self._currents: dict[str, Tensor] = {}
+        # What a layer handed out -> what its module returned: a state that the user passes back in
+        # is exchanged for the latter, so that an edge inside a layer is never cut nor joined.
+        self._own = {name: WeakTensorKeyDictionary() for name in layers.modules}
+        sweep_inert(net)
+        self._handles = place(net, self._before_pass, self._after_pass, always=True)
+        for name, module in layers.modules.items():
+            before = partial(self._before_layer, name)
+            self._handles += place(module, before, partial(self._after_layer, name, module))
+
+    def remove(self) -> None:
+        """Take every hook off and forget what is kept."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._clear()
+
+    # -- one forward pass of the network ----------------------------------------------------------
+
+    def _clear(self) -> None:
+        for kept in self._kept.values():
+            kept.clear()
+        self._calls.clear()
+        self._currents.clear()
+
+    def _before_pass(self, args: Any, kwargs: Any) -> None:
+        if self.active:
+            self._clear()
+
+    def _after_pass(self, result: Any) -> None:
+        if not self.active:
+            return
+        if result is None:  # the pass ended in an exception: leave nothing behind
+            self._clear()
+        else:
+            self._end_pass()
+
+    def _end_pass(self) -> None:
+        """Settle which layer is the output; refuse spikes that no call of it has matched."""
+        if self.layers.output is None:
+            self.layers.output = self._last_called
+            self._clear()
+            return
+        calls = dict(self._calls)
+        left = [name for name, kept in self._kept.items() if kept]
+        self._clear()
+        if left:
+            raise OutOfStepError(self._out_of_step(left[0], calls))
+
+    def _out_of_step(self, name: str, calls: dict[str, int]) -> str:
+        out = self.layers.output or ""
+        return (
+            f"hidden layer {name!r} was called {calls.get(name, 0)} times and the output "
+            f"{out!r} {calls.get(out, 0)} times in one forward pass; expected as many calls of "
+            f"each: if {out!r} is not the output, name the one that is with output=, and name the "
+            f"layers that keep step with it with hidden="
+        )
+
+    # -- one call of a layer ----------------------------------------------------------------------
+
+    def _before_layer(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Give the layer its own states back with their graph; note and cut its current."""
+        if not self.active or not torch.is_grad_enabled():
+            return None
+        kwargs = dict(kwargs)
+        args = args or (kwargs.pop("input_"),)  # snnTorch's name for it
+        current, *states = args
+        if name in self._slopes:
+            self._currents[name] = current
+            current = current.detach()
+        own = self._own[name]
+
+        def exchange(state: Tensor) -> Tensor:
+            return own.get(state, state)  # type: ignore[no-untyped-call]
+
+        return (current, *_map_tensors(exchange, states)), _map_tensors(exchange, kwargs)
+
+    def _after_layer(self, name: str, module: nn.Module, output: Any) -> Any:
+        """Cut or join what the layer returned."""
+        if not self.active:
+            return None
+        self._last_called = name
+        if not torch.is_grad_enabled():
+            return None
+        returned = _like_spikes(output)
+        credited = self._credit(name, returned)
+        is_output = self.layers.output == name
+        is_hidden = self.layers.output is not None and not is_output
+        self._calls[name] += 1
+        if not is_output:
+            sends = self._rule is not None and credited[0].requires_grad
+            self._kept[name].append(credited[0] if sends else None)
+        if is_hidden:
+            handed = [credited[0].detach(), *credited[1:]]
+        else:
+            handed = self._join(name, module, credited)
+        exchange: dict[int, Tensor] = {}
+        for mine, given in zip(returned, handed, strict=True):
+            if given is not mine:
+                exchange[id(mine)] = given
+                self._own[name][given] = mine
+        return _map_tensors(lambda t: exchange.get(id(t), t), output)
+
+    def _credit(self, name: str, returned: list[Tensor]) -> list[Tensor]:
+        """Replace the layer's own graph by the slope at this step's current, where asked for."""
+        current = self._currents.pop(name, None)
+        if current is None or not current.requires_grad:
+            return returned
+        return list(CurrentCredit.apply(self._slopes[name], current, *returned))
+
+    def _join(self, name: str, module: nn.Module, outputs: list[Tensor]) -> list[Tensor]:
+        """Tie the hidden spikes of this step to the output, which returns them its error."""
+        step = self._calls[name] - 1
+        taken = {h: self._take(h, step) for h in self.layers.modules if h != name}
+        joined = {h: t for h, t in taken.items() if t is not None}
+        if not joined and not any(t.requires_grad for t in outputs):
+            return outputs
+        # The closure lives as long as the graph: it holds shapes and dtypes, not the tensors.
+        shape, dims = outputs[0].shape, batch_dims(module, outputs[0])
+        targets = {h: (t.shape, t.dtype) for h, t in joined.items()}
+        if self.layers.output is not None:
+            self._check_feedback(targets, shape, dims)
+
+        def broadcast(errors: Sequence[Tensor | None]) -> list[Tensor | None] | None:
+            self._end_pass()
+            if self.layers.output != name:
+                return None
+            present = [e for e in errors if e is not None]
+            if not present or self._rule is None:
+                return [None] * len(targets)
+            self._check_feedback(targets, shape, dims)
+            signal = self._rule(sum(present[1:], present[0]).reshape(*shape[:dims], -1))
+            return [
+                project(signal, self._bank.moved(h, signal)).to(dtype)
+                for h, (_, dtype) in targets.items()
+            ]
+
+        return list(Join.apply(broadcast, len(outputs), *outputs, *joined.values()))
+
+    def _take(self, hidden: str, step: int) -> Tensor | None:
+        """Return the spikes that belong to the output's call number ``step`` of this pass."""
+        kept = self._kept[hidden]
+        if self.layers.output is None:
+            return kept[step] if step < len(kept) else None
+        if kept:
+            return kept.popleft()
+        if self._calls[hidden]:
+            raise OutOfStepError(self._out_of_step(hidden, dict(self._calls)))
+        return None
+
+    def _check_feedback(
+        self, targets: dict[str, tuple[torch.Size, torch.dtype]], output: torch.Size, dims: int
+    ) -> None:
+        """See that each joined layer has a feedback matrix that fits; draw the new ones."""
+        for name, (spikes, _) in targets.items():
+            if spikes[:dims] != output[:dims]:
+                raise OutOfStepError(
+                    f"hidden layer {name!r}: expected spikes of shape {list(output[:dims])} "
+                    f"followed by its neurons, since the output has shape {list(output)}, got "
+                    f"{list(spikes)}"
+                )
+            self._bank.require(name, (output[dims:].numel(), *spikes[dims:]))

@@ -1,0 +1,1 @@
+"""The command line's experiments: data, a network, training, checkpoints, reports."""

@@ -1,0 +1,216 @@
+"""Training one rule: epochs, the best one by validation, and a state from which to go on."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from snn_dfa import encoding
+from snn_dfa.dfa import DFA
+from snn_dfa.diagnostics import firing_rates
+from snn_dfa.experiments.data import Part, Splits
+from snn_dfa.experiments.network import multilayer
+from snn_dfa.experiments.settings import Settings, UsageError
+from snn_dfa.sequence import over_time
+
+__all__ = ["RULES", "Trainer"]
+
+#: Name on the command line to the rule of :class:`DFA`; back-propagation attaches nothing.
+RULES: dict[str, str | None] = {"bptt": None, "dfa": "error", "shallow": "shallow"}
+
+_EVAL_BATCH = 500
+_PARTS = ("train", "val", "test")
+
+
+class Trainer:
+    """One network under one rule, trained epoch by epoch.
+
+    Two trainers of the same settings start from the same weights and see the same batches with
+    the same input spikes, whatever their rules.
+    """
+
+    def __init__(self, settings: Settings, rule: str, data: Splits) -> None:
+        self.settings, self.rule = settings, rule
+        self.data = Splits(*(getattr(data, part).to(settings.device) for part in _PARTS))
+        self.net = multilayer(
+            (data.features, *settings.hidden, data.classes),
+            beta=settings.beta,
+            threshold=settings.threshold,
+            slope=settings.slope,
+            seed=settings.seed,
+        ).to(settings.device)
+        broadcast = RULES[rule]
+        self.sequence = over_time(self.net)
+        self.dfa = (
+            None if broadcast is None else DFA(self.sequence, rule=broadcast, seed=settings.seed)
+        )
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=settings.lr)
+        self.scheduler = torch.optim.lr_scheduler.StepLR(
+            self.optimizer, settings.decay_every, settings.lr_decay
+        )
+        self._order = torch.Generator().manual_seed(settings.seed)
+        self._spikes = torch.Generator(settings.device).manual_seed(settings.seed)
+        self.history: list[dict[str, float]] = []
+        self.step_seconds: list[float] = []
+        self.best: dict[str, Tensor] = {}
+        self.best_epoch = 0
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that are behind."""
+        return len(self.history)
+
+    # -- training ----------------------------------------------------------------------------------
+
+    def fit(self, after_batch: Callable[[], None] = lambda: None) -> Iterator[dict[str, float]]:
+        """Train the epochs that are left; yield each one's line of the history."""
+        while self.epoch < self.settings.epochs:
+            self._train_epoch(after_batch)
+            self.scheduler.step()
+            line = {"epoch": float(self.epoch + 1), "lr": self.optimizer.param_groups[0]["lr"]}
+            for part in _PARTS:
+                accuracy, loss, _ = self.evaluate(part)
+                line |= {f"{part}_accuracy": accuracy, f"{part}_loss": loss}
+            self.history.append(line)
+            self._keep_if_best()
+            yield line
+
+    def _train_epoch(self, after_batch: Callable[[], None]) -> None:
+        self.net.train()
+        part = self.data.train
+        order = torch.randperm(len(part), generator=self._order).to(part.y.device)
+        for batch in torch.split(order, self.settings.batch_size):
+            if len(batch) > 1:  # batch normalisation has no statistics of a single sample
+                self._train_step(self._encode(part.x[batch], self._spikes), part.y[batch])
+            after_batch()
+
+    def _train_step(self, x: Tensor, y: Tensor) -> None:
+        started = self._clock()
+        self.optimizer.zero_grad()
+        loss = self._loss(self.sequence(x), y)
+        torch.autograd.backward(loss)
+        if not math.isfinite(loss.item()):
+            raise UsageError(
+                f"{self.rule}: the loss is {loss.item()} in epoch {self.epoch + 1}; try a smaller "
+                f"--lr"
+            )
+        self.optimizer.step()
+        self.step_seconds.append(self._clock() - started)
+
+    def _clock(self) -> float:
+        if self._spikes.device.type == "cuda":
+            torch.cuda.synchronize(self._spikes.device)
+        return time.perf_counter()
+
+    def _encode(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        return encoding.poisson(x, self.settings.steps, self.settings.max_rate, generator)
+
+    def _loss(self, spk: Tensor, y: Tensor) -> Tensor:
+        return functional.cross_entropy(spk.sum(0) / self.settings.temperature, y)
+
+    # -- evaluation --------------------------------------------------------------------------------
+
+    def evaluate(self, part: str) -> tuple[float, float, list[int]]:
+        """Return accuracy, loss and predictions on a part, with the same input spikes each time."""
+        data: Part = getattr(self.data, part)
+        generator = torch.Generator(self.settings.device).manual_seed(_PARTS.index(part))
+        self.net.eval()
+        predictions, loss = [], 0.0
+        with torch.no_grad():
+            for x, y in zip(*(torch.split(t, _EVAL_BATCH) for t in (data.x, data.y)), strict=True):
+                spk = self.sequence(self._encode(x, generator))
+                loss += self._loss(spk, y).item() * len(y)
+                predictions.append(spk.sum(0).argmax(1))
+        predicted = torch.cat(predictions)
+        accuracy = (predicted == data.y).double().mean().item()
+        return accuracy, loss / len(data), predicted.tolist()
+
+    def _keep_if_best(self) -> None:
+        """Keep the weights of the best epoch: highest validation accuracy, then lowest loss."""
+
+        def merit(line: dict[str, float]) -> tuple[float, float]:
+            return line["val_accuracy"], -line["val_loss"]
+
+        best = max(range(self.epoch), key=lambda i: merit(self.history[i])) + 1
+        if best == self.epoch:
+            self.best_epoch = best
+            self.best = {k: v.detach().clone() for k, v in self.net.state_dict().items()}
+
+    def result(self) -> dict[str, Any]:
+        """Return what is reported of the best epoch's network."""
+        now = {k: v.detach().clone() for k, v in self.net.state_dict().items()}
+        self.net.load_state_dict(self.best)
+        with firing_rates(self.sequence) as rates:
+            accuracy, loss, predicted = self.evaluate("test")
+        self.net.load_state_dict(now)
+        line = self.history[self.best_epoch - 1]
+        neurons = dict(zip(rates, (*self.settings.hidden, self.data.classes), strict=True))
+        return {
+            "test_accuracy": accuracy,
+            "test_loss": loss,
+            "val_accuracy": line["val_accuracy"],
+            "best_epoch": self.best_epoch,
+            "seconds_per_step": statistics.median(self.step_seconds),
+            "spikes_per_neuron_and_step": sum(r * neurons[n] for n, r in rates.items())
+            / sum(neurons.values()),
+            "firing_rates": rates,
+            "confusion": self._confusion(predicted),
+            "history": self.history,
+        }
+
+    def _confusion(self, predicted: list[int]) -> list[list[int]]:
+        """Rows are true classes, columns predictions."""
+        table = torch.zeros(self.data.classes, self.data.classes, dtype=torch.long)
+        pairs = (self.data.test.y.cpu(), torch.tensor(predicted))
+        return table.index_put_(pairs, torch.tensor(1), accumulate=True).tolist()
+
+    # -- going on ----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the rest of the run depends on, loadable with ``weights_only=True``."""
+        return {
+            "settings": self.settings.as_dict(),
+            "rule": self.rule,
+            "net": self.net.state_dict(),
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "feedback": None if self.dfa is None else self.dfa.state_dict(),
+            "order": self._order.get_state(),
+            "spikes": self._spikes.get_state(),
+            "history": self.history,
+            "step_seconds": self.step_seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state of the same settings, but for the number of epochs.
+
+        Raises:
+            UsageError: if rule or settings differ.
+        """
+        mine, theirs = ({**s, "rule": r, "epochs": 0, "data_root": "", "device": ""}
+                        for s, r in ((self.settings.as_dict(), self.rule),
+                                     (state["settings"], state["rule"])))  # fmt: skip
+        for name, value in mine.items():
+            if theirs.get(name) != value:
+                raise UsageError(
+                    f"--resume: the checkpoint was made with {name}={theirs.get(name)!r}, expected "
+                    f"{value!r}; give the same options or another --out"
+                )
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if self.dfa is not None:
+            self.dfa.load_state_dict(state["feedback"])
+        self._order.set_state(state["order"].cpu())
+        self._spikes.set_state(state["spikes"].cpu())
+        self.best, self.best_epoch = dict(state["best"]), state["best_epoch"]
+        self.history, self.step_seconds = list(state["history"]), list(state["step_seconds"])

@@ -1,0 +1,295 @@
+"""The command line and what it leaves behind, on small runs."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from snn_dfa.experiments import data as data_module
+from snn_dfa.experiments import files
+from snn_dfa.experiments.cli import main
+from snn_dfa.experiments.data import load
+from snn_dfa.experiments.network import multilayer
+from snn_dfa.experiments.settings import Settings, UsageError
+from snn_dfa.experiments.training import Trainer
+
+TINY = ["--hidden", "24,16", "--steps", "6", "--epochs", "2"]
+
+
+def run(*args):
+    return main([str(a) for a in args])
+
+
+def metrics(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+# -- compare ---------------------------------------------------------------------------------------
+
+
+def test_compare_writes_everything(tmp_path, capsys):
+    assert run("compare", *TINY, "--out", tmp_path) == 0
+    out, err = capsys.readouterr()
+    assert "gap to BPTT" in out
+    assert "epoch 2/2" in err
+    found = metrics(tmp_path)
+    assert found["settings"]["hidden"] == [24, 16]
+    assert found["versions"]["torch"] == torch.__version__
+    for rule in ("bptt", "dfa", "shallow"):
+        r = found[rule]
+        assert 0 < r["test_accuracy"] < 1
+        assert r["seconds_per_step"] > 0
+        assert 0 < r["spikes_per_neuron_and_step"] < 1
+        assert len(r["history"]) == 2
+        for part in ("train", "val", "test"):
+            assert math.isfinite(r["history"][0][f"{part}_loss"])
+        counts = np.array(r["confusion"])
+        assert counts.shape == (10, 10)
+        assert counts.sum() == 360
+        assert np.trace(counts) / 360 == pytest.approx(r["test_accuracy"])
+        best = max(r["history"], key=lambda line: (line["val_accuracy"], -line["val_loss"]))
+        assert r["best_epoch"] == best["epoch"]
+        assert r["test_accuracy"] == pytest.approx(best["test_accuracy"])
+    for name in ("curves", "confusion_bptt", "confusion_dfa", "confusion_shallow"):
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert image.width > 500
+    assert {p.suffix for p in tmp_path.iterdir()} == {".png", ".json"}  # no part left behind
+
+
+def test_rules_start_alike_and_train_apart():
+    settings = Settings(hidden=(24, 16), steps=6, epochs=1)
+    data = load("digits", "", 0)
+    trainers = {rule: Trainer(settings, rule, data) for rule in ("bptt", "dfa", "shallow")}
+    first = [p.clone() for p in trainers["bptt"].net.parameters()]
+    for t in trainers.values():
+        assert all(torch.equal(p, q) for p, q in zip(t.net.parameters(), first, strict=True))
+        list(t.fit())
+    hidden = {rule: t.net[0].weight for rule, t in trainers.items()}
+    assert torch.equal(hidden["shallow"], first[0])
+    assert not torch.equal(hidden["dfa"], first[0])
+    assert not torch.equal(hidden["dfa"], hidden["bptt"])
+
+
+def test_a_run_repeats_itself(tmp_path):
+    for name in "ab":
+        assert run("compare", *TINY, "--rules", "dfa", "--out", tmp_path / name) == 0
+    a, b = (metrics(tmp_path / name)["dfa"]["history"] for name in "ab")
+    assert a == b
+
+
+def test_learning_rate_decays_as_asked():
+    settings = Settings(hidden=(8,), steps=2, epochs=5, lr=0.1, lr_decay=0.5, decay_every=2)
+    trainer = Trainer(settings, "shallow", load("digits", "", 0))
+    rates = [line["lr"] for line in trainer.fit()]
+    assert rates == pytest.approx([0.1, 0.05, 0.05, 0.025, 0.025])
+
+
+# -- train and resume ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["dfa", "bptt"])
+def test_a_resumed_run_ends_at_the_numbers_of_an_unbroken_one(tmp_path, rule):
+    common = ["train", "--rule", rule, "--hidden", "24,16", "--steps", "6", "--decay-every", "1"]
+    assert run(*common, "--epochs", 4, "--out", tmp_path / "whole") == 0
+    assert run(*common, "--epochs", 2, "--out", tmp_path / "broken") == 0
+    assert run(*common, "--epochs", 4, "--out", tmp_path / "broken", "--resume") == 0
+    whole, broken = (metrics(tmp_path / name)[rule] for name in ("whole", "broken"))
+    for timed in (whole, broken):
+        del timed["seconds_per_step"]
+    assert whole == broken
+    states = [files.load_checkpoint(tmp_path / n / "checkpoint.pt") for n in ("whole", "broken")]
+    for key, value in states[0]["net"].items():
+        assert torch.equal(value, states[1]["net"][key]), key
+
+
+def test_resume_refuses_another_experiment(tmp_path, capsys):
+    assert run("train", *TINY, "--out", tmp_path) == 0
+    capsys.readouterr()
+    assert run("train", *TINY, "--lr", "0.5", "--out", tmp_path, "--resume") == 2
+    assert "made with lr=0.003, expected 0.5" in capsys.readouterr().err
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    files.write_whole(path, lambda f: f.write(b"old"))
+
+    def fail(f):
+        f.write(b"new")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UsageError, match="No space left"):
+        files.write_whole(path, fail)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# -- what the user can mend ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["fly"], "invalid choice: 'fly'"),
+        (
+            ["compare", "--rules", "dfa,hebb"],
+            "--rules: expected some of bptt,dfa,shallow, got 'hebb'",
+        ),
+        (["compare", "--hidden", "10,x"], "--hidden: invalid list of sizes value: '10,x'"),
+        (["compare", "--hidden", "10,0"], "--hidden: expected layer sizes such as 256,128,64"),
+        (["compare", "--epochs", "0"], "--epochs: expected one or more, got 0"),
+        (["compare", "--lr", "-1"], "--lr: expected a number above zero, got -1.0"),
+        (["compare", "--max-rate", "2"], r"--max-rate: expected a number in [0, 1], got 2.0"),
+        (["compare", "--dataset", "cats"], "--dataset: expected one of digits, mnist"),
+        (
+            ["compare", "--device", "abacus"],
+            "--device: expected a device of this machine, got 'abacus'",
+        ),
+        (["compare", "--frobnicate"], "unrecognized arguments: --frobnicate"),
+        (["train", "--resume", "--out", "nowhere"], "--resume: expected a checkpoint at nowhere"),
+    ],
+)
+def test_a_broken_argument_is_one_line_and_status_2(args, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(*args) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1
+    assert err.startswith("snn-dfa: ")
+    if args[0] != "compare" or args[1] != "--dataset":
+        assert list(tmp_path.iterdir()) == []  # refused before anything was made
+
+
+def test_a_missing_data_set_names_the_folder(tmp_path, capsys, monkeypatch):
+    from torchvision.datasets import MNIST
+
+    def no_network(self):
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
+
+    monkeypatch.setattr(MNIST, "download", no_network)
+    assert run("compare", "--dataset", "mnist", "--data-root", tmp_path, "--out", tmp_path) == 2
+    err = capsys.readouterr().err
+    assert str(tmp_path / "MNIST" / "raw") in err
+    assert "Error downloading" in err
+    assert err.count("\n") == 1
+
+
+def write_idx(folder, images, labels):
+    """Write a data set as its publishers do, in all four files."""
+    folder.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        head = np.array([2051, *images.shape], dtype=">i4").tobytes()
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(head + images.tobytes())
+        head = np.array([2049, len(labels)], dtype=">i4").tobytes()
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(head + labels.tobytes())
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST"), ("kmnist", "KMNIST")],
+)
+def test_torchvisions_files_are_read(tmp_path, name, kind):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (50, 28, 28), dtype=np.uint8)
+    labels = np.arange(50, dtype=np.uint8) % 10
+    write_idx(tmp_path / kind / "raw", images, labels)
+    splits = load(name, tmp_path, seed=0)
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (45, 5, 50)
+    assert (splits.features, splits.classes) == (784, 10)
+    torch.testing.assert_close(splits.test.x[7].numpy() * 255, images[7].ravel().astype(np.float32))
+    assert splits.test.y.tolist() == labels.tolist()
+    everything = torch.cat([splits.train.x, splits.val.x]).sort(0).values
+    assert torch.equal(everything, splits.test.x.sort(0).values)  # no sample twice, none lost
+
+
+def test_a_truncated_file_is_named(tmp_path, capsys):
+    folder = tmp_path / "MNIST" / "raw"
+    write_idx(folder, np.zeros((50, 28, 28), np.uint8), np.zeros(50, np.uint8))
+    path = folder / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:1000])
+    assert run("compare", "--dataset", "mnist", "--data-root", tmp_path, "--out", tmp_path) == 2
+    err = capsys.readouterr().err
+    assert "no readable MNIST" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
+def test_a_damaged_checkpoint_is_refused(tmp_path, capsys, content):
+    path = tmp_path / "checkpoint.pt"
+    if content is None:
+        torch.save({"other": 1}, path)
+    else:
+        path.write_bytes(content)
+    assert run("train", *TINY, "--out", tmp_path, "--resume") == 2
+    err = capsys.readouterr().err
+    assert str(path) in err
+    assert err.count("\n") == 1
+
+
+def test_out_that_is_a_file_is_refused(tmp_path, capsys):
+    (tmp_path / "taken").write_text("")
+    assert run("compare", *TINY, "--out", tmp_path / "taken") == 2
+    assert "--out: expected a folder that can be made" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Trainer, "_loss", lambda self, spk, y: spk.sum() * math.nan)
+    assert run("compare", *TINY, "--out", tmp_path) == 2
+    assert "bptt: the loss is nan in epoch 1; try a smaller --lr" in capsys.readouterr().err
+
+
+def test_interrupted(tmp_path, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "_train_step", interrupt)
+    assert run("train", *TINY, "--out", tmp_path) == 130
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "snn_dfa", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("snn-dfa 0.")
+
+
+# -- data and network ------------------------------------------------------------------------------
+
+
+def test_digits_are_split_without_overlap():
+    splits = load("digits", "", seed=0)
+    assert [len(p) for p in (splits.train, splits.val, splits.test)] == [1293, 144, 360]
+    assert splits.train.x.min() == 0
+    assert splits.train.x.max() == 1
+    other = load("digits", "", seed=1)
+    assert torch.equal(other.test.x, splits.test.x)
+    assert not torch.equal(other.val.x, splits.val.x)
+
+
+def test_building_the_network_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    a, b = (multilayer((4, 3, 2), beta=0.9, threshold=1, slope=10, seed=s) for s in (0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(a[0].weight, b[0].weight)
+
+
+def mnist_root():
+    """MNIST where this machine has it, beside the checkout or by an environment variable."""
+    import os
+
+    roots = [os.environ.get("SNN_DFA_DATA", ""), "data"]
+    return next((r for r in roots if r and (Path(r) / "MNIST" / "raw").is_dir()), None)
+
+
+@pytest.mark.skipif(mnist_root() is None, reason="no MNIST; set SNN_DFA_DATA to torchvision's root")
+def test_real_mnist_is_read():
+    splits = data_module.load("mnist", mnist_root(), seed=0)
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (54_000, 6_000, 10_000)
+    assert splits.train.x.mean().item() == pytest.approx(0.1307, abs=0.001)
