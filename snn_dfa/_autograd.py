@@ -42,7 +42,8 @@ class Join(torch.autograd.Function):
 class CurrentCredit(torch.autograd.Function):
     """The spikes as a function of this step's input current alone, with a given slope.
 
-    ``CurrentCredit.apply(slope, current, spikes, *states)`` returns spikes and states unchanged.
+    ``CurrentCredit.apply(slope, current, spikes, *states)`` returns spikes and states, which must
+    have no graph, with this one.
     Backward: the gradient at the spikes times ``slope(current)``, plus the gradients at the
     states, whose derivative with respect to the current of the same step is taken as 1.
 
@@ -56,7 +57,8 @@ class CurrentCredit(torch.autograd.Function):
         ctx.slope = slope
         ctx.save_for_backward(current)
         ctx.set_materialize_grads(False)
-        return tuple(t.clone() for t in outputs)
+        ctx.mark_dirty(*outputs)  # nothing is written, but so nothing is copied
+        return outputs
 
     @staticmethod
     @torch.autograd.function.once_differentiable

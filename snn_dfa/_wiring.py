@@ -194,7 +194,8 @@ class Wiring:
         current = self._currents.pop(name, None)
         if current is None or not current.requires_grad:
             return returned
-        return list(CurrentCredit.apply(self._slopes[name], current, *returned))
+        bare = [t.detach() for t in returned]  # the module goes on with its own as they are
+        return list(CurrentCredit.apply(self._slopes[name], current, *bare))
 
     def _join(self, name: str, module: nn.Module, outputs: list[Tensor]) -> list[Tensor]:
         """Tie the hidden spikes of this step to the output, which returns them its error."""

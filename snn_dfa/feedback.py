@@ -37,6 +37,10 @@ def project(error: Tensor, feedback: Tensor) -> Tensor:
         >>> project(torch.tensor([[1.0, -1.0]]), torch.tensor([[1.0, 2.0, 3.0], [1.0, 1.0, 1.0]]))
         tensor([[0., 1., 2.]])
     """
+    if error.dim() > 2 and error.shape[0] > 1 and error.stride(0) == 0:
+        # The same error at every step, as a loss on spike counts has it: one product for all.
+        sent = project(error[0], feedback)
+        return sent.expand(error.shape[0], *sent.shape)
     return (error @ feedback.flatten(1)).reshape(*error.shape[:-1], *feedback.shape[1:])
 
 

@@ -9,9 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from snn_dfa.errors import AttachError
+from snn_dfa.neurons import RefractoryLeaky
+from snn_dfa.scan import Dynamics, leaky_scan
 from snn_dfa.state import reset
+from snn_dfa.surrogate import recognise
 
 __all__ = ["OverTime", "Scan", "over_time"]
+
+
+# They treat equal steps alike: for a constant current, one step serves all.
+_ALIKE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Flatten, nn.Identity)
 
 
 class Scan(nn.Module):
@@ -22,16 +29,70 @@ class Scan(nn.Module):
 
     def __init__(self, neuron: nn.Module) -> None:
         super().__init__()
-        self.neuron = neuron
+        self.neuron: Any = neuron
 
     def forward(self, x: Tensor) -> Any:
         """Run the neuron over the sequence [T, B, ...]."""
+        dynamics = dynamics_of(self.neuron)
+        if dynamics is None:
+            return self._step_by_step(x)
+        alone = self.neuron.init_hidden and not self.neuron.output
+        spikes, *mems = leaky_scan(x, dynamics, want_mem=not alone)
+        factor = self.neuron.graded_spikes_factor
+        if not _is_one(factor):
+            spikes = spikes * factor
+        return spikes if alone else (spikes, *mems)
+
+    def _step_by_step(self, x: Tensor) -> Any:
         reset(self.neuron)
         steps = [self.neuron(step) for step in x]
         reset(self.neuron)  # its last state would keep the whole graph alive
         if isinstance(steps[0], Tensor):
             return torch.stack(steps)
         return tuple(torch.stack(states) for states in zip(*steps, strict=True))
+
+
+def dynamics_of(neuron: Any) -> Dynamics | None:
+    """Return the equations of a neuron that :func:`leaky_scan` knows; ``None`` for any other.
+
+    Known are ``Leaky`` and ``RefractoryLeaky`` (not their subclasses, which may do anything) with
+    the surrogates of this library, ``atan`` or ``fast_sigmoid``, where nothing in the neuron is
+    learnt, quantised or inhibited and the threshold is above zero.
+    """
+    surrogate = recognise(neuron.spike_grad)
+    refractory = type(neuron) is RefractoryLeaky
+    if type(neuron) not in (snn.Leaky, RefractoryLeaky) or surrogate is None:
+        return None
+    if neuron.inhibition or neuron.state_quant or any(p.requires_grad for p in neuron.parameters()):
+        return None
+    if not bool((neuron.threshold > 0).all()):
+        return None
+    steps = neuron.refractory_steps if refractory else 0
+    prompt = not neuron.reset_delay
+    if prompt and not steps and neuron.reset_mechanism == "subtract":
+        return None  # what is left above the threshold is then reset once more, one step later
+    return Dynamics(
+        beta=neuron.beta.clamp(0, 1),
+        threshold=neuron.threshold,
+        surrogate=surrogate,
+        gain=neuron.input_gain if refractory else 1.0,
+        reset=_mechanism(neuron),
+        prompt=prompt,
+        refractory_steps=steps,
+        clamp=refractory and neuron.refractory == "clamp",
+    )
+
+
+def _mechanism(neuron: Any) -> str:
+    """The reset that is at work: ``Leaky`` keeps the one that it was made with."""
+    if isinstance(neuron, RefractoryLeaky):
+        return neuron.reset_mechanism
+    bound = {"_base_sub": "subtract", "_base_zero": "zero", "_base_int": "none"}
+    return bound[neuron.state_function.__name__]
+
+
+def _is_one(factor: Tensor) -> bool:
+    return factor.numel() == 1 and bool(factor == 1)
 
 
 class _AtOnce(nn.Module):
@@ -42,6 +103,9 @@ class _AtOnce(nn.Module):
         self.module = module
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.stride(0) == 0 and isinstance(self.module, _ALIKE):
+            out = self.module(x[0])
+            return out.expand(len(x), *out.shape)
         return self.module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 

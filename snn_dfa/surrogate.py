@@ -8,6 +8,7 @@ Surrogates can be pickled, compared and printed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 from snn_dfa.errors import AttachError
 
 __all__ = [
+    "ATan",
     "Exact",
     "FastSigmoid",
     "Surrogate",
@@ -26,6 +28,7 @@ __all__ = [
     "exact_derivative",
     "fast_sigmoid",
     "fast_sigmoid_derivative",
+    "recognise",
 ]
 
 
@@ -166,6 +169,45 @@ class Exact(Surrogate):
     def derivative(self, x: Tensor) -> Tensor:
         """Return :func:`exact_derivative` with these constants."""
         return exact_derivative(x, self.threshold, self.tau, self.t_ref, self.eps)
+
+
+@dataclass(frozen=True)
+class ATan(Surrogate):
+    r"""snnTorch's arctangent surrogate, its default, in this module's form.
+
+    The slope is :math:`\frac{\alpha}{2} / (1 + (\frac{\pi}{2} \alpha x)^2)`, its peak alpha / 2.
+
+    Example:
+        >>> ATan(alpha=2.0).derivative(torch.zeros(1))
+        tensor([1.])
+    """
+
+    alpha: float = 2.0
+
+    def derivative(self, x: Tensor) -> Tensor:
+        """Return the slope at ``x = mem - threshold``."""
+        return self.alpha / 2 / (1 + (math.pi / 2 * self.alpha * x).square())
+
+
+def recognise(spike_grad: Any) -> Surrogate | None:
+    """Return a ``spike_grad`` as a :class:`Surrogate` if it is one or is known to equal one.
+
+    snnTorch's factories return closures; those of ``atan`` and ``fast_sigmoid`` are told by their
+    qualified names.
+
+    Example:
+        >>> import snntorch.surrogate
+        >>> recognise(snntorch.surrogate.atan(alpha=2.0))
+        ATan(alpha=2.0)
+    """
+    if isinstance(spike_grad, Surrogate):
+        return spike_grad
+    known = {"atan.<locals>.inner": ATan, "fast_sigmoid.<locals>.inner": FastSigmoid}
+    kind = known.get(getattr(spike_grad, "__qualname__", ""))
+    if kind is None or getattr(spike_grad, "__module__", "") != "snntorch.surrogate":
+        return None
+    (parameter,) = (cell.cell_contents for cell in spike_grad.__closure__)
+    return kind(parameter)
 
 
 def fast_sigmoid(slope: float = 10.0) -> FastSigmoid:

@@ -1,0 +1,9 @@
+"""A leaky neuron over a whole sequence, forward and backward, in as few passes as it takes.
+
+``leaky_scan`` is one autograd function. Its arithmetic is in ``plain.py``, in torch, which is the
+reference and the fallback; ``compiled.py`` has the same for the CPU with numba.
+"""
+
+from snn_dfa.scan.function import Dynamics, leaky_scan
+
+__all__ = ["Dynamics", "leaky_scan"]

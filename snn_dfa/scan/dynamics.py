@@ -1,0 +1,47 @@
+"""The equations of the scanned neurons, as data that every implementation reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from snn_dfa.surrogate import Surrogate
+
+__all__ = ["Dynamics"]
+
+
+@dataclass(frozen=True, eq=False)
+class Dynamics:
+    r"""A leaky neuron with a threshold above zero, from rest.
+
+    With :math:`r_t` the spike of the step before (0 with ``prompt``) and all else elementwise:
+
+    .. math::
+        u_t &= \beta\, m_{t-1} + g\, I_t - r_t \theta & \text{(subtract)} \\
+        u_t &= \beta\, (1 - r_t)\, m_{t-1} + g\, I_t  & \text{(zero)} \\
+        u_t &= \beta\, m_{t-1} + g\, I_t              & \text{(none)}
+
+    In a refractory step u is 0 (``clamp``) or goes on. The spike is :math:`s_t = H(u_t - \theta)`,
+    0 in a refractory step. :math:`m_t = u_t`, or with ``prompt`` the membrane after its reset by
+    :math:`s_t`.
+
+    Args:
+        beta: Decay a step, [] or [N], in [0, 1].
+        threshold: theta, [] or [N], above zero.
+        surrogate: Gives the spike's derivative.
+        gain: g, a factor on the current.
+        reset: ``"subtract"``, ``"zero"`` or ``"none"``.
+        prompt: Reset in the step of the spike instead of one later.
+        refractory_steps: Silent steps after a spike.
+        clamp: Hold the membrane at zero in these.
+    """
+
+    beta: Tensor
+    threshold: Tensor
+    surrogate: Surrogate
+    gain: float = 1.0
+    reset: str = "subtract"
+    prompt: bool = False
+    refractory_steps: int = 0
+    clamp: bool = False
