@@ -28,6 +28,7 @@ __all__ = [
     "exact_derivative",
     "fast_sigmoid",
     "fast_sigmoid_derivative",
+    "inline_form",
     "recognise",
 ]
 
@@ -208,6 +209,22 @@ def recognise(spike_grad: Any) -> Surrogate | None:
         return None
     (parameter,) = (cell.cell_contents for cell in spike_grad.__closure__)
     return kind(parameter)
+
+
+def inline_form(surrogate: Surrogate) -> tuple[str, float]:
+    """Return the name of a slope that the compiled scans compute themselves, and its constant.
+
+    ``("", 0.0)`` for any other: they are then given its values.
+
+    Example:
+        >>> inline_form(ATan(alpha=2.0))
+        ('atan', 1.0)
+    """
+    if isinstance(surrogate, FastSigmoid):
+        return "fast_sigmoid", surrogate.slope
+    if isinstance(surrogate, ATan):
+        return "atan", surrogate.alpha / 2
+    return "", 0.0
 
 
 def fast_sigmoid(slope: float = 10.0) -> FastSigmoid:

@@ -33,7 +33,7 @@ class Settings:
     decay_every: int = 1
     seed: int = 0
     device: str = "cpu"
-    max_rate: float = 0.8
+    max_rate: float = 1.0
     beta: float = 0.6
     threshold: float = 1.0
     slope: float = 10.0

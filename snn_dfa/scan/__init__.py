@@ -1,7 +1,8 @@
 """A leaky neuron over a whole sequence, forward and backward, in as few passes as it takes.
 
 ``leaky_scan`` is one autograd function. Its arithmetic is in ``plain.py``, in torch, which is the
-reference and the fallback; ``compiled.py`` has the same for the CPU with numba.
+reference and the fallback; ``compiled.py`` has the same for the CPU with numba, ``gpu.py`` for
+CUDA with Triton.
 """
 
 from snn_dfa.scan.function import Dynamics, leaky_scan

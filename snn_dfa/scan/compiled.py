@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from snn_dfa.scan.dynamics import Dynamics
-from snn_dfa.surrogate import ATan, FastSigmoid, Surrogate
+from snn_dfa.surrogate import inline_form
 
 __all__ = ["available", "backward", "forward"]
 
@@ -81,7 +81,7 @@ def backward(
 ) -> Tensor:
     """As :func:`snn_dfa.scan.plain.backward`."""
     num_steps, batch, neurons = distance.shape
-    kind, steepness = _inline(dyn.surrogate)
+    kind, steepness = inline_form(dyn.surrogate)
     slope = distance if kind else dyn.surrogate.derivative(distance)
     result = torch.empty((1 if constant else num_steps, batch, neurons), dtype=current_dtype)
     kernel = _backward_kernel(
@@ -97,15 +97,6 @@ def backward(
         _row(dyn.beta, neurons), _row(dyn.threshold, neurons), _array(result),
     )  # fmt: skip
     return result
-
-
-def _inline(surrogate: Surrogate) -> tuple[str, float]:
-    """Which slope the kernel computes itself, and its constant; others come as an array."""
-    if isinstance(surrogate, FastSigmoid):
-        return "fast_sigmoid", surrogate.slope
-    if isinstance(surrogate, ATan):
-        return "atan", surrogate.alpha / 2
-    return "", 0.0
 
 
 def _steps(grad: Tensor, dtype: torch.dtype) -> Tensor:
@@ -131,7 +122,7 @@ def _forward_kernel(
     silent = np.int32(steps)
 
     @numba.njit(parallel=True, nogil=True, error_model="numpy")
-    def kernel(current, beta, threshold, gain, spikes, distance, mems):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+    def kernel(current, beta, threshold, gain, spikes, distance, mems):
         num_steps, batch, neurons = distance.shape
         zero, one = distance.dtype.type(0), distance.dtype.type(1)
         minus_infinity = distance.dtype.type(-np.inf)
@@ -201,7 +192,7 @@ def _backward_kernel(
     late_zero = reset == "zero" and not prompt
 
     @numba.njit(inline="always")
-    def store(out, i, value):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+    def store(out, i, value):
         if bits_out:  # round to nearest, ties to even
             bits = np.float32(value).view(np.uint32)
             odd = (bits >> np.uint32(16)) & np.uint32(1)
@@ -210,7 +201,7 @@ def _backward_kernel(
             out[i] = value
 
     @numba.njit(parallel=True, nogil=True, error_model="numpy")
-    def kernel(at_spikes, at_mems, distance, slopes, steepness, gain, beta, threshold, result):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+    def kernel(at_spikes, at_mems, distance, slopes, steepness, gain, beta, threshold, result):
         num_steps, batch, neurons = distance.shape
         zero, one = distance.dtype.type(0), distance.dtype.type(1)
         minus_infinity = distance.dtype.type(-np.inf)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snn_dfa.scan import compiled, plain
+from snn_dfa.scan import compiled, gpu, plain
 from snn_dfa.scan.dynamics import Dynamics
 
 __all__ = ["Dynamics", "leaky_scan"]
@@ -51,7 +51,7 @@ def leaky_scan(current: Tensor, dyn: Dynamics, want_mem: bool = False) -> tuple[
 
 
 def _implementation(current: Tensor, dyn: Dynamics) -> ModuleType:
-    return compiled if compiled.available(current, dyn) else plain
+    return next((m for m in (gpu, compiled) if m.available(current, dyn)), plain)
 
 
 class _LeakyScan(torch.autograd.Function):
