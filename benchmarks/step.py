@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from snn_dfa import DFA, encoding, over_time, reset
+from snn_dfa.experiments.memory import keep_freed_memory
 from snn_dfa.surrogate import fast_sigmoid
 
 HALF, SINGLE = torch.bfloat16, torch.float32
@@ -67,7 +68,7 @@ def _update(net: nn.Module, forward: Callable[[], Tensor], y: Tensor, half: bool
     net.zero_grad()
     with torch.autocast(y.device.type, dtype=HALF, enabled=half):
         spk = forward()
-    functional.cross_entropy(spk.sum(0, dtype=SINGLE), y).backward()
+    functional.cross_entropy(spk.sum(0), y).backward()
 
 
 def snntorch_bptt(case: Case) -> Callable[[], None]:
@@ -253,6 +254,7 @@ def main() -> None:
     p.add_argument("--plot", type=Path)
     p.add_argument("--memory-of", choices=CONTESTANTS, help=argparse.SUPPRESS)
     args = p.parse_args()
+    keep_freed_memory()  # for every contestant
 
     def case(steps: int) -> Case:
         return Case(steps, args.batch, args.sizes, args.device, args.encoding)

@@ -220,7 +220,7 @@ class Wiring:
             self._check_feedback(targets, shape, dims)
             signal = self._rule(sum(present[1:], present[0]).reshape(*shape[:dims], -1))
             return [
-                project(signal, self._bank.moved(h, signal)).to(dtype)
+                project(signal, self._bank.moved(h, signal), dtype)
                 for h, (_, dtype) in targets.items()
             ]
 

@@ -21,12 +21,13 @@ from snn_dfa.errors import FeedbackError
 __all__ = ["KINDS", "FeedbackBank", "gaussian", "generator_for", "project"]
 
 
-def project(error: Tensor, feedback: Tensor) -> Tensor:
+def project(error: Tensor, feedback: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Send an error through a feedback matrix, e B.
 
     Args:
         error: [..., C], the error at the output.
         feedback: [C, *S], the layer's matrix.
+        dtype: Of the result; ``None`` for that of the product.
 
     Returns:
         [..., *S], what takes the place of the gradient at the layer's spikes.
@@ -39,9 +40,10 @@ def project(error: Tensor, feedback: Tensor) -> Tensor:
     """
     if error.dim() > 2 and error.shape[0] > 1 and error.stride(0) == 0:
         # The same error at every step, as a loss on spike counts has it: one product for all.
-        sent = project(error[0], feedback)
+        sent = project(error[0], feedback, dtype)
         return sent.expand(error.shape[0], *sent.shape)
-    return (error @ feedback.flatten(1)).reshape(*error.shape[:-1], *feedback.shape[1:])
+    sent = (error @ feedback.flatten(1)).reshape(*error.shape[:-1], *feedback.shape[1:])
+    return sent.to(dtype) if dtype is not None else sent
 
 
 def generator_for(seed: int, name: str, shape: tuple[int, ...]) -> torch.Generator:

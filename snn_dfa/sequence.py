@@ -30,6 +30,9 @@ class Scan(nn.Module):
     def __init__(self, neuron: nn.Module) -> None:
         super().__init__()
         self.neuron: Any = neuron
+        # In half precision spikes stay half on the way to the next layer; those of the network's
+        # last layer, which go into a loss, are in single precision as in the loop over time.
+        self.is_last = False
 
     def forward(self, x: Tensor) -> Any:
         """Run the neuron over the sequence [T, B, ...]."""
@@ -37,7 +40,8 @@ class Scan(nn.Module):
         if dynamics is None:
             return self._step_by_step(x)
         alone = self.neuron.init_hidden and not self.neuron.output
-        spikes, *mems = leaky_scan(x, dynamics, want_mem=not alone)
+        dtype = torch.promote_types(x.dtype, torch.float32) if self.is_last else x.dtype
+        spikes, *mems = leaky_scan(x, dynamics, not alone, dtype)
         factor = self.neuron.graded_spikes_factor
         if not _is_one(factor):
             spikes = spikes * factor
@@ -155,7 +159,11 @@ def over_time(net: nn.Sequential) -> OverTime:
         >>> over_time(net)(torch.rand(25, 3, 4)).shape
         torch.Size([25, 3, 2])
     """
-    return OverTime(net, _layers(net, ""))
+    form = OverTime(net, _layers(net, ""))
+    last = [m for m in form.modules() if isinstance(m, Scan)][-1:]
+    for scan in last:
+        scan.is_last = True
+    return form
 
 
 def _layers(net: nn.Module, prefix: str) -> dict[str, nn.Module]:

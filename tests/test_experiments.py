@@ -83,6 +83,18 @@ def test_a_run_repeats_itself(tmp_path):
     assert a == b
 
 
+def test_mixed_precision_learns(tmp_path):
+    common = ["compare", *TINY, "--epochs", "3", "--rules", "dfa"]
+    for options in ([], ["--amp"]):
+        assert run(*common, *options, "--out", tmp_path / "".join(options)) == 0
+    single, half = (metrics(tmp_path / name) for name in ("", "--amp"))
+    assert half["settings"]["amp"]
+    assert not single["settings"]["amp"]
+    assert abs(single["dfa"]["test_accuracy"] - half["dfa"]["test_accuracy"]) < 0.1
+    assert half["dfa"]["test_accuracy"] > 0.4
+    assert [set(e) for e in half["dfa"]["epoch_seconds"]] == [{"epoch", "steps"}] * 3
+
+
 def test_learning_rate_decays_as_asked():
     settings = Settings(hidden=(8,), steps=2, epochs=5, lr=0.1, lr_decay=0.5, decay_every=2)
     trainer = Trainer(settings, "shallow", load("digits", "", 0))
@@ -101,7 +113,7 @@ def test_a_resumed_run_ends_at_the_numbers_of_an_unbroken_one(tmp_path, rule):
     assert run(*common, "--epochs", 4, "--out", tmp_path / "broken", "--resume") == 0
     whole, broken = (metrics(tmp_path / name)[rule] for name in ("whole", "broken"))
     for timed in (whole, broken):
-        del timed["seconds_per_step"]
+        del timed["seconds_per_step"], timed["epoch_seconds"]
     assert whole == broken
     states = [files.load_checkpoint(tmp_path / n / "checkpoint.pt") for n in ("whole", "broken")]
     for key, value in states[0]["net"].items():

@@ -16,6 +16,7 @@ from snn_dfa._version import __version__
 from snn_dfa.experiments import report
 from snn_dfa.experiments.data import DATASETS, load
 from snn_dfa.experiments.files import load_checkpoint, make_folder, save_checkpoint
+from snn_dfa.experiments.memory import keep_freed_memory
 from snn_dfa.experiments.settings import Settings, UsageError
 from snn_dfa.experiments.training import RULES, Trainer
 
@@ -73,6 +74,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "max_rate": "spikes a step of a white pixel",
         "beta": "decay of the membranes a step",
         "slope": "of the fast-sigmoid surrogate",
+        "amp": "bfloat16 autocast, with the membranes in float32",
         "temperature": "divides the output spike counts before the softmax",
     }
     for field in fields(Settings):
@@ -81,6 +83,9 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         text = f"{helps.get(field.name, '')} (default: {shown})".strip()
         option = "--" + field.name.replace("_", "-")
+        if kind is bool:
+            parser.add_argument(option, action="store_true", help=helps[field.name])
+            continue
         parser.add_argument(option, type=kind, default=default, metavar="X", help=text)
 
 
@@ -142,6 +147,7 @@ def _finish(folder: Path, settings: Settings, results: report.Results) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0, 2 for what the user can mend, 130 for ^C."""
+    keep_freed_memory()
     try:
         args = _parser().parse_args(argv)
         settings = _settings(args)

@@ -19,7 +19,7 @@ class Settings:
     ``steps`` is T; ``lr`` the learning rate of Adam, which is multiplied by ``lr_decay`` after
     every ``decay_every`` epochs; ``max_rate`` the spikes a step of a white pixel; ``beta``,
     ``threshold`` and ``slope`` belong to the neurons; the loss is the cross entropy of output
-    spike counts divided by ``temperature``.
+    spike counts divided by ``temperature``; ``amp`` is bfloat16 autocast, the membranes in float32.
     """
 
     dataset: str = "digits"
@@ -38,6 +38,7 @@ class Settings:
     threshold: float = 1.0
     slope: float = 10.0
     temperature: float = 2.0
+    amp: bool = False
 
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1:

@@ -25,7 +25,7 @@ __all__ = ["RULES", "Trainer"]
 #: Name on the command line to the rule of :class:`DFA`; back-propagation attaches nothing.
 RULES: dict[str, str | None] = {"bptt": None, "dfa": "error", "shallow": "shallow"}
 
-_EVAL_BATCH = 500
+_EVAL_BATCH = 128
 _PARTS = ("train", "val", "test")
 
 
@@ -59,6 +59,7 @@ class Trainer:
         self._spikes = torch.Generator(settings.device).manual_seed(settings.seed)
         self.history: list[dict[str, float]] = []
         self.step_seconds: list[float] = []
+        self.epoch_seconds: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}
         self.best_epoch = 0
 
@@ -72,29 +73,43 @@ class Trainer:
     def fit(self, after_batch: Callable[[], None] = lambda: None) -> Iterator[dict[str, float]]:
         """Train the epochs that are left; yield each one's line of the history."""
         while self.epoch < self.settings.epochs:
-            self._train_epoch(after_batch)
+            started, steps_before = self._clock(), sum(self.step_seconds)
+            line = {"epoch": float(self.epoch + 1), **self._train_epoch(after_batch)}
             self.scheduler.step()
-            line = {"epoch": float(self.epoch + 1), "lr": self.optimizer.param_groups[0]["lr"]}
-            for part in _PARTS:
+            line["lr"] = self.optimizer.param_groups[0]["lr"]
+            for part in ("val", "test"):
                 accuracy, loss, _ = self.evaluate(part)
                 line |= {f"{part}_accuracy": accuracy, f"{part}_loss": loss}
             self.history.append(line)
             self._keep_if_best()
+            self.epoch_seconds.append(
+                {
+                    "epoch": self._clock() - started,
+                    "steps": sum(self.step_seconds) - steps_before,
+                }
+            )
             yield line
 
-    def _train_epoch(self, after_batch: Callable[[], None]) -> None:
+    def _train_epoch(self, after_batch: Callable[[], None]) -> dict[str, float]:
+        """Train on all batches; return accuracy and loss over them, each before its update."""
         self.net.train()
+        seen, right, total = 0, 0, 0.0
         part = self.data.train
         order = torch.randperm(len(part), generator=self._order).to(part.y.device)
         for batch in torch.split(order, self.settings.batch_size):
             if len(batch) > 1:  # batch normalisation has no statistics of a single sample
-                self._train_step(self._encode(part.x[batch], self._spikes), part.y[batch])
+                y = part.y[batch]
+                loss, spk = self._train_step(self._encode(part.x[batch], self._spikes), y)
+                seen, total = seen + len(y), total + loss * len(y)
+                right += int((spk.sum(0).argmax(1) == y).sum())
             after_batch()
+        return {"train_accuracy": right / seen, "train_loss": total / seen}
 
-    def _train_step(self, x: Tensor, y: Tensor) -> None:
+    def _train_step(self, x: Tensor, y: Tensor) -> tuple[float, Tensor]:
         started = self._clock()
         self.optimizer.zero_grad()
-        loss = self._loss(self.sequence(x), y)
+        spk = self._forward(x)
+        loss = self._loss(spk, y)
         torch.autograd.backward(loss)
         if not math.isfinite(loss.item()):
             raise UsageError(
@@ -103,6 +118,12 @@ class Trainer:
             )
         self.optimizer.step()
         self.step_seconds.append(self._clock() - started)
+        return loss.item(), spk.detach()
+
+    def _forward(self, x: Tensor) -> Tensor:
+        """Return the output spikes, in single precision."""
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.settings.amp):
+            return self.sequence(x).float()
 
     def _clock(self) -> float:
         if self._spikes.device.type == "cuda":
@@ -110,7 +131,9 @@ class Trainer:
         return time.perf_counter()
 
     def _encode(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        return encoding.poisson(x, self.settings.steps, self.settings.max_rate, generator)
+        rate, steps = x * self.settings.max_rate, self.settings.steps
+        dtype = torch.bfloat16 if self.settings.amp else x.dtype  # spikes are exact in both
+        return encoding.spikes_at(rate, steps, generator, dtype)
 
     def _loss(self, spk: Tensor, y: Tensor) -> Tensor:
         return functional.cross_entropy(spk.sum(0) / self.settings.temperature, y)
@@ -125,7 +148,7 @@ class Trainer:
         predictions, loss = [], 0.0
         with torch.no_grad():
             for x, y in zip(*(torch.split(t, _EVAL_BATCH) for t in (data.x, data.y)), strict=True):
-                spk = self.sequence(self._encode(x, generator))
+                spk = self._forward(self._encode(x, generator))
                 loss += self._loss(spk, y).item() * len(y)
                 predictions.append(spk.sum(0).argmax(1))
         predicted = torch.cat(predictions)
@@ -158,6 +181,7 @@ class Trainer:
             "val_accuracy": line["val_accuracy"],
             "best_epoch": self.best_epoch,
             "seconds_per_step": statistics.median(self.step_seconds),
+            "epoch_seconds": self.epoch_seconds,
             "spikes_per_neuron_and_step": sum(r * neurons[n] for n, r in rates.items())
             / sum(neurons.values()),
             "firing_rates": rates,
@@ -188,6 +212,7 @@ class Trainer:
             "spikes": self._spikes.get_state(),
             "history": self.history,
             "step_seconds": self.step_seconds,
+            "epoch_seconds": self.epoch_seconds,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -213,4 +238,5 @@ class Trainer:
         self._order.set_state(state["order"].cpu())
         self._spikes.set_state(state["spikes"].cpu())
         self.best, self.best_epoch = dict(state["best"]), state["best_epoch"]
-        self.history, self.step_seconds = list(state["history"]), list(state["step_seconds"])
+        for name in ("history", "step_seconds", "epoch_seconds"):
+            setattr(self, name, list(state[name]))

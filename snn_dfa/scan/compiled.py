@@ -1,6 +1,7 @@
 """The scan on the CPU, compiled by numba: one pass forward, one pass backward.
 
-Each kernel is compiled for one kind of neuron, in some seconds, at its first use. A job is a
+Each kernel is compiled for one kind of neuron, in some seconds, at its first use, and kept on the
+disk by numba for later processes. A job is a
 sample and a run of its neurons, so that the membranes stay in the nearest cache over all steps.
 bfloat16, which numba lacks, is read and written as its 16 bits, the upper half of a float32.
 """
@@ -83,7 +84,9 @@ def backward(
     num_steps, batch, neurons = distance.shape
     kind, steepness = inline_form(dyn.surrogate)
     slope = distance if kind else dyn.surrogate.derivative(distance)
-    result = torch.empty((1 if constant else num_steps, batch, neurons), dtype=current_dtype)
+    each = 0 if constant else num_steps
+    result = torch.empty((each, batch, neurons), dtype=current_dtype)
+    sums = torch.empty((batch, neurons) if constant else (0, 0), dtype=distance.dtype)
     kernel = _backward_kernel(
         dyn.reset, dyn.prompt, dyn.clamp, kind, constant, _alike(dyn),
         at_spikes is not None, at_mems is not None, current_dtype == torch.bfloat16,
@@ -94,9 +97,9 @@ def backward(
         _array(_steps(at_spikes, distance.dtype) if at_spikes is not None else none),
         _array(_steps(at_mems, distance.dtype) if at_mems is not None else none),
         _array(distance), _array(slope), one * steepness, one * dyn.gain,
-        _row(dyn.beta, neurons), _row(dyn.threshold, neurons), _array(result),
+        _row(dyn.beta, neurons), _row(dyn.threshold, neurons), _array(result), _array(sums),
     )  # fmt: skip
-    return result
+    return sums.unsqueeze(0).to(current_dtype) if constant else result
 
 
 def _steps(grad: Tensor, dtype: torch.dtype) -> Tensor:
@@ -121,7 +124,7 @@ def _forward_kernel(
     late_subtract = reset == "subtract" and not prompt
     silent = np.int32(steps)
 
-    @numba.njit(parallel=True, nogil=True, error_model="numpy")
+    @numba.njit(parallel=True, nogil=True, error_model="numpy", cache=True)
     def kernel(current, beta, threshold, gain, spikes, distance, mems):
         num_steps, batch, neurons = distance.shape
         zero, one = distance.dtype.type(0), distance.dtype.type(1)
@@ -191,17 +194,10 @@ def _backward_kernel(
 
     late_zero = reset == "zero" and not prompt
 
-    @numba.njit(inline="always")
-    def store(out, i, value):
-        if bits_out:  # round to nearest, ties to even
-            bits = np.float32(value).view(np.uint32)
-            odd = (bits >> np.uint32(16)) & np.uint32(1)
-            out[i] = np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
-        else:
-            out[i] = value
-
-    @numba.njit(parallel=True, nogil=True, error_model="numpy")
-    def kernel(at_spikes, at_mems, distance, slopes, steepness, gain, beta, threshold, result):
+    @numba.njit(parallel=True, nogil=True, error_model="numpy", cache=True)
+    def kernel(
+        at_spikes, at_mems, distance, slopes, steepness, gain, beta, threshold, result, sums
+    ):
         num_steps, batch, neurons = distance.shape
         zero, one = distance.dtype.type(0), distance.dtype.type(1)
         minus_infinity = distance.dtype.type(-np.inf)
@@ -257,11 +253,14 @@ def _backward_kernel(
                     later[i] = m
                     if constant:
                         total[i] += delta
+                    elif bits_out:  # round to nearest, ties to even
+                        bits = np.float32(gain * delta).view(np.uint32)
+                        odd = (bits >> np.uint32(16)) & np.uint32(1)
+                        out[i] = np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
                     else:
-                        store(out, i, gain * delta)
+                        out[i] = gain * delta
             if constant:
-                out_once = result[0, b, lo:hi]
-                for i in range(hi - lo):
-                    store(out_once, i, gain * total[i])
+                total *= gain
+                sums[b, lo:hi] = total
 
     return kernel

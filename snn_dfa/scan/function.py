@@ -15,7 +15,9 @@ from snn_dfa.scan.dynamics import Dynamics
 __all__ = ["Dynamics", "leaky_scan"]
 
 
-def leaky_scan(current: Tensor, dyn: Dynamics, want_mem: bool = False) -> tuple[Tensor, ...]:
+def leaky_scan(
+    current: Tensor, dyn: Dynamics, want_mem: bool = False, spikes_dtype: torch.dtype | None = None
+) -> tuple[Tensor, ...]:
     """Run a leaky neuron over a sequence, from rest.
 
     Args:
@@ -23,9 +25,10 @@ def leaky_scan(current: Tensor, dyn: Dynamics, want_mem: bool = False) -> tuple[
             precision the membrane is in float32, and the spikes, which are exact, stay half.
         dyn: The neuron; ``beta`` and ``threshold`` broadcast to the feature dimensions.
         want_mem: Whether to return the membranes.
+        spikes_dtype: Of the spikes, ``None`` for that of ``current``.
 
     Returns:
-        Spikes [T, B, ...] in the dtype of ``current``, and membranes [T, B, ...] if wanted.
+        Spikes [T, B, ...], and membranes [T, B, ...] if wanted.
 
     Example:
         >>> from snn_dfa.surrogate import fast_sigmoid
@@ -46,6 +49,7 @@ def leaky_scan(current: Tensor, dyn: Dynamics, want_mem: bool = False) -> tuple[
         current.reshape(*shape[:2], math.prod(features)) if len(features) != 1 else current,
         flat,
         want_mem,
+        current.dtype if spikes_dtype is None else spikes_dtype,
     )
     return tuple(t.view(shape) for t in outputs[: 1 + want_mem])
 
@@ -59,12 +63,12 @@ class _LeakyScan(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, current: Tensor, dyn: Dynamics, want_mem: bool
+        ctx: Any, current: Tensor, dyn: Dynamics, want_mem: bool, spikes_dtype: torch.dtype
     ) -> tuple[Tensor, Tensor | None]:
         constant = current.shape[0] > 1 and current.stride(0) == 0
         once = current[:1] if constant else current
         kernels = _implementation(current, dyn)
-        spikes, distance, mems = kernels.forward(once, dyn, len(current), current.dtype, want_mem)
+        spikes, distance, mems = kernels.forward(once, dyn, len(current), spikes_dtype, want_mem)
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(distance)
         ctx.dyn, ctx.kernels, ctx.constant = dyn, kernels, constant
@@ -74,13 +78,13 @@ class _LeakyScan(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None, None]:
         if all(g is None for g in grads):
-            return None, None, None
+            return None, None, None, None
         (distance,) = ctx.saved_tensors
         result = ctx.kernels.backward(*grads, distance, ctx.dyn, ctx.dtype, ctx.constant)
         if ctx.constant:
             # Each step's share of the sum: expanding it costs nothing, and the sum over steps
             # that follows gives the whole back.
             result = (result / ctx.shape[0]).expand(ctx.shape)
-        return result, None, None
+        return result, None, None, None
