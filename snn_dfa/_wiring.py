@@ -151,17 +151,17 @@ class Wiring:
         if not self.active or not torch.is_grad_enabled():
             return None
         kwargs = dict(kwargs)
-        args = args or (kwargs.pop("input_"),)  # snnTorch's name for it
-        current, *states = args
+        if not args and "input_" in kwargs:  # snnTorch's name for the current
+            args = (kwargs.pop("input_"),)
         if name in self._slopes:
-            self._currents[name] = current
-            current = current.detach()
+            self._currents[name] = args[0]
+            args = (args[0].detach(), *args[1:])
         own = self._own[name]
 
         def exchange(state: Tensor) -> Tensor:
             return own.get(state, state)  # type: ignore[no-untyped-call]
 
-        return (current, *_map_tensors(exchange, states)), _map_tensors(exchange, kwargs)
+        return (*args[:1], *_map_tensors(exchange, args[1:])), _map_tensors(exchange, kwargs)
 
     def _after_layer(self, name: str, module: nn.Module, output: Any) -> Any:
         """Cut or join what the layer returned."""

@@ -288,6 +288,39 @@ def test_layers_by_name_and_by_module():
         assert equal(gradients(net), by_name)
 
 
+@pytest.mark.parametrize("credit", ["membrane", "current"])
+def test_arguments_by_name(credit):
+    """A neuron may be called as ``lif(input_=current, mem=mem)``."""
+
+    class ByName(nn.Module):
+        def __init__(self, by_name):
+            super().__init__()
+            torch.manual_seed(0)
+            self.fc1, self.lif1 = nn.Linear(5, 7), snn.Leaky(0.8, 0.3)
+            self.fc2, self.lif2 = nn.Linear(7, 3), snn.Leaky(0.8, 0.3)
+            self.by_name = by_name
+
+        def step(self, lif, current, mem):
+            return lif(input_=current, mem=mem) if self.by_name else lif(current, mem)
+
+        def forward(self, x):
+            mem1, mem2, out = self.lif1.reset_mem(), self.lif2.reset_mem(), []
+            for step in x:
+                spk, mem1 = self.step(self.lif1, self.fc1(step), mem1)
+                spk, mem2 = self.step(self.lif2, self.fc2(spk), mem2)
+                out.append(spk + 0.1 * mem2)
+            return torch.stack(out)
+
+    grads = []
+    for by_name in (False, True):
+        net = ByName(by_name)
+        with DFA(net, credit=credit):
+            net(X).square().sum().backward()
+        grads.append([p.grad for p in net.parameters()])
+    assert grads[0][0].abs().sum() > 0
+    assert equal(*grads)
+
+
 def test_an_unnamed_hidden_layer_is_left_to_back_propagation():
     net = small()
     bptt = gradients(net)
