@@ -26,9 +26,9 @@ class Settings:
     data_root: str = "data"
     hidden: tuple[int, ...] = (256, 128, 64)
     steps: int = 25
-    epochs: int = 30
-    batch_size: int = 32
-    lr: float = 3e-3
+    epochs: int = 25
+    batch_size: int = 64
+    lr: float = 2e-3
     lr_decay: float = 0.93
     decay_every: int = 1
     seed: int = 0
