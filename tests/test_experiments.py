@@ -84,7 +84,8 @@ def test_a_run_repeats_itself(tmp_path):
 
 
 def test_mixed_precision_learns(tmp_path):
-    common = ["compare", *TINY, "--epochs", "3", "--rules", "dfa"]
+    common = ["compare", *TINY, "--epochs", "3", "--batch-size", "32", "--lr", "0.005"]
+    common += ["--rules", "dfa"]
     for options in ([], ["--amp"]):
         assert run(*common, *options, "--out", tmp_path / "".join(options)) == 0
     single, half = (metrics(tmp_path / name) for name in ("", "--amp"))
