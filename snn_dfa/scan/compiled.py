@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snn_dfa.scan.dynamics import Dynamics
+from snn_dfa.scan.dynamics import Dynamics, one_step_if_constant
 from snn_dfa.surrogate import inline_form
 
 __all__ = ["available", "backward", "forward"]
@@ -104,8 +104,7 @@ def backward(
 
 def _steps(grad: Tensor, dtype: torch.dtype) -> Tensor:
     """A gradient as the kernel reads it: of one step, if it is the same at every step."""
-    same = grad.shape[0] > 1 and grad.stride(0) == 0
-    return (grad[:1] if same else grad).to(dtype).contiguous()
+    return one_step_if_constant(grad).to(dtype).contiguous()
 
 
 # The kernels below are written so that LLVM turns their inner loop into vector instructions: slices

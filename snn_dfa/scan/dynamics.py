@@ -8,7 +8,13 @@ from torch import Tensor
 
 from snn_dfa.surrogate import Surrogate
 
-__all__ = ["Dynamics"]
+__all__ = ["Dynamics", "one_step_if_constant"]
+
+
+def one_step_if_constant(sequence: Tensor) -> Tensor:
+    """Return [1, B, N] of a sequence [T, B, N] expanded over time, any other as it is."""
+    constant = sequence.shape[0] > 1 and sequence.stride(0) == 0
+    return sequence[:1] if constant else sequence
 
 
 @dataclass(frozen=True, eq=False)

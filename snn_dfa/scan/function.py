@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from snn_dfa.scan import compiled, gpu, plain
-from snn_dfa.scan.dynamics import Dynamics
+from snn_dfa.scan.dynamics import Dynamics, one_step_if_constant
 
 __all__ = ["Dynamics", "leaky_scan"]
 
@@ -65,8 +65,8 @@ class _LeakyScan(torch.autograd.Function):
     def forward(
         ctx: Any, current: Tensor, dyn: Dynamics, want_mem: bool, spikes_dtype: torch.dtype
     ) -> tuple[Tensor, Tensor | None]:
-        constant = current.shape[0] > 1 and current.stride(0) == 0
-        once = current[:1] if constant else current
+        once = one_step_if_constant(current)
+        constant = len(once) < len(current)
         kernels = _implementation(current, dyn)
         spikes, distance, mems = kernels.forward(once, dyn, len(current), spikes_dtype, want_mem)
         if ctx.needs_input_grad[0]:

@@ -12,7 +12,7 @@ import os
 import torch
 from torch import Tensor
 
-from snn_dfa.scan.dynamics import Dynamics
+from snn_dfa.scan.dynamics import Dynamics, one_step_if_constant
 from snn_dfa.surrogate import inline_form
 
 __all__ = ["available", "backward", "forward"]
@@ -187,5 +187,4 @@ def backward(
 
 def _steps(grad: Tensor) -> Tensor:
     """A gradient as the kernel reads it: of one step, if it is the same at every step."""
-    same = grad.shape[0] > 1 and grad.stride(0) == 0
-    return (grad[:1] if same else grad).contiguous()
+    return one_step_if_constant(grad).contiguous()
