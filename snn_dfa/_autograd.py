@@ -8,8 +8,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["CurrentCredit", "Join"]
+__all__ = ["AtCurrent", "CurrentCredit", "Join"]
 
+#: From the error at the spikes and the current of the same steps to the gradient at that current.
+AtCurrent: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 #: From the errors at the outputs to the gradients at the joined tensors.
 Broadcast: TypeAlias = Callable[[Sequence[Tensor | None]], Sequence[Tensor | None] | None]
 
@@ -42,19 +44,19 @@ class Join(torch.autograd.Function):
 class CurrentCredit(torch.autograd.Function):
     """The spikes as a function of this step's input current alone, with a given slope.
 
-    ``CurrentCredit.apply(slope, current, spikes, *states)`` returns spikes and states, which must
+    ``CurrentCredit.apply(credit, current, spikes, *states)`` returns spikes and states, which must
     have no graph, with this one.
-    Backward: the gradient at the spikes times ``slope(current)``, plus the gradients at the
-    states, whose derivative with respect to the current of the same step is taken as 1.
+    Backward: ``credit(gradient at the spikes, current)``, plus the gradients at the states, whose
+    derivative with respect to the current of the same step is taken as 1.
 
     Source: Zhang et al. 2024, arXiv 2409.07776 (augmented DFA).
     """
 
     @staticmethod
     def forward(
-        ctx: Any, slope: Callable[[Tensor], Tensor], current: Tensor, *outputs: Tensor
+        ctx: Any, credit: AtCurrent, current: Tensor, *outputs: Tensor
     ) -> tuple[Tensor, ...]:
-        ctx.slope = slope
+        ctx.credit = credit
         ctx.save_for_backward(current)
         ctx.set_materialize_grads(False)
         ctx.mark_dirty(*outputs)  # nothing is written, but so nothing is copied
@@ -67,7 +69,7 @@ class CurrentCredit(torch.autograd.Function):
         at_spikes, *at_states = grads
         parts = [g for g in at_states if g is not None]
         if at_spikes is not None:
-            parts.append(at_spikes * ctx.slope(current))
+            parts.append(ctx.credit(at_spikes, current))
         total = sum(parts[1:], parts[0]) if parts else None
         if total is not None:
             total = total.to(current.dtype)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from snn_dfa._autograd import CurrentCredit, Join
+from snn_dfa._autograd import AtCurrent, CurrentCredit, Join
 from snn_dfa._discover import Layers, batch_dims
 from snn_dfa._hooks import place, sweep_inert
 from snn_dfa.errors import OutOfStepError
@@ -65,7 +65,8 @@ class Wiring:
         layers: Who takes part; ``layers.output`` is filled in when it is seen.
         bank: The feedback matrices.
         rule: What is broadcast, ``None`` for nothing.
-        slopes: For ``credit="current"``: layer name to the slope at a current. Empty otherwise.
+        at_current: For ``credit="current"``: layer name to its map from the error at the spikes to
+            a gradient at the current. Empty otherwise.
     """
 
     def __init__(
@@ -74,13 +75,13 @@ class Wiring:
         layers: Layers,
         bank: FeedbackBank,
         rule: Rule | None,
-        slopes: dict[str, Callable[[Tensor], Tensor]],
+        at_current: dict[str, AtCurrent],
     ) -> None:
         self.active = True
         self.layers = layers
         self._bank = bank
         self._rule = rule
-        self._slopes = slopes
+        self._at_current = at_current
         self._last_called: str | None = None
         self._kept: dict[str, deque[Tensor | None]] = {name: deque() for name in layers.modules}
         self._calls: Counter[str] = Counter()
@@ -153,7 +154,7 @@ class Wiring:
         kwargs = dict(kwargs)
         if not args and "input_" in kwargs:  # snnTorch's name for the current
             args = (kwargs.pop("input_"),)
-        if name in self._slopes:
+        if name in self._at_current:
             self._currents[name] = args[0]
             args = (args[0].detach(), *args[1:])
         own = self._own[name]
@@ -195,7 +196,7 @@ class Wiring:
         if current is None or not current.requires_grad:
             return returned
         bare = [t.detach() for t in returned]  # the module goes on with its own as they are
-        return list(CurrentCredit.apply(self._slopes[name], current, *bare))
+        return list(CurrentCredit.apply(self._at_current[name], current, *bare))
 
     def _join(self, name: str, module: nn.Module, outputs: list[Tensor]) -> list[Tensor]:
         """Tie the hidden spikes of this step to the output, which returns them its error."""

@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snn_dfa._discover import Layers, find_layers, is_spiking
+from snn_dfa._credit import credits_at_current
+from snn_dfa._discover import Layers, find_layers
 from snn_dfa._hooks import is_attached
 from snn_dfa._wiring import Wiring
 from snn_dfa.errors import AttachError, FeedbackError
 from snn_dfa.feedback import FeedbackBank
 from snn_dfa.rules import RULES
-from snn_dfa.sequence import Scan
-from snn_dfa.surrogate import derivative_of
 
 __all__ = ["DFA"]
 
@@ -105,13 +104,13 @@ class DFA:
         if isinstance(feedback, Mapping):
             _check_names(feedback, layers, "feedback")
         self._bank = FeedbackBank(feedback, scale, seed)
-        slopes = _slopes(layers, derivative) if credit == "current" else {}
+        at_current = credits_at_current(layers, derivative) if credit == "current" else {}
         self._net = net
         self._options = {"rule": rule, "credit": credit, "derivative": derivative}
         # What hidden= gave, by name, so that a copy or an unpickled DFA can be attached alike.
         self._named_hidden = None if hidden is None else layers.hidden
         self._attached = True
-        self._wiring = Wiring(net, layers, self._bank, RULES[rule], slopes)
+        self._wiring = Wiring(net, layers, self._bank, RULES[rule], at_current)
 
     @property
     def output(self) -> str | None:
@@ -199,36 +198,3 @@ def _check_names(names: Iterable[str], layers: Layers, argument: str) -> None:
             f"{argument}: expected matrices for hidden layers, among {known}, got one for "
             f"{unknown[0]!r}"
         )
-
-
-def _slopes(
-    layers: Layers, derivative: Callable[[Tensor], Tensor] | None
-) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Return each neuron's slope at its current; refuse layers that have none to give."""
-    slopes = {}
-    for name, module in layers.modules.items():
-        if not is_spiking(module):
-            if name == layers.output:
-                continue  # a plain readout keeps its own graph
-            raise AttachError(
-                f"credit='current': hidden layer {name!r} is a {type(module).__name__}, expected a "
-                f"snntorch.SpikingNeuron, whose threshold and surrogate it needs; use 'membrane'"
-            )
-        neuron: Any = module.neuron if isinstance(module, Scan) else module
-        learns = [p for p, value in neuron.named_parameters() if value.requires_grad]
-        if learns:
-            raise AttachError(
-                f"credit='current' gives no gradient to parameters of the neuron itself, but "
-                f"{f'{name}.{learns[0]}'!r} wants one; freeze it, or use credit='membrane'"
-            )
-        slopes[name] = _slope_at(neuron, derivative or derivative_of(neuron.spike_grad))
-    return slopes
-
-
-def _slope_at(neuron: Any, derivative: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Return g as a function of the current, times the size of the neuron's spikes."""
-
-    def slope(current: Tensor) -> Tensor:
-        return derivative(current - neuron.threshold) * neuron.graded_spikes_factor
-
-    return slope

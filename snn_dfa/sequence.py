@@ -8,6 +8,7 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 
+from snn_dfa import events
 from snn_dfa.errors import AttachError
 from snn_dfa.neurons import RefractoryLeaky
 from snn_dfa.scan import Dynamics, leaky_scan
@@ -110,7 +111,15 @@ class _AtOnce(nn.Module):
         if x.stride(0) == 0 and isinstance(self.module, _ALIKE):
             out = self.module(x[0])
             return out.expand(len(x), *out.shape)
+        if isinstance(self.module, nn.Linear) and _is_plain(self.module):
+            return events.linear(x, self.module.weight, self.module.bias)
         return self.module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def _is_plain(module: nn.Linear) -> bool:
+    """Whether calling the module is ``linear(x, weight, bias)`` and nothing more."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return type(module) is nn.Linear and not any(getattr(module, h) for h in hooks)
 
 
 class OverTime(nn.Sequential):

@@ -53,8 +53,8 @@ def on_device(dyn):
 def test_kernels_equal_plain(options, once, generator):
     dyn = on_device(dynamics(torch.float64, **options))
     x = torch.rand(1 if once else 7, 3, 130, generator=generator, dtype=torch.float64).to(DEVICE)
-    reference = plain.forward(x, dyn, 7, x.dtype, True)
-    got = gpu.forward(x, dyn, 7, x.dtype, True)
+    reference = plain.forward(x, dyn, 7, x.dtype, True, True)
+    got = gpu.forward(x, dyn, 7, x.dtype, True, True)
     assert 0.05 < reference[0].mean() < 1
     for a, b in zip(got, reference, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
@@ -72,8 +72,8 @@ def test_slopes_and_constants_of_each_neuron(surrogate, generator):
     rows = {k: v.double().to(DEVICE) for k, v in rows.items()}
     dyn = type(dyn)(**{**dyn.__dict__, **rows, "surrogate": surrogate})
     x, gs = torch.rand(2, 7, 2, 50, generator=generator, dtype=torch.float64).to(DEVICE)
-    spikes, distance, _ = plain.forward(x, dyn, 7, x.dtype, False)
-    assert torch.equal(gpu.forward(x, dyn, 7, x.dtype, False)[0], spikes)
+    spikes, distance, _ = plain.forward(x, dyn, 7, x.dtype, False, True)
+    assert torch.equal(gpu.forward(x, dyn, 7, x.dtype, False, True)[0], spikes)
     args = (gs, None, distance, dyn, x.dtype, False)
     torch.testing.assert_close(gpu.backward(*args), plain.backward(*args))
 
@@ -83,10 +83,10 @@ def test_slopes_and_constants_of_each_neuron(surrogate, generator):
 def test_half_precision_with_the_membrane_in_single(dtype, generator):
     dyn = on_device(dynamics())
     x = torch.rand(7, 2, 50, generator=generator).to(DEVICE, dtype)
-    reference = plain.forward(x, dyn, 7, dtype, False)
-    got = gpu.forward(x, dyn, 7, dtype, False)
+    reference = plain.forward(x, dyn, 7, dtype, False, True)
+    got = gpu.forward(x, dyn, 7, dtype, False, True)
     assert got[0].dtype == dtype
-    assert got[1].dtype == torch.float32
+    assert got[1].dtype == (torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
     assert torch.equal(got[0], reference[0])
     gs = torch.randn(7, 2, 50, generator=generator).to(DEVICE)
     args = (gs, None, reference[1], dyn, dtype, False)

@@ -11,7 +11,7 @@ from torch import nn
 from snn_dfa import DFA, AttachError, RefractoryLeaky, over_time, reset
 from snn_dfa.diagnostics import firing_rates
 from snn_dfa.encoding import constant
-from snn_dfa.scan import compiled, leaky_scan, plain
+from snn_dfa.scan import compiled, credit_at_current, leaky_scan, plain
 from snn_dfa.sequence import dynamics_of
 from snn_dfa.surrogate import exact, fast_sigmoid
 
@@ -307,8 +307,8 @@ numba = pytest.mark.skipif(
 def test_compiled_equals_plain(options, dtype, once, generator):
     dyn = dynamics(dtype, **options)
     x = torch.rand(1 if once else 9, 2, 1030, generator=generator, dtype=dtype)
-    reference = plain.forward(x, dyn, 9, dtype, True)
-    fast = compiled.forward(x, dyn, 9, dtype, True)
+    reference = plain.forward(x, dyn, 9, dtype, True, True)
+    fast = compiled.forward(x, dyn, 9, dtype, True, True)
     assert 0.05 < reference[0].mean() < 1
     assert all(torch.equal(a, b) for a, b in zip(fast, reference, strict=True))
     gs, gm = torch.randn(2, 9, 2, 1030, generator=generator, dtype=dtype)
@@ -322,7 +322,7 @@ def test_compiled_takes_the_slope_of_any_surrogate(generator):
     x, gs = torch.rand(2, 9, 2, 50, generator=generator)
     for surrogate in (exact(0.3, 5.0, 1.0), fast_sigmoid(7), snn_surrogate.atan(3.0)):
         dyn = dynamics_of(snn.Leaky(torch.linspace(0.3, 0.9, 50), 0.3, spike_grad=surrogate))
-        distance = plain.forward(x, dyn, 9, x.dtype, False)[1]
+        distance = plain.forward(x, dyn, 9, x.dtype, False, True)[1]
         args = (gs, None, distance, dyn, x.dtype, False)
         torch.testing.assert_close(compiled.backward(*args), plain.backward(*args))
 
@@ -331,11 +331,11 @@ def test_compiled_takes_the_slope_of_any_surrogate(generator):
 def test_bfloat16_in_and_out_with_the_membrane_in_single(implementation, generator):
     dyn = dynamics()
     x = torch.rand(9, 2, 70, generator=generator).bfloat16()
-    spikes, distance, _ = implementation.forward(x, dyn, 9, torch.bfloat16, False)
-    single = plain.forward(x.float(), dyn, 9, torch.float32, False)
+    spikes, distance, _ = implementation.forward(x, dyn, 9, torch.bfloat16, False, True)
+    single = plain.forward(x.float(), dyn, 9, torch.float32, False, True)
     assert spikes.dtype == torch.bfloat16
     assert torch.equal(spikes.float(), single[0])
-    assert torch.equal(distance, single[1])
+    assert torch.equal(distance, single[1].bfloat16())
     gs = torch.randn(9, 2, 70, generator=generator)
     got = implementation.backward(gs, None, distance, dyn, torch.bfloat16, False)
     wanted = plain.backward(gs, None, distance, dyn, torch.float32, False)
@@ -365,3 +365,32 @@ def test_scan_keeps_no_more_than_one_tensor():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         leaky_scan(x, dyn)
     assert [t.shape for t in kept] == [(T, B, N)]
+
+
+def test_scan_keeps_nothing_where_no_gradient_is_wanted(generator):
+    x = torch.rand(9, 2, 30, generator=generator)
+    for implementation in (plain, *([compiled] if compiled.has_numba() else [])):
+        with_it = implementation.forward(x, dynamics(), 9, x.dtype, True, True)
+        spikes, distance, mems = implementation.forward(x, dynamics(), 9, x.dtype, True, False)
+        assert distance is None
+        assert torch.equal(spikes, with_it[0])
+        assert torch.equal(mems, with_it[2])
+
+
+@pytest.mark.parametrize("surrogate", [SG, exact(0.3, 5.0, 1.0)], ids=["fast_sigmoid", "exact"])
+@pytest.mark.parametrize("shape", [(T, B, N), (T, B, 2, 3)], ids=str)
+def test_credit_at_the_current_is_error_times_slope(surrogate, shape, generator):
+    current, errors = torch.rand(2, *shape, generator=generator, dtype=torch.float64)
+    threshold = torch.full(shape[2:], 0.4, dtype=torch.float64)
+    got = credit_at_current(errors, current, threshold, surrogate)
+    wanted = errors * surrogate.derivative(current - threshold)
+    torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_credit_at_a_constant_current_keeps_the_sum_over_steps(generator):
+    errors = torch.rand(T, B, N, generator=generator, dtype=torch.float64)
+    current = torch.rand(B, N, generator=generator, dtype=torch.float64).expand(T, B, N)
+    got = credit_at_current(errors, current, f64(0.4), SG)
+    assert got.stride(0) == 0
+    wanted = errors * SG.derivative(current - 0.4)
+    torch.testing.assert_close(got.sum(0), wanted.sum(0), rtol=1e-12, atol=1e-12)

@@ -5,6 +5,6 @@ reference and the fallback; ``compiled.py`` has the same for the CPU with numba,
 CUDA with Triton.
 """
 
-from snn_dfa.scan.function import Dynamics, leaky_scan
+from snn_dfa.scan.function import Dynamics, credit_at_current, leaky_scan
 
-__all__ = ["Dynamics", "leaky_scan"]
+__all__ = ["Dynamics", "credit_at_current", "leaky_scan"]

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from snn_dfa.surrogate import Surrogate
 
-__all__ = ["Dynamics", "one_step_if_constant"]
+__all__ = ["Dynamics", "distance_dtype", "one_step_if_constant"]
 
 
 def one_step_if_constant(sequence: Tensor) -> Tensor:
     """Return [1, B, N] of a sequence [T, B, N] expanded over time, any other as it is."""
     constant = sequence.shape[0] > 1 and sequence.stride(0) == 0
     return sequence[:1] if constant else sequence
+
+
+def distance_dtype(current: torch.dtype, membrane: torch.dtype) -> torch.dtype:
+    """Return how distances to the threshold are kept between the passes.
+
+    Where the current has the eight bits of a bfloat16, its slope need not be known better; the
+    sign, which is the spike, is exact. A float16 would lose the sign of what is nearly zero.
+    """
+    return current if current == torch.bfloat16 else membrane
 
 
 @dataclass(frozen=True, eq=False)

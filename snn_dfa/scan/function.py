@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from types import ModuleType
 from typing import Any
 
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from snn_dfa.scan import compiled, gpu, plain
 from snn_dfa.scan.dynamics import Dynamics, one_step_if_constant
+from snn_dfa.surrogate import Surrogate
 
-__all__ = ["Dynamics", "leaky_scan"]
+__all__ = ["Dynamics", "credit_at_current", "leaky_scan"]
 
 
 def leaky_scan(
@@ -36,22 +37,64 @@ def leaky_scan(
         >>> leaky_scan(torch.full((4, 1, 1), 0.9), dyn)[0].flatten()
         tensor([0., 1., 0., 1.])
     """
-    shape = current.shape
-    features = shape[2:]
-    dtype = torch.promote_types(current.dtype, torch.float32)
-
-    def row(value: Tensor) -> Tensor:
-        value = value.detach().to(dtype)
-        return value if value.numel() == 1 and not value.dim() else value.expand(features).flatten()
-
-    flat = Dynamics(**{**dyn.__dict__, "beta": row(dyn.beta), "threshold": row(dyn.threshold)})
     outputs = _LeakyScan.apply(
-        current.reshape(*shape[:2], math.prod(features)) if len(features) != 1 else current,
-        flat,
+        _flat(current),
+        _of_flat(dyn, current),
         want_mem,
         current.dtype if spikes_dtype is None else spikes_dtype,
     )
-    return tuple(t.view(shape) for t in outputs[: 1 + want_mem])
+    return tuple(t.view(current.shape) for t in outputs[: 1 + want_mem])
+
+
+def credit_at_current(
+    at_spikes: Tensor, current: Tensor, threshold: Tensor, surrogate: Surrogate
+) -> Tensor:
+    """Return the error at the spikes times the surrogate's slope at current - threshold.
+
+    It is the backward pass of a neuron without memory or reset, and done by the same kernels.
+
+    Args:
+        at_spikes: [T, B, ...].
+        current: [T, B, ...]. For one that is expanded over time the result is each step's share
+            of the sum over steps.
+        threshold: Broadcasts to the feature dimensions.
+        surrogate: Gives the slope.
+
+    Returns:
+        [T, B, ...] in the dtype of ``current``.
+
+    Example:
+        >>> from snn_dfa.surrogate import fast_sigmoid
+        >>> current = torch.tensor([0.9, 1.0, 1.1]).view(3, 1, 1)
+        >>> one = torch.tensor(1.0)
+        >>> credit_at_current(torch.ones(3, 1, 1), current, one, fast_sigmoid(10)).flatten()
+        tensor([0.2500, 1.0000, 0.2500])
+    """
+    shape, errors, once = current.shape, _flat(at_spikes), one_step_if_constant(_flat(current))
+    if len(once) < len(current):
+        errors = one_step_if_constant(errors).mean(0, keepdim=True)
+    memoryless = Dynamics(torch.zeros(()), threshold, surrogate, reset="none")
+    dyn = _of_flat(memoryless, current)
+    distance = once - dyn.threshold
+    kernels = _implementation(once, dyn)
+    result = kernels.backward(errors, None, distance, dyn, current.dtype, False)
+    return result.view(-1, *shape[1:]).expand(shape)
+
+
+def _flat(sequence: Tensor) -> Tensor:
+    """[T, B, ...] as [T, B, N]; a sequence that is expanded over time stays so."""
+    return sequence if sequence.dim() == 3 else sequence.flatten(2)
+
+
+def _of_flat(dyn: Dynamics, current: Tensor) -> Dynamics:
+    """Return the neuron with constants [] or [N], in the dtype and on the device of membranes."""
+    dtype = torch.promote_types(current.dtype, torch.float32)
+
+    def row(value: Tensor) -> Tensor:
+        value = value.detach().to(current.device, dtype)
+        return value if not value.dim() else value.expand(current.shape[2:]).flatten()
+
+    return dataclasses.replace(dyn, beta=row(dyn.beta), threshold=row(dyn.threshold))
 
 
 def _implementation(current: Tensor, dyn: Dynamics) -> ModuleType:
@@ -68,8 +111,11 @@ class _LeakyScan(torch.autograd.Function):
         once = one_step_if_constant(current)
         constant = len(once) < len(current)
         kernels = _implementation(current, dyn)
-        spikes, distance, mems = kernels.forward(once, dyn, len(current), spikes_dtype, want_mem)
-        if ctx.needs_input_grad[0]:
+        wanted = ctx.needs_input_grad[0]
+        spikes, distance, mems = kernels.forward(
+            once, dyn, len(current), spikes_dtype, want_mem, wanted
+        )
+        if wanted:
             ctx.save_for_backward(distance)
         ctx.dyn, ctx.kernels, ctx.constant = dyn, kernels, constant
         ctx.dtype, ctx.shape = current.dtype, current.shape

@@ -12,7 +12,7 @@ import os
 import torch
 from torch import Tensor
 
-from snn_dfa.scan.dynamics import Dynamics, one_step_if_constant
+from snn_dfa.scan.dynamics import Dynamics, distance_dtype, one_step_if_constant
 from snn_dfa.surrogate import inline_form
 
 __all__ = ["available", "backward", "forward"]
@@ -31,7 +31,7 @@ if importlib.util.find_spec("triton") is not None:  # it comes with torch on Lin
         current, beta, threshold, spikes, distance, mems, cells, neurons, num_steps, gain,
         stride_current, stride_beta, stride_threshold,
         RESET: tl.constexpr, PROMPT: tl.constexpr, STEPS: tl.constexpr, CLAMP: tl.constexpr,
-        WANT_MEM: tl.constexpr, BLOCK: tl.constexpr,
+        WANT_MEM: tl.constexpr, WANT_DISTANCE: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
         cell = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         inside = cell < cells
@@ -65,7 +65,8 @@ if importlib.util.find_spec("triton") is not None:  # it comes with torch on Lin
                 mem = u - spike * theta
             at = t * cells + cell
             tl.store(spikes + at, spike.to(spikes.dtype.element_ty), mask=inside)
-            tl.store(distance + at, x, mask=inside)
+            if WANT_DISTANCE:
+                tl.store(distance + at, x.to(distance.dtype.element_ty), mask=inside)
             if WANT_MEM:
                 tl.store(mems + at, mem, mask=inside)
 
@@ -88,7 +89,7 @@ if importlib.util.find_spec("triton") is not None:  # it comes with torch on Lin
         for back in range(num_steps):
             t = num_steps - 1 - back
             at = t * cells + cell
-            x = tl.load(distance + at, mask=inside, other=-1.0)
+            x = tl.load(distance + at, mask=inside, other=-1.0).to(decay.dtype)
             if FORM == 1:
                 root = 1 / (1 + constant_of_slope * tl.abs(x))
                 slope = root * root
@@ -139,13 +140,19 @@ def _stride(row: Tensor) -> int:
 
 
 def forward(
-    current: Tensor, dyn: Dynamics, num_steps: int, spikes_dtype: torch.dtype, want_mem: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    current: Tensor,
+    dyn: Dynamics,
+    num_steps: int,
+    spikes_dtype: torch.dtype,
+    want_mem: bool,
+    want_distance: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """As :func:`snn_dfa.scan.plain.forward`."""
     once, batch, neurons = current.shape
     shape, dtype = (num_steps, batch, neurons), dyn.beta.dtype
     spikes = current.new_empty(shape, dtype=spikes_dtype)
-    distance = current.new_empty(shape, dtype=dtype)
+    kept = distance_dtype(current.dtype, dtype)
+    distance = current.new_empty(shape if want_distance else (1,), dtype=kept)
     mems = current.new_empty(shape if want_mem else (1,), dtype=dtype)
     cells = batch * neurons
     _forward_kernel[_grid(cells)](
@@ -153,9 +160,9 @@ def forward(
         cells, neurons, num_steps, dyn.gain,
         0 if once == 1 else cells, _stride(dyn.beta), _stride(dyn.threshold),
         RESET=_RESETS[dyn.reset], PROMPT=dyn.prompt, STEPS=dyn.refractory_steps, CLAMP=dyn.clamp,
-        WANT_MEM=want_mem, BLOCK=_BLOCK,
+        WANT_MEM=want_mem, WANT_DISTANCE=want_distance, BLOCK=_BLOCK,
     )  # fmt: skip
-    return spikes, distance, mems if want_mem else None
+    return spikes, distance if want_distance else None, mems if want_mem else None
 
 
 def backward(
@@ -170,7 +177,7 @@ def backward(
     num_steps, batch, neurons = distance.shape
     cells = batch * neurons
     form, steepness = inline_form(dyn.surrogate)
-    slopes = distance if form else dyn.surrogate.derivative(distance)
+    slopes = distance if form else dyn.surrogate.derivative(distance.to(dyn.beta.dtype))
     result = distance.new_empty((1 if constant else num_steps, batch, neurons), dtype=current_dtype)
     grads = [None if g is None else _steps(g) for g in (at_spikes, at_mems)]
     strides = [0 if g is None or g.shape[0] == 1 else cells for g in grads]

@@ -5,15 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from snn_dfa.scan.dynamics import Dynamics
+from snn_dfa.scan.dynamics import Dynamics, distance_dtype
 
 __all__ = ["backward", "forward"]
 
 
 def forward(
-    current: Tensor, dyn: Dynamics, num_steps: int, spikes_dtype: torch.dtype, want_mem: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return spikes, distance to the threshold and, where wanted, membranes, each [T, B, N].
+    current: Tensor,
+    dyn: Dynamics,
+    num_steps: int,
+    spikes_dtype: torch.dtype,
+    want_mem: bool,
+    want_distance: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return spikes and, where wanted, distances to the threshold and membranes, each [T, B, N].
 
     Args:
         current: [T, B, N], or [1, B, N] for a current that is the same at every step.
@@ -21,13 +26,16 @@ def forward(
         num_steps: T.
         spikes_dtype: Of the spikes; the membrane is in the dtype of ``dyn.beta``.
         want_mem: Whether to return membranes.
+        want_distance: Whether to return distances, which :func:`backward` needs.
 
-    The distance is minus infinity in refractory steps: no spike, and a slope of zero.
+    Distances are in :func:`distance_dtype`, minus infinity in refractory steps: no spike,
+    and a slope of zero.
     """
     shape = (num_steps, *current.shape[1:])
     dtype = dyn.beta.dtype
     spikes = current.new_empty(shape, dtype=spikes_dtype)
-    distance = current.new_empty(shape, dtype=dtype)
+    kept = distance_dtype(current.dtype, dtype)
+    distance = current.new_empty(shape, dtype=kept) if want_distance else None
     mems = current.new_empty(shape, dtype=dtype) if want_mem else None
     mem = spike = current.new_zeros(shape[1:], dtype=dtype)
     wait = current.new_zeros(shape[1:], dtype=torch.int32)
@@ -36,8 +44,8 @@ def forward(
         if dyn.gain != 1.0:
             drive = dyn.gain * drive
         late = spike if not dyn.prompt else torch.zeros_like(spike)
-        kept = mem * (1 - late) if dyn.reset == "zero" else mem
-        u = dyn.beta * kept + drive
+        left = mem * (1 - late) if dyn.reset == "zero" else mem
+        u = dyn.beta * left + drive
         if dyn.reset == "subtract":
             u = u - late * dyn.threshold
         x = u - dyn.threshold
@@ -50,7 +58,9 @@ def forward(
         if dyn.refractory_steps:
             wait = torch.where(spike > 0, dyn.refractory_steps, (wait - 1).clamp(min=0))
         mem = _reset(u, spike, dyn) if dyn.prompt else u
-        spikes[t], distance[t] = spike, x
+        spikes[t] = spike
+        if distance is not None:
+            distance[t] = x
         if mems is not None:
             mems[t] = mem
     return spikes, distance, mems
@@ -85,11 +95,12 @@ def backward(
     num_steps = len(distance)
     steps = 1 if constant else num_steps
     result = distance.new_zeros((steps, *distance.shape[1:]), dtype=current_dtype)
-    total = torch.zeros_like(distance[0])
-    later = torch.zeros_like(distance[0])  # what reaches m_t from step t + 1
-    zero = torch.zeros((), dtype=distance.dtype, device=distance.device)
+    dtype = dyn.beta.dtype
+    zero = distance.new_zeros((), dtype=dtype)
+    total = distance.new_zeros(distance.shape[1:], dtype=dtype)
+    later = torch.zeros_like(total)  # what reaches m_t from step t + 1
     for t in reversed(range(num_steps)):
-        x = distance[t]
+        x = distance[t].to(dtype)
         spike = (x > 0).to(x.dtype)
         slope = dyn.surrogate.derivative(x)
         s = zero if at_spikes is None else at_spikes[t].to(x.dtype)
