@@ -125,7 +125,7 @@ def test_resume_refuses_another_experiment(tmp_path, capsys):
     assert run("train", *TINY, "--out", tmp_path) == 0
     capsys.readouterr()
     assert run("train", *TINY, "--lr", "0.5", "--out", tmp_path, "--resume") == 2
-    assert "made with lr=0.002, expected 0.5" in capsys.readouterr().err
+    assert "made with lr=0.003, expected 0.5" in capsys.readouterr().err
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

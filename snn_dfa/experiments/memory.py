@@ -6,13 +6,12 @@ import ctypes
 
 __all__ = ["keep_freed_memory"]
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
-_LARGEST_BLOCK = 2**25  # the largest that glibc accepts
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 _LARGEST_REST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to reuse freed blocks, up to 32 MiB each, instead of giving them back.
+    """Tell glibc to reuse freed blocks instead of giving them back.
 
     A training step frees and asks again for the same large tensors; by default each of them is
     mapped anew, page by page, which costs more than the arithmetic of a neuron. It holds for the
@@ -29,6 +28,4 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    return bool(
-        mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK) and mallopt(_M_TRIM_THRESHOLD, _LARGEST_REST)
-    )
+    return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, _LARGEST_REST))
