@@ -263,6 +263,7 @@ def main() -> None:
     p.add_argument("--plot", type=Path)
     p.add_argument("--memory-of", choices=CONTESTANTS, help=argparse.SUPPRESS)
     args = p.parse_args()
+
     def case(steps: int) -> Case:
         return Case(steps, args.batch, args.sizes, args.device, args.encoding)
 
