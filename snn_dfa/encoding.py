@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,14 +60,23 @@ def spikes_at(
         tensor([0., 3.])
     """
     count = num_steps * probability.numel()
-    words = torch.empty(-(-count // 4), dtype=torch.int64, device=probability.device)
-    draw = words.random_(-(2**63), None, generator=generator).view(torch.int16)[:count]
+    words = _random_words(-(-count // 4), probability.device, generator)
+    draw = words.view(torch.int16)[:count]
     # Uniform on -32768 ... 32767, and a spike where at most the bound, which is the last value for
     # probability one. The first value is made the second, so that zero has a bound below all.
     draw = draw.clamp_(min=-32767).view(num_steps, *probability.shape)
     bound = (probability.float() * 65536).round().sub(32769).clamp(min=-32768).to(torch.int16)
     spikes = torch.empty_like(draw, dtype=probability.dtype if dtype is None else dtype)
     return torch.le(draw, bound, out=spikes)
+
+
+def _random_words(count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """Draw 64 random bits a word; on the CPU with numpy, in half of torch's time."""
+    if device.type != "cpu":
+        words = torch.empty(count, dtype=torch.int64, device=device)
+        return words.random_(-(2**63), None, generator=generator)
+    seed = int(torch.empty((), dtype=torch.int64).random_(generator=generator))
+    return torch.from_numpy(np.random.SFC64(seed).random_raw(count).view(np.int64))
 
 
 def constant(x: Tensor, num_steps: int) -> Tensor:

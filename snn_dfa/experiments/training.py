@@ -25,7 +25,7 @@ __all__ = ["RULES", "Trainer"]
 #: Name on the command line to the rule of :class:`DFA`; back-propagation attaches nothing.
 RULES: dict[str, str | None] = {"bptt": None, "dfa": "error", "shallow": "shallow"}
 
-_EVAL_BATCH = 128
+_EVAL_BATCH = 512
 _PARTS = ("train", "val", "test")
 
 
