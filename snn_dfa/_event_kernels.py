@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from snn_dfa._numba import bfloat16_bits, compile_parallel
+from snn_dfa._numba import compile_parallel, for_kernels, read_bfloat16, write_bfloat16
 
 __all__ = ["add_rows", "by_column", "count", "fill"]
 
@@ -84,30 +84,31 @@ def by_column() -> Callable[..., Any]:
     return compile_parallel(kernel)
 
 
+def _add(total: Any, source: Any, chosen: Any, lo: int, hi: int) -> None:
+    """Add the chosen rows, eight at a time: a sum is fetched and stored once for eight."""
+    e = lo
+    while e + 8 <= hi:
+        a, b, c, d = (source[chosen[e]], source[chosen[e + 1]], source[chosen[e + 2]],
+                      source[chosen[e + 3]])  # fmt: skip
+        p, q, r, s = (source[chosen[e + 4]], source[chosen[e + 5]], source[chosen[e + 6]],
+                      source[chosen[e + 7]])  # fmt: skip
+        for j in range(WIDTH):
+            four, more = (a[j] + b[j]) + (c[j] + d[j]), (p[j] + q[j]) + (r[j] + s[j])
+            total[j] += four + more
+        e += 8
+    while e < hi:
+        a = source[chosen[e]]
+        for j in range(WIDTH):
+            total[j] += a[j]
+        e += 1
+
+
 @functools.cache
 def add_rows(bits_in: bool, bits_out: bool) -> Callable[..., Any]:
-    from numba import njit, prange
+    from numba import prange
 
-    read, write = bfloat16_bits()
-
-    @njit(nogil=True, error_model="numpy", inline="always")
-    def add(total, source, chosen, lo, hi):
-        """Add the chosen rows, eight at a time: a sum is fetched and stored once for eight."""
-        e = lo
-        while e + 8 <= hi:
-            a, b, c, d = (source[chosen[e]], source[chosen[e + 1]], source[chosen[e + 2]],
-                          source[chosen[e + 3]])  # fmt: skip
-            p, q, r, s = (source[chosen[e + 4]], source[chosen[e + 5]], source[chosen[e + 6]],
-                          source[chosen[e + 7]])  # fmt: skip
-            for j in range(WIDTH):
-                four, more = (a[j] + b[j]) + (c[j] + d[j]), (p[j] + q[j]) + (r[j] + s[j])
-                total[j] += four + more
-            e += 8
-        while e < hi:
-            a = source[chosen[e]]
-            for j in range(WIDTH):
-                total[j] += a[j]
-            e += 1
+    read, write = for_kernels(read_bfloat16), for_kernels(write_bfloat16)
+    add = for_kernels(_add)
 
     def kernel(source, starts, chosen, bias, out, chunk, threads):
         """out[i] = bias + the sum of the source's rows that are chosen for i, in every chunk."""

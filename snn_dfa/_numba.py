@@ -11,7 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["as_array", "bfloat16_bits", "compile_parallel", "has_numba"]
+__all__ = [
+    "as_array",
+    "compile_parallel",
+    "for_kernels",
+    "has_numba",
+    "read_bfloat16",
+    "write_bfloat16",
+]
 
 
 def has_numba() -> bool:
@@ -38,20 +45,26 @@ def compile_parallel(kernel: Callable[..., Any]) -> Callable[..., None]:
     return compiled
 
 
+def read_bfloat16(bits: Any) -> Any:
+    """Return the float32 that bfloat16's 16 bits stand for; for kernels."""
+    return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
+
+
+def write_bfloat16(value: Any) -> Any:
+    """Return a float32's bits as bfloat16, rounded to nearest, ties to even; for kernels."""
+    bits = np.float32(value).view(np.uint32)
+    odd = (bits >> np.uint32(16)) & np.uint32(1)
+    return np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+
+
 @functools.cache
-def bfloat16_bits() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return two functions for kernels: bfloat16's 16 bits to float32, and float32 to the bits."""
-    import numba
+def for_kernels(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let kernels call a function of a module, which becomes part of them.
 
-    @numba.njit(nogil=True, inline="always")
-    def read(bits: Any) -> Any:
-        return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
+    It stays a plain function. A kernel is found again on the disk by what it closes over, and a
+    compiled function, which has a name of its own in each process, would never be found.
+    """
+    from numba.extending import register_jitable
 
-    @numba.njit(nogil=True, inline="always")
-    def write(value: Any) -> Any:
-        """Round to nearest, ties to even."""
-        bits = np.float32(value).view(np.uint32)
-        odd = (bits >> np.uint32(16)) & np.uint32(1)
-        return np.uint16((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
-
-    return read, write
+    inlined: Callable[..., Any] = register_jitable(inline="always")(function)
+    return inlined

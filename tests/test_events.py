@@ -1,5 +1,9 @@
 """A linear layer on spikes: the dense product's values and gradients, from additions alone."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -149,3 +153,36 @@ def test_a_hook_on_the_layer_is_run(hooked):
     out = over_time(net)(spikes(4, 10, 30))
     assert bool(seen) == hooked
     assert out.shape == (4, 10, 5)
+
+
+PROCESS = """
+import snntorch, torch
+from torch import nn
+from snn_dfa import _numba, events, over_time
+from snn_dfa.scan import compiled
+
+kernels, compile_parallel = [], _numba.compile_parallel
+def noting(kernel):
+    kernels.append(compile_parallel(kernel))
+    return kernels[-1]
+events.kernels.compile_parallel = compiled.compile_parallel = noting
+events._SMALL = 0
+
+net = nn.Sequential(nn.Linear(64, 8), snntorch.Leaky(beta=0.9, init_hidden=True))
+x = torch.arange(5 * 64 * 64).view(5, 64, 64) % 97 == 0
+with torch.autocast("cpu", torch.bfloat16):
+    over_time(net)(x.bfloat16()).sum().backward()
+print(len(kernels), sum(sum(k.stats.cache_misses.values()) for k in kernels))
+"""
+
+
+def test_a_later_process_compiles_nothing(tmp_path):
+    command = [sys.executable, "-c", PROCESS]
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    (used, missed), (used_later, missed_later) = [
+        map(int, subprocess.run(command, env=env, check=True, capture_output=True).stdout.split())
+        for _ in range(2)
+    ]
+    assert used_later == used > 3
+    assert missed == used
+    assert missed_later == 0

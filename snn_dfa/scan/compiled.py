@@ -16,7 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snn_dfa._numba import as_array, bfloat16_bits, compile_parallel, has_numba
+from snn_dfa._numba import (
+    as_array,
+    compile_parallel,
+    for_kernels,
+    has_numba,
+    read_bfloat16,
+    write_bfloat16,
+)
 from snn_dfa.scan.dynamics import Dynamics, distance_dtype, one_step_if_constant
 from snn_dfa.surrogate import inline_form
 
@@ -63,7 +70,7 @@ def forward(
     kernel = _forward_kernel(
         dyn.reset, dyn.prompt, dyn.refractory_steps, dyn.clamp, _alike(dyn),
         current.dtype == torch.bfloat16, spikes_dtype == torch.bfloat16, want_mem,
-        want_distance, kept == torch.bfloat16,
+        kept == torch.bfloat16,
     )  # fmt: skip
     gain = np.asarray(dyn.gain, dtype=as_array(mems).dtype)[()]
     kernel(
@@ -120,12 +127,11 @@ def _steps(grad: Tensor, dtype: torch.dtype) -> Tensor:
 @functools.cache
 def _forward_kernel(
     reset: str, prompt: bool, steps: int, clamp: bool,
-    alike: bool, bits_in: bool, bits_out: bool, mem_out: bool,
-    distance_out: bool, distance_bits: bool,
+    alike: bool, bits_in: bool, bits_out: bool, mem_out: bool, distance_bits: bool,
 ) -> Callable[..., None]:  # fmt: skip
     from numba import prange
 
-    read, write = bfloat16_bits()
+    read, write = for_kernels(read_bfloat16), for_kernels(write_bfloat16)
     late_zero = reset == "zero" and not prompt
     late_subtract = reset == "subtract" and not prompt
     silent = np.int32(steps)
@@ -145,11 +151,11 @@ def _forward_kernel(
             betas, thresholds = beta[lo:hi], threshold[lo:hi]
             mem = np.zeros(hi - lo, mems.dtype)
             wait = np.zeros(hi - lo if steps else 0, np.int32)
+            unwanted = np.empty(hi - lo, distance.dtype)
             for t in range(num_steps):
                 currents = current[min(t, last), b, lo:hi]
                 out = spikes[t, b, lo:hi]
-                if distance_out:
-                    distances = distance[t, b, lo:hi]
+                distances = distance[t, b, lo:hi] if len(distance) else unwanted
                 if mem_out:
                     mem_row = mems[t, b, lo:hi]
                 for i in range(hi - lo):
@@ -172,8 +178,7 @@ def _forward_kernel(
                         left = wait[i] - unit
                         left = left if left > nil else nil
                         wait[i] = silent if x > zero else left
-                    if distance_out:
-                        distances[i] = write(x) if distance_bits else x
+                    distances[i] = write(x) if distance_bits else x
                     if bits_out:
                         out[i] = on if x > zero else off
                     else:
@@ -197,7 +202,7 @@ def _backward_kernel(
 ) -> Callable[..., None]:  # fmt: skip
     from numba import prange
 
-    read, write = bfloat16_bits()
+    read, write = for_kernels(read_bfloat16), for_kernels(write_bfloat16)
     late_zero = reset == "zero" and not prompt
 
     def kernel(
