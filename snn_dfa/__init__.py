@@ -4,6 +4,7 @@ from snn_dfa import encoding, functional, surrogate
 from snn_dfa._version import __version__
 from snn_dfa.dfa import DFA
 from snn_dfa.errors import AttachError, DFAError, FeedbackError, OutOfStepError
+from snn_dfa.kolen_pollack import KolenPollack
 from snn_dfa.neurons import RefractoryLeaky
 from snn_dfa.sequence import over_time
 from snn_dfa.state import reset
@@ -13,6 +14,7 @@ __all__ = [
     "AttachError",
     "DFAError",
     "FeedbackError",
+    "KolenPollack",
     "OutOfStepError",
     "RefractoryLeaky",
     "__version__",

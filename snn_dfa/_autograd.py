@@ -12,21 +12,29 @@ __all__ = ["AtCurrent", "CurrentCredit", "Join"]
 
 #: From the error at the spikes and the current of the same steps to the gradient at that current.
 AtCurrent: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-#: From the errors at the outputs to the gradients at the joined tensors.
-Broadcast: TypeAlias = Callable[[Sequence[Tensor | None]], Sequence[Tensor | None] | None]
+#: From the errors at the outputs, and the joined tensors where they were kept, to the gradients
+#: at these.
+Broadcast: TypeAlias = Callable[
+    [Sequence[Tensor | None], Sequence[Tensor]], Sequence[Tensor | None] | None
+]
 
 
 class Join(torch.autograd.Function):
     """Identity on the outputs; backward hands their error on to the tensors joined to them.
 
-    ``Join.apply(broadcast, n, *outputs, *joined)`` returns the n outputs. In the backward pass
-    ``broadcast`` gets their errors and returns a gradient for each joined tensor, or ``None`` to
-    stop everything here: outputs and joined tensors then get nothing.
+    ``Join.apply(broadcast, keep, n, *outputs, *joined)`` returns the n outputs. In the backward
+    pass ``broadcast`` gets their errors, and the joined tensors where ``keep`` says so, and returns
+    a gradient for each joined tensor, or ``None`` to stop everything here: outputs and joined
+    tensors then get nothing.
     """
 
     @staticmethod
-    def forward(ctx: Any, broadcast: Broadcast, n: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, broadcast: Broadcast, keep: bool, n: int, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.broadcast = broadcast
+        if keep:
+            ctx.save_for_backward(*tensors[n:])
         ctx.joined = len(tensors) - n
         ctx.set_materialize_grads(False)
         # Clones: a view that comes out of a function of several outputs forbids in-place use.
@@ -35,10 +43,10 @@ class Join(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *errors: Tensor | None) -> tuple[Any, ...]:
-        sent = ctx.broadcast(errors)
+        sent = ctx.broadcast(errors, ctx.saved_tensors)
         if sent is None:
-            return (None,) * (2 + len(errors) + ctx.joined)
-        return (None, None, *errors, *sent)
+            return (None,) * (3 + len(errors) + ctx.joined)
+        return (None, None, None, *errors, *sent)
 
 
 class CurrentCredit(torch.autograd.Function):

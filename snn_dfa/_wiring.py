@@ -26,6 +26,7 @@ from snn_dfa._discover import Layers, batch_dims
 from snn_dfa._hooks import place, sweep_inert
 from snn_dfa.errors import OutOfStepError
 from snn_dfa.feedback import FeedbackBank, project
+from snn_dfa.kolen_pollack import correlation
 from snn_dfa.rules import Rule
 
 __all__ = ["Wiring"]
@@ -111,8 +112,11 @@ class Wiring:
         self._currents.clear()
 
     def _before_pass(self, args: Any, kwargs: Any) -> None:
-        if self.active:
-            self._clear()
+        if not self.active:
+            return
+        self._clear()
+        if torch.is_grad_enabled():
+            self._bank.learn()
 
     def _after_pass(self, result: Any) -> None:
         if not self.active:
@@ -211,7 +215,9 @@ class Wiring:
         if self.layers.output is not None:
             self._check_feedback(targets, shape, dims)
 
-        def broadcast(errors: Sequence[Tensor | None]) -> list[Tensor | None] | None:
+        def broadcast(
+            errors: Sequence[Tensor | None], spikes: Sequence[Tensor]
+        ) -> list[Tensor | None] | None:
             self._end_pass()
             if self.layers.output != name:
                 return None
@@ -220,12 +226,16 @@ class Wiring:
                 return [None] * len(targets)
             self._check_feedback(targets, shape, dims)
             signal = self._rule(sum(present[1:], present[0]).reshape(*shape[:dims], -1))
+            if self._bank.learner is not None and spikes:
+                for h, spk in zip(targets, spikes, strict=True):
+                    self._bank.learner.gather(h, correlation(signal, spk))
             return [
                 project(signal, self._bank.moved(h, signal), dtype)
                 for h, (_, dtype) in targets.items()
             ]
 
-        return list(Join.apply(broadcast, len(outputs), *outputs, *joined.values()))
+        keep = self._bank.learner is not None
+        return list(Join.apply(broadcast, keep, len(outputs), *outputs, *joined.values()))
 
     def _take(self, hidden: str, step: int) -> Tensor | None:
         """Return the spikes that belong to the output's call number ``step`` of this pass."""

@@ -16,7 +16,7 @@ from snn_dfa._discover import Layers, find_layers
 from snn_dfa._hooks import is_attached
 from snn_dfa._wiring import Wiring
 from snn_dfa.errors import AttachError, FeedbackError
-from snn_dfa.feedback import FeedbackBank
+from snn_dfa.feedback import Feedback, FeedbackBank
 from snn_dfa.rules import RULES
 
 __all__ = ["DFA"]
@@ -41,8 +41,9 @@ class DFA:
             ``snntorch.SpikingNeuron``.
         rule: What is broadcast: ``"error"``, or ``"shallow"`` for nothing (only the output block
             learns; hidden parameters keep ``grad=None``).
-        feedback: ``"gaussian"``, or a mapping of layer name to a tensor [C, \*S]: C outputs, S the
-            shape of one sample's spikes in that layer.
+        feedback: ``"gaussian"``, fixed; ``"kolen-pollack"``, or a :class:`KolenPollack` with its
+            options, for matrices that learn; or a mapping of layer name to a fixed tensor [C, \*S]:
+            C outputs, S the shape of one sample's spikes in that layer.
         scale: Factor on the feedback's standard deviation 1 / sqrt(N), N neurons in the layer.
         credit: How a layer turns e B at its spikes into a gradient at its input. ``"membrane"``:
             by the neuron's own surrogate and its membrane through time, as autograd does inside
@@ -80,7 +81,7 @@ class DFA:
         output: str | nn.Module | None = None,
         hidden: Iterable[str | nn.Module] | None = None,
         rule: str = "error",
-        feedback: str | Mapping[str, Tensor] = "gaussian",
+        feedback: Feedback = "gaussian",
         scale: float = 1.0,
         credit: str = "membrane",
         derivative: Callable[[Tensor], Tensor] | None = None,

@@ -1,4 +1,4 @@
-"""The fixed maps from the output error to the hidden layers: drawn, kept, applied.
+"""The maps from the output error to the hidden layers: drawn, kept, applied.
 
 A feedback matrix B has the shape [C, *S]: C outputs, S the shape of one sample's spikes in the
 layer. It depends on the seed, the layer's name and the shape alone, so that every process draws
@@ -11,14 +11,20 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from snn_dfa.errors import FeedbackError
+from snn_dfa.kolen_pollack import KolenPollack, Learner
 
-__all__ = ["KINDS", "FeedbackBank", "gaussian", "generator_for", "project"]
+__all__ = ["KINDS", "Feedback", "FeedbackBank", "gaussian", "generator_for", "project"]
+
+#: What a user may give: a kind's name, options for feedback that learns, or the matrices by layer.
+Feedback: TypeAlias = str | KolenPollack | Mapping[str, Tensor]
+
+_LEARNED = "kolen-pollack"
 
 
 def project(error: Tensor, feedback: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -80,7 +86,7 @@ def gaussian(shape: tuple[int, ...], scale: float, generator: torch.Generator) -
     return torch.randn(shape, generator=generator) * (scale / math.sqrt(neurons))
 
 
-#: Name to the function that draws a matrix of this kind.
+#: Name to the function that draws a fixed matrix of this kind.
 KINDS: Mapping[str, Callable[[tuple[int, ...], float, torch.Generator], Tensor]] = MappingProxyType(
     {"gaussian": gaussian}
 )
@@ -90,33 +96,36 @@ class FeedbackBank:
     """The feedback matrices of one network, drawn when a layer's shape is first seen.
 
     Args:
-        feedback: A name in :data:`KINDS`, or a mapping of layer name to tensor [C, *S].
+        feedback: A name in :data:`KINDS`; ``"kolen-pollack"`` or its options, for matrices that
+            learn; or a mapping of layer name to tensor [C, *S].
         scale: See the kind's function; a mapping is taken as it is.
         seed: Of the draw.
 
     Raises:
-        FeedbackError: if ``feedback`` is neither.
+        FeedbackError: if ``feedback`` is none of these.
     """
 
-    def __init__(self, feedback: str | Mapping[str, Tensor], scale: float, seed: int) -> None:
-        self.kind = feedback if isinstance(feedback, str) else "given"
+    def __init__(self, feedback: Feedback, scale: float, seed: int) -> None:
         self.scale = scale
         self.seed = seed
         self.matrices: dict[str, Tensor] = {}
+        self.learner: Learner | None = None
         self._moved: dict[str, Tensor] = {}
-        if isinstance(feedback, str):
-            if feedback not in KINDS:
-                raise FeedbackError(
-                    f"feedback: expected one of {sorted(KINDS)} or a mapping of layer name to "
-                    f"tensor, got {feedback!r}"
-                )
+        if feedback == _LEARNED:
+            feedback = KolenPollack()
+        if isinstance(feedback, KolenPollack):
+            self.kind, self.learner = _LEARNED, Learner(feedback)
+        elif isinstance(feedback, str) and feedback in KINDS:
+            self.kind = feedback
         elif isinstance(feedback, Mapping):
+            self.kind = "given"
             for name, matrix in feedback.items():
                 self._put(name, matrix)
         else:
+            got = repr(feedback) if isinstance(feedback, str) else type(feedback).__name__
             raise FeedbackError(
-                f"feedback: expected one of {sorted(KINDS)} or a mapping of layer name to tensor, "
-                f"got {type(feedback).__name__}"
+                f"feedback: expected one of {sorted([*KINDS, _LEARNED])}, a KolenPollack or a "
+                f"mapping of layer name to tensor, got {got}"
             )
 
     def _put(self, name: str, matrix: Any) -> None:
@@ -141,16 +150,27 @@ class FeedbackBank:
                     f"feedback: no matrix for hidden layer {name!r}; expected a tensor of shape "
                     f"{list(shape)}, got matrices for {sorted(self.matrices)}"
                 )
-            matrix = KINDS[self.kind](shape, self.scale, generator_for(self.seed, name, shape))
-            self.matrices[name] = matrix
+            self.matrices[name] = matrix = self._draw(name, shape)
         if tuple(matrix.shape) != tuple(shape):
             raise FeedbackError(
                 f"feedback[{name!r}]: expected shape {list(shape)} (outputs, then the shape of one "
                 f"sample's spikes), got {list(matrix.shape)}"
             )
 
+    def _draw(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        generator = generator_for(self.seed, name, shape)
+        if self.learner is not None:
+            return gaussian(shape, self.scale * self.learner.options.initial, generator)
+        return KINDS[self.kind](shape, self.scale, generator)
+
+    def learn(self) -> None:
+        """Let matrices that learn follow what was gathered for them since the last time."""
+        if self.learner is not None:
+            for name in self.learner.step(self.matrices):
+                self._moved.pop(name, None)
+
     def moved(self, name: str, like: Tensor) -> Tensor:
-        """Return a known matrix in the device and dtype of ``like``; the original stays as it is.
+        """Return a known matrix in the device and dtype of ``like``; the original keeps its dtype.
 
         A network that goes to half precision and back finds its matrices unchanged.
         """
@@ -163,7 +183,9 @@ class FeedbackBank:
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values, loadable with ``torch.load(weights_only=True)``."""
         matrices = {name: matrix.clone() for name, matrix in self.matrices.items()}
-        return {"kind": self.kind, "scale": self.scale, "seed": self.seed, "matrices": matrices}
+        learner = None if self.learner is None else self.learner.state_dict()
+        return {"kind": self.kind, "scale": self.scale, "seed": self.seed, "matrices": matrices,
+                "learner": learner}  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave; a matrix already known must keep its shape.
@@ -171,7 +193,7 @@ class FeedbackBank:
         Raises:
             FeedbackError: if the state is of another form or another network; nothing is changed.
         """
-        missing = {"kind", "scale", "seed", "matrices"} - set(state)
+        missing = {"kind", "scale", "seed", "matrices", "learner"} - set(state)
         if missing:
             raise FeedbackError(
                 f"state_dict: expected what DFA.state_dict() returned, got one without "
@@ -187,3 +209,7 @@ class FeedbackBank:
         self.kind, self.scale, self.seed = state["kind"], state["scale"], state["seed"]
         for name, matrix in state["matrices"].items():
             self._put(name, matrix)
+        self.learner = None
+        if state["learner"] is not None:
+            self.learner = Learner(KolenPollack())
+            self.learner.load_state_dict(state["learner"], self.matrices)

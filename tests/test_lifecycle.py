@@ -343,7 +343,7 @@ def test_an_unnamed_hidden_layer_is_left_to_back_propagation():
         ({"credit": "x"}, r"credit: expected one of \['current', 'membrane'\], got 'x'"),
         ({"derivative": torch.cos}, "derivative: expected credit='current' with it"),
         ({"credit": "current", "hidden": ["2"], "output": "5"}, "hidden layer '2' is a Linear"),
-        ({"feedback": "banana"}, r"feedback: expected one of \['gaussian'\] or a mapping"),
+        ({"feedback": "banana"}, r"feedback: expected one of \['gaussian', 'kolen-pollack'\], a K"),
         ({"feedback": 3}, "got int"),
         ({"feedback": {"9": torch.zeros(3, 7)}}, r"among \['1', '3', '5'\], got one for '9'"),
         ({"feedback": {"1": [1.0]}}, r"feedback\['1'\]: expected a floating point tensor"),
@@ -459,7 +459,7 @@ def test_state_dict_of_another_network_is_refused_and_changes_nothing():
         for bad, message in (
             ({**state, "matrices": {"1": torch.zeros(3, 8)}}, r"of shape \[3, 7\], got \[3, 8\]"),
             ({**state, "matrices": {"9": torch.zeros(3, 8)}}, "got one for '9'"),
-            ({"matrices": {}}, r"without \['kind', 'scale', 'seed'\]"),
+            ({"matrices": {}}, r"without \['kind', 'learner', 'scale', 'seed'\]"),
         ):
             with pytest.raises(FeedbackError, match=message):
                 dfa.load_state_dict(bad)

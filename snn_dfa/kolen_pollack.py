@@ -1,0 +1,141 @@
+"""Feedback that is learnt: the rule of Kolen and Pollack for direct feedback."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from snn_dfa.errors import FeedbackError
+
+__all__ = ["KolenPollack", "Learner", "correlation"]
+
+
+@dataclass(frozen=True)
+class KolenPollack:
+    r"""Feedback matrices that learn from what meets at them, without seeing a forward weight.
+
+    B follows AdamW on the sum over time and batch of the outer products of broadcast signal and the
+    layer's own spikes: the gradient that a weight from this layer straight to the output would
+    have. Where a weight and its feedback get the same updates and both decay, they become alike,
+    whatever they were; in the last hidden layer this is what happens here.
+
+    The first update is made when the next forward pass begins, then one for each backward pass.
+
+    Args:
+        lr: Learning rate of AdamW.
+        weight_decay: Of AdamW: at each update B loses the share ``lr * weight_decay``.
+        initial: Factor on the standard deviation of the first B, beside ``scale``.
+
+    Sources: Kolen and Pollack 1994, "Backpropagation without weight transport"; Akrout et al.
+    2019, arXiv 1904.05391; for direct feedback Webster et al. 2020, "Learning the connections in
+    direct feedback alignment".
+
+    Raises:
+        FeedbackError: if a number is out of its range.
+
+    Example:
+        >>> import snntorch as snn
+        >>> from torch import nn
+        >>> from snn_dfa import DFA
+        >>> net = nn.Sequential(
+        ...     nn.Linear(4, 8), snn.Leaky(beta=0.9, init_hidden=True),
+        ...     nn.Linear(8, 2), snn.Leaky(beta=0.9, init_hidden=True),
+        ... )
+        >>> dfa = DFA(net, feedback=KolenPollack(lr=1e-2))
+    """
+
+    lr: float = 3e-3
+    weight_decay: float = 0.0
+    initial: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise FeedbackError(f"KolenPollack: lr: expected a number above zero, got {self.lr}")
+        for name in ("weight_decay", "initial"):
+            if not getattr(self, name) >= 0:
+                raise FeedbackError(
+                    f"KolenPollack: {name}: expected zero or more, got {getattr(self, name)}"
+                )
+
+
+def correlation(signal: Tensor, spikes: Tensor) -> Tensor:
+    """Sum the outer products of signal [..., C] and spikes [..., *S] over all leading dimensions.
+
+    Returns:
+        [C, *S], at least in single precision. A signal that is the same at every step (stride zero
+        in the first dimension) is multiplied once.
+
+    Example:
+        >>> correlation(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 1.0, 1.0]]))
+        tensor([[0., 1., 1.],
+                [0., 2., 2.]])
+    """
+    dims, shape = signal.dim() - 1, spikes.shape[signal.dim() - 1 :]
+    if dims > 1 and signal.stride(0) == 0:
+        signal, spikes, dims = signal[0], spikes.sum(0), dims - 1
+    dtype = torch.promote_types(signal.dtype, torch.float32)
+    left = signal.reshape(-1, signal.shape[-1]).to(dtype)
+    right = spikes.reshape(len(left), -1).to(dtype)
+    return (left.t() @ right).reshape(-1, *shape)
+
+
+class Learner:
+    """Gradients gathered for each matrix, and one step of AdamW for all of them when asked."""
+
+    def __init__(self, options: KolenPollack) -> None:
+        self.options = options
+        self._pending: dict[str, Tensor] = {}
+        self._optimizers: dict[str, torch.optim.AdamW] = {}
+
+    def gather(self, name: str, gradient: Tensor) -> None:
+        """Add to what the next step of this matrix follows."""
+        known = self._pending.get(name)
+        self._pending[name] = gradient if known is None else known + gradient
+
+    def step(self, matrices: dict[str, Tensor]) -> list[str]:
+        """Change the matrices in place by what was gathered; return the names of those changed.
+
+        A gradient that is not finite is dropped, as mixed precision's scaler drops its step.
+        """
+        changed = []
+        for name, gradient in self._pending.items():
+            if bool(gradient.isfinite().all()):
+                # On the device where the errors are, and there it stays.
+                matrices[name] = matrix = matrices[name].to(gradient.device)
+                matrix.grad = gradient.to(matrix.dtype)
+                self._optimizer(name, matrix).step()
+                matrix.grad = None
+                changed.append(name)
+        self._pending.clear()
+        return changed
+
+    def _optimizer(self, name: str, matrix: Tensor) -> torch.optim.AdamW:
+        known = self._optimizers.get(name)
+        if known is not None and known.param_groups[0]["params"][0] is matrix:
+            return known
+        options = self.options
+        fresh = torch.optim.AdamW([matrix], lr=options.lr, weight_decay=options.weight_decay)
+        if known is not None:  # the matrix has moved to another device, or was loaded
+            fresh.load_state_dict(known.state_dict())
+        self._optimizers[name] = fresh
+        return fresh
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return options, moments and what is gathered, as tensors and plain values."""
+        return {
+            "options": asdict(self.options),
+            "pending": {name: gradient.clone() for name, gradient in self._pending.items()},
+            "optimizers": {name: o.state_dict() for name, o in self._optimizers.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], matrices: dict[str, Tensor]) -> None:
+        """Take over what :meth:`state_dict` gave, for these matrices."""
+        self.options = KolenPollack(**state["options"])
+        self._pending = {name: gradient.clone() for name, gradient in state["pending"].items()}
+        self._optimizers = {}
+        for name, saved in state["optimizers"].items():
+            self._optimizer(name, matrices[name]).load_state_dict(saved)

@@ -1,0 +1,193 @@
+"""Feedback that learns: its steps by hand, and what becomes of it."""
+
+import copy
+import io
+import itertools
+import math
+
+import pytest
+import snntorch as snn
+import torch
+from torch import nn
+
+from snn_dfa import DFA, FeedbackError, KolenPollack, over_time, reset
+from snn_dfa.kolen_pollack import correlation
+from snn_dfa.surrogate import fast_sigmoid
+
+T, B, SIZES = 6, 5, (8, 7, 6, 3)
+LR, DECAY = 0.02, 0.1
+OPTIONS = KolenPollack(lr=LR, weight_decay=DECAY, initial=0.5)
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    layers = []
+    for n_in, n in itertools.pairwise(SIZES):
+        layers += [nn.Linear(n_in, n),
+                   snn.Leaky(0.8, 0.3, spike_grad=fast_sigmoid(5), init_hidden=True)]  # fmt: skip
+    with torch.no_grad():
+        for linear in layers[::2]:
+            linear.weight.mul_(2)
+            linear.bias.add_(0.2)
+    return nn.Sequential(*layers)
+
+
+def batch(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(T, B, SIZES[0], generator=generator),
+            torch.randint(SIZES[-1], (B,), generator=generator))  # fmt: skip
+
+
+def loop(net, x):
+    reset(net)
+    return torch.stack([net(step) for step in x])
+
+
+def backward(forward, net, seed):
+    x, y = batch(seed)
+    nn.functional.cross_entropy(forward(net, x).sum(0), y).backward()
+
+
+def spikes_and_error(net, x, y):
+    """The hidden layers' spikes [T][B, N] and dL/d(output spikes) [B, C], with no DFA at work."""
+    reset(net)
+    hidden, count = {"1": [], "3": []}, 0
+    with torch.no_grad():
+        for step in x:
+            for name, module in net.named_children():
+                step = module(step)
+                if name in hidden:
+                    hidden[name].append(step)
+            count = count + step
+        e = (count.softmax(1) - nn.functional.one_hot(y, SIZES[-1])) / B
+    return hidden, e
+
+
+def adamw(matrix, gradient, state):
+    """One number at a time, from the paper (Loshchilov and Hutter 2019, algorithm 2)."""
+    n = state["n"] = state.get("n", 0) + 1
+    for i in range(matrix.shape[0]):
+        for j in range(matrix.shape[1]):
+            g = gradient[i, j].item()
+            m, v = state.get((i, j), (0.0, 0.0))
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+            state[i, j] = m, v
+            step = m / (1 - 0.9**n) / (math.sqrt(v / (1 - 0.999**n)) + 1e-8)
+            matrix[i, j] -= LR * (step + DECAY * matrix[i, j].item())
+
+
+@pytest.mark.parametrize("form", ["loop", "sequence"])
+def test_matrices_follow_adamw_on_the_outer_products(form):
+    net = network()
+    sequence = over_time(net)
+    forward = loop if form == "loop" else lambda _, x: sequence(x)
+    dfa = DFA(net if form == "loop" else sequence, feedback=OPTIONS)
+    plain = network()
+    matrices, states = {}, {"1": {}, "3": {}}
+    for seed in range(4):
+        backward(forward, net, seed)
+        with dfa.paused():
+            hidden, e = spikes_and_error(plain, *batch(seed))
+        if not matrices:
+            matrices = {name: m.clone() for name, m in dfa.feedback.items()}
+        for name, spk in hidden.items():
+            assert 0.05 < torch.stack(spk).mean() < 0.95
+            torch.testing.assert_close(dfa.feedback[name], matrices[name], rtol=1e-4, atol=1e-6)
+            gradient = torch.zeros_like(matrices[name])
+            for s in spk:
+                for b in range(B):
+                    gradient += e[b][:, None] * s[b][None, :]
+            adamw(matrices[name], gradient, states[name])
+
+
+def test_weights_and_feedback_of_the_last_hidden_layer_become_equal():
+    """Before a linear readout both get the same updates, and only their difference decays."""
+    net = network()[:-1]
+    dfa = DFA(net, output="4", feedback=OPTIONS)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=LR, weight_decay=DECAY)
+    differences = []
+    for seed in range(30):
+        optimizer.zero_grad()
+        x, y = batch(seed)
+        spk = loop(net, x)
+        differences.append(net[4].weight.detach() - dfa.feedback["3"])
+        nn.functional.cross_entropy(spk.sum(0), y).backward()
+        optimizer.step()
+    wanted = differences[0] * (1 - LR * DECAY) ** 29
+    assert wanted.abs().max() > 0.1
+    torch.testing.assert_close(differences[-1], wanted, rtol=0, atol=1e-4)
+
+
+def test_nothing_moves_without_a_backward_pass():
+    net = network()
+    dfa = DFA(net, feedback=OPTIONS)
+    loop(net, batch(0)[0])
+    first = {name: m.clone() for name, m in dfa.feedback.items()}
+    loop(net, batch(1)[0])
+    with dfa.paused():
+        backward(loop, net, 2)
+    with torch.no_grad():
+        loop(net, batch(3)[0])
+    loop(net, batch(0)[0])
+    for name, matrix in first.items():
+        assert torch.equal(matrix, dfa.feedback[name])
+    backward(loop, net, 0)
+    with torch.no_grad():
+        loop(net, batch(0)[0])  # evaluation does not make the step: training does
+    assert torch.equal(first["1"], dfa.feedback["1"])
+    loop(net, batch(0)[0])
+    assert not torch.equal(first["1"], dfa.feedback["1"])
+
+
+def test_a_saved_state_goes_on_where_it_stopped():
+    net = network()
+    dfa = DFA(net, feedback=OPTIONS)
+    for seed in range(3):
+        backward(loop, net, seed)
+    file = io.BytesIO()
+    torch.save(dfa.state_dict(), file)
+    file.seek(0)
+    other = network()
+    loaded = DFA(other, feedback="kolen-pollack")
+    loaded.load_state_dict(torch.load(file, weights_only=True))
+    reset(net)
+    copied = copy.deepcopy(dfa)
+    for seed in range(3, 6):
+        backward(loop, net, seed)
+        backward(loop, other, seed)
+        backward(loop, copied._net, seed)
+    for name, matrix in dfa.feedback.items():
+        assert torch.equal(matrix, loaded.feedback[name])
+        assert torch.equal(matrix, copied.feedback[name])
+
+
+def test_a_gradient_that_is_not_finite_is_dropped():
+    net = network()
+    dfa = DFA(net, feedback=OPTIONS)
+    backward(loop, net, 0)
+    loop(net, batch(0)[0])
+    before = {name: m.clone() for name, m in dfa.feedback.items()}
+    (loop(net, batch(0)[0]).sum() * math.inf).backward()
+    loop(net, batch(0)[0])
+    for name, matrix in before.items():
+        assert torch.equal(matrix, dfa.feedback[name])
+
+
+def test_a_steady_signal_gives_the_same_correlation():
+    signal, spikes = torch.rand(B, 3), (torch.rand(T, B, 4, 2) < 0.3).float()
+    steady = signal.expand(T, B, 3)
+    torch.testing.assert_close(correlation(steady, spikes), correlation(steady.clone(), spikes))
+    half = correlation(steady.bfloat16(), spikes.bfloat16())
+    assert half.dtype == torch.float32
+    assert half.shape == (3, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"lr": 0.0}, "lr: expected a number above zero, got 0.0"),
+     ({"weight_decay": -1.0}, "weight_decay: expected zero or more, got -1.0"),
+     ({"initial": math.nan}, "initial: expected zero or more, got nan")],
+)  # fmt: skip
+def test_bad_options(options, message):
+    with pytest.raises(FeedbackError, match=message):
+        KolenPollack(**options)
