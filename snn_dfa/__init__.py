@@ -1,9 +1,10 @@
 """Direct feedback alignment for snnTorch networks."""
 
-from snn_dfa import encoding, functional, surrogate
+from snn_dfa import diagnostics, encoding, functional, surrogate
 from snn_dfa._version import __version__
 from snn_dfa.dfa import DFA
 from snn_dfa.errors import AttachError, DFAError, FeedbackError, OutOfStepError
+from snn_dfa.folding import fold_normalization
 from snn_dfa.kolen_pollack import KolenPollack
 from snn_dfa.neurons import RefractoryLeaky
 from snn_dfa.sequence import over_time
@@ -18,7 +19,9 @@ __all__ = [
     "OutOfStepError",
     "RefractoryLeaky",
     "__version__",
+    "diagnostics",
     "encoding",
+    "fold_normalization",
     "functional",
     "over_time",
     "reset",

@@ -2,49 +2,130 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from snn_dfa._discover import spiking_layers
+from snn_dfa._discover import batch_dims, spiking_layers
 from snn_dfa._hooks import place
 
-__all__ = ["firing_rates"]
+__all__ = ["Activity", "ActivityWarning", "activity", "complaints", "warn"]
+
+_SATURATED = 0.95  # of the greatest rate, over all that was seen
+_TOO_MANY = 0.5  # of a layer's neurons, silent or saturated
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What a layer's neurons did.
+
+    Args:
+        neurons: N, how many there are.
+        rate: Spikes a neuron and step, their mean.
+        silent: Share of neurons that never fired.
+        saturated: Share of neurons that fired at 95 % or more of the steps at which their
+            refractory period lets them, whatever the input.
+    """
+
+    neurons: int
+    rate: float
+    silent: float
+    saturated: float
+
+
+class ActivityWarning(UserWarning):
+    """Most neurons of a layer are silent or saturated: the layer cannot learn."""
 
 
 @contextmanager
-def firing_rates(net: nn.Module) -> Iterator[dict[str, float]]:
-    """Measure each spiking layer's spikes a neuron and step, over the calls inside the block.
+def activity(net: nn.Module) -> Iterator[dict[str, Activity]]:
+    """Watch each spiking layer over the calls inside the block, steps or whole sequences.
 
     Yields:
-        A dict that is filled at the end of the block: layer name to mean rate, in [0, 1] for
-        spikes of size one.
+        A dict that is filled at the end of the block: layer name to :class:`Activity`.
 
     Example:
-        >>> import snntorch as snn, torch
+        >>> import snntorch as snn
         >>> net = nn.Sequential(snn.Leaky(beta=0.0, init_hidden=True))
-        >>> with firing_rates(net) as rates:
+        >>> with activity(net) as layers:
         ...     _ = net(torch.tensor([[2.0, 0.5]]))
-        >>> rates
-        {'0': 0.5}
+        >>> layers
+        {'0': Activity(neurons=2, rate=0.5, silent=0.5, saturated=0.5)}
     """
-    rates: dict[str, float] = {}
-    sums: dict[str, tuple[Tensor | float, int]] = {}
+    layers: dict[str, Activity] = {}
+    counts: dict[str, Tensor] = {}
+    rows: dict[str, int] = {}
 
-    def count(name: str, output: Any) -> None:
-        spk = output[0] if isinstance(output, (tuple, list)) else output
-        total, cells = sums.get(name, (0.0, 0))
-        sums[name] = (total + spk.detach().sum(), cells + spk.numel())
+    def count(name: str, module: nn.Module, output: Any) -> None:
+        spk = (output[0] if isinstance(output, (tuple, list)) else output).detach()
+        dims = batch_dims(module, spk)
+        flat = spk.reshape(spk.shape[:dims].numel(), -1)
+        counts[name] = counts.get(name, 0) + flat.ne(0).sum(0)
+        rows[name] = rows.get(name, 0) + len(flat)
 
-    handles = []
-    for name, module in spiking_layers(net).items():
-        handles += place(module, None, partial(count, name))
+    handles, modules = [], spiking_layers(net)
+    for name, module in modules.items():
+        handles += place(module, None, partial(count, name, module))
     try:
-        yield rates
+        yield layers
     finally:
         for handle in handles:
             handle.remove()
-        rates.update({n: float(total) / max(cells, 1) for n, (total, cells) in sums.items()})
+        for name, fired in counts.items():
+            layers[name] = _summary(fired, max(rows[name], 1), _greatest_rate(modules[name]))
+
+
+def _greatest_rate(module: Any) -> float:
+    neuron = getattr(module, "neuron", module)  # the one inside a whole sequence's scan
+    return 1 / (1 + getattr(neuron, "refractory_steps", 0))
+
+
+def _summary(fired: Tensor, rows: int, greatest: float) -> Activity:
+    rates = fired.double() / rows
+    return Activity(
+        neurons=rates.numel(),
+        rate=rates.mean().item(),
+        silent=(fired == 0).double().mean().item(),
+        saturated=(rates >= _SATURATED * greatest).double().mean().item(),
+    )
+
+
+def complaints(layers: Mapping[str, Activity]) -> dict[str, str]:
+    """Return what to say of each layer of which half the neurons are silent or saturated.
+
+    Example:
+        >>> complaints({"lif1": Activity(100, 0.001, silent=0.9, saturated=0.0)})["lif1"][:50]
+        "layer 'lif1': 90 % of its neurons never fire (rate"
+    """
+    return {name: text for name, seen in layers.items() if (text := _complaint(name, seen))}
+
+
+def _complaint(name: str, seen: Activity) -> str:
+    if seen.silent >= _TOO_MANY:
+        return (
+            f"layer {name!r}: {100 * seen.silent:.0f} % of its neurons never fire (rate "
+            f"{seen.rate:.3f} a step), so that they pass nothing on and learn nothing; normalise "
+            f"the current before them (nn.BatchNorm1d), or lower their threshold"
+        )
+    if seen.saturated >= _TOO_MANY:
+        return (
+            f"layer {name!r}: {100 * seen.saturated:.0f} % of its neurons fire whenever they can "
+            f"(rate {seen.rate:.3f} a step), whatever the input is; normalise the current before "
+            f"them (nn.BatchNorm1d), raise their threshold, or lower biases and weights"
+        )
+    return ""
+
+
+def warn(layers: Mapping[str, Activity]) -> None:
+    """Issue an :class:`ActivityWarning` for each of :func:`complaints`.
+
+    Example:
+        >>> warn({"lif1": Activity(100, 0.1, silent=0.1, saturated=0.0)})  # nothing to say
+    """
+    for text in complaints(layers).values():
+        warnings.warn(text, ActivityWarning, stacklevel=2)

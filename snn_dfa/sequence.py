@@ -19,7 +19,12 @@ __all__ = ["OverTime", "Scan", "over_time"]
 
 
 # They treat equal steps alike: for a constant current, one step serves all.
-_ALIKE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Flatten, nn.Identity)
+_ALIKE = (
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Flatten, nn.Identity,
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
+    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
+)  # fmt: skip
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 class Scan(nn.Module):
@@ -108,9 +113,11 @@ class _AtOnce(nn.Module):
         self.module = module
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.stride(0) == 0 and isinstance(self.module, _ALIKE):
+        if x.stride(0) == 0 and isinstance(self.module, (*_ALIKE, *_DROPOUTS)):
             out = self.module(x[0])
             return out.expand(len(x), *out.shape)
+        if isinstance(self.module, _DROPOUTS):
+            return x * self.module(torch.ones_like(x[0])) if self.module.training else x
         if isinstance(self.module, nn.Linear) and _is_plain(self.module):
             return events.linear(x, self.module.weight, self.module.bias)
         return self.module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
@@ -146,7 +153,7 @@ def over_time(net: nn.Sequential) -> OverTime:
     The loop over time around the network becomes a loop inside each neuron: stateless modules see
     all T * B samples in one call. Values and gradients are those of the loop, from rest. A module
     that mixes the samples of a batch, such as batch normalisation, mixes over T * B: its
-    statistics are over time and batch.
+    statistics are over time and batch. Dropout draws one mask for the whole sequence.
 
     Layers keep their names, so that :class:`snn_dfa.DFA` draws the same feedback for both forms.
     Attach it to the form that is run.

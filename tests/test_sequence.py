@@ -9,7 +9,7 @@ from snntorch import surrogate as snn_surrogate
 from torch import nn
 
 from snn_dfa import DFA, AttachError, RefractoryLeaky, over_time, reset
-from snn_dfa.diagnostics import firing_rates
+from snn_dfa.diagnostics import activity
 from snn_dfa.encoding import constant
 from snn_dfa.scan import compiled, credit_at_current, leaky_scan, plain
 from snn_dfa.sequence import dynamics_of
@@ -264,14 +264,15 @@ def test_stock_surrogates_are_scanned_alike(stock):
     assert dynamics_of(unknown) is None
 
 
-def test_firing_rates_over_the_sequence():
+def test_activity_over_the_sequence():
     net, x = net_of(leaky), torch.rand(T, B, F, dtype=torch.float64) * 2
-    with firing_rates(net) as slow:
+    with activity(net) as slow:
         loop(net, x)
     form = over_time(net)
-    with firing_rates(form) as fast:
+    with activity(form) as fast:
         form(x)
-    assert fast == pytest.approx(slow)
+    assert fast == slow
+    assert 0 < fast["1"].rate < 1
     assert list(fast) == ["1", "2.1", "5"]
 
 
@@ -394,3 +395,29 @@ def test_credit_at_a_constant_current_keeps_the_sum_over_steps(generator):
     assert got.stride(0) == 0
     wanted = errors * SG.derivative(current - 0.4)
     torch.testing.assert_close(got.sum(0), wanted.sum(0), rtol=1e-12, atol=1e-12)
+
+
+# -- modules that see equal steps, and modules that draw --------------------------------------------
+
+
+def test_a_normalised_constant_current_is_computed_once():
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.MaxPool2d(2), leaky(3))
+    form, seen = over_time(net.double()), []
+    net[2].register_forward_hook(lambda _, args, out: seen.append(args[0].shape))
+    x = torch.rand(B, 1, 6, 6, dtype=torch.float64)
+    once = form(x.expand(T, *x.shape))
+    assert seen == [(B, 3, 4, 4)]
+    assert 0 < once.mean() < 1
+    every = form(x.repeat(T, 1, 1, 1, 1))
+    assert torch.equal(once, every)
+
+
+def test_dropout_draws_one_mask_for_a_sequence():
+    form = over_time(nn.Sequential(nn.Dropout(0.5), nn.Identity()))
+    x = torch.rand(T, B, 40) + 0.5
+    for sequence in (x, x[:1].expand(T, B, 40)):
+        got = form.train()(sequence)
+        kept = got[0] != 0
+        assert 0.3 < kept.double().mean() < 0.7
+        torch.testing.assert_close(got, sequence * kept * 2)
+    assert torch.equal(form.eval()(x), x)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import Field, fields, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from tqdm import tqdm
@@ -16,8 +16,10 @@ from snn_dfa._version import __version__
 from snn_dfa.experiments import report
 from snn_dfa.experiments.data import DATASETS, load
 from snn_dfa.experiments.files import load_checkpoint, make_folder, save_checkpoint
+from snn_dfa.experiments.ladder import rungs, write_ladder
 from snn_dfa.experiments.memory import keep_freed_memory
-from snn_dfa.experiments.settings import Settings, UsageError
+from snn_dfa.experiments.recipes import DEFAULT, RECIPES, default_for, describe
+from snn_dfa.experiments.settings import Settings, UsageError, option
 from snn_dfa.experiments.training import RULES, Trainer
 
 __all__ = ["main"]
@@ -30,8 +32,12 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
-def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+def _layers(text: str) -> tuple[int | str, ...]:
+    return tuple(int(part) if part.isdecimal() else part for part in text.split(","))
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(",") if part)
 
 
 def _rules(text: str) -> list[str]:
@@ -42,7 +48,14 @@ def _rules(text: str) -> list[str]:
     return list(dict.fromkeys(rules))
 
 
-_sizes.__name__, _rules.__name__ = "list of sizes", "list of rules"  # what argparse calls them
+def _one_or_more(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected one or more, got {text}")
+    return int(text)
+
+
+# What argparse calls them.
+_layers.__name__, _numbers.__name__, _rules.__name__ = "layers", "list of numbers", "list of rules"
 
 
 def _parser() -> _Parser:
@@ -51,46 +64,61 @@ def _parser() -> _Parser:
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     compare = commands.add_parser("compare", help="train the same network with several rules")
     compare.add_argument("--rules", type=_rules, default=list(RULES), metavar=",".join(RULES))
+    compare.add_argument(
+        "--seeds", type=_one_or_more, default=1, metavar="N",
+        help="how many seeds, from --seed on (default: 1)",
+    )  # fmt: skip
     compare.add_argument("--out", type=Path, default=Path("runs/compare"), help="%(default)s")
     train = commands.add_parser("train", help="train one rule, with a checkpoint after each epoch")
     train.add_argument("--rule", choices=RULES, default="dfa", help="%(default)s")
     train.add_argument("--out", type=Path, default=Path("runs/train"), help="%(default)s")
     train.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     for command in (compare, train):
-        _add_settings(command)
+        command.add_argument(
+            "--recipe", choices=RECIPES,
+            help=f"what the options below start from ({DEFAULT}, or for the digits "
+            f"{default_for('digits')}); snn-dfa recipes shows them",
+        )  # fmt: skip
+        _add_settings(command, [f.name for f in fields(Settings)])
+    ladder = commands.add_parser(
+        "ladder", help="from the recipe notebook to deep, one change at a time"
+    )
+    ladder.add_argument("--out", type=Path, default=Path("runs/ladder"), help="%(default)s")
+    _add_settings(ladder, ["dataset", "data_root", "seed", "device", "epochs"])
+    commands.add_parser("recipes", help="show the recipes, as options")
     return parser
 
 
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """Give each field of :class:`Settings` an option; defaults and their types are there."""
-    helps = {
-        "dataset": f"one of {', '.join(DATASETS)}",
-        "data_root": "folder in which torchvision keeps or puts the data set",
-        "hidden": "sizes of the hidden layers",
-        "steps": "time steps T",
-        "lr": "learning rate of Adam",
-        "lr_decay": "factor on the learning rate after every --decay-every epochs",
-        "device": "torch device, such as cpu or cuda",
-        "max_rate": "spikes a step of a white pixel",
-        "beta": "decay of the membranes a step",
-        "slope": "of the fast-sigmoid surrogate",
-        "amp": "bfloat16 autocast, with the membranes in float32",
-        "temperature": "divides the output spike counts before the softmax",
-    }
+def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """Give fields of :class:`Settings` an option each; one that is not given leaves no trace."""
     for field in fields(Settings):
-        default = field.default
-        kind = _sizes if field.name == "hidden" else type(default)
-        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-        text = f"{helps.get(field.name, '')} (default: {shown})".strip()
-        option = "--" + field.name.replace("_", "-")
-        if kind is bool:
-            parser.add_argument(option, action="store_true", help=helps[field.name])
+        if field.name not in names:
             continue
-        parser.add_argument(option, type=kind, default=default, metavar="X", help=text)
+        text, kind = field.metadata["help"], _kind(field)
+        if field.name == "dataset":
+            text = f"one of {', '.join(DATASETS)}"
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
+        if kind is bool:
+            parser.add_argument(option(field), action=argparse.BooleanOptionalAction, **options)
+        else:
+            parser.add_argument(option(field), type=kind, metavar="X", **options)
+
+
+def _kind(field: Field[Any]) -> Any:
+    """Return what makes an option's text a value."""
+    if field.name == "hidden":
+        return _layers
+    return _numbers if isinstance(field.default, tuple) else type(field.default)
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    return {f.name: getattr(args, f.name) for f in fields(Settings) if hasattr(args, f.name)}
 
 
 def _settings(args: argparse.Namespace) -> Settings:
-    settings = Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
+    if args.recipe is None:
+        args.recipe = default_for(getattr(args, "dataset", Settings.dataset))
+    settings = replace(RECIPES[args.recipe].settings, **_given(args))
     try:
         torch.empty(0, device=settings.device)
     except (RuntimeError, AssertionError) as error:
@@ -101,57 +129,84 @@ def _settings(args: argparse.Namespace) -> Settings:
     return settings
 
 
-def _fit(trainer: Trainer, checkpoint: Path | None = None) -> None:
+def _fit(trainer: Trainer, name: str, checkpoint: Path | None = None) -> None:
     """Train to the end under a progress bar, saving after each epoch where asked to."""
-    settings = trainer.settings
-    batches = -(-len(trainer.data.train) // settings.batch_size)
+    settings, batches, said = trainer.settings, trainer.batches, set[str]()
     total = settings.epochs * batches
-    with tqdm(total=total, initial=trainer.epoch * batches, desc=trainer.rule, unit="step") as bar:
+    with tqdm(total=total, initial=trainer.epoch * batches, desc=name, unit="step") as bar:
         for line in trainer.fit(after_batch=bar.update):
             bar.set_postfix_str(
                 f"epoch {int(line['epoch'])}/{settings.epochs}, "
                 f"validation {100 * line['val_accuracy']:.1f} %"
             )
+            for layer, text in trainer.warnings.items():
+                if layer not in said:
+                    bar.write(f"snn-dfa: warning: {text}", file=sys.stderr)
+                    said.add(layer)
             if checkpoint is not None:
                 save_checkpoint(checkpoint, trainer.state_dict())
 
 
-def _compare(args: argparse.Namespace, settings: Settings) -> None:
-    folder = make_folder(args.out)
-    data = load(settings.dataset, settings.data_root, settings.seed)
-    results = {}
-    for rule in args.rules:
-        trainer = Trainer(settings, rule, data)
-        _fit(trainer)
-        results[rule] = trainer.result()
-    _finish(folder, settings, results)
+def _compare(args: argparse.Namespace) -> None:
+    settings = _settings(args)
+    results: report.Results = {rule: [] for rule in args.rules}
+    for seed in range(settings.seed, settings.seed + args.seeds):
+        one = replace(settings, seed=seed)
+        data = load(one.dataset, one.data_root, seed)
+        for rule in args.rules:
+            trainer = Trainer(one, rule, data)
+            folder = make_folder(args.out)  # once nothing is left to be refused
+            _fit(trainer, rule if args.seeds == 1 else f"{rule}, seed {seed}")
+            results[rule].append(trainer.result())
+            report.write(
+                folder, args.recipe, settings, {r: done for r, done in results.items() if done}
+            )
+    _finish(args.out, args.recipe, settings, results)
 
 
-def _train(args: argparse.Namespace, settings: Settings) -> None:
+def _train(args: argparse.Namespace) -> None:
+    settings = _settings(args)
     checkpoint = args.out / "checkpoint.pt"
     state = load_checkpoint(checkpoint) if args.resume else None
-    folder = make_folder(args.out)
     data = load(settings.dataset, settings.data_root, settings.seed)
     trainer = Trainer(settings, args.rule, data)
     if state is not None:
         trainer.load_state_dict(state)
-    _fit(trainer, checkpoint)
-    _finish(folder, settings, {args.rule: trainer.result()})
+    folder = make_folder(args.out)
+    _fit(trainer, args.rule, checkpoint)
+    _finish(folder, args.recipe, settings, {args.rule: [trainer.result()]})
 
 
-def _finish(folder: Path, settings: Settings, results: report.Results) -> None:
-    paths = report.write(folder, settings, results)
+def _finish(folder: Path, recipe: str, settings: Settings, results: report.Results) -> None:
+    paths = report.write(folder, recipe, settings, results)
     print(report.table(results))
     print("wrote " + " ".join(str(path) for path in paths))
+
+
+def _ladder(args: argparse.Namespace) -> None:
+    steps = list(rungs(**_given(args)))
+    first = steps[0].settings
+    data = load(first.dataset, first.data_root, first.seed)
+    folder, results = make_folder(args.out), []
+    for rung in steps:
+        trainer = Trainer(rung.settings, "dfa", data)
+        _fit(trainer, rung.name)
+        results.append((rung, trainer.result()))
+        table = write_ladder(folder, results)
+    print(table)
+
+
+def _recipes(_: argparse.Namespace) -> None:
+    print("\n\n".join(describe(name) for name in RECIPES))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0, 2 for what the user can mend, 130 for ^C."""
     keep_freed_memory()
+    commands = {"compare": _compare, "train": _train, "ladder": _ladder, "recipes": _recipes}
     try:
         args = _parser().parse_args(argv)
-        settings = _settings(args)
-        {"compare": _compare, "train": _train}[args.command](args, settings)
+        commands[args.command](args)
     except UsageError as error:
         print(f"snn-dfa: {error}", file=sys.stderr)
         return 2

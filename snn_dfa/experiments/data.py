@@ -28,7 +28,7 @@ _VALIDATION_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Part:
-    """Images x [S, F] in [0, 1] and class indices y [S]."""
+    """Images x [S, channels, height, width] in [0, 1] and class indices y [S]."""
 
     x: Tensor
     y: Tensor
@@ -50,9 +50,9 @@ class Splits:
     test: Part
 
     @property
-    def features(self) -> int:
-        """F, numbers in an image."""
-        return self.train.x.shape[1]
+    def image(self) -> tuple[int, ...]:
+        """Channels, height and width of an image."""
+        return tuple(self.train.x.shape[1:])
 
     @property
     def classes(self) -> int:
@@ -79,7 +79,7 @@ def load(dataset: str, root: str | Path, seed: int) -> Splits:
 def _digits() -> tuple[Part, Part]:
     """1,797 digits of 8x8 pixels; a fifth of each class, fixed, is the test part."""
     digits = load_digits()
-    x, y = digits.data.astype(np.float32) / 16, digits.target
+    x, y = digits.images[:, None].astype(np.float32) / 16, digits.target
     parts = train_test_split(x, y, test_size=_DIGITS_TEST_SHARE, stratify=y, random_state=0)
     train_x, test_x, train_y, test_y = map(torch.as_tensor, parts)
     return Part(train_x, train_y), Part(test_x, test_y)
@@ -93,7 +93,7 @@ def _torchvision(kind: str, root: Path) -> tuple[Part, Part]:
             data = getattr(datasets, kind)(root, train=train, download=False)
         except RuntimeError:  # not there
             data = getattr(datasets, kind)(root, train=train, download=True)
-        return Part(data.data.flatten(1).float() / 255, data.targets.long())
+        return Part(data.data.unsqueeze(1).float() / 255, data.targets.long())
 
     folder = root / kind / "raw"
     try:

@@ -1,43 +1,146 @@
-"""The experiments' network: plain snnTorch."""
+"""The experiments' networks: plain snnTorch."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import snntorch as snn
 import torch
 from torch import nn
 
-from snn_dfa.surrogate import fast_sigmoid
+from snn_dfa.experiments.settings import LAYER, Settings, UsageError
+from snn_dfa.neurons import RefractoryLeaky
+from snn_dfa.surrogate import exact, fast_sigmoid
+from snn_dfa.zhang import zhang_weights
 
-__all__ = ["multilayer"]
+__all__ = ["build", "is_convolutional"]
 
 
-def multilayer(
-    sizes: Sequence[int], *, beta: float, threshold: float, slope: float, seed: int
-) -> nn.Sequential:
-    """Build Linear, normalisation of the current, Leaky for each layer; the last one unnormalised.
+@dataclass(frozen=True)
+class Block:
+    """A layer with weights, what may pool its current, and then its neurons."""
+
+    width: int
+    kernel: int | None = None
+    pool: int | None = None
+
+
+def _blocks(hidden: tuple[int | str, ...]) -> list[Block]:
+    blocks: list[Block] = []
+    for layer in map(str, hidden):
+        found = LAYER.fullmatch(layer)
+        if found is None:  # Settings has refused it
+            raise ValueError(layer)
+        if found["channels"]:
+            if blocks and blocks[-1].kernel is None:
+                raise UsageError(f"--hidden: expected {layer} before the dense layers")
+            blocks.append(Block(int(found["channels"]), int(found["kernel"])))
+        elif found["pool"]:
+            if not blocks or blocks[-1].kernel is None or blocks[-1].pool:
+                raise UsageError(f"--hidden: expected {layer} straight after a convolution")
+            blocks[-1] = Block(blocks[-1].width, blocks[-1].kernel, int(found["pool"]))
+        else:
+            blocks.append(Block(int(layer)))
+    return blocks
+
+
+def is_convolutional(settings: Settings) -> bool:
+    """Whether the network takes images [B, C, H, W], and not [B, F]."""
+    return _blocks(settings.hidden)[0].kernel is not None
+
+
+def build(settings: Settings, image: tuple[int, ...], classes: int) -> nn.Sequential:
+    """Build weights, normalisation of the current, neurons for each layer; the last one plain.
 
     Inputs of a spiking layer are never negative, so that a mean error pushes all weights of a
     neuron the same way, until it is silent or fires at every step and learning ends.
     Normalising the current before the neuron removes that direction.
 
     Args:
-        sizes: Features, hidden sizes, classes.
-        beta: Decay of the membranes.
-        threshold: Of the neurons.
-        slope: Of the fast-sigmoid surrogate.
-        seed: Of the weights; the global generator is left as it was.
+        settings: Of the experiment; the weights depend on its seed, and the global generator is
+            left as it was.
+        image: Shape [C, H, W] of a sample.
+        classes: How many outputs.
     """
-    layers: list[nn.Module] = []
+    blocks = [*_blocks(settings.hidden), Block(classes)]
+    pad = not _fits(blocks, image)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for number, (n_in, n_out) in enumerate(itertools.pairwise(sizes), start=1):
-            layers.append(nn.Linear(n_in, n_out))
-            if number < len(sizes) - 1:
-                layers.append(nn.BatchNorm1d(n_out))
-            layers.append(
-                snn.Leaky(beta, threshold, spike_grad=fast_sigmoid(slope), init_hidden=True)
-            )
+        torch.manual_seed(settings.seed)
+        layers: list[nn.Module] = []
+        shape = image if blocks[0].kernel else (math.prod(image),)
+        for number, block in enumerate(blocks):
+            layers += _layers(settings, block, shape, number, len(blocks), pad)
+            shape = _shape_after(block, shape, pad)
+            if min(shape) < 1:
+                raise UsageError(
+                    f"--hidden: nothing is left of an image of {'x'.join(map(str, image[1:]))} "
+                    f"after so much pooling"
+                )
     return nn.Sequential(*layers)
+
+
+def _fits(blocks: list[Block], image: tuple[int, ...]) -> bool:
+    """Whether something is left of the image without padding; else convolutions keep its size."""
+    shape = image
+    for block in blocks:
+        shape = _shape_after(block, shape, pad=False)
+        if min(shape) < 1:
+            return False
+    return True
+
+
+def _layers(
+    settings: Settings, block: Block, shape: tuple[int, ...], number: int, count: int, pad: bool
+) -> Iterator[nn.Module]:
+    if number and settings.dropout:
+        yield nn.Dropout(settings.dropout)
+    if block.kernel is None and len(shape) > 1:
+        yield nn.Flatten()
+    weights = (
+        nn.Linear(math.prod(shape), block.width)
+        if block.kernel is None
+        else nn.Conv2d(shape[0], block.width, block.kernel, padding="same" if pad else 0)
+    )
+    _initialise(weights, settings, number)
+    yield weights
+    if settings.normalize and number < count - 1:
+        yield (nn.BatchNorm1d if block.kernel is None else nn.BatchNorm2d)(block.width)
+    if block.pool:
+        yield nn.MaxPool2d(block.pool)
+    threshold = settings.threshold[number if len(settings.threshold) > 1 else 0]
+    yield _neuron(settings, threshold, settings.spike_size if number < count - 1 else 1.0)
+
+
+def _shape_after(block: Block, shape: tuple[int, ...], pad: bool) -> tuple[int, ...]:
+    if block.kernel is None:
+        return (block.width,)
+    lost = 0 if pad else block.kernel - 1
+    return (block.width, *((side - lost) // (block.pool or 1) for side in shape[1:]))
+
+
+def _neuron(settings: Settings, threshold: float, spike_size: float) -> nn.Module:
+    surrogate = (
+        fast_sigmoid(settings.slope)
+        if settings.surrogate == "fast-sigmoid"
+        else exact(threshold, settings.tau, settings.t_ref)
+    )
+    options = {
+        "spike_grad": surrogate, "init_hidden": True, "graded_spikes_factor": spike_size,
+    }  # fmt: skip
+    if settings.neuron == "leaky":
+        return snn.Leaky(settings.beta, threshold, **options)
+    return RefractoryLeaky.from_time_constants(
+        settings.tau, settings.dt, settings.t_ref, threshold, **options
+    )
+
+
+def _initialise(layer: nn.Linear | nn.Conv2d, settings: Settings, number: int) -> None:
+    with torch.no_grad():
+        if settings.weights == "xavier":
+            nn.init.xavier_uniform_(layer.weight)
+        elif settings.weights == "zhang":
+            layer.weight.copy_(zhang_weights(layer.weight.shape))
+        if settings.biases and layer.bias is not None:
+            layer.bias.fill_(settings.biases[number if len(settings.biases) > 1 else 0])

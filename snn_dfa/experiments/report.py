@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -12,56 +13,108 @@ import numpy as np
 import sklearn
 import snntorch
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from snn_dfa._version import __version__
 from snn_dfa.experiments.files import write_whole
 from snn_dfa.experiments.settings import Settings
 
-__all__ = ["table", "write"]
+__all__ = [
+    "Results", "aligned", "summary", "table", "versions", "write", "write_figure", "write_text",
+]  # fmt: skip
 
-Results = dict[str, dict[str, Any]]
+#: Rule to the results of its runs, one for each seed.
+Results = dict[str, list[dict[str, Any]]]
 
 _COLOURS = {"bptt": "#555555", "dfa": "#d1495b", "shallow": "#3d6fb6"}
 _STYLES = {"train": ":", "val": "--", "test": "-"}
 
 
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return mean, standard deviation and worst of the test accuracy over seeds, and the time."""
+    accuracies = [run["test_accuracy"] for run in runs]
+    times = [run["seconds_to_97"] for run in runs]
+    return {
+        "seeds": [run["seed"] for run in runs],
+        "mean": statistics.fmean(accuracies),
+        "std": statistics.stdev(accuracies) if len(runs) > 1 else None,
+        "worst": min(accuracies),
+        "seconds_to_97": None if None in times else statistics.fmean(times),
+    }
+
+
 def table(results: Results) -> str:
     """Return a line for each rule, aligned."""
-    rows = [("rule", "test accuracy", "seconds a step", "gap to BPTT", "spikes/neuron/step")]
+    several = any(len(runs) > 1 for runs in results.values())
+    head = ["rule", "test accuracy", "gap to BPTT", "seconds a step", "seconds to 97 %",
+            "spikes/neuron/step"]  # fmt: skip
+    if several:
+        head[1:2] = ["mean", "std", "worst", "seeds"]
+    rows = [head]
     bptt = results.get("bptt")
-    for rule, r in results.items():
-        gap = "-" if bptt is None else f"{100 * (bptt['test_accuracy'] - r['test_accuracy']):+.2f}"
-        rows.append(
-            (
-                rule,
-                f"{100 * r['test_accuracy']:.2f} %",
-                f"{r['seconds_per_step']:.4f}",
-                gap,
-                f"{r['spikes_per_neuron_and_step']:.3f}",
-            )
-        )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for rule, runs in results.items():
+        of = summary(runs)
+        gap = "-" if bptt is None else f"{100 * (summary(bptt)['mean'] - of['mean']):+.2f}"
+        to_97 = "-" if of["seconds_to_97"] is None else f"{of['seconds_to_97']:.0f}"
+        step = statistics.fmean(run["seconds_per_step"] for run in runs)
+        spikes = statistics.fmean(run["spikes_per_neuron_and_step"] for run in runs)
+        row = [rule, _percent(of["mean"]), gap, f"{step:.4f}", to_97, f"{spikes:.3f}"]
+        if several:
+            row[2:2] = [_percent(of["std"]), _percent(of["worst"]), str(len(runs))]
+        rows.append(row)
+    return aligned(rows)
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f} %"
+
+
+def aligned(rows: list[list[str]]) -> str:
+    """Return rows of cells as columns of text, the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w)
-                  for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(cell.rjust(width) if i else cell.ljust(width)
+                  for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
         for row in rows
     )  # fmt: skip
 
 
-def write(folder: Path, settings: Settings, results: Results) -> list[Path]:
-    """Write all files of a finished experiment and return their paths."""
+def write(folder: Path, recipe: str, settings: Settings, results: Results) -> list[Path]:
+    """Write all files of an experiment and return their paths.
+
+    ``metrics.json`` has the result of the first seed under the rule's name, and with several seeds
+    a summary and the other seeds' results under ``over_seeds``.
+    """
+    firsts = {rule: runs[0] for rule, runs in results.items()}
     figures = {"curves.png": _curves(results)}
-    figures |= {f"confusion_{rule}.png": _confusion(rule, r) for rule, r in results.items()}
-    metrics = {**results, "settings": settings.as_dict(), "versions": _versions()}
-    text = json.dumps(metrics, indent=1).encode()
-    write_whole(folder / "metrics.json", lambda file: file.write(text))
+    figures |= {f"confusion_{rule}.png": _confusion(rule, r) for rule, r in firsts.items()}
+    over_seeds = {r: {**summary(runs), "runs": runs} for r, runs in results.items()}
+    metrics = {
+        **firsts,
+        "over_seeds": {} if all(len(runs) == 1 for runs in results.values()) else over_seeds,
+        "recipe": recipe,
+        "settings": settings.as_dict(),
+        "versions": versions(),
+    }
+    write_text(folder / "metrics.json", json.dumps(metrics, indent=1))
     for name, figure in figures.items():
-        write_whole(folder / name, lambda file, f=figure: f.savefig(file, format="png", dpi=120))  # type: ignore[misc]
+        write_figure(folder / name, figure)
     return [folder / name for name in ("metrics.json", *figures)]
 
 
-def _versions() -> dict[str, str]:
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Write a picture whole or not at all."""
+    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
+
+
+def versions() -> dict[str, str]:
+    """Return what the numbers were made with."""
     return {
         "snn_dfa": __version__,
         "snntorch": snntorch.__version__,
@@ -78,23 +131,24 @@ def _curves(results: Results) -> Figure:
     """Accuracy and loss over epochs; a rule has a colour, a part of the data a line style."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     for axes, what in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
-        for rule, r in results.items():
-            epochs = [line["epoch"] for line in r["history"]]
-            for part, style in _STYLES.items():
-                axes.plot(
-                    epochs,
-                    [line[f"{part}_{what}"] for line in r["history"]],
-                    style,
-                    color=_COLOURS.get(rule),
-                    label=f"{rule}, {part}",
-                )
-            if what == "accuracy":
-                axes.plot(r["best_epoch"], r["test_accuracy"], "o", color=_COLOURS.get(rule))
+        for rule, runs in results.items():
+            for run in runs:
+                _plot_run(axes, what, run, rule, label=run is runs[0])
         axes.set(xlabel="epoch", ylabel=what, title=f"{what}; dot: best epoch by validation"
                  if what == "accuracy" else what)  # fmt: skip
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize=8)
     return figure
+
+
+def _plot_run(axes: Axes, what: str, run: dict[str, Any], rule: str, label: bool) -> None:
+    colour, epochs = _COLOURS.get(rule), [line["epoch"] for line in run["history"]]
+    for part, style in _STYLES.items():
+        values = [line[f"{part}_{what}"] for line in run["history"]]
+        text = f"{rule}, {part}" if label else None
+        axes.plot(epochs, values, style, color=colour, label=text, linewidth=1.2)
+    if what == "accuracy":
+        axes.plot(run["best_epoch"], run["test_accuracy"], "o", color=colour)
 
 
 def _confusion(rule: str, result: dict[str, Any]) -> Figure:

@@ -2,73 +2,172 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+import re
+from collections.abc import Callable
+from dataclasses import Field, asdict, dataclass, field, fields
+from typing import Any, TypeAlias
 
-__all__ = ["Settings", "UsageError"]
+__all__ = ["LAYER", "Settings", "UsageError", "option", "shown"]
+
+Layer: TypeAlias = int | str
+
+#: A layer as text: 12c5 is a convolution of 12 channels and 5x5 pixels, mp2 pooling of 2x2.
+LAYER = re.compile(r"(?P<channels>[1-9]\d*)c(?P<kernel>[1-9]\d*)|mp(?P<pool>[1-9]\d*)|[1-9]\d*")
 
 
 class UsageError(Exception):
     """Something that the person at the keyboard can mend; its text is one line."""
 
 
+Check: TypeAlias = tuple[str, Callable[[Any], bool]]  # what is expected, and whether it is so
+
+_COUNT: Check = ("one or more", lambda value: value >= 1)
+_WHOLE: Check = ("zero or more", lambda value: value >= 0)
+_ABOVE_ZERO: Check = ("a number above zero", lambda value: value > 0)
+_NOT_BELOW_ZERO: Check = ("zero or more", lambda value: value >= 0)
+_SHARE: Check = ("a number in [0, 1]", lambda value: 0 <= value <= 1)
+_PART: Check = ("a number in [0, 1)", lambda value: 0 <= value < 1)
+_LAYERS: Check = (
+    "layers such as 256,128,64 or 12c5,mp2,64c5,mp2",
+    lambda value: bool(value) and all(LAYER.fullmatch(str(layer)) for layer in value),
+)
+_THRESHOLDS: Check = (
+    "numbers above zero, one for all layers or one for each",
+    lambda value: bool(value) and min(value) > 0,
+)
+
+
+def _one_of(*names: str) -> Check:
+    return f"one of {', '.join(names)}", lambda value: value in names
+
+
+def _say(default: Any, text: str, check: Check | None = None) -> Any:
+    return field(default=default, metadata={"help": text, "check": check})
+
+
 @dataclass(frozen=True)
 class Settings:
-    """One experiment but for its rule.
+    """One experiment but for its rule. The text beside a field is its help on the command line."""
 
-    ``steps`` is T; ``lr`` the learning rate of Adam, which is multiplied by ``lr_decay`` after
-    every ``decay_every`` epochs; ``max_rate`` the spikes a step of a white pixel; ``beta``,
-    ``threshold`` and ``slope`` belong to the neurons; the loss is the cross entropy of output
-    spike counts divided by ``temperature``; ``amp`` is bfloat16 autocast, the membranes in float32.
-    """
-
-    dataset: str = "digits"
-    data_root: str = "data"
-    hidden: tuple[int, ...] = (256, 128, 64)
-    steps: int = 25
-    epochs: int = 30
-    batch_size: int = 32
-    lr: float = 3e-3
-    lr_decay: float = 0.93
-    decay_every: int = 1
-    seed: int = 0
-    device: str = "cpu"
-    max_rate: float = 1.0
-    beta: float = 0.4
-    threshold: float = 1.0
-    slope: float = 10.0
-    temperature: float = 2.0
-    amp: bool = False
+    # -- where -------------------------------------------------------------------------------------
+    dataset: str = _say("digits", "name of the data set")
+    data_root: str = _say("data", "folder in which torchvision keeps or puts the data set")
+    seed: int = _say(0, "of weights, feedback, order, spikes, masks and the validation part")
+    device: str = _say("cpu", "torch device, such as cpu or cuda")
+    # -- network -----------------------------------------------------------------------------------
+    hidden: tuple[Layer, ...] = _say(
+        (1000, 250, 100),
+        "hidden layers: 256 dense, 12c5 a convolution, mp2 pooling",
+        _LAYERS,
+    )
+    normalize: bool = _say(True, "batch normalisation of the current of every hidden layer")
+    weights: str = _say(
+        "default", "first weights: PyTorch's, xavier, or zhang (their A.6)",
+        _one_of("default", "xavier", "zhang"),
+    )  # fmt: skip
+    biases: tuple[float, ...] = _say((), "first biases, one for all layers or one for each")
+    # -- neuron ------------------------------------------------------------------------------------
+    neuron: str = _say(
+        "leaky", "leaky (snnTorch's) or refractory", _one_of("leaky", "refractory")
+    )  # fmt: skip
+    threshold: tuple[float, ...] = _say((1.0,), "of the neurons", _THRESHOLDS)
+    beta: float = _say(0.6, "decay of leaky's membrane a step", _SHARE)
+    tau: float = _say(20.0, "time constant of refractory's membrane, ms", _ABOVE_ZERO)
+    dt: float = _say(0.25, "length of refractory's step, ms", _ABOVE_ZERO)
+    t_ref: float = _say(1.0, "refractory period, ms", _ABOVE_ZERO)
+    spike_size: float = _say(1.0, "size of a hidden neuron's spike", _ABOVE_ZERO)
+    surrogate: str = _say(
+        "fast-sigmoid", "fast-sigmoid or exact", _one_of("fast-sigmoid", "exact")
+    )  # fmt: skip
+    slope: float = _say(5.0, "of the fast-sigmoid surrogate", _ABOVE_ZERO)
+    # -- input and loss ----------------------------------------------------------------------------
+    encoding: str = _say(
+        "constant", "poisson (spikes) or constant (current)", _one_of("poisson", "constant")
+    )  # fmt: skip
+    steps: int = _say(10, "time steps T", _COUNT)
+    run_in: int = _say(0, "steps at the start that the loss does not count", _WHOLE)
+    max_rate: float = _say(1.0, "spikes a step, or current, of a white pixel", _ABOVE_ZERO)
+    loss: str = _say(
+        "count", "cross entropy of output spike counts (count) or of their shares (share)",
+        _one_of("count", "share"),
+    )  # fmt: skip
+    temperature: float = _say(0.7, "divides counts or shares before the softmax", _ABOVE_ZERO)
+    # -- against over-fitting ----------------------------------------------------------------------
+    input_dropout: float = _say(0.3, "share of pixels set to zero, anew a sample", _PART)
+    dropout: float = _say(0.0, "share of hidden neurons dropped, anew a sample", _PART)
+    weight_decay: float = _say(0.0, "of weights, by the optimiser", _NOT_BELOW_ZERO)
+    label_smoothing: float = _say(0.0, "share of a target spread over all classes", _PART)
+    # -- learning ----------------------------------------------------------------------------------
+    epochs: int = _say(30, "passes over the training part", _COUNT)
+    batch_size: int = _say(128, "samples a step", _COUNT)
+    optimizer: str = _say("adam", "adam (AdamW) or sgd", _one_of("adam", "sgd"))
+    lr: float = _say(3e-3, "learning rate", _ABOVE_ZERO)
+    per_input: bool = _say(False, "divide a layer's rate by its number of inputs")
+    schedule: str = _say("one-cycle", "step or one-cycle", _one_of("step", "one-cycle"))
+    lr_decay: float = _say(
+        0.93, "step: factor on the learning rate after every --decay-every epochs", _ABOVE_ZERO
+    )
+    decay_every: int = _say(1, "step: epochs", _COUNT)
+    feedback: str = _say(
+        "gaussian", "gaussian, zhang (their A.5; both fixed) or kolen-pollack (learned)",
+        _one_of("gaussian", "zhang", "kolen-pollack"),
+    )  # fmt: skip
+    feedback_std: float = _say(
+        0.0, "standard deviation of gaussian feedback, the same in every layer; 0: 1/sqrt(neurons)",
+        _NOT_BELOW_ZERO,
+    )  # fmt: skip
+    feedback_scale: float = _say(1.0, "factor on the first feedback matrices", _ABOVE_ZERO)
+    feedback_lr: float = _say(3e-3, "kolen-pollack: learning rate of the matrices", _ABOVE_ZERO)
+    feedback_decay: float = _say(0.0, "kolen-pollack: their weight decay", _NOT_BELOW_ZERO)
+    credit: str = _say(
+        "membrane", "from an error at a layer's spikes to one at its current: membrane or current",
+        _one_of("membrane", "current"),
+    )  # fmt: skip
+    amp: bool = _say(False, "bfloat16 autocast, with the membranes in float32")
 
     def __post_init__(self) -> None:
-        if not self.hidden or min(self.hidden) < 1:
+        for each in fields(self):
+            check, value = each.metadata["check"], getattr(self, each.name)
+            if check is not None and not check[1](value):
+                raise UsageError(f"{option(each)}: expected {check[0]}, got {_said(value)}")
+        layers = 1 + sum(not str(layer).startswith("mp") for layer in self.hidden)
+        for name in ("threshold", "biases"):
+            given = getattr(self, name)
+            if len(given) not in ({0, 1, layers} if name == "biases" else {1, layers}):
+                raise UsageError(
+                    f"--{name}: expected one number for all layers or one for each of the "
+                    f"{layers}, got {_said(given)}"
+                )
+        if self.run_in >= self.steps:
             raise UsageError(
-                f"--hidden: expected layer sizes such as 256,128,64, got {_list(self.hidden)!r}"
+                f"--run-in: expected fewer than the {self.steps} --steps, got {self.run_in}"
             )
-        for name in ("steps", "epochs", "batch_size", "decay_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(
-                    f"{_option(name)}: expected one or more, got {getattr(self, name)}"
-                )
-        for name in ("lr", "lr_decay", "threshold", "slope", "temperature"):
-            if not getattr(self, name) > 0:
-                raise UsageError(
-                    f"{_option(name)}: expected a number above zero, got {getattr(self, name)}"
-                )
-        for name in ("max_rate", "beta"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(
-                    f"{_option(name)}: expected a number in [0, 1], got {getattr(self, name)}"
-                )
+        if self.feedback_std and self.feedback != "gaussian":
+            raise UsageError(
+                f"--feedback-std: expected --feedback gaussian with it, got {self.feedback!r}"
+            )
+        if self.encoding == "poisson" and self.max_rate > 1:
+            raise UsageError(
+                f"--max-rate: expected a number in [0, 1] with --encoding poisson, got "
+                f"{self.max_rate}"
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-ready values."""
-        return {**asdict(self), "hidden": list(self.hidden)}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def option(of: Field[Any], value: Any = None) -> str:
+    """Return a field's name on the command line, in the form that says ``False`` if it is that."""
+    return ("--no-" if value is False else "--") + of.name.replace("_", "-")
 
 
-def _list(sizes: tuple[int, ...]) -> str:
-    return ",".join(map(str, sizes))
+def shown(value: Any) -> str:
+    """Return a value as it is written on the command line, where a flag has none."""
+    if isinstance(value, bool):
+        return ""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _said(value: Any) -> str:
+    return repr(shown(value)) if isinstance(value, (str, tuple)) else str(value)

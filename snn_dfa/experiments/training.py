@@ -6,6 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,9 +15,11 @@ from torch.nn import functional
 
 from snn_dfa import encoding
 from snn_dfa.dfa import DFA
-from snn_dfa.diagnostics import firing_rates
+from snn_dfa.diagnostics import activity, complaints
 from snn_dfa.experiments.data import Part, Splits
-from snn_dfa.experiments.network import multilayer
+from snn_dfa.experiments.feedback import feedback_of
+from snn_dfa.experiments.network import build, is_convolutional
+from snn_dfa.experiments.optimization import make_loss, make_optimizer, make_scheduler
 from snn_dfa.experiments.settings import Settings, UsageError
 from snn_dfa.sequence import over_time
 
@@ -25,7 +28,7 @@ __all__ = ["RULES", "Trainer"]
 #: Name on the command line to the rule of :class:`DFA`; back-propagation attaches nothing.
 RULES: dict[str, str | None] = {"bptt": None, "dfa": "error", "shallow": "shallow"}
 
-_EVAL_BATCH = 512
+_EVAL_BATCH = 500
 _PARTS = ("train", "val", "test")
 
 
@@ -39,22 +42,14 @@ class Trainer:
     def __init__(self, settings: Settings, rule: str, data: Splits) -> None:
         self.settings, self.rule = settings, rule
         self.data = Splits(*(getattr(data, part).to(settings.device) for part in _PARTS))
-        self.net = multilayer(
-            (data.features, *settings.hidden, data.classes),
-            beta=settings.beta,
-            threshold=settings.threshold,
-            slope=settings.slope,
-            seed=settings.seed,
-        ).to(settings.device)
-        broadcast = RULES[rule]
+        self.net = build(settings, data.image, data.classes).to(settings.device)
         self.sequence = over_time(self.net)
-        self.dfa = (
-            None if broadcast is None else DFA(self.sequence, rule=broadcast, seed=settings.seed)
-        )
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=settings.lr)
-        self.scheduler = torch.optim.lr_scheduler.StepLR(
-            self.optimizer, settings.decay_every, settings.lr_decay
-        )
+        self.dfa = self._attach()
+        self.optimizer = make_optimizer(settings, self.net)
+        self.batches = -(-len(data.train) // settings.batch_size)
+        self.scheduler = make_scheduler(settings, self.optimizer, self.batches)
+        self._loss_of = make_loss(settings)
+        self._flat = not is_convolutional(settings)
         self._order = torch.Generator().manual_seed(settings.seed)
         self._spikes = torch.Generator(settings.device).manual_seed(settings.seed)
         self.history: list[dict[str, float]] = []
@@ -62,6 +57,20 @@ class Trainer:
         self.epoch_seconds: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}
         self.best_epoch = 0
+        self.warnings: dict[str, str] = {}  # of the last epoch: layers silent or saturated
+
+    def _attach(self) -> DFA | None:
+        broadcast, settings = RULES[self.rule], self.settings
+        if broadcast is None:
+            return None
+        return DFA(
+            self.sequence,
+            rule=broadcast,
+            feedback=feedback_of(settings, self.net),
+            scale=settings.feedback_scale,
+            credit=settings.credit,
+            seed=settings.seed,
+        )
 
     @property
     def epoch(self) -> int:
@@ -75,11 +84,11 @@ class Trainer:
         while self.epoch < self.settings.epochs:
             started, steps_before = self._clock(), sum(self.step_seconds)
             line = {"epoch": float(self.epoch + 1), **self._train_epoch(after_batch)}
-            self.scheduler.step()
             line["lr"] = self.optimizer.param_groups[0]["lr"]
-            for part in ("val", "test"):
-                accuracy, loss, _ = self.evaluate(part)
-                line |= {f"{part}_accuracy": accuracy, f"{part}_loss": loss}
+            with activity(self.sequence) as layers:
+                line["val_accuracy"], line["val_loss"], _ = self.evaluate("val")
+            line["test_accuracy"], line["test_loss"], _ = self.evaluate("test")
+            self.warnings = complaints(layers)
             self.history.append(line)
             self._keep_if_best()
             self.epoch_seconds.append(
@@ -94,15 +103,18 @@ class Trainer:
         """Train on all batches; return accuracy and loss over them, each before its update."""
         self.net.train()
         seen, right, total = 0, 0, 0.0
-        part = self.data.train
+        part, settings = self.data.train, self.settings
         order = torch.randperm(len(part), generator=self._order).to(part.y.device)
-        for batch in torch.split(order, self.settings.batch_size):
-            if len(batch) > 1:  # batch normalisation has no statistics of a single sample
-                y = part.y[batch]
-                loss, spk = self._train_step(self._encode(part.x[batch], self._spikes), y)
-                seen, total = seen + len(y), total + loss * len(y)
-                right += int((spk.sum(0).argmax(1) == y).sum())
-            after_batch()
+        with _own_masks(settings.seed + 1000 * self.epoch, settings.device):
+            for batch in torch.split(order, settings.batch_size):
+                if len(batch) > 1:  # batch normalisation has no statistics of a single sample
+                    y = part.y[batch]
+                    x = functional.dropout(part.x[batch], settings.input_dropout)
+                    loss, spk = self._train_step(self._encode(x, self._spikes), y)
+                    seen, total = seen + len(y), total + loss * len(y)
+                    right += int((self._counts(spk).argmax(1) == y).sum())
+                self.scheduler.step()
+                after_batch()
         return {"train_accuracy": right / seen, "train_loss": total / seen}
 
     def _train_step(self, x: Tensor, y: Tensor) -> tuple[float, Tensor]:
@@ -131,12 +143,21 @@ class Trainer:
         return time.perf_counter()
 
     def _encode(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the input sequence of images [B, channels, height, width]."""
         rate, steps = x * self.settings.max_rate, self.settings.steps
+        if self._flat:
+            rate = rate.flatten(1)
+        if self.settings.encoding == "constant":
+            return encoding.constant(rate, steps)
         dtype = torch.bfloat16 if self.settings.amp else x.dtype  # spikes are exact in both
         return encoding.spikes_at(rate, steps, generator, dtype)
 
     def _loss(self, spk: Tensor, y: Tensor) -> Tensor:
-        return functional.cross_entropy(spk.sum(0) / self.settings.temperature, y)
+        return self._loss_of(spk[self.settings.run_in :], y)
+
+    def _counts(self, spk: Tensor) -> Tensor:
+        """Return the output spikes [B, C] that count."""
+        return spk[self.settings.run_in :].sum(0)
 
     # -- evaluation --------------------------------------------------------------------------------
 
@@ -150,7 +171,7 @@ class Trainer:
             for x, y in zip(*(torch.split(t, _EVAL_BATCH) for t in (data.x, data.y)), strict=True):
                 spk = self._forward(self._encode(x, generator))
                 loss += self._loss(spk, y).item() * len(y)
-                predictions.append(spk.sum(0).argmax(1))
+                predictions.append(self._counts(spk).argmax(1))
         predicted = torch.cat(predictions)
         accuracy = (predicted == data.y).double().mean().item()
         return accuracy, loss / len(data), predicted.tolist()
@@ -170,24 +191,38 @@ class Trainer:
         """Return what is reported of the best epoch's network."""
         now = {k: v.detach().clone() for k, v in self.net.state_dict().items()}
         self.net.load_state_dict(self.best)
-        with firing_rates(self.sequence) as rates:
+        with activity(self.sequence) as layers:
             accuracy, loss, predicted = self.evaluate("test")
         self.net.load_state_dict(now)
         line = self.history[self.best_epoch - 1]
-        neurons = dict(zip(rates, (*self.settings.hidden, self.data.classes), strict=True))
+        neurons = sum(seen.neurons for seen in layers.values())
         return {
+            "seed": self.settings.seed,
             "test_accuracy": accuracy,
             "test_loss": loss,
             "val_accuracy": line["val_accuracy"],
             "best_epoch": self.best_epoch,
+            "seconds_to_97": self._seconds_to(0.97),
             "seconds_per_step": statistics.median(self.step_seconds),
             "epoch_seconds": self.epoch_seconds,
-            "spikes_per_neuron_and_step": sum(r * neurons[n] for n, r in rates.items())
-            / sum(neurons.values()),
-            "firing_rates": rates,
+            "spikes_per_neuron_and_step": sum(s.rate * s.neurons for s in layers.values())
+            / neurons,
+            "firing_rates": {name: seen.rate for name, seen in layers.items()},
+            "silent": {name: seen.silent for name, seen in layers.items()},
+            "saturated": {name: seen.saturated for name, seen in layers.items()},
+            "warnings": complaints(layers),
             "confusion": self._confusion(predicted),
             "history": self.history,
         }
+
+    def _seconds_to(self, accuracy: float) -> float | None:
+        """Return the time until the validation accuracy was first this high; ``None``: never."""
+        passed = 0.0
+        for line, seconds in zip(self.history, self.epoch_seconds, strict=True):
+            passed += seconds["epoch"]
+            if line["val_accuracy"] >= accuracy:
+                return passed
+        return None
 
     def _confusion(self, predicted: list[int]) -> list[list[int]]:
         """Rows are true classes, columns predictions."""
@@ -221,7 +256,10 @@ class Trainer:
         Raises:
             UsageError: if rule or settings differ.
         """
-        mine, theirs = ({**s, "rule": r, "epochs": 0, "data_root": "", "device": ""}
+        free = {"data_root": "", "device": ""}
+        if self.settings.schedule != "one-cycle":  # whose rates depend on where it ends
+            free["epochs"] = ""
+        mine, theirs = ({**s, "rule": r, **free}
                         for s, r in ((self.settings.as_dict(), self.rule),
                                      (state["settings"], state["rule"])))  # fmt: skip
         for name, value in mine.items():
@@ -240,3 +278,12 @@ class Trainer:
         self.best, self.best_epoch = dict(state["best"]), state["best_epoch"]
         for name in ("history", "step_seconds", "epoch_seconds"):
             setattr(self, name, list(state[name]))
+
+
+@contextmanager
+def _own_masks(seed: int, device: str) -> Iterator[None]:
+    """Let dropout draw from a seed of its own; the global generator is left as it was."""
+    cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(seed)
+        yield

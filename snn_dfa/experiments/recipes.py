@@ -1,0 +1,124 @@
+"""Recipes: whole experiments by name, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Any
+
+from snn_dfa.experiments.settings import Settings, option, shown
+
+__all__ = ["DEFAULT", "RECIPES", "Recipe", "default_for", "describe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A network, how it is driven and how it learns; what it is for in a line."""
+
+    about: str
+    settings: Settings = field(default_factory=Settings)
+
+
+_ZHANG: dict[str, Any] = {
+    "hidden": (1000,),
+    "normalize": False,
+    "weights": "zhang",
+    "biases": (0.8,),
+    "neuron": "refractory",
+    "threshold": (0.4,),
+    "spike_size": 4.0,  # as long as the refractory period: A.6 to A.8 hold for such spikes
+    "steps": 400,
+    "run_in": 80,
+    "temperature": 1.0,
+    "epochs": 20,
+    "batch_size": 100,
+    "optimizer": "sgd",
+    "lr": 50.0,
+    "per_input": True,
+    "schedule": "step",
+    "lr_decay": 1.0,
+    "feedback": "zhang",
+    "credit": "current",
+    "input_dropout": 0.0,
+}
+
+#: The name of a recipe on the command line to the recipe; options override its settings.
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        "deep": Recipe("three hidden layers under DFA, the default"),
+        "small": Recipe(
+            "three small hidden layers on Poisson spikes, the default for the digits",
+            Settings(
+                hidden=(256, 128, 64),
+                beta=0.4,
+                slope=10.0,
+                encoding="poisson",
+                steps=25,
+                temperature=2.0,
+                input_dropout=0.0,
+                batch_size=32,
+                schedule="step",
+            ),
+        ),
+        "wide": Recipe("one hidden layer of 1000", Settings(hidden=(1000,))),
+        "conv": Recipe(
+            "a small convolutional network, as in snnTorch's sixth tutorial",
+            Settings(hidden=("12c5", "mp2", "64c5", "mp2")),
+        ),
+        "zhang2024": Recipe(
+            "Zhang et al. 2024, arXiv 2409.07776: DFA with the exact surrogate",
+            Settings(**_ZHANG, surrogate="exact"),
+        ),
+        "zhang2024-augmented": Recipe(
+            "the same with an arbitrary slope in place of the exact one: augmented DFA",
+            Settings(**_ZHANG, surrogate="fast-sigmoid", slope=1.0),
+        ),
+        "notebook": Recipe(
+            "the first implementation by hand, to the letter; it stays at chance",
+            Settings(
+                normalize=False,
+                weights="xavier",
+                biases=(0.5, 0.5, 0.5, 1.0),
+                neuron="refractory",
+                threshold=(0.05, 0.02, 0.01, 0.15),
+                encoding="poisson",
+                steps=25,
+                max_rate=0.8,
+                input_dropout=0.0,
+                slope=10.0,
+                loss="share",
+                temperature=0.5,
+                epochs=50,
+                batch_size=128,
+                optimizer="sgd",
+                lr=0.1,
+                schedule="step",
+                lr_decay=0.95,
+                decay_every=10,
+                feedback_std=0.0338,
+                credit="current",
+            ),
+        ),
+    }
+)
+DEFAULT = "deep"
+_WHERE = ("dataset", "data_root", "seed", "device")  # no part of a recipe
+
+
+def default_for(dataset: str) -> str:
+    """Return the name of the recipe that a data set gets where none is asked for."""
+    return "small" if dataset == "digits" else DEFAULT
+
+
+def describe(name: str) -> str:
+    """Return a recipe as options: the default one whole, of another what differs from that."""
+    recipe = RECIPES[name]
+    lines = [f"{name}: {recipe.about}"]
+    for each in fields(Settings):
+        value = getattr(recipe.settings, each.name)
+        if each.name in _WHERE or value == ():
+            continue
+        if name == DEFAULT or value != each.default:
+            lines.append(f"    {option(each, value)} {shown(value)}".rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,66 @@
+"""What layers are said to do, and the word that is given when they cannot learn."""
+
+import pytest
+import snntorch as snn
+import torch
+from torch import nn
+
+from snn_dfa import RefractoryLeaky, diagnostics, over_time, reset
+from snn_dfa.diagnostics import Activity, ActivityWarning, activity, complaints
+
+T = 20
+
+
+def watched(*neurons, currents):
+    """Each neuron over T steps of constant currents [B, N], in a network of their own."""
+    seen = []
+    for neuron in neurons:
+        net = nn.Sequential(neuron)
+        reset(net)
+        with activity(net) as layers:
+            for _ in range(T):
+                net(currents)
+        seen.append(layers["0"])
+    return seen
+
+
+def test_counts_by_hand():
+    plain = snn.Leaky(0.0, reset_mechanism="none", init_hidden=True)
+    held = RefractoryLeaky(0.0, reset_mechanism="none", init_hidden=True, refractory_steps=3)
+    currents = torch.tensor([[2.0, 0.5, 2.0, 0.5], [2.0, 0.5, 0.5, 0.5]])  # one neuron minds it
+    for neuron, most in ((plain, 1.0), (held, 0.25)):
+        (seen,) = watched(neuron, currents=currents)
+        assert seen.neurons == 4
+        assert seen.rate == pytest.approx(most * 3 / 8)
+        assert seen.silent == 0.5
+        assert seen.saturated == 0.25
+
+
+def test_neurons_of_images_are_counted_one_by_one():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), snn.Leaky(0.9, init_hidden=True))
+    form = over_time(net)
+    with activity(form) as layers:
+        form(torch.rand(T, 3, 1, 8, 8))
+    assert layers["1"].neurons == 2 * 6 * 6
+
+
+def test_nothing_is_left_on_the_network():
+    net = nn.Sequential(snn.Leaky(0.9, init_hidden=True))
+    with pytest.raises(ZeroDivisionError), activity(net):
+        raise ZeroDivisionError
+    assert not net[0]._forward_hooks
+
+
+def test_a_warning_names_the_layer_its_rate_and_what_to_do():
+    well = Activity(100, 0.2, silent=0.1, saturated=0.1)
+    dead = Activity(100, 0.01, silent=0.8, saturated=0.0)
+    full = Activity(100, 0.245, silent=0.0, saturated=0.98)
+    said = complaints({"a": well, "b": dead, "c": full})
+    assert set(said) == {"b", "c"}
+    with pytest.warns(ActivityWarning) as caught:
+        diagnostics.warn({"a": well, "b": dead, "c": full})
+    texts = [str(w.message) for w in caught]
+    assert texts == list(said.values())
+    assert "layer 'b': 80 % of its neurons never fire (rate 0.010 a step)" in texts[0]
+    assert "layer 'c': 98 % of its neurons fire whenever they can (rate 0.245" in texts[1]
+    assert all("nn.BatchNorm1d" in text for text in texts)

@@ -1,0 +1,234 @@
+"""Recipes, what they set, and what comes of them on the digits."""
+
+import copy
+import itertools
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from snn_dfa import KolenPollack, fold_normalization, over_time
+from snn_dfa.experiments import ladder
+from snn_dfa.experiments.cli import main
+from snn_dfa.experiments.data import load
+from snn_dfa.experiments.feedback import feedback_of
+from snn_dfa.experiments.network import build
+from snn_dfa.experiments.optimization import make_optimizer, make_scheduler
+from snn_dfa.experiments.recipes import RECIPES, default_for
+from snn_dfa.experiments.settings import Settings, UsageError
+from snn_dfa.experiments.training import Trainer
+
+
+def run(*args):
+    return main([str(a) for a in args])
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits", "", 0)
+
+
+# -- recipes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_is_shown_of_a_recipe_makes_it(name, capsys, tmp_path, monkeypatch):
+    """The options that `recipes` prints, given to the default recipe, give the same settings."""
+    assert run("recipes") == 0
+    (shown,) = (p for p in capsys.readouterr().out.split("\n\n") if p.startswith(f"{name}: "))
+    options = [word for line in shown.splitlines()[1:] for word in line.split()]
+    seen = []
+
+    def stop(settings, rule, data):
+        seen.append(settings)
+        raise UsageError("stopped")
+
+    monkeypatch.setattr("snn_dfa.experiments.cli.Trainer", stop)
+    for args in (["--recipe", "deep", *options], ["--recipe", name]):
+        assert run("train", *args, "--epochs", 2, "--out", tmp_path / "none") == 2
+    capsys.readouterr()
+    made, named = seen
+    assert made == named
+    assert named.epochs == 2
+
+
+def test_the_recipes_have_the_sizes_that_they_are_known_by(digits):
+    image = (1, 28, 28)
+    sizes = {}
+    for name, recipe in RECIPES.items():
+        net = build(recipe.settings, image, 10)
+        sizes[name] = [tuple(m.weight.shape) for m in net if hasattr(m, "weight") and m.weight.dim() > 1]  # fmt: skip
+    deep = [(1000, 784), (250, 1000), (100, 250), (10, 100)]
+    assert sizes["deep"] == sizes["notebook"] == deep
+    assert sizes["wide"] == sizes["zhang2024"] == [(1000, 784), (10, 1000)]
+    assert sizes["conv"] == [(12, 1, 5, 5), (64, 12, 5, 5), (10, 1024)]
+    assert default_for("mnist") == "deep"
+    assert default_for("digits") == "small"
+    assert RECIPES["deep"].settings.steps <= 25
+
+
+def test_the_notebook_is_at_chance_and_told_why(digits, tmp_path, capsys):
+    assert run("train", "--recipe", "notebook", "--epochs", 2, "--out", tmp_path) == 0
+    err = capsys.readouterr().err
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert found["recipe"] == "notebook"
+    assert found["settings"]["biases"] == [0.5, 0.5, 0.5, 1.0]
+    assert 0.08 < found["dfa"]["test_accuracy"] < 0.15
+    saturated = [name for name, share in found["dfa"]["saturated"].items() if share > 0.5]
+    assert saturated
+    for name in saturated:
+        assert f"warning: layer '{name}': " in err
+    assert "fire whenever they can" in err
+
+
+def test_small_images_are_padded_for_the_convolutional_recipe(tmp_path):
+    options = ("--hidden", "4c5,mp2,6c5,mp2", "--epochs", 4, "--steps", 6, "--batch-size", 16)
+    assert run("train", "--recipe", "conv", *options, "--out", tmp_path) == 0
+    found = json.loads((tmp_path / "metrics.json").read_text())["dfa"]
+    assert found["test_accuracy"] > 0.5
+
+
+def test_zhangs_set_up_learns(tmp_path):
+    options = ("--steps", 120, "--run-in", 40, "--epochs", 2, "--batch-size", 20)
+    assert run("train", "--recipe", "zhang2024", *options, "--out", tmp_path) == 0
+    assert json.loads((tmp_path / "metrics.json").read_text())["dfa"]["test_accuracy"] > 0.5
+
+
+# -- the ladder ------------------------------------------------------------------------------------
+
+
+def test_the_ladder_leads_from_one_recipe_to_the_other_a_change_at_a_time():
+    rungs = [rung.settings for rung in ladder.rungs(epochs=3)]
+    assert rungs[0] == replace(RECIPES["notebook"].settings, epochs=3)
+    assert rungs[-1] == RECIPES["deep"].settings
+    for before, after in itertools.pairwise(rungs):
+        assert before != after
+    changed = [name for _, names in ladder.CHANGES for name in names]
+    assert len(changed) == len(set(changed))
+
+
+def test_the_ladder_writes_its_table(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ladder, "CHANGES", ladder.CHANGES[:1])
+    assert run("ladder", "--epochs", 1, "--out", tmp_path) == 0
+    table = (tmp_path / "ladder.md").read_text()
+    assert table in capsys.readouterr().out
+    found = json.loads((tmp_path / "ladder.json").read_text())["rungs"]
+    assert [rung["name"] for rung in found] == ["the recipe notebook", ladder.CHANGES[0][0]]
+    assert f"| {100 * found[1]['test_accuracy']:.2f} % |" in table
+    assert (tmp_path / "ladder.png").stat().st_size > 1000
+
+
+# -- several seeds ---------------------------------------------------------------------------------
+
+
+def test_compare_over_seeds(tmp_path, capsys):
+    options = ("--hidden", 16, "--steps", 5, "--epochs", 2, "--rules", "dfa,shallow")
+    assert run("compare", *options, "--seeds", 3, "--seed", 4, "--out", tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "worst" in out
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    for rule in ("dfa", "shallow"):
+        over = found["over_seeds"][rule]
+        accuracies = [r["test_accuracy"] for r in over["runs"]]
+        assert over["seeds"] == [4, 5, 6]
+        assert over["mean"] == pytest.approx(sum(accuracies) / 3)
+        assert over["worst"] == min(accuracies)
+        spread = sum((a - over["mean"]) ** 2 for a in accuracies) / 2
+        assert over["std"] == pytest.approx(spread**0.5)
+        assert found[rule]["test_accuracy"] == accuracies[0]
+    assert run("compare", *options, "--seed", 5, "--out", tmp_path / "one") == 0
+    alone = json.loads((tmp_path / "one" / "metrics.json").read_text())
+    assert alone["dfa"]["history"] == found["over_seeds"]["dfa"]["runs"][1]["history"]
+    assert alone["over_seeds"] == {}
+
+
+def test_time_to_an_accuracy(digits):
+    trainer = Trainer(Settings(hidden=(8,), steps=2, epochs=1), "shallow", digits)
+    trainer.history = [{"val_accuracy": a} for a in (0.9, 0.972, 0.96)]
+    trainer.epoch_seconds = [{"epoch": 2.0}, {"epoch": 3.0}, {"epoch": 4.0}]
+    assert trainer._seconds_to(0.97) == 5.0
+    assert trainer._seconds_to(0.99) is None
+
+
+# -- settings at work ------------------------------------------------------------------------------
+
+
+def test_rates_and_decay_by_layer():
+    settings = Settings(hidden=(8,), lr=0.5, per_input=True, weight_decay=0.1)
+    net = build(settings, (1, 2, 2), 3)
+    optimizer = make_optimizer(settings, net)
+    rate = {p: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    assert set(rate) == set(net.parameters())
+    linear, norm, _, out, _ = net
+    assert rate[linear.weight] == (0.5 / 4, 0.1)
+    assert rate[linear.bias] == rate[norm.weight] == rate[norm.bias] == (0.5 / 4, 0.0)
+    assert rate[out.weight] == (0.5 / 8, 0.1)
+
+
+def test_one_cycle_ends_near_zero():
+    settings = Settings(hidden=(8,), lr=0.5, schedule="one-cycle", epochs=3)
+    optimizer = make_optimizer(settings, build(settings, (1, 2, 2), 3))
+    scheduler = make_scheduler(settings, optimizer, batches=10)
+    rates = []
+    for _ in range(30):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step() if len(rates) < 30 else None
+    assert max(rates) == pytest.approx(0.5)
+    assert rates[-1] < 1e-4
+
+
+def test_an_end_moved_while_the_rate_goes_down_is_refused(tmp_path, capsys):
+    options = ("train", "--hidden", 8, "--steps", 3, "--schedule", "one-cycle", "--out", tmp_path)
+    assert run(*options, "--epochs", 2) == 0
+    assert run(*options, "--epochs", 3, "--resume") == 2
+    assert "the checkpoint was made with epochs=2, expected 3" in capsys.readouterr().err
+
+
+def test_dropout_resumes_and_leaves_the_global_generator_alone(digits):
+    settings = Settings(
+        hidden=(16,), steps=3, epochs=2, dropout=0.3, input_dropout=0.3, schedule="step"
+    )
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    whole = Trainer(settings, "dfa", digits)
+    fit = whole.fit()
+    next(fit)
+    resumed = Trainer(settings, "dfa", digits)
+    resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
+    next(fit)
+    next(resumed.fit())
+    assert len(resumed.history) == 2
+    assert resumed.history == whole.history
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_feedback_by_name():
+    net = build(Settings(hidden=(6, 5)), (1, 2, 2), 3)
+    assert feedback_of(Settings(feedback="gaussian"), net) == "gaussian"
+    learned = feedback_of(Settings(feedback="kolen-pollack", feedback_lr=0.1), net)
+    assert learned == KolenPollack(lr=0.1)
+    spread = feedback_of(Settings(hidden=(6, 5), feedback="gaussian", feedback_std=0.5), net)
+    neurons = [name for name, m in net.named_children() if hasattr(m, "threshold")]
+    assert {name: tuple(b.shape) for name, b in spread.items()} == {
+        neurons[0]: (3, 6), neurons[1]: (3, 5),
+    }  # fmt: skip
+    zhang = feedback_of(Settings(hidden=(6, 5), feedback="zhang", feedback_scale=2.0), net)
+    once = feedback_of(Settings(hidden=(6, 5), feedback="zhang"), net)
+    torch.testing.assert_close(zhang, {name: 2 * b for name, b in once.items()})
+    with pytest.raises(UsageError, match="expected gaussian or kolen-pollack with convolutions"):
+        feedback_of(Settings(feedback="zhang"), build(Settings(hidden=("2c3",)), (1, 8, 8), 3))
+
+
+def test_a_trained_network_folds(digits):
+    trainer = Trainer(Settings(hidden=(32, 16), epochs=3, batch_size=16), "dfa", digits)
+    list(trainer.fit())
+    folded = fold_normalization(trainer.net)
+    assert [type(m) for m in folded[::2]] == [nn.Linear] * 3
+    x = trainer._encode(digits.val.x, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted, got = (over_time(net.eval())(x).sum(0) for net in (trainer.net, folded))
+    assert wanted.sum() > 0
+    assert (wanted != got).double().mean() < 0.01  # a spike may flip on rounding
