@@ -39,7 +39,7 @@ class Activity:
 
 
 class ActivityWarning(UserWarning):
-    """Most neurons of a layer are silent or saturated: the layer cannot learn."""
+    """Most neurons of a layer are silent or saturated: the layer learns little or nothing."""
 
 
 @contextmanager
@@ -109,7 +109,7 @@ def _complaint(name: str, seen: Activity) -> str:
     if seen.silent >= _TOO_MANY:
         return (
             f"layer {name!r}: {100 * seen.silent:.0f} % of its neurons never fire (rate "
-            f"{seen.rate:.3f} a step), so that they pass nothing on and learn nothing; normalise "
+            f"{seen.rate:.3f} a step), so that they pass nothing on; normalise "
             f"the current before them (nn.BatchNorm1d), or lower their threshold"
         )
     if seen.saturated >= _TOO_MANY:

@@ -65,7 +65,7 @@ def spikes_at(
     # Uniform on -32768 ... 32767, and a spike where at most the bound, which is the last value for
     # probability one. The first value is made the second, so that zero has a bound below all.
     draw = draw.clamp_(min=-32767).view(num_steps, *probability.shape)
-    bound = (probability.float() * 65536).round().sub(32769).clamp(min=-32768).to(torch.int16)
+    bound = (probability.float() * 65536).round().sub(32769).clamp(-32768, 32767).to(torch.int16)
     spikes = torch.empty_like(draw, dtype=probability.dtype if dtype is None else dtype)
     return torch.le(draw, bound, out=spikes)
 

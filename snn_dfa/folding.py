@@ -30,7 +30,8 @@ def fold_normalization(net: nn.Sequential) -> nn.Sequential:
             an ``nn.Linear`` or a convolution.
 
     Raises:
-        AttachError: if a normalisation follows on something else or keeps no statistics.
+        AttachError: if a normalisation follows on something else, keeps no statistics or has no
+            weights, or ``net`` is no ``nn.Sequential`` or its neurons hold states with a graph.
 
     Example:
         >>> import snntorch as snn
@@ -38,16 +39,29 @@ def fold_normalization(net: nn.Sequential) -> nn.Sequential:
         >>> [type(layer).__name__ for layer in fold_normalization(net)]
         ['Linear', 'Leaky']
     """
+    if type(net) is not nn.Sequential:
+        raise AttachError(
+            f"fold_normalization: expected an nn.Sequential, got {type(net).__name__}"
+        )
+    if any(state.grad_fn is not None for state in net.buffers()):
+        raise AttachError("fold_normalization: a neuron's state has a graph; call reset(net) first")
     return _fold(copy.deepcopy(net).eval(), "")
 
 
 def _fold(net: nn.Module, prefix: str) -> nn.Sequential:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    for name, module in net.named_children():
+    for name, module in net._modules.items():  # named_children() gives a shared module once
+        if module is None:
+            continue
         if isinstance(module, _NORMALIZATIONS):
             _fold_into_last(layers, module, f"{prefix}{name}")
         elif isinstance(module, nn.Sequential):
             layers[name] = _fold(module, f"{prefix}{name}.")
+        elif any(isinstance(inner, _NORMALIZATIONS) for inner in module.modules()):
+            raise AttachError(
+                f"fold_normalization: expected only nn.Sequential to hold a normalisation, got one "
+                f"in {prefix}{name} of type {type(module).__name__}"
+            )
         else:
             layers[name] = module
     return nn.Sequential(layers).eval()
@@ -55,10 +69,10 @@ def _fold(net: nn.Module, prefix: str) -> nn.Sequential:
 
 def _fold_into_last(layers: OrderedDict[str, nn.Module], norm: Any, name: str) -> None:
     last, before = next(reversed(layers.items()), ("", None))
-    if norm.running_mean is None:
+    if norm.running_mean is None or norm.weight is None:
         raise AttachError(
-            f"fold_normalization: {name!r} keeps no running statistics, expected "
-            f"track_running_stats=True"
+            f"fold_normalization: {name!r} has no running statistics or no weights, expected "
+            f"track_running_stats=True and affine=True"
         )
     if isinstance(before, nn.Linear):
         layers[last] = fuse_linear_bn_eval(before, norm)

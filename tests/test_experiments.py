@@ -173,6 +173,36 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
             ["compare", "--threshold", "1,2"],
             "--threshold: expected one number for all layers or one for each of the 4, got '1.0,2.0'",
         ),
+        (
+            ["compare", "--recipe", "deep", "--encoding", "poisson"],
+            "--input-dropout: expected at most 1 - --max-rate = 0 with Poisson spikes",
+        ),
+        (
+            ["compare", "--recipe", "conv", "--feedback", "zhang"],
+            "--feedback: expected gaussian or kolen-pollack with convolutions, got 'zhang'",
+        ),
+        (
+            ["compare", "--recipe", "conv", "--feedback", "gaussian", "--feedback-std", "0.1"],
+            "--feedback-std: expected 0 with convolutions",
+        ),
+        (
+            ["train", "--recipe", "zhang2024", "--dt", "30"],
+            "--dt: expected at most the 20 ms of --tau, got 30.0",
+        ),
+        (
+            ["train", "--loss", "share", "--label-smoothing", "0.1"],
+            "--label-smoothing: expected 0 with --loss share, got 0.1",
+        ),
+        (
+            ["train", "--batch-size", "1"],
+            "--batch-size: expected two or more with --normalize, got 1",
+        ),
+        (["train", "--threshold", "nan"], "--threshold: expected numbers above zero"),
+        (["train", "--seed", "-1"], "--seed: expected a whole number from 0"),
+        (
+            ["ladder", "--device", "abacus"],
+            "--device: expected a device of this machine, got 'abacus'",
+        ),
         (["compare", "--run-in", "25"], "--run-in: expected fewer than the"),
         (
             ["compare", "--feedback", "cats"],

@@ -57,5 +57,5 @@ def test_what_cannot_be_folded_is_named():
     with pytest.raises(AttachError, match=r"expected .2. straight after .* after ReLU"):
         fold_normalization(late)
     without = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False))
-    with pytest.raises(AttachError, match="'1' keeps no running statistics"):
+    with pytest.raises(AttachError, match="'1' has no running statistics"):
         fold_normalization(without)

@@ -20,12 +20,12 @@ def test_the_example_learns():
     code = block("example")
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
     train = load("digits", "", seed=0).train
-    batches = list(zip(train.x.split(64), train.y.split(64), strict=True))
+    batches = list(zip(train.x.flatten(1).split(64), train.y.split(64), strict=True))
     names = {"batches": batches * 6}
     exec(compile(code, "README.md", "exec"), names)
     net = names["net"].eval()
     names["reset"](net)
-    x = names["encoding"].poisson(train.x, num_steps=25)
+    x = names["encoding"].poisson(train.x.flatten(1), num_steps=25)
     with torch.no_grad():
         spk = torch.stack([net(step) for step in x])
     assert (spk.sum(0).argmax(1) == train.y).float().mean() > 0.8

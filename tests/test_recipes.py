@@ -173,11 +173,11 @@ def test_one_cycle_ends_near_zero():
     scheduler = make_scheduler(settings, optimizer, batches=10)
     rates = []
     for _ in range(30):
-        rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        scheduler.step() if len(rates) < 30 else None
-    assert max(rates) == pytest.approx(0.5)
-    assert rates[-1] < 1e-4
+        scheduler.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert max(rates) == pytest.approx(0.5, rel=0.01)
+    assert rates[-1] == min(rates) < 1e-4
 
 
 def test_an_end_moved_while_the_rate_goes_down_is_refused(tmp_path, capsys):
@@ -218,8 +218,6 @@ def test_feedback_by_name():
     zhang = feedback_of(Settings(hidden=(6, 5), feedback="zhang", feedback_scale=2.0), net)
     once = feedback_of(Settings(hidden=(6, 5), feedback="zhang"), net)
     torch.testing.assert_close(zhang, {name: 2 * b for name, b in once.items()})
-    with pytest.raises(UsageError, match="expected gaussian or kolen-pollack with convolutions"):
-        feedback_of(Settings(feedback="zhang"), build(Settings(hidden=("2c3",)), (1, 8, 8), 3))
 
 
 def test_a_trained_network_folds(digits):

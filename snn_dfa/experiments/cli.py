@@ -37,7 +37,7 @@ def _layers(text: str) -> tuple[int | str, ...]:
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(",") if part)
+    return tuple(float(part) for part in text.split(",")) if text else ()
 
 
 def _rules(text: str) -> list[str]:
@@ -119,6 +119,11 @@ def _settings(args: argparse.Namespace) -> Settings:
     if args.recipe is None:
         args.recipe = default_for(getattr(args, "dataset", Settings.dataset))
     settings = replace(RECIPES[args.recipe].settings, **_given(args))
+    _check_device(settings)
+    return settings
+
+
+def _check_device(settings: Settings) -> None:
     try:
         torch.empty(0, device=settings.device)
     except (RuntimeError, AssertionError) as error:
@@ -126,7 +131,6 @@ def _settings(args: argparse.Namespace) -> Settings:
         raise UsageError(
             f"--device: expected a device of this machine, got {settings.device!r} ({reason})"
         ) from error
-    return settings
 
 
 def _fit(trainer: Trainer, name: str, checkpoint: Path | None = None) -> None:
@@ -158,10 +162,10 @@ def _compare(args: argparse.Namespace) -> None:
             folder = make_folder(args.out)  # once nothing is left to be refused
             _fit(trainer, rule if args.seeds == 1 else f"{rule}, seed {seed}")
             results[rule].append(trainer.result())
-            report.write(
-                folder, args.recipe, settings, {r: done for r, done in results.items() if done}
-            )
-    _finish(args.out, args.recipe, settings, results)
+            # Written after each run: a long comparison that is interrupted leaves its parts.
+            done = {r: runs for r, runs in results.items() if runs}
+            paths = report.write(folder, args.recipe, settings, done)
+    _print(results, paths)
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -174,11 +178,11 @@ def _train(args: argparse.Namespace) -> None:
         trainer.load_state_dict(state)
     folder = make_folder(args.out)
     _fit(trainer, args.rule, checkpoint)
-    _finish(folder, args.recipe, settings, {args.rule: [trainer.result()]})
+    results = {args.rule: [trainer.result()]}
+    _print(results, report.write(folder, args.recipe, settings, results))
 
 
-def _finish(folder: Path, recipe: str, settings: Settings, results: report.Results) -> None:
-    paths = report.write(folder, recipe, settings, results)
+def _print(results: report.Results, paths: Sequence[Path]) -> None:
     print(report.table(results))
     print("wrote " + " ".join(str(path) for path in paths))
 
@@ -186,6 +190,7 @@ def _finish(folder: Path, recipe: str, settings: Settings, results: report.Resul
 def _ladder(args: argparse.Namespace) -> None:
     steps = list(rungs(**_given(args)))
     first = steps[0].settings
+    _check_device(first)
     data = load(first.dataset, first.data_root, first.seed)
     folder, results = make_folder(args.out), []
     for rung in steps:

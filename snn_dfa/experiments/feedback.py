@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from snn_dfa.experiments.settings import Settings, UsageError
+from snn_dfa.experiments.settings import Settings
 from snn_dfa.feedback import Feedback, generator_for
 from snn_dfa.kolen_pollack import KolenPollack
 from snn_dfa.zhang import zhang_feedback
@@ -26,8 +26,6 @@ def _matrices(settings: Settings, net: nn.Sequential) -> list[tuple[str, Tensor]
     sizes: list[int] = []
     names: list[str] = []
     for name, module in net.named_children():
-        if isinstance(module, nn.Conv2d):
-            raise UsageError("--feedback: expected gaussian or kolen-pollack with convolutions")
         if isinstance(module, nn.Linear):
             sizes.append(module.out_features)
         elif len(names) < len(sizes) and hasattr(module, "threshold"):
@@ -37,8 +35,8 @@ def _matrices(settings: Settings, net: nn.Sequential) -> list[tuple[str, Tensor]
         shape = (sizes[-1], sizes[i])
         generator = generator_for(settings.seed, name, shape)
         if settings.feedback == "zhang":
-            matrix = settings.feedback_scale * zhang_feedback(sizes[i:], generator)
+            matrix = zhang_feedback(sizes[i:], generator)
         else:
             matrix = torch.randn(shape, generator=generator) * settings.feedback_std
-        found.append((name, matrix))
+        found.append((name, settings.feedback_scale * matrix))
     return found

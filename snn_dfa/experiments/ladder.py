@@ -34,7 +34,7 @@ CHANGES: Sequence[tuple[str, tuple[str, ...]]] = (
     ("credit through the membrane", ("credit", "slope")),
     ("pixels as a constant current", ("encoding", "max_rate", "steps")),
     ("learning rate up and down in one cycle", ("schedule", "lr_decay", "decay_every")),
-    ("dropout", ("input_dropout", "dropout")),
+    ("dropout of pixels, weight decay", ("input_dropout", "weight_decay")),
     ("trained to the end", ("epochs",)),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -67,18 +68,20 @@ def build(settings: Settings, image: tuple[int, ...], classes: int) -> nn.Sequen
     blocks = [*_blocks(settings.hidden), Block(classes)]
     pad = not _fits(blocks, image)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        layers: list[nn.Module] = []
+        torch.default_generator.manual_seed(settings.seed)
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
         shape = image if blocks[0].kernel else (math.prod(image),)
         for number, block in enumerate(blocks):
-            layers += _layers(settings, block, shape, number, len(blocks), pad)
+            for kind, layer in _layers(settings, block, shape, number, len(blocks), pad):
+                # Named by kind and block: a layer more leaves the others' feedback as it is.
+                layers[f"{kind}{number + 1}"] = layer
             shape = _shape_after(block, shape, pad)
             if min(shape) < 1:
                 raise UsageError(
                     f"--hidden: nothing is left of an image of {'x'.join(map(str, image[1:]))} "
                     f"after so much pooling"
                 )
-    return nn.Sequential(*layers)
+    return nn.Sequential(layers)
 
 
 def _fits(blocks: list[Block], image: tuple[int, ...]) -> bool:
@@ -93,24 +96,26 @@ def _fits(blocks: list[Block], image: tuple[int, ...]) -> bool:
 
 def _layers(
     settings: Settings, block: Block, shape: tuple[int, ...], number: int, count: int, pad: bool
-) -> Iterator[nn.Module]:
+) -> Iterator[tuple[str, nn.Module]]:
     if number and settings.dropout:
-        yield nn.Dropout(settings.dropout)
+        yield "dropout", nn.Dropout(settings.dropout)
     if block.kernel is None and len(shape) > 1:
-        yield nn.Flatten()
+        yield "flatten", nn.Flatten()
     weights = (
         nn.Linear(math.prod(shape), block.width)
         if block.kernel is None
         else nn.Conv2d(shape[0], block.width, block.kernel, padding="same" if pad else 0)
     )
     _initialise(weights, settings, number)
-    yield weights
+    yield "linear" if block.kernel is None else "conv", weights
     if settings.normalize and number < count - 1:
-        yield (nn.BatchNorm1d if block.kernel is None else nn.BatchNorm2d)(block.width)
+        kind = nn.BatchNorm1d if block.kernel is None else nn.BatchNorm2d
+        yield "norm", kind(block.width)
     if block.pool:
-        yield nn.MaxPool2d(block.pool)
+        yield "pool", nn.MaxPool2d(block.pool)
     threshold = settings.threshold[number if len(settings.threshold) > 1 else 0]
-    yield _neuron(settings, threshold, settings.spike_size if number < count - 1 else 1.0)
+    size = settings.spike_size if number < count - 1 else 1.0
+    yield "neuron", _neuron(settings, threshold, size)
 
 
 def _shape_after(block: Block, shape: tuple[int, ...], pad: bool) -> tuple[int, ...]:

@@ -43,7 +43,8 @@ def make_scheduler(
     """Return the schedule, to be stepped after each of so many batches an epoch."""
     if settings.schedule == "one-cycle":
         rates = [group["lr"] for group in optimizer.param_groups]
-        return OneCycleLR(optimizer, rates, settings.epochs * batches, cycle_momentum=False)
+        steps = settings.epochs * batches + 1  # the last one is asked for after the last batch
+        return OneCycleLR(optimizer, rates, steps, cycle_momentum=False)
     return StepLR(optimizer, settings.decay_every * batches, settings.lr_decay)
 
 

@@ -41,6 +41,7 @@ _ZHANG: dict[str, Any] = {
     "feedback": "zhang",
     "credit": "current",
     "input_dropout": 0.0,
+    "weight_decay": 0.0,
 }
 
 #: The name of a recipe on the command line to the recipe; options override its settings.
@@ -57,6 +58,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 steps=25,
                 temperature=2.0,
                 input_dropout=0.0,
+                weight_decay=0.0,
                 batch_size=32,
                 schedule="step",
             ),
@@ -64,7 +66,14 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "wide": Recipe("one hidden layer of 1000", Settings(hidden=(1000,))),
         "conv": Recipe(
             "a small convolutional network, as in snnTorch's sixth tutorial",
-            Settings(hidden=("12c5", "mp2", "64c5", "mp2")),
+            Settings(
+                hidden=("12c5", "mp2", "64c5", "mp2"),
+                input_dropout=0.0,
+                weight_decay=0.1,
+                feedback="kolen-pollack",
+                feedback_lr=1e-3,
+                feedback_decay=0.1,
+            ),
         ),
         "zhang2024": Recipe(
             "Zhang et al. 2024, arXiv 2409.07776: DFA with the exact surrogate",
@@ -72,7 +81,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         ),
         "zhang2024-augmented": Recipe(
             "the same with an arbitrary slope in place of the exact one: augmented DFA",
-            Settings(**_ZHANG, surrogate="fast-sigmoid", slope=1.0),
+            Settings(**{**_ZHANG, "lr": 10.0}, surrogate="fast-sigmoid", slope=1.0),
         ),
         "notebook": Recipe(
             "the first implementation by hand, to the letter; it stays at chance",
@@ -86,6 +95,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 steps=25,
                 max_rate=0.8,
                 input_dropout=0.0,
+                weight_decay=0.0,
                 slope=10.0,
                 loss="share",
                 temperature=0.5,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, TypeAlias
 
@@ -22,9 +23,10 @@ class UsageError(Exception):
 Check: TypeAlias = tuple[str, Callable[[Any], bool]]  # what is expected, and whether it is so
 
 _COUNT: Check = ("one or more", lambda value: value >= 1)
-_WHOLE: Check = ("zero or more", lambda value: value >= 0)
-_ABOVE_ZERO: Check = ("a number above zero", lambda value: value > 0)
-_NOT_BELOW_ZERO: Check = ("zero or more", lambda value: value >= 0)
+_SEED: Check = ("a whole number from 0 to 2^62", lambda value: 0 <= value <= 2**62)
+_ABOVE_ZERO: Check = ("a number above zero", lambda value: 0 < value < math.inf)
+_NOT_BELOW_ZERO: Check = ("zero or more", lambda value: 0 <= value < math.inf)
+_FINITE: Check = ("finite numbers", lambda value: all(map(math.isfinite, value)))
 _SHARE: Check = ("a number in [0, 1]", lambda value: 0 <= value <= 1)
 _PART: Check = ("a number in [0, 1)", lambda value: 0 <= value < 1)
 _LAYERS: Check = (
@@ -33,7 +35,7 @@ _LAYERS: Check = (
 )
 _THRESHOLDS: Check = (
     "numbers above zero, one for all layers or one for each",
-    lambda value: bool(value) and min(value) > 0,
+    lambda value: bool(value) and all(0 < each < math.inf for each in value),
 )
 
 
@@ -52,7 +54,7 @@ class Settings:
     # -- where -------------------------------------------------------------------------------------
     dataset: str = _say("digits", "name of the data set")
     data_root: str = _say("data", "folder in which torchvision keeps or puts the data set")
-    seed: int = _say(0, "of weights, feedback, order, spikes, masks and the validation part")
+    seed: int = _say(0, "of weights, feedback, order, spikes, masks, validation part", _SEED)
     device: str = _say("cpu", "torch device, such as cpu or cuda")
     # -- network -----------------------------------------------------------------------------------
     hidden: tuple[Layer, ...] = _say(
@@ -65,7 +67,7 @@ class Settings:
         "default", "first weights: PyTorch's, xavier, or zhang (their A.6)",
         _one_of("default", "xavier", "zhang"),
     )  # fmt: skip
-    biases: tuple[float, ...] = _say((), "first biases, one for all layers or one for each")
+    biases: tuple[float, ...] = _say((), "first biases, one for all or for each layer", _FINITE)
     # -- neuron ------------------------------------------------------------------------------------
     neuron: str = _say(
         "leaky", "leaky (snnTorch's) or refractory", _one_of("leaky", "refractory")
@@ -85,7 +87,7 @@ class Settings:
         "constant", "poisson (spikes) or constant (current)", _one_of("poisson", "constant")
     )  # fmt: skip
     steps: int = _say(10, "time steps T", _COUNT)
-    run_in: int = _say(0, "steps at the start that the loss does not count", _WHOLE)
+    run_in: int = _say(0, "steps at the start that the loss does not count", _NOT_BELOW_ZERO)
     max_rate: float = _say(1.0, "spikes a step, or current, of a white pixel", _ABOVE_ZERO)
     loss: str = _say(
         "count", "cross entropy of output spike counts (count) or of their shares (share)",
@@ -93,9 +95,9 @@ class Settings:
     )  # fmt: skip
     temperature: float = _say(0.7, "divides counts or shares before the softmax", _ABOVE_ZERO)
     # -- against over-fitting ----------------------------------------------------------------------
-    input_dropout: float = _say(0.3, "share of pixels set to zero, anew a sample", _PART)
+    input_dropout: float = _say(0.3, "share of pixels dropped, the others scaled up", _PART)
     dropout: float = _say(0.0, "share of hidden neurons dropped, anew a sample", _PART)
-    weight_decay: float = _say(0.0, "of weights, by the optimiser", _NOT_BELOW_ZERO)
+    weight_decay: float = _say(0.2, "of weights, by the optimiser", _NOT_BELOW_ZERO)
     label_smoothing: float = _say(0.0, "share of a target spread over all classes", _PART)
     # -- learning ----------------------------------------------------------------------------------
     epochs: int = _say(30, "passes over the training part", _COUNT)
@@ -138,19 +140,36 @@ class Settings:
                     f"--{name}: expected one number for all layers or one for each of the "
                     f"{layers}, got {_said(given)}"
                 )
-        if self.run_in >= self.steps:
-            raise UsageError(
-                f"--run-in: expected fewer than the {self.steps} --steps, got {self.run_in}"
-            )
-        if self.feedback_std and self.feedback != "gaussian":
-            raise UsageError(
-                f"--feedback-std: expected --feedback gaussian with it, got {self.feedback!r}"
-            )
-        if self.encoding == "poisson" and self.max_rate > 1:
-            raise UsageError(
-                f"--max-rate: expected a number in [0, 1] with --encoding poisson, got "
-                f"{self.max_rate}"
-            )
+        for refused, name, expected in self._combinations():
+            if refused:
+                got = _said(getattr(self, name))
+                raise UsageError(f"--{name.replace('_', '-')}: expected {expected}, got {got}")
+
+    def _combinations(self) -> Iterator[tuple[bool, str, str]]:
+        """Yield whether settings do not go together, which one to name, and what was expected."""
+        poisson, convolves = self.encoding == "poisson", "c" in "".join(map(str, self.hidden))
+        yield self.run_in >= self.steps, "run_in", f"fewer than the {self.steps} --steps"
+        yield poisson and self.max_rate > 1, "max_rate", "a number in [0, 1] with Poisson spikes"
+        most = 1 - self.max_rate
+        yield (
+            poisson and self.input_dropout > most + 1e-9, "input_dropout",
+            f"at most 1 - --max-rate = {most:g} with Poisson spikes, since the other pixels are "
+            f"scaled up",
+        )  # fmt: skip
+        yield (
+            self.feedback_std > 0 and (self.feedback != "gaussian" or convolves), "feedback_std",
+            "0 with convolutions or with another feedback than gaussian",
+        )  # fmt: skip
+        yield (
+            self.feedback == "zhang" and convolves, "feedback",
+            "gaussian or kolen-pollack with convolutions",
+        )  # fmt: skip
+        yield self.dt > self.tau, "dt", f"at most the {self.tau:g} ms of --tau"
+        yield (
+            self.loss == "share" and self.label_smoothing > 0, "label_smoothing",
+            "0 with --loss share",
+        )  # fmt: skip
+        yield self.normalize and self.batch_size == 1, "batch_size", "two or more with --normalize"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-ready values."""

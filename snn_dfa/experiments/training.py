@@ -107,7 +107,8 @@ class Trainer:
         order = torch.randperm(len(part), generator=self._order).to(part.y.device)
         with _own_masks(settings.seed + 1000 * self.epoch, settings.device):
             for batch in torch.split(order, settings.batch_size):
-                if len(batch) > 1:  # batch normalisation has no statistics of a single sample
+                # Batch normalisation has no statistics of a single sample.
+                if len(batch) > 1 or not settings.normalize:
                     y = part.y[batch]
                     x = functional.dropout(part.x[batch], settings.input_dropout)
                     loss, spk = self._train_step(self._encode(x, self._spikes), y)
