@@ -50,7 +50,7 @@ def activity(net: nn.Module) -> Iterator[dict[str, Activity]]:
         A dict that is filled at the end of the block: layer name to :class:`Activity`.
 
     Example:
-        >>> import snntorch as snn
+        >>> import snntorch as snn, torch
         >>> net = nn.Sequential(snn.Leaky(beta=0.0, init_hidden=True))
         >>> with activity(net) as layers:
         ...     _ = net(torch.tensor([[2.0, 0.5]]))

@@ -189,7 +189,9 @@ def _layers(net: nn.Module, prefix: str) -> dict[str, nn.Module]:
             f"{type(net).__name__}, which holds spiking neurons; write its layers as an "
             f"nn.Sequential, with init_hidden=True in the neurons"
         )
-    return {name: _layer(child, f"{prefix}{name}") for name, child in net.named_children()}
+    # Not named_children(), which gives a module that is used twice, such as a pooling, once.
+    children = ((name, child) for name, child in net._modules.items() if child is not None)
+    return {name: _layer(child, f"{prefix}{name}") for name, child in children}
 
 
 def _layer(module: nn.Module, name: str) -> nn.Module:

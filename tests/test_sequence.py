@@ -8,7 +8,7 @@ import torch
 from snntorch import surrogate as snn_surrogate
 from torch import nn
 
-from snn_dfa import DFA, AttachError, RefractoryLeaky, over_time, reset
+from snn_dfa import DFA, AttachError, RefractoryLeaky, fold_normalization, over_time, reset
 from snn_dfa.diagnostics import activity
 from snn_dfa.encoding import constant
 from snn_dfa.scan import compiled, credit_at_current, leaky_scan, plain
@@ -421,3 +421,11 @@ def test_dropout_draws_one_mask_for_a_sequence():
         assert 0.3 < kept.double().mean() < 0.7
         torch.testing.assert_close(got, sequence * kept * 2)
     assert torch.equal(form.eval()(x), x)
+
+
+def test_a_module_that_is_used_twice_stays_in_both_places():
+    pool = nn.MaxPool2d(2)
+    net = nn.Sequential(pool, nn.Conv2d(1, 2, 3), pool, leaky(2)).double()
+    x = torch.rand(T, B, 1, 12, 12, dtype=torch.float64)
+    assert over_time(net)(x).shape == (T, B, 2, 2, 2)
+    assert [type(m) for m in fold_normalization(net)] == [type(m) for m in net]

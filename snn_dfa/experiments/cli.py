@@ -84,7 +84,7 @@ def _parser() -> _Parser:
         "ladder", help="from the recipe notebook to deep, one change at a time"
     )
     ladder.add_argument("--out", type=Path, default=Path("runs/ladder"), help="%(default)s")
-    _add_settings(ladder, ["dataset", "data_root", "seed", "device", "epochs"])
+    _add_settings(ladder, ["dataset", "data_root", "seed", "device", "epochs", "amp"])
     commands.add_parser("recipes", help="show the recipes, as options")
     return parser
 

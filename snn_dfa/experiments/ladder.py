@@ -22,6 +22,7 @@ EPOCHS = 5
 
 #: A change in words, and the settings that are set to those of ``deep`` in it.
 CHANGES: Sequence[tuple[str, tuple[str, ...]]] = (
+    ("pixels as a constant current, 10 steps", ("encoding", "max_rate", "steps")),
     ("PyTorch's first weights and biases", ("weights", "biases")),
     (
         "snn.Leaky, threshold 1, a memory shorter than the sequence",
@@ -32,7 +33,6 @@ CHANGES: Sequence[tuple[str, tuple[str, ...]]] = (
     ("Adam", ("optimizer", "lr")),
     ("feedback scaled by the layer's size", ("feedback_std",)),
     ("credit through the membrane", ("credit", "slope")),
-    ("pixels as a constant current", ("encoding", "max_rate", "steps")),
     ("learning rate up and down in one cycle", ("schedule", "lr_decay", "decay_every")),
     ("dropout of pixels, weight decay", ("input_dropout", "weight_decay")),
     ("trained to the end", ("epochs",)),
