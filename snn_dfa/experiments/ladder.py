@@ -67,8 +67,12 @@ def write_ladder(folder: Path, results: Sequence[tuple[Rung, dict[str, Any]]]) -
     lines = ["| change | test accuracy |", "| --- | ---: |"]
     lines += [f"| {r.name} | {100 * got['test_accuracy']:.2f} % |" for r, got in results]
     table = "\n".join(lines) + "\n"
+    told = [{k: v for k, v in r.settings.as_dict().items() if k != "data_root"} for r, _ in results]
     found = {
-        "rungs": [{"name": r.name, "settings": r.settings.as_dict(), **got} for r, got in results],
+        "rungs": [
+            {"name": rung.name, "settings": settings, **got}
+            for (rung, got), settings in zip(results, told, strict=True)
+        ],
         "versions": versions(),
     }
     write_text(folder / "ladder.json", json.dumps(found, indent=1))
