@@ -67,18 +67,17 @@ def write_ladder(folder: Path, results: Sequence[tuple[Rung, dict[str, Any]]]) -
     lines = ["| change | test accuracy |", "| --- | ---: |"]
     lines += [f"| {r.name} | {100 * got['test_accuracy']:.2f} % |" for r, got in results]
     table = "\n".join(lines) + "\n"
-    told = [{k: v for k, v in r.settings.as_dict().items() if k != "data_root"} for r, _ in results]
-    found = {
-        "rungs": [
-            {"name": rung.name, "settings": settings, **got}
-            for (rung, got), settings in zip(results, told, strict=True)
-        ],
-        "versions": versions(),
-    }
+    found = {"rungs": [_entry(rung, got) for rung, got in results], "versions": versions()}
     write_text(folder / "ladder.json", json.dumps(found, indent=1))
     write_text(folder / "ladder.md", table)
     write_figure(folder / "ladder.png", _figure(results))
     return table
+
+
+def _entry(rung: Rung, got: dict[str, Any]) -> dict[str, Any]:
+    settings = rung.settings.as_dict()
+    del settings["data_root"]  # where the data lay is no part of the result
+    return {"name": rung.name, "settings": settings, **got}
 
 
 def _figure(results: Sequence[tuple[Rung, dict[str, Any]]]) -> Figure:
@@ -88,7 +87,7 @@ def _figure(results: Sequence[tuple[Rung, dict[str, Any]]]) -> Figure:
     accuracies = [100 * got["test_accuracy"] for _, got in results]
     bars = axes.barh(names, accuracies, color="#d1495b")
     axes.bar_label(bars, [f"{a:.2f}" for a in accuracies], padding=3)
-    axes.axvline(10, color="#555555", linestyle=":", label="chance")
+    axes.axvline(10, color="#555555", linestyle=":")  # chance
     axes.invert_yaxis()
     axes.set(xlim=(0, 110), xlabel="test accuracy, %", title="Each change on top of those above it")
     return figure

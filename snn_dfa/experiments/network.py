@@ -5,51 +5,17 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import snntorch as snn
 import torch
 from torch import nn
 
-from snn_dfa.experiments.settings import LAYER, Settings, UsageError
+from snn_dfa.experiments.settings import Block, Settings, UsageError
 from snn_dfa.neurons import RefractoryLeaky
 from snn_dfa.surrogate import exact, fast_sigmoid
 from snn_dfa.zhang import zhang_weights
 
-__all__ = ["build", "is_convolutional"]
-
-
-@dataclass(frozen=True)
-class Block:
-    """A layer with weights, what may pool its current, and then its neurons."""
-
-    width: int
-    kernel: int | None = None
-    pool: int | None = None
-
-
-def _blocks(hidden: tuple[int | str, ...]) -> list[Block]:
-    blocks: list[Block] = []
-    for layer in map(str, hidden):
-        found = LAYER.fullmatch(layer)
-        if found is None:  # Settings has refused it
-            raise ValueError(layer)
-        if found["channels"]:
-            if blocks and blocks[-1].kernel is None:
-                raise UsageError(f"--hidden: expected {layer} before the dense layers")
-            blocks.append(Block(int(found["channels"]), int(found["kernel"])))
-        elif found["pool"]:
-            if not blocks or blocks[-1].kernel is None or blocks[-1].pool:
-                raise UsageError(f"--hidden: expected {layer} straight after a convolution")
-            blocks[-1] = Block(blocks[-1].width, blocks[-1].kernel, int(found["pool"]))
-        else:
-            blocks.append(Block(int(layer)))
-    return blocks
-
-
-def is_convolutional(settings: Settings) -> bool:
-    """Whether the network takes images [B, C, H, W], and not [B, F]."""
-    return _blocks(settings.hidden)[0].kernel is not None
+__all__ = ["build"]
 
 
 def build(settings: Settings, image: tuple[int, ...], classes: int) -> nn.Sequential:
@@ -65,7 +31,7 @@ def build(settings: Settings, image: tuple[int, ...], classes: int) -> nn.Sequen
         image: Shape [C, H, W] of a sample.
         classes: How many outputs.
     """
-    blocks = [*_blocks(settings.hidden), Block(classes)]
+    blocks = [*settings.blocks, Block(classes)]
     pad = not _fits(blocks, image)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(settings.seed)

@@ -21,7 +21,7 @@ from snn_dfa.experiments.files import write_whole
 from snn_dfa.experiments.settings import Settings
 
 __all__ = [
-    "Results", "aligned", "summary", "table", "versions", "write", "write_figure", "write_text",
+    "Results", "summary", "table", "versions", "write", "write_figure", "write_text",
 ]  # fmt: skip
 
 #: Rule to the results of its runs, one for each seed.
@@ -63,14 +63,14 @@ def table(results: Results) -> str:
         if several:
             row[2:2] = [_percent(of["std"]), _percent(of["worst"]), str(len(runs))]
         rows.append(row)
-    return aligned(rows)
+    return _aligned(rows)
 
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2f} %"
 
 
-def aligned(rows: list[list[str]]) -> str:
+def _aligned(rows: list[list[str]]) -> str:
     """Return rows of cells as columns of text, the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(

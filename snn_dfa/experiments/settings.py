@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, TypeAlias
 
-__all__ = ["LAYER", "Settings", "UsageError", "option", "shown"]
+__all__ = ["Block", "Settings", "UsageError", "option", "shown"]
 
 Layer: TypeAlias = int | str
 
 #: A layer as text: 12c5 is a convolution of 12 channels and 5x5 pixels, mp2 pooling of 2x2.
-LAYER = re.compile(r"(?P<channels>[1-9]\d*)c(?P<kernel>[1-9]\d*)|mp(?P<pool>[1-9]\d*)|[1-9]\d*")
+_LAYER = re.compile(r"(?P<channels>[1-9]\d*)c(?P<kernel>[1-9]\d*)|mp(?P<pool>[1-9]\d*)|[1-9]\d*")
 
 
 class UsageError(Exception):
@@ -31,7 +31,7 @@ _SHARE: Check = ("a number in [0, 1]", lambda value: 0 <= value <= 1)
 _PART: Check = ("a number in [0, 1)", lambda value: 0 <= value < 1)
 _LAYERS: Check = (
     "layers such as 256,128,64 or 12c5,mp2,64c5,mp2",
-    lambda value: bool(value) and all(LAYER.fullmatch(str(layer)) for layer in value),
+    lambda value: bool(value) and all(_LAYER.fullmatch(str(layer)) for layer in value),
 )
 _THRESHOLDS: Check = (
     "numbers above zero, one for all layers or one for each",
@@ -45,6 +45,34 @@ def _one_of(*names: str) -> Check:
 
 def _say(default: Any, text: str, check: Check | None = None) -> Any:
     return field(default=default, metadata={"help": text, "check": check})
+
+
+@dataclass(frozen=True)
+class Block:
+    """A layer with weights, what may pool its current, and then its neurons."""
+
+    width: int
+    kernel: int | None = None
+    pool: int | None = None
+
+
+def _blocks(hidden: tuple[Layer, ...]) -> list[Block]:
+    blocks: list[Block] = []
+    for layer in map(str, hidden):
+        found = _LAYER.fullmatch(layer)
+        if found is None:  # _LAYERS has refused it
+            raise ValueError(layer)
+        if found["channels"]:
+            if blocks and blocks[-1].kernel is None:
+                raise UsageError(f"--hidden: expected {layer} before the dense layers")
+            blocks.append(Block(int(found["channels"]), int(found["kernel"])))
+        elif found["pool"]:
+            if not blocks or blocks[-1].kernel is None or blocks[-1].pool:
+                raise UsageError(f"--hidden: expected {layer} straight after a convolution")
+            blocks[-1] = Block(blocks[-1].width, blocks[-1].kernel, int(found["pool"]))
+        else:
+            blocks.append(Block(int(layer)))
+    return blocks
 
 
 @dataclass(frozen=True)
@@ -132,7 +160,7 @@ class Settings:
             check, value = each.metadata["check"], getattr(self, each.name)
             if check is not None and not check[1](value):
                 raise UsageError(f"{option(each)}: expected {check[0]}, got {_said(value)}")
-        layers = 1 + sum(not str(layer).startswith("mp") for layer in self.hidden)
+        layers = len(self.blocks) + 1
         for name in ("threshold", "biases"):
             given = getattr(self, name)
             if len(given) not in ({0, 1, layers} if name == "biases" else {1, layers}):
@@ -147,7 +175,7 @@ class Settings:
 
     def _combinations(self) -> Iterator[tuple[bool, str, str]]:
         """Yield whether settings do not go together, which one to name, and what was expected."""
-        poisson, convolves = self.encoding == "poisson", "c" in "".join(map(str, self.hidden))
+        poisson, convolves = self.encoding == "poisson", self.is_convolutional
         yield self.run_in >= self.steps, "run_in", f"fewer than the {self.steps} --steps"
         yield poisson and self.max_rate > 1, "max_rate", "a number in [0, 1] with Poisson spikes"
         most = 1 - self.max_rate
@@ -170,6 +198,16 @@ class Settings:
             "0 with --loss share",
         )  # fmt: skip
         yield self.normalize and self.batch_size == 1, "batch_size", "two or more with --normalize"
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The hidden layers."""
+        return _blocks(self.hidden)
+
+    @property
+    def is_convolutional(self) -> bool:
+        """Whether the network takes images [B, C, H, W], and not [B, F]."""
+        return self.blocks[0].kernel is not None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-ready values."""

@@ -18,7 +18,7 @@ from snn_dfa.dfa import DFA
 from snn_dfa.diagnostics import activity, complaints
 from snn_dfa.experiments.data import Part, Splits
 from snn_dfa.experiments.feedback import feedback_of
-from snn_dfa.experiments.network import build, is_convolutional
+from snn_dfa.experiments.network import build
 from snn_dfa.experiments.optimization import make_loss, make_optimizer, make_scheduler
 from snn_dfa.experiments.settings import Settings, UsageError
 from snn_dfa.sequence import over_time
@@ -49,7 +49,7 @@ class Trainer:
         self.batches = -(-len(data.train) // settings.batch_size)
         self.scheduler = make_scheduler(settings, self.optimizer, self.batches)
         self._loss_of = make_loss(settings)
-        self._flat = not is_convolutional(settings)
+        self._flat = not settings.is_convolutional
         self._order = torch.Generator().manual_seed(settings.seed)
         self._spikes = torch.Generator(settings.device).manual_seed(settings.seed)
         self.history: list[dict[str, float]] = []
