@@ -1,9 +1,9 @@
 """Direct feedback alignment for snnTorch networks."""
 
-from snn_dfa import diagnostics, encoding, functional, surrogate
+from snn_dfa import diagnostics, encoding, feedback, functional, surrogate
 from snn_dfa._version import __version__
 from snn_dfa.dfa import DFA
-from snn_dfa.errors import AttachError, DFAError, FeedbackError, OutOfStepError
+from snn_dfa.errors import AttachError, DFAError, FeedbackError, OutOfStepError, TargetError
 from snn_dfa.folding import fold_normalization
 from snn_dfa.kolen_pollack import KolenPollack
 from snn_dfa.neurons import RefractoryLeaky
@@ -18,9 +18,11 @@ __all__ = [
     "KolenPollack",
     "OutOfStepError",
     "RefractoryLeaky",
+    "TargetError",
     "__version__",
     "diagnostics",
     "encoding",
+    "feedback",
     "fold_normalization",
     "functional",
     "over_time",

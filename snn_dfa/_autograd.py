@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["AtCurrent", "CurrentCredit", "Join"]
+__all__ = ["AtCurrent", "CurrentCredit", "Detour", "Join", "Traced"]
 
 #: From the error at the spikes and the current of the same steps to the gradient at that current.
 AtCurrent: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -82,3 +82,47 @@ class CurrentCredit(torch.autograd.Function):
         if total is not None:
             total = total.to(current.dtype)
         return (None, total, *(None for _ in grads))
+
+
+class Detour(torch.autograd.Function):
+    """Identity on an output; backward also sends ``back(error, x)`` to x, which it did not see.
+
+    ``Detour.apply(back, output, x)`` returns the output, made of x cut from its graph.
+
+    Source: Lillicrap et al. 2016, Nat. Commun. 7, 13276 (feedback alignment).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, back: Callable[[Tensor, Tensor], Tensor], output: Tensor, x: Tensor
+    ) -> Tensor:
+        ctx.back = back
+        ctx.save_for_backward(x)
+        return output.view_as(output)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, error: Tensor) -> tuple[Any, ...]:
+        (x,) = ctx.saved_tensors
+        return None, error, ctx.back(error, x)
+
+
+class Traced(torch.autograd.Function):
+    """An output without its graph, as a function of weight and bias with gradients of its own.
+
+    ``Traced.apply(gradients, output, weight, bias)`` returns the output; backward:
+    ``gradients(error)``, at weight and bias.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, gradients: Callable[[Tensor], tuple[Tensor, Tensor | None]], output: Tensor,
+        *_: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        ctx.gradients = gradients
+        return output.view_as(output)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, error: Tensor) -> tuple[Any, ...]:
+        return (None, None, *ctx.gradients(error))

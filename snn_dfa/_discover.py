@@ -32,6 +32,11 @@ class Layers:
         """Names of all but the output; empty while the output is not known."""
         return [n for n in self.modules if n != self.output] if self.output is not None else []
 
+    @property
+    def may_be_hidden(self) -> list[str]:
+        """Names of all that are not known to be the output."""
+        return [n for n in self.modules if n != self.output]
+
 
 def is_spiking(module: nn.Module) -> bool:
     """Whether the module is a neuron on snnTorch's base class, or one of them over a sequence."""

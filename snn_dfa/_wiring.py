@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from snn_dfa._autograd import AtCurrent, CurrentCredit, Join
+from snn_dfa._bank import FeedbackBank
 from snn_dfa._discover import Layers, batch_dims
 from snn_dfa._hooks import place, sweep_inert
-from snn_dfa.errors import OutOfStepError
-from snn_dfa.feedback import FeedbackBank, project
+from snn_dfa.errors import OutOfStepError, TargetError
+from snn_dfa.feedback import project
 from snn_dfa.kolen_pollack import correlation
-from snn_dfa.rules import Rule
+from snn_dfa.rules import Rule, target
 
 __all__ = ["Wiring"]
 
@@ -66,6 +67,7 @@ class Wiring:
         layers: Who takes part; ``layers.output`` is filled in when it is seen.
         bank: The feedback matrices.
         rule: What is broadcast, ``None`` for nothing.
+        cuts: Whether hidden spikes are cut and joined at all.
         at_current: For ``credit="current"``: layer name to its map from the error at the spikes to
             a gradient at the current. Empty otherwise.
     """
@@ -77,12 +79,16 @@ class Wiring:
         bank: FeedbackBank,
         rule: Rule | None,
         at_current: dict[str, AtCurrent],
+        *,
+        cuts: bool,
     ) -> None:
         self.active = True
+        self.targets: Tensor | None = None
         self.layers = layers
         self._bank = bank
         self._rule = rule
         self._at_current = at_current
+        self._cuts = cuts
         self._last_called: str | None = None
         self._kept: dict[str, deque[Tensor | None]] = {name: deque() for name in layers.modules}
         self._calls: Counter[str] = Counter()
@@ -177,22 +183,24 @@ class Wiring:
             return None
         returned = _like_spikes(output)
         credited = self._credit(name, returned)
-        is_output = self.layers.output == name
-        is_hidden = self.layers.output is not None and not is_output
-        self._calls[name] += 1
-        if not is_output:
-            sends = self._rule is not None and credited[0].requires_grad
-            self._kept[name].append(credited[0] if sends else None)
-        if is_hidden:
-            handed = [credited[0].detach(), *credited[1:]]
-        else:
-            handed = self._join(name, module, credited)
+        handed = self._cut_or_join(name, module, credited) if self._cuts else credited
         exchange: dict[int, Tensor] = {}
         for mine, given in zip(returned, handed, strict=True):
             if given is not mine:
                 exchange[id(mine)] = given
                 self._own[name][given] = mine
         return _map_tensors(lambda t: exchange.get(id(t), t), output)
+
+    def _cut_or_join(self, name: str, module: nn.Module, credited: list[Tensor]) -> list[Tensor]:
+        """Return what the next module gets in place of spikes and states."""
+        is_output = self.layers.output == name
+        self._calls[name] += 1
+        if not is_output:
+            sends = self._rule is not None and credited[0].requires_grad
+            self._kept[name].append(credited[0] if sends else None)
+        if is_output or self.layers.output is None:
+            return self._join(name, module, credited)
+        return [credited[0].detach(), *credited[1:]]
 
     def _credit(self, name: str, returned: list[Tensor]) -> list[Tensor]:
         """Replace the layer's own graph by the slope at this step's current, where asked for."""
@@ -205,15 +213,18 @@ class Wiring:
     def _join(self, name: str, module: nn.Module, outputs: list[Tensor]) -> list[Tensor]:
         """Tie the hidden spikes of this step to the output, which returns them its error."""
         step = self._calls[name] - 1
-        taken = {h: self._take(h, step) for h in self.layers.modules if h != name}
+        # In the order in which they were called, layers that were not called last.
+        order = dict.fromkeys([*self._calls, *self.layers.modules])
+        taken = {h: self._take(h, step) for h in order if h != name}
         joined = {h: t for h, t in taken.items() if t is not None}
         if not joined and not any(t.requires_grad for t in outputs):
             return outputs
         # The closure lives as long as the graph: it holds shapes and dtypes, not the tensors.
         shape, dims = outputs[0].shape, batch_dims(module, outputs[0])
-        targets = {h: (t.shape, t.dtype) for h, t in joined.items()}
+        sinks = {h: (t.shape, t.dtype) for h, t in joined.items()}
+        targets = self.targets
         if self.layers.output is not None:
-            self._check_feedback(targets, shape, dims)
+            self._check_feedback(sinks, shape, dims)
 
         def broadcast(
             errors: Sequence[Tensor | None], spikes: Sequence[Tensor]
@@ -223,19 +234,34 @@ class Wiring:
                 return None
             present = [e for e in errors if e is not None]
             if not present or self._rule is None:
-                return [None] * len(targets)
-            self._check_feedback(targets, shape, dims)
-            signal = self._rule(sum(present[1:], present[0]).reshape(*shape[:dims], -1))
+                return [None] * len(sinks)
+            self._check_feedback(sinks, shape, dims)
+            e = sum(present[1:], present[0]).reshape(*shape[:dims], -1)
+            signal = self._signal(e, targets)
             if self._bank.learner is not None and spikes:
-                for h, spk in zip(targets, spikes, strict=True):
+                for h, spk in zip(sinks, spikes, strict=True):
                     self._bank.learner.gather(h, correlation(signal, spk))
             return [
-                project(signal, self._bank.moved(h, signal), dtype)
-                for h, (_, dtype) in targets.items()
+                self._bank.sent(
+                    h, project(signal, self._bank.moved(h, signal), dtype).expand(where)
+                )
+                for h, (where, dtype) in sinks.items()
             ]
 
         keep = self._bank.learner is not None
         return list(Join.apply(broadcast, keep, len(outputs), *outputs, *joined.values()))
+
+    def _signal(self, e: Tensor, targets: Tensor | None) -> Tensor:
+        """Return what is broadcast; targets are those of the forward pass, or of this moment."""
+        if self._rule is not target:
+            return self._rule(e)  # type: ignore[misc]
+        y = self.targets if targets is None else targets
+        if y is None:
+            raise TargetError(
+                "rule='target' projects the targets, and there are none; write `with "
+                "dfa.targets(y):` around the forward or the backward pass"
+            )
+        return target(e, y)
 
     def _take(self, hidden: str, step: int) -> Tensor | None:
         """Return the spikes that belong to the output's call number ``step`` of this pass."""
@@ -249,14 +275,16 @@ class Wiring:
         return None
 
     def _check_feedback(
-        self, targets: dict[str, tuple[torch.Size, torch.dtype]], output: torch.Size, dims: int
+        self, sinks: dict[str, tuple[torch.Size, torch.dtype]], output: torch.Size, dims: int
     ) -> None:
         """See that each joined layer has a feedback matrix that fits; draw the new ones."""
-        for name, (spikes, _) in targets.items():
+        sites = {}
+        for name, (spikes, _) in sinks.items():
             if spikes[:dims] != output[:dims]:
                 raise OutOfStepError(
                     f"hidden layer {name!r}: expected spikes of shape {list(output[:dims])} "
                     f"followed by its neurons, since the output has shape {list(output)}, got "
                     f"{list(spikes)}"
                 )
-            self._bank.require(name, (output[dims:].numel(), *spikes[dims:]))
+            sites[name] = (output[dims:].numel(), *spikes[dims:])
+        self._bank.require(sites)

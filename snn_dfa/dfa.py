@@ -11,17 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snn_dfa import _alignment, _traces
+from snn_dfa._alignment import Alignment
+from snn_dfa._bank import FeedbackBank, check_names
 from snn_dfa._credit import credits_at_current
-from snn_dfa._discover import Layers, find_layers
+from snn_dfa._discover import find_layers
 from snn_dfa._hooks import is_attached
+from snn_dfa._synapses import transposed
+from snn_dfa._traces import Traces
 from snn_dfa._wiring import Wiring
 from snn_dfa.errors import AttachError, FeedbackError
-from snn_dfa.feedback import Feedback, FeedbackBank
+from snn_dfa.feedback import Feedback
 from snn_dfa.rules import RULES
 
 __all__ = ["DFA"]
 
-_CREDITS = ("membrane", "current")
+_CREDITS = ("membrane", "current", "trace")
+_DIRECT = ("channelwise", "shared", "zhang")  # from the output to a layer, or nowhere
 
 
 class DFA:
@@ -39,26 +45,48 @@ class DFA:
             called last; may be a plain readout such as ``nn.Linear``.
         hidden: Names or modules of the hidden layers, where they are not all other
             ``snntorch.SpikingNeuron``.
-        rule: What is broadcast: ``"error"``, or ``"shallow"`` for nothing (only the output block
-            learns; hidden parameters keep ``grad=None``).
-        feedback: ``"gaussian"``, fixed; ``"kolen-pollack"``, or a :class:`KolenPollack` with its
-            options, for matrices that learn; or a mapping of layer name to a fixed tensor [C, \*S]:
-            C outputs, S the shape of one sample's spikes in that layer.
-        scale: Factor on the feedback's standard deviation 1 / sqrt(N), N neurons in the layer.
+        rule: What is broadcast. ``"error"``: e. ``"sign"``: its sign (sDFA). ``"target"``: the
+            targets, given by :meth:`targets` (DRTP). ``"shallow"``: nothing; only the output block
+            learns, hidden parameters keep ``grad=None``. ``"fa"`` is feedback alignment: nothing is
+            broadcast, errors go from layer to layer as in back-propagation, with a random matrix
+            in place of each transposed weight.
+        feedback: The matrices B [C, \*S]: C outputs, S the shape of one sample's spikes in the
+            layer. Drawn and fixed: ``"gaussian"``, ``"uniform"``, ``"orthogonal"``, ``"sparse"``,
+            ``"channelwise"`` (see :mod:`snn_dfa.feedback`), ``"zhang"``
+            (:func:`snn_dfa.zhang.zhang_feedback`); ``"shared"``: slices of one Gaussian matrix, so
+            that the largest layer's is all that is kept. Or a function of shape and generator that
+            draws; or a mapping of layer name to tensor. That learn: ``"kolen-pollack"`` or a
+            :class:`KolenPollack`. ``"transpose"``: the product of the forward weights, to compare
+            with. With ``rule="fa"`` a matrix belongs to a layer with weights, and has their shape.
+        scale: Factor on what is drawn, whose standard deviation is 1 / sqrt(N), N neurons in the
+            layer.
         credit: How a layer turns e B at its spikes into a gradient at its input. ``"membrane"``:
             by the neuron's own surrogate and its membrane through time, as autograd does inside
             the layer. ``"current"``: times g at the input current of the same step; input,
             current and spikes are all that is kept. The output neuron then uses g, too.
+            ``"trace"``: online; see below.
         derivative: g for ``credit="current"``, a function of current - threshold; ``None`` for
             the derivative of the neuron's surrogate. An arbitrary g is augmented DFA.
         seed: Of the feedback. A layer's matrix depends on the seed, its name and its shape.
+
+    With ``credit="trace"`` a step keeps nothing of those before it but one trace for each input of
+    a layer: call ``backward()`` after each step on that step's loss, and memory does not grow with
+    the number of steps. For linear and convolutional layers into ``Leaky``, ``Synaptic``,
+    ``RLeaky`` and ``RefractoryLeaky``. The gradient is that of ``"membrane"`` for the same losses
+    where nothing but the decay leads from a membrane to the next: in ``Leaky`` and ``Synaptic``
+    with a reset by subtraction or none, and ``reset_delay=True``. Elsewhere it is an approximation:
+    other resets are passed over (OTTT), so are a refractory neuron's held membranes and, in
+    ``RLeaky``, what a spike does to the layer's later spikes (e-prop); a batch normalisation that
+    is training counts as if it had been the same at every step.
 
     Raises:
         AttachError: if the network or an argument cannot be used; the network is then untouched.
         FeedbackError: if ``feedback`` is of a wrong kind, or, at the first forward pass, shape.
 
-    Sources: Nøkland 2016, arXiv 1609.01596 (DFA); Zhang et al. 2024, arXiv 2409.07776, and
-    Nakajima et al. 2022, Nat. Commun. 13 (augmented DFA, spiking).
+    Sources: Nøkland 2016, arXiv 1609.01596 (DFA); Frenkel et al. 2021, arXiv 1909.01311 (sDFA,
+    DRTP); Lillicrap et al. 2016, Nat. Commun. 7, 13276 (FA); Zhang et al. 2024, arXiv 2409.07776,
+    and Nakajima et al. 2022, Nat. Commun. 13 (augmented DFA, spiking); Bellec et al. 2020, Nat.
+    Commun. 11, 3625 (e-prop); Xiao et al. 2022, arXiv 2210.04195 (OTTT).
 
     Example:
         >>> import snntorch as snn
@@ -97,21 +125,41 @@ class DFA:
                 f"credit='membrane' give the neuron another spike_grad instead"
             )
         layers = find_layers(net, output, hidden)
+        weights = _alignment.check(net) if rule == "fa" else {}
+        if credit == "trace":
+            _traces.check(layers, rule)
         if is_attached(net):
             raise AttachError(
                 "net: expected a network without DFA, got one that has it; call remove() on the "
                 "DFA that is attached"
             )
         if isinstance(feedback, Mapping):
-            _check_names(feedback, layers, "feedback")
-        self._bank = FeedbackBank(feedback, scale, seed)
+            check_names(feedback, list(weights) or layers.may_be_hidden, "feedback")
+        forward = _alignment.weight_of(weights) if weights else transposed(net)
+        self._bank = FeedbackBank(feedback, scale, seed, forward)
+        if weights and self._bank.kind in _DIRECT:
+            raise FeedbackError(
+                f"feedback: expected for rule='fa' a kind that has the shape of weights, got "
+                f"{self._bank.kind!r}; use 'gaussian'"
+            )
         at_current = credits_at_current(layers, derivative) if credit == "current" else {}
         self._net = net
+        self._names = list(weights) or list(layers.modules)
         self._options = {"rule": rule, "credit": credit, "derivative": derivative}
         # What hidden= gave, by name, so that a copy or an unpickled DFA can be attached alike.
         self._named_hidden = None if hidden is None else layers.hidden
         self._attached = True
-        self._wiring = Wiring(net, layers, self._bank, RULES[rule], at_current)
+        self._wiring = Wiring(net, layers, self._bank, RULES[rule], at_current, cuts=not weights)
+        self._parts: list[Wiring | Alignment | Traces] = [self._wiring]
+        if weights:
+            self._parts.append(Alignment(weights, self._bank))
+        if credit == "trace":
+            self._parts.append(Traces(net, layers))
+
+    @property
+    def net(self) -> nn.Module:
+        """The network that this was attached to."""
+        return self._net
 
     @property
     def output(self) -> str | None:
@@ -127,16 +175,27 @@ class DFA:
     def feedback(self) -> Mapping[str, Tensor]:
         r"""Layer name to feedback matrix [C, \*S], in the network's dtype and on its device.
 
+        With ``rule="fa"``: name of a layer with weights to a matrix of their shape.
+
         A drawn matrix is there once a forward pass has shown the layer's shape.
         """
         tensors = chain(self._net.parameters(), self._net.buffers())
         like = next((t for t in tensors if t.is_floating_point()), torch.zeros(()))
-        names = [n for n in self._wiring.layers.modules if n in self._bank.matrices]
+        names = [n for n in self._names if n in self._bank.known()]
         return MappingProxyType({name: self._bank.moved(name, like) for name in names})
+
+    @property
+    def sites(self) -> Mapping[str, tuple[int, ...]]:
+        r"""Layer name to the shape [C, \*S] of its feedback, in the order of their calls.
+
+        Empty until an output has met the layers.
+        """
+        return MappingProxyType(self._bank.sites)
 
     def remove(self) -> None:
         """Take everything off: the network is the plain snnTorch network that it was."""
-        self._wiring.remove()
+        for part in self._parts:
+            part.remove()
         self._attached = False
 
     @contextmanager
@@ -146,11 +205,51 @@ class DFA:
         It acts on the forward passes inside the block: a graph keeps the kind that it was built
         with.
         """
-        before, self._wiring.active = self._wiring.active, False
+        before = self._wiring.active
+        self._activate(False)
         try:
             yield
         finally:
-            self._wiring.active = before
+            self._activate(before)
+
+    def _activate(self, active: bool) -> None:
+        for part in self._parts:
+            part.active = active
+
+    @contextmanager
+    def observed(self, note: Callable[[str, Tensor], None]) -> Iterator[None]:
+        """Call ``note(layer name, what is sent to it)`` in the backward passes inside the block."""
+        self._bank.observer = note
+        try:
+            yield
+        finally:
+            self._bank.observer = None
+
+    @contextmanager
+    def targets(self, y: Tensor) -> Iterator[None]:
+        """Give ``rule="target"`` the targets, for the forward or backward passes in the block.
+
+        Args:
+            y: Class indices [B], or targets [B, C], or one for each step [T, B, C] where the output
+                has time.
+
+        Example:
+            >>> import snntorch as snn
+            >>> net = nn.Sequential(
+            ...     nn.Linear(4, 8), snn.Leaky(beta=0.9, init_hidden=True),
+            ...     nn.Linear(8, 2), snn.Leaky(beta=0.9, init_hidden=True),
+            ... )
+            >>> dfa = DFA(net, rule="target")
+            >>> y = torch.tensor([0, 1, 1])
+            >>> spk = torch.stack([net(x) for x in torch.rand(5, 3, 4)])
+            >>> with dfa.targets(y):
+            ...     nn.functional.cross_entropy(spk.sum(0), y).backward()
+        """
+        before, self._wiring.targets = self._wiring.targets, y
+        try:
+            yield
+        finally:
+            self._wiring.targets = before
 
     def __enter__(self) -> DFA:
         return self
@@ -168,12 +267,19 @@ class DFA:
         Raises:
             FeedbackError: if it is of another network; nothing is changed then.
         """
-        _check_names(state.get("matrices", {}), self._wiring.layers, "state_dict")
+        known = [n for n in self._names if n != self.output]
+        check_names(state.get("matrices", {}), known, "state_dict")
         self._bank.load_state_dict(state)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle the network with it, and attach anew to that."""
-        options = {**self._options, "output": self.output, "hidden": self._named_hidden}
+        options: dict[str, Any] = {
+            **self._options,
+            "output": self.output,
+            "hidden": self._named_hidden,
+        }
+        if self._bank.kind == "function":
+            options["feedback"] = self._bank.draw
         return _rebuild, (self._net, options, self.state_dict(), self._attached)
 
     def __repr__(self) -> str:
@@ -188,14 +294,3 @@ def _rebuild(net: nn.Module, options: dict[str, Any], state: dict[str, Any], att
     if not attached:
         dfa.remove()
     return dfa
-
-
-def _check_names(names: Iterable[str], layers: Layers, argument: str) -> None:
-    """Refuse matrices for layers that are not hidden ones of this network."""
-    known = [n for n in layers.modules if n != layers.output]
-    unknown = sorted(set(names) - set(known))
-    if unknown:
-        raise FeedbackError(
-            f"{argument}: expected matrices for hidden layers, among {known}, got one for "
-            f"{unknown[0]!r}"
-        )

@@ -1,6 +1,6 @@
 """What goes wrong, by kind. Each message says what was expected, what came and what to do."""
 
-__all__ = ["AttachError", "DFAError", "FeedbackError", "OutOfStepError"]
+__all__ = ["AttachError", "DFAError", "FeedbackError", "OutOfStepError", "TargetError"]
 
 
 class DFAError(Exception):
@@ -17,3 +17,7 @@ class FeedbackError(DFAError, ValueError):
 
 class OutOfStepError(DFAError, RuntimeError):
     """Hidden layers and the output were not called equally often in one forward pass."""
+
+
+class TargetError(DFAError, ValueError):
+    """The targets that a rule broadcasts are missing, or do not fit the output."""

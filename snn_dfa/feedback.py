@@ -1,30 +1,40 @@
-"""The maps from the output error to the hidden layers: drawn, kept, applied.
+"""The maps from the output error to the hidden layers: how they are drawn and applied.
 
 A feedback matrix B has the shape [C, *S]: C outputs, S the shape of one sample's spikes in the
-layer. It depends on the seed, the layer's name and the shape alone, so that every process draws
-the same one and adding a layer changes no other layer's.
+layer. Drawn matrices keep the norm of the error on average, whatever the layer's size.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from snn_dfa.errors import FeedbackError
-from snn_dfa.kolen_pollack import KolenPollack, Learner
+from snn_dfa.kolen_pollack import KolenPollack
 
-__all__ = ["KINDS", "Feedback", "FeedbackBank", "gaussian", "generator_for", "project"]
+__all__ = [
+    "KINDS",
+    "Draw",
+    "Feedback",
+    "channelwise",
+    "gaussian",
+    "generator_for",
+    "orthogonal",
+    "project",
+    "sparse",
+    "uniform",
+]
 
-#: What a user may give: a kind's name, options for feedback that learns, or the matrices by layer.
-Feedback: TypeAlias = str | KolenPollack | Mapping[str, Tensor]
-
-_LEARNED = "kolen-pollack"
+#: From a shape [C, *S] and a generator to a matrix of that shape, float32, on the CPU.
+Draw: TypeAlias = Callable[[tuple[int, ...], torch.Generator], Tensor]
+#: What a user may give: a kind's name, a function that draws, options for feedback that learns, or
+#: the matrices by layer.
+Feedback: TypeAlias = str | Draw | KolenPollack | Mapping[str, Tensor]
 
 
 def project(error: Tensor, feedback: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -64,152 +74,104 @@ def generator_for(seed: int, name: str, shape: tuple[int, ...]) -> torch.Generat
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def gaussian(shape: tuple[int, ...], scale: float, generator: torch.Generator) -> Tensor:
-    r"""Draw B with entries :math:`\mathcal N(0, \mathrm{scale}^2 / N)`, N neurons in the layer.
+def _neurons(shape: Sequence[int]) -> int:
+    return math.prod(shape[1:])
 
-    With ``scale=1`` the projected error has on average the norm of the error, whatever the size
-    of the layer. Memory: C * N numbers.
+
+def gaussian(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    r"""Draw entries :math:`\mathcal N(0, 1 / N)`, N neurons in the layer. Memory: C N numbers.
 
     Args:
-        shape: [C, *S].
-        scale: Factor on the standard deviation 1 / sqrt(N).
+        shape: [C, \*S], as for the other kinds.
         generator: Where the numbers come from.
 
     Returns:
-        [C, *S], float32, on the CPU.
+        [C, \*S], float32, on the CPU.
 
     Example:
-        >>> gaussian((10, 400), 1.0, generator_for(0, "lif1", (10, 400))).norm(dim=1).mean().round()
+        >>> gaussian((10, 400), generator_for(0, "lif1", (10, 400))).norm(dim=1).mean().round()
         tensor(1.)
     """
-    neurons = math.prod(shape[1:])
-    return torch.randn(shape, generator=generator) * (scale / math.sqrt(neurons))
+    return torch.randn(shape, generator=generator) / math.sqrt(_neurons(shape))
+
+
+def uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    r"""Draw entries evenly from an interval around zero of variance 1 / N. Memory: C N numbers.
+
+    Source: the kind that Nøkland 2016, arXiv 1609.01596, draws.
+
+    Example:
+        >>> uniform((10, 3), generator_for(0, "lif1", (10, 3))).abs().max() < 1
+        tensor(True)
+    """
+    edge = math.sqrt(3 / _neurons(shape))
+    return edge * (2 * torch.rand(shape, generator=generator) - 1)
+
+
+def orthogonal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    r"""Draw a matrix of orthonormal rows, so that e B has the norm of e. Memory: C N numbers.
+
+    Where there are more outputs than neurons its columns are orthogonal, and the norm is kept on
+    average. Source: Saxe et al. 2014, arXiv 1312.6120, for first weights.
+
+    Example:
+        >>> B = orthogonal((3, 8), generator_for(0, "lif1", (3, 8)))
+        >>> torch.allclose(B @ B.t(), torch.eye(3), atol=1e-6)
+        True
+    """
+    outputs, neurons = shape[0], _neurons(shape)
+    normal = torch.randn((max(outputs, neurons), min(outputs, neurons)), generator=generator)
+    q, r = torch.linalg.qr(normal.double())
+    q = (q * r.diagonal().sign()).float()  # without the signs not every rotation is as likely
+    if outputs > neurons:
+        return (q * math.sqrt(outputs / neurons)).reshape(shape)
+    return q.t().reshape(shape)
+
+
+def sparse(shape: tuple[int, ...], generator: torch.Generator, *, density: float = 0.1) -> Tensor:
+    r"""Draw Gaussian entries of which only a share is not zero, their variance 1 / (density N).
+
+    For another density give ``feedback=functools.partial(sparse, density=0.02)``. The zeros are
+    stored: C N numbers.
+
+    Raises:
+        ValueError: if ``density`` is not in (0, 1].
+
+    Source: Crafton et al. 2019, arXiv 1903.02083.
+
+    Example:
+        >>> B = sparse((10, 1000), generator_for(0, "lif1", (10, 1000)), density=0.05)
+        >>> (B != 0).float().mean().round(decimals=2)
+        tensor(0.0500)
+    """
+    if not 0 < density <= 1:
+        raise ValueError(f"density: expected a share in (0, 1], got {density}")
+    kept = torch.rand(shape, generator=generator) < density
+    return kept * gaussian(shape, generator) / math.sqrt(density)
+
+
+def channelwise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    r"""Draw one Gaussian number for an output and a channel, the same at every place of the image.
+
+    A matrix for each place, C x channels x height x width numbers, is averaged out by a kernel that
+    all places share. This one holds C x channels numbers: shape [C, channels, 1, ...], and is
+    spread over the image where it is applied. In a dense layer it is :func:`gaussian`.
+
+    Example:
+        >>> channelwise((10, 64, 8, 8), generator_for(0, "lif1", (10, 64, 8, 8))).shape
+        torch.Size([10, 64, 1, 1])
+    """
+    small = (*shape[:2], *(1 for _ in shape[2:]))
+    return torch.randn(small, generator=generator) / math.sqrt(_neurons(shape))
 
 
 #: Name to the function that draws a fixed matrix of this kind.
-KINDS: Mapping[str, Callable[[tuple[int, ...], float, torch.Generator], Tensor]] = MappingProxyType(
-    {"gaussian": gaussian}
+KINDS: Mapping[str, Draw] = MappingProxyType(
+    {
+        "gaussian": gaussian,
+        "uniform": uniform,
+        "orthogonal": orthogonal,
+        "sparse": sparse,
+        "channelwise": channelwise,
+    }
 )
-
-
-class FeedbackBank:
-    """The feedback matrices of one network, drawn when a layer's shape is first seen.
-
-    Args:
-        feedback: A name in :data:`KINDS`; ``"kolen-pollack"`` or its options, for matrices that
-            learn; or a mapping of layer name to tensor [C, *S].
-        scale: See the kind's function; a mapping is taken as it is.
-        seed: Of the draw.
-
-    Raises:
-        FeedbackError: if ``feedback`` is none of these.
-    """
-
-    def __init__(self, feedback: Feedback, scale: float, seed: int) -> None:
-        self.scale = scale
-        self.seed = seed
-        self.matrices: dict[str, Tensor] = {}
-        self.learner: Learner | None = None
-        self._moved: dict[str, Tensor] = {}
-        if feedback == _LEARNED:
-            feedback = KolenPollack()
-        if isinstance(feedback, KolenPollack):
-            self.kind, self.learner = _LEARNED, Learner(feedback)
-        elif isinstance(feedback, str) and feedback in KINDS:
-            self.kind = feedback
-        elif isinstance(feedback, Mapping):
-            self.kind = "given"
-            for name, matrix in feedback.items():
-                self._put(name, matrix)
-        else:
-            got = repr(feedback) if isinstance(feedback, str) else type(feedback).__name__
-            raise FeedbackError(
-                f"feedback: expected one of {sorted([*KINDS, _LEARNED])}, a KolenPollack or a "
-                f"mapping of layer name to tensor, got {got}"
-            )
-
-    def _put(self, name: str, matrix: Any) -> None:
-        if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
-            raise FeedbackError(
-                f"feedback[{name!r}]: expected a floating point tensor [C, *spike shape], got "
-                f"{getattr(matrix, 'dtype', type(matrix).__name__)}"
-            )
-        self.matrices[name] = matrix.detach().clone()
-        self._moved.pop(name, None)
-
-    def require(self, name: str, shape: tuple[int, ...]) -> None:
-        """See that the layer has a matrix of this shape; draw it if the layer is new.
-
-        Raises:
-            FeedbackError: if a given matrix is missing or has another shape.
-        """
-        matrix = self.matrices.get(name)
-        if matrix is None:
-            if self.kind == "given":
-                raise FeedbackError(
-                    f"feedback: no matrix for hidden layer {name!r}; expected a tensor of shape "
-                    f"{list(shape)}, got matrices for {sorted(self.matrices)}"
-                )
-            self.matrices[name] = matrix = self._draw(name, shape)
-        if tuple(matrix.shape) != tuple(shape):
-            raise FeedbackError(
-                f"feedback[{name!r}]: expected shape {list(shape)} (outputs, then the shape of one "
-                f"sample's spikes), got {list(matrix.shape)}"
-            )
-
-    def _draw(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        generator = generator_for(self.seed, name, shape)
-        if self.learner is not None:
-            return gaussian(shape, self.scale * self.learner.options.initial, generator)
-        return KINDS[self.kind](shape, self.scale, generator)
-
-    def learn(self) -> None:
-        """Let matrices that learn follow what was gathered for them since the last time."""
-        if self.learner is not None:
-            for name in self.learner.step(self.matrices):
-                self._moved.pop(name, None)
-
-    def moved(self, name: str, like: Tensor) -> Tensor:
-        """Return a known matrix in the device and dtype of ``like``; the original keeps its dtype.
-
-        A network that goes to half precision and back finds its matrices unchanged.
-        """
-        cached = self._moved.get(name)
-        if cached is None or cached.dtype != like.dtype or cached.device != like.device:
-            cached = self.matrices[name].to(device=like.device, dtype=like.dtype)
-            self._moved[name] = cached
-        return cached
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return tensors and plain values, loadable with ``torch.load(weights_only=True)``."""
-        matrices = {name: matrix.clone() for name, matrix in self.matrices.items()}
-        learner = None if self.learner is None else self.learner.state_dict()
-        return {"kind": self.kind, "scale": self.scale, "seed": self.seed, "matrices": matrices,
-                "learner": learner}  # fmt: skip
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` gave; a matrix already known must keep its shape.
-
-        Raises:
-            FeedbackError: if the state is of another form or another network; nothing is changed.
-        """
-        missing = {"kind", "scale", "seed", "matrices", "learner"} - set(state)
-        if missing:
-            raise FeedbackError(
-                f"state_dict: expected what DFA.state_dict() returned, got one without "
-                f"{sorted(missing)}"
-            )
-        for name, matrix in state["matrices"].items():
-            known = self.matrices.get(name)
-            if known is not None and known.shape != matrix.shape:
-                raise FeedbackError(
-                    f"state_dict: layer {name!r} has feedback of shape {list(known.shape)}, got "
-                    f"{list(matrix.shape)}: the checkpoint is of another network"
-                )
-        self.kind, self.scale, self.seed = state["kind"], state["scale"], state["seed"]
-        for name, matrix in state["matrices"].items():
-            self._put(name, matrix)
-        self.learner = None
-        if state["learner"] is not None:
-            self.learner = Learner(KolenPollack())
-            self.learner.load_state_dict(state["learner"], self.matrices)

@@ -1,7 +1,8 @@
 """What is broadcast to the hidden layers: functions of the error at the output, and nothing else.
 
-A rule takes the error e = dL/d(output), any shape, and returns the signal that the feedback
-matrices project, of the same shape. ``None`` in place of a rule means that nothing is sent.
+A rule takes the error e = dL/d(output) [..., C] and returns the signal that the feedback matrices
+project, of the same shape; ``target`` takes the targets, too. ``None`` in place of a rule means
+that nothing is sent.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
-__all__ = ["RULES", "Rule", "error"]
+from snn_dfa.errors import TargetError
 
-Rule: TypeAlias = Callable[[Tensor], Tensor]
+__all__ = ["RULES", "Rule", "error", "sign", "target"]
+
+Rule: TypeAlias = Callable[..., Tensor]
 
 
 def error(e: Tensor) -> Tensor:
@@ -23,13 +27,68 @@ def error(e: Tensor) -> Tensor:
     Source: Nøkland 2016, arXiv 1609.01596, eq. 9.
 
     Example:
-        >>> import torch
         >>> error(torch.tensor([0.5, -0.5]))
         tensor([ 0.5000, -0.5000])
     """
     return e
 
 
+def sign(e: Tensor) -> Tensor:
+    """Broadcast the error's sign (sDFA): three values that cost little to send.
+
+    The signal does not shrink with the error, so that the step of the optimiser must.
+
+    Source: Frenkel, Lefebvre and Bol 2021, Front. Neurosci. 15, arXiv 1909.01311, where it is the
+    step between DFA and DRTP.
+
+    Example:
+        >>> sign(torch.tensor([0.5, 0.0, -0.1]))
+        tensor([ 1.,  0., -1.])
+    """
+    return e.sign()
+
+
+def target(e: Tensor, y: Tensor) -> Tensor:
+    r"""Broadcast the targets (DRTP): hidden layers need no error, and do not wait for the output.
+
+    The signal is -y / B, y one-hot: the part of the error of B averaged samples that is known
+    before the output is.
+
+    Args:
+        e: [..., B, C], the error; only its shape, dtype and device matter.
+        y: Class indices [B], or targets [B, C], or one for each step [..., B, C].
+
+    Returns:
+        [..., B, C]; where y has no time, the same at every step (stride zero).
+
+    Raises:
+        TargetError: if y has another shape, or a class that is not among the C.
+
+    Source: Frenkel, Lefebvre and Bol 2021, Front. Neurosci. 15, arXiv 1909.01311.
+
+    Example:
+        >>> target(torch.zeros(2, 3), torch.tensor([2, 0]))
+        tensor([[-0.0000, -0.0000, -0.5000],
+                [-0.5000, -0.0000, -0.0000]])
+    """
+    outputs, batch = e.shape[-1], e.shape[:-1][-1:]
+    if not y.is_floating_point() and y.shape == batch:
+        if len(y) and not (int(y.min()) >= 0 and int(y.max()) < outputs):
+            raise TargetError(
+                f"targets: expected classes from 0 to {outputs - 1}, got {int(y.min())} to "
+                f"{int(y.max())}"
+            )
+        y = torch.nn.functional.one_hot(y.long(), outputs)
+    if y.shape not in (e.shape[-2:], e.shape):
+        raise TargetError(
+            f"targets: expected class indices of shape {list(batch)} or targets of shape "
+            f"{list(e.shape[-2:])}, got {list(y.shape)} of {y.dtype}"
+        )
+    return (-y.to(e) / max(batch.numel(), 1)).expand(e.shape)
+
+
 #: Name to rule. ``shallow`` sends nothing: only the output block learns, the floor under every
-#: other rule.
-RULES: Mapping[str, Rule | None] = MappingProxyType({"error": error, "shallow": None})
+#: other rule. ``fa`` is not sent to all layers but passed from layer to layer.
+RULES: Mapping[str, Rule | None] = MappingProxyType(
+    {"error": error, "sign": sign, "target": target, "shallow": None, "fa": None}
+)

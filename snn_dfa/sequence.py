@@ -15,7 +15,7 @@ from snn_dfa.scan import Dynamics, leaky_scan
 from snn_dfa.state import reset
 from snn_dfa.surrogate import recognise
 
-__all__ = ["OverTime", "Scan", "over_time"]
+__all__ = ["AtOnce", "OverTime", "Scan", "over_time"]
 
 
 # They treat equal steps alike: for a constant current, one step serves all.
@@ -105,7 +105,7 @@ def _is_one(factor: Tensor) -> bool:
     return factor.numel() == 1 and bool(factor == 1)
 
 
-class _AtOnce(nn.Module):
+class AtOnce(nn.Module):
     """A stateless module on all T * B samples at once."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -113,6 +113,7 @@ class _AtOnce(nn.Module):
         self.module = module
 
     def forward(self, x: Tensor) -> Tensor:
+        """Run the module on [T, B, ...]."""
         if x.stride(0) == 0 and isinstance(self.module, (*_ALIKE, *_DROPOUTS)):
             out = self.module(x[0])
             return out.expand(len(x), *out.shape)
@@ -199,4 +200,4 @@ def _layer(module: nn.Module, name: str) -> nn.Module:
         return Scan(module)
     if any(isinstance(m, snn.SpikingNeuron) for m in module.modules()):
         return OverTime(module, _layers(module, f"{name}."))
-    return _AtOnce(module)
+    return AtOnce(module)

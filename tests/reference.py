@@ -23,8 +23,10 @@ class Linear:
         self.weight, self.bias = weight, bias
         self.grads = {"weight": torch.zeros_like(weight), "bias": torch.zeros_like(bias)}
         self.x = []
+        self.ones = {}  # step -> what stands for the bias's input, where it is not 1
 
     def forward(self, x):
+        self.shape = x.shape
         x = x.flatten(1)
         self.x.append(x)
         out = torch.zeros(x.shape[0], self.weight.shape[0], dtype=x.dtype)
@@ -37,13 +39,22 @@ class Linear:
         for b in range(delta.shape[0]):
             for n in range(delta.shape[1]):
                 self.grads["weight"][n] += delta[b, n] * self.x[t][b]
-                self.grads["bias"][n] += delta[b, n]
+                self.grads["bias"][n] += delta[b, n] * self.ones.get(t, 1.0)
+
+    def back(self, delta, matrix):
+        """The error at the input by way of a matrix in the weight's place."""
+        at_input = torch.zeros(delta.shape[0], matrix.shape[1], dtype=delta.dtype)
+        for b in range(delta.shape[0]):
+            for n in range(delta.shape[1]):
+                at_input[b] += delta[b, n] * matrix[n]
+        return at_input.reshape(self.shape)
 
 
 class Conv2d(Linear):
     """Valid convolution with stride one."""
 
     def forward(self, x):
+        self.shape = x.shape
         self.x.append(x)
         o, _, kh, kw = self.weight.shape
         h, w = x.shape[2] - kh + 1, x.shape[3] - kw + 1
@@ -63,7 +74,17 @@ class Conv2d(Linear):
                     for j in range(delta.shape[3]):
                         patch = self.x[t][b, :, i : i + kh, j : j + kw]
                         self.grads["weight"][n] += delta[b, n, i, j] * patch
-                        self.grads["bias"][n] += delta[b, n, i, j]
+                        self.grads["bias"][n] += delta[b, n, i, j] * self.ones.get(t, 1.0)
+
+    def back(self, delta, matrix):
+        kh, kw = matrix.shape[2:]
+        at_input = torch.zeros(self.shape, dtype=delta.dtype)
+        for b in range(delta.shape[0]):
+            for n in range(delta.shape[1]):
+                for i in range(delta.shape[2]):
+                    for j in range(delta.shape[3]):
+                        at_input[b, :, i : i + kh, j : j + kw] += delta[b, n, i, j] * matrix[n]
+        return at_input
 
 
 class BatchNorm:
@@ -101,9 +122,14 @@ class Pool:
             x[:, :, ::2, ::2] + x[:, :, 1::2, ::2] + x[:, :, ::2, 1::2] + x[:, :, 1::2, 1::2]
         ) / 4
 
+    def back(self, delta):
+        return delta.repeat_interleave(2, 2).repeat_interleave(2, 3) / 4
+
 
 class Neuron:
     """Leaky, Synaptic (``alpha``), RLeaky (``recurrent``), with or without refractory period."""
+
+    through_time = True
 
     def __init__(
         self,
@@ -163,8 +189,9 @@ class Neuron:
         deltas = [None] * len(self.steps)
         zero = torch.zeros_like(self.mem)
         to_mem, to_syn, to_spk = zero, zero, zero
+        before = self.inputs_of([step[5] for step in self.steps])
         for t in reversed(range(len(self.steps))):
-            kept, r, u, s, blocked, spk_before = self.steps[t]
+            kept, r, u, s, blocked, _ = self.steps[t]
             g = torch.where(blocked, zero, self.slope(u - self.threshold))
             gs = at_spikes[t] + to_spk
             mu = at_mem[t] + to_mem
@@ -188,11 +215,32 @@ class Neuron:
             d_syn = lam + to_syn
             to_syn = self.alpha * d_syn
             if self.recurrent is not None:
-                self.grads["V"] += lam.T @ spk_before
-                self.grads["Vb"] += lam.sum(0)
+                seen, one = before[t]
+                self.grads["V"] += lam.T @ seen
+                self.grads["Vb"] += lam.sum(0) * one
                 to_spk = lam @ self.recurrent[0]
             deltas[t] = self.gain * d_syn
+            if not self.through_time:
+                to_mem, to_syn, to_spk = zero, zero, zero
         return deltas
+
+    def inputs_of(self, xs):
+        """What the weight and the bias that feed this neuron are multiplied by, at each step."""
+        return [(x, 1.0) for x in xs]
+
+
+class TraceNeuron(Neuron):
+    """The error of a step reaches that step alone; the inputs are what has leaked in up to it."""
+
+    through_time = False
+
+    def inputs_of(self, xs):
+        found, syn, mem, syn_one, mem_one = [], 0.0, 0.0, 0.0, 0.0
+        for x in xs:
+            syn, syn_one = self.alpha * syn + x, self.alpha * syn_one + 1.0
+            mem, mem_one = self.beta * mem + syn, self.beta * mem_one + syn_one
+            found.append((mem, mem_one))
+        return found
 
 
 class CurrentNeuron(Neuron):
@@ -221,14 +269,29 @@ def run(blocks, inputs):
     return spikes, mems
 
 
-def dfa(blocks, feedback, at_spikes, at_mem):
+def error(e, y):
+    return e
+
+
+def sign(e, y):
+    return torch.where(e > 0, 1.0, torch.where(e < 0, -1.0, 0.0)).to(e.dtype)
+
+
+def target(e, y):
+    signal = torch.zeros_like(e)
+    for b, label in enumerate(y):
+        signal[b, label] = -1.0 / len(y)
+    return signal
+
+
+def dfa(blocks, feedback, at_spikes, at_mem, rule=error, y=None):
     """Fill ``grads`` of every piece, given dL/d(output spikes) and dL/d(output membranes)."""
     *hidden, last = blocks
     _block_backward(last, at_spikes, at_mem)
     for block, matrix in zip(hidden, feedback, strict=True):
         sent = []
         for gs, gm in zip(at_spikes, at_mem, strict=True):
-            e = gs + gm
+            e = rule(gs + gm, y)
             g = torch.zeros(e.shape[0], *matrix.shape[1:], dtype=e.dtype)
             for b in range(e.shape[0]):
                 for c in range(e.shape[1]):
@@ -237,8 +300,30 @@ def dfa(blocks, feedback, at_spikes, at_mem):
         _block_backward(block, sent, [torch.zeros_like(s) for s in sent])
 
 
+def fa(blocks, matrices, at_spikes, at_mem):
+    """Feedback alignment: from block to block, a matrix in the place of each synapse's weight."""
+    for block in reversed(blocks):
+        *pieces, neuron = block
+        below = []
+        for t, delta in enumerate(neuron.backward(at_spikes, at_mem)):
+            for piece in reversed(pieces):
+                if isinstance(piece, Linear):
+                    piece.backward(t, delta)
+                    delta = piece.back(delta, matrices.get(piece, piece.weight))
+                elif isinstance(piece, Pool):
+                    delta = piece.back(delta)
+                else:
+                    delta = piece.backward(t, delta)
+            below.append(delta)
+        at_spikes, at_mem = below, [torch.zeros_like(d) for d in below]
+
+
 def _block_backward(block, at_spikes, at_mem):
     *pieces, neuron = block
+    for piece in pieces:
+        if isinstance(piece, Linear):
+            seen = neuron.inputs_of(piece.x)
+            piece.x, piece.ones = [x for x, _ in seen], {t: one for t, (_, one) in enumerate(seen)}
     for t, delta in enumerate(neuron.backward(at_spikes, at_mem)):
         for piece in reversed(pieces):
             delta = piece.backward(t, delta)

@@ -179,11 +179,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         ),
         (
             ["compare", "--recipe", "conv", "--feedback", "zhang"],
-            "--feedback: expected gaussian or kolen-pollack with convolutions, got 'zhang'",
+            "--feedback: expected gaussian, channelwise or kolen-pollack with convolutions, got",
         ),
         (
-            ["compare", "--recipe", "conv", "--feedback", "gaussian", "--feedback-std", "0.1"],
-            "--feedback-std: expected 0 with convolutions",
+            ["compare", "--feedback", "uniform", "--feedback-std", "0.1"],
+            "--feedback-std: expected 0 with another feedback than gaussian",
         ),
         (
             ["train", "--recipe", "zhang2024", "--dt", "30"],
@@ -206,7 +206,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         (["compare", "--run-in", "25"], "--run-in: expected fewer than the"),
         (
             ["compare", "--feedback", "cats"],
-            "--feedback: expected one of gaussian, zhang, kolen-pollack, got 'cats'",
+            "--feedback: expected one of gaussian, uniform, orthogonal, sparse, channelwise, sh",
         ),
         (["compare", "--recipe", "cake"], "argument --recipe: invalid choice: 'cake'"),
         (["compare", "--seeds", "0"], "--seeds: expected one or more, got 0"),

@@ -39,8 +39,12 @@ def assert_grads(net, blocks):
     assert compared == len(list(net.parameters()))
 
 
-def check(p, neuron_class, **options):
-    dfa = DFA(p.net, **options)
+Y = torch.tensor([2, 0, 1])
+
+
+def check(p, neuron_class, rule="error", **options):
+    """Compare all gradients; return the DFA, still attached."""
+    dfa = DFA(p.net, rule=rule, **options)
     for round_ in range(2):  # the first pass finds the output, the second knows it
         p.net.zero_grad()
         for module in p.net.modules():
@@ -48,7 +52,8 @@ def check(p, neuron_class, **options):
                 module.reset_mem()
         spk, mem = p.forward(p.net, p.x)
         ws, wm = loss_weights(spk, mem)
-        ((spk * ws).sum() + (mem * wm).sum()).backward()
+        with dfa.targets(Y):
+            ((spk * ws).sum() + (mem * wm).sum()).backward()
         blocks = p.blocks(neuron_class)
         out, mems = ref.run(blocks, p.x)
         torch.testing.assert_close(spk.detach(), torch.stack(out), rtol=0, atol=0)
@@ -60,8 +65,9 @@ def check(p, neuron_class, **options):
         layers = [m for m in problems._in_order(p.net) if isinstance(m, snn.SpikingNeuron)]
         names = {m: n for m, n in zip(order, (*dfa.hidden, dfa.output), strict=True)}
         feedback = [dfa.feedback[names[m]] for m in layers[:-1]]
-        ref.dfa(blocks, feedback, ws, wm)
+        ref.dfa(blocks, feedback, ws, wm, getattr(ref, rule), Y)
         assert_grads(p.net, blocks)
+    return dfa
 
 
 @pytest.mark.parametrize("neuron", problems.NEURONS)

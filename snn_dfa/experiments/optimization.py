@@ -20,7 +20,7 @@ def make_optimizer(settings: Settings, net: nn.Module) -> torch.optim.Optimizer:
     """Return the optimiser; only weights of layers decay, not biases or normalisations."""
     groups = list(_groups(settings, net))
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=settings.lr)
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
     return torch.optim.AdamW(groups, lr=settings.lr, fused=True)
 
 

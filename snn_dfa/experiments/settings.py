@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, TypeAlias
 
+from snn_dfa._bank import NAMES
+
 __all__ = ["Block", "Settings", "UsageError", "option", "shown"]
 
 Layer: TypeAlias = int | str
@@ -131,6 +133,7 @@ class Settings:
     epochs: int = _say(30, "passes over the training part", _COUNT)
     batch_size: int = _say(128, "samples a step", _COUNT)
     optimizer: str = _say("adam", "adam (AdamW) or sgd", _one_of("adam", "sgd"))
+    momentum: float = _say(0.0, "of sgd", _PART)
     lr: float = _say(3e-3, "learning rate", _ABOVE_ZERO)
     per_input: bool = _say(False, "divide a layer's rate by its number of inputs")
     schedule: str = _say("one-cycle", "step or one-cycle", _one_of("step", "one-cycle"))
@@ -138,10 +141,7 @@ class Settings:
         0.93, "step: factor on the learning rate after every --decay-every epochs", _ABOVE_ZERO
     )
     decay_every: int = _say(1, "step: epochs", _COUNT)
-    feedback: str = _say(
-        "gaussian", "gaussian, zhang (their A.5; both fixed) or kolen-pollack (learned)",
-        _one_of("gaussian", "zhang", "kolen-pollack"),
-    )  # fmt: skip
+    feedback: str = _say("gaussian", f"one of {', '.join(NAMES)}", _one_of(*NAMES))
     feedback_std: float = _say(
         0.0, "standard deviation of gaussian feedback, the same in every layer; 0: 1/sqrt(neurons)",
         _NOT_BELOW_ZERO,
@@ -185,18 +185,19 @@ class Settings:
             f"scaled up",
         )  # fmt: skip
         yield (
-            self.feedback_std > 0 and (self.feedback != "gaussian" or convolves), "feedback_std",
-            "0 with convolutions or with another feedback than gaussian",
+            self.feedback_std > 0 and self.feedback != "gaussian", "feedback_std",
+            "0 with another feedback than gaussian",
         )  # fmt: skip
         yield (
-            self.feedback == "zhang" and convolves, "feedback",
-            "gaussian or kolen-pollack with convolutions",
+            self.feedback in ("zhang", "transpose") and convolves, "feedback",
+            "gaussian, channelwise or kolen-pollack with convolutions",
         )  # fmt: skip
         yield self.dt > self.tau, "dt", f"at most the {self.tau:g} ms of --tau"
         yield (
             self.loss == "share" and self.label_smoothing > 0, "label_smoothing",
             "0 with --loss share",
         )  # fmt: skip
+        yield self.momentum > 0 and self.optimizer != "sgd", "momentum", "0 without --optimizer sgd"
         yield self.normalize and self.batch_size == 1, "batch_size", "two or more with --normalize"
 
     @property

@@ -66,7 +66,7 @@ class Trainer:
         return DFA(
             self.sequence,
             rule=broadcast,
-            feedback=feedback_of(settings, self.net),
+            feedback=feedback_of(settings),
             scale=settings.feedback_scale,
             credit=settings.credit,
             seed=settings.seed,

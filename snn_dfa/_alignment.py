@@ -1,0 +1,90 @@
+"""Feedback alignment: errors from layer to layer, through fixed matrices instead of transposes."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snn_dfa._autograd import Detour
+from snn_dfa._bank import FeedbackBank, Transposed
+from snn_dfa._hooks import place
+from snn_dfa._synapses import gradient_at_input, gradient_at_weight, inside_neurons, synapses
+from snn_dfa.errors import AttachError
+
+__all__ = ["Alignment", "check", "weight_of"]
+
+
+def check(net: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules whose transposes are replaced, by name.
+
+    Raises:
+        AttachError: if there is none, or weights of a kind that is not known.
+    """
+    known = synapses(net)
+    within = inside_neurons(net)
+    for name, module in net.named_modules():
+        own = [p for p in module.parameters(recurse=False) if p.dim() > 1]
+        if own and module not in known.values() and module not in within:
+            raise AttachError(
+                f"rule='fa': expected weights in nn.Linear or nn.Conv1d to nn.Conv3d, got layer "
+                f"{name!r} of type {type(module).__name__}; use another rule"
+            )
+    if not known:
+        raise AttachError("rule='fa': expected an nn.Linear or nn.Conv1d to nn.Conv3d, found none")
+    return dict(known)
+
+
+def weight_of(weights: dict[str, Any]) -> Transposed:
+    """Return what gives the weight of a layer, for feedback that is no other than that."""
+    return lambda name, _: weights[name].weight.detach()
+
+
+class Alignment:
+    """Hooks on the modules with weights: each one's input is cut, and gets its error by a detour.
+
+    The detour is the module's own backward pass, with the feedback in place of its weight.
+    """
+
+    def __init__(self, weights: dict[str, nn.Module], bank: FeedbackBank) -> None:
+        self.active = True
+        self._bank = bank
+        self._inputs: dict[str, Tensor] = {}
+        self._handles = []
+        for name, module in weights.items():
+            before = partial(self._before, name)
+            self._handles += place(module, before, partial(self._after, name, module))
+
+    def remove(self) -> None:
+        """Take every hook off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._inputs.clear()
+
+    def _before(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._inputs.pop(name, None)
+        if not self.active or not torch.is_grad_enabled():
+            return None
+        x = args[0] if args else kwargs["input"]
+        if not x.requires_grad:
+            return None
+        self._inputs[name] = x
+        return (x.detach(),), {}
+
+    def _after(self, name: str, module: Any, output: Tensor) -> Tensor | None:
+        x = self._inputs.pop(name, None)
+        if x is None:
+            return None
+        self._bank.require({name: tuple(module.weight.shape)})
+
+        def back(error: Tensor, x: Tensor) -> Tensor:
+            if self._bank.learner is not None:
+                self._bank.learner.gather(name, gradient_at_weight(module, x, error))
+            feedback = self._bank.moved(name, error)
+            at_input = gradient_at_input(module, x, feedback, error).to(x.dtype)
+            return self._bank.sent(name, at_input)
+
+        return Detour.apply(back, output, x)

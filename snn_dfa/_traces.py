@@ -1,0 +1,235 @@
+"""Credit by eligibility traces: no graph reaches back in time, each step's gradient is whole.
+
+A synapse, an ``nn.Linear`` or a convolution, hands on its values with another backward pass: the
+error at its output meets, in place of its input, the trace of its inputs. Which neuron's decay the
+trace has is known once its output reaches a neuron, which is long before the backward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import snntorch as snn
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from snn_dfa._autograd import Traced
+from snn_dfa._discover import Layers, is_spiking
+from snn_dfa._hooks import place
+from snn_dfa._synapses import SYNAPSES, gradient_at_weight, inside_neurons, synapses
+from snn_dfa.eligibility import advance
+from snn_dfa.errors import AttachError
+from snn_dfa.neurons import RefractoryLeaky
+
+__all__ = ["Traces", "check"]
+
+_NEURONS = (snn.Leaky, snn.Synaptic, snn.RLeaky, RefractoryLeaky)
+_STATES = ("mem", "syn", "spk")
+# Between synapse and neuron: what commutes with the sum over time, exactly or (a normalisation
+# that is training) nearly.
+_BETWEEN = (
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
+    nn.Flatten, nn.Identity,
+)  # fmt: skip
+
+
+def check(layers: Layers, rule: str) -> None:
+    """Refuse neurons whose past no trace holds, and a rule that needs what is to come.
+
+    Raises:
+        AttachError: naming the layer and the reason.
+    """
+    if rule == "fa":
+        raise AttachError(
+            "credit='trace': expected a rule that sends errors straight to each layer, got "
+            "rule='fa', which needs the errors of later steps; use credit='membrane'"
+        )
+    for name, module in layers.modules.items():
+        where = f"credit='trace': layer {name!r}"
+        if not is_spiking(module) and name == layers.output:
+            continue  # a plain readout has no past
+        if type(module) not in _NEURONS:
+            known = ", ".join(sorted(kind.__name__ for kind in _NEURONS))
+            raise AttachError(
+                f"{where} is a {type(module).__name__}, expected one of {known}, one step a call "
+                f"(give the network itself, not its over_time form); use credit='membrane'"
+            )
+        for constant in ("alpha", "beta"):
+            if getattr(module, constant, torch.ones(())).numel() > 1:
+                raise AttachError(
+                    f"{where} has a {constant} for each neuron, expected one for all, since they "
+                    f"share their inputs' traces; use credit='membrane'"
+                )
+        recurrent = getattr(module, "recurrent", None)
+        learns = [n for n, p in module.named_parameters() if p.requires_grad]
+        if isinstance(recurrent, SYNAPSES):
+            learns = [n for n in learns if not n.startswith("recurrent.")]
+        if learns:
+            raise AttachError(
+                f"{where} gives no gradient to its own parameter {learns[0]!r}, which wants one; "
+                f"freeze it, or use credit='membrane'"
+            )
+
+
+@dataclass
+class _Call:
+    """One call of a synapse: what its weight's gradient is made of."""
+
+    module: Any
+    x: Tensor
+    bias_input: Tensor
+    below_learns: bool
+    used: bool = False
+
+    def gradients(self, error: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return those at weight and bias."""
+        if self.module.bias is None:
+            return gradient_at_weight(self.module, self.x, error), None
+        channel = -1 if isinstance(self.module, nn.Linear) else 1
+        over = [d for d in range(error.dim()) if d != channel % error.dim()]
+        at_bias = (error.sum(over) if over else error) * self.bias_input
+        return gradient_at_weight(self.module, self.x, error), at_bias
+
+
+class Traces:
+    """Hooks on synapses and neurons, and the traces between two steps.
+
+    Args:
+        net: The network; what :func:`check` has passed.
+        layers: Its spiking layers.
+    """
+
+    def __init__(self, net: nn.Module, layers: Layers) -> None:
+        self.active = True
+        self._layers = layers
+        self._inputs: dict[nn.Module, Tensor] = {}
+        self._calls = WeakTensorKeyDictionary()  # what a synapse returned -> its call
+        self._traces: dict[tuple[str, nn.Module], tuple[tuple[Tensor, ...], ...]] = {}
+        self._last: dict[
+            str, Tensor
+        ] = {}  # membranes: kept, so that no other tensor has their place
+        self._handles: list[Any] = []
+        for synapse in synapses(net).values():
+            self._hook(synapse, self._note, partial(self._after_synapse, synapse))
+        within = inside_neurons(net)
+        for module in net.modules():
+            if isinstance(module, _BETWEEN) and module not in within:
+                self._hook(module, self._note, partial(self._after_between, module))
+        for name, module in layers.modules.items():
+            if is_spiking(module):
+                self._hook(module, partial(self._before_neuron, name),
+                           partial(self._after_neuron, name))  # fmt: skip
+                recurrent = getattr(module, "recurrent", None)
+                if isinstance(recurrent, SYNAPSES):
+                    after = partial(self._after_recurrent, name, module, recurrent)
+                    self._hook(recurrent, self._note, after)
+
+    def _hook(self, module: nn.Module, before: Any, after: Any) -> None:
+        self._handles += place(module, partial(before, module), after)
+
+    def remove(self) -> None:
+        """Take every hook off and forget the traces."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for kept in (self._inputs, self._traces, self._last):
+            kept.clear()
+
+    @property
+    def _idle(self) -> bool:
+        return not self.active or not torch.is_grad_enabled()
+
+    # -- between layers ----------------------------------------------------------------------------
+
+    def _note(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if not self._idle:
+            self._inputs[module] = args[0] if args else kwargs["input"]
+
+    def _after_synapse(self, module: Any, output: Tensor) -> Tensor | None:
+        x = self._inputs.pop(module, None)
+        if x is None or not any(p.requires_grad for p in module.parameters()):
+            return None
+        call = _Call(module, x.detach(), torch.ones_like(x[..., :1].flatten()[:1]), x.requires_grad)
+        handed = Traced.apply(call.gradients, output.detach(), module.weight, module.bias)
+        self._calls[handed] = call
+        return handed
+
+    def _after_between(self, module: nn.Module, output: Tensor) -> None:
+        x = self._inputs.pop(module, None)
+        if x is not None and x in self._calls:
+            self._calls[output] = self._calls[x]
+
+    # -- one call of a neuron ----------------------------------------------------------------------
+
+    def _before_neuron(self, name: str, neuron: Any, args: Any, kwargs: Any) -> Any:
+        """Cut the states from their past; carry the trace of the current's synapse on."""
+        if self._idle:
+            return None
+        current = args[0]
+        kwargs = {k: _cut(v) for k, v in kwargs.items()}
+        args = (current, *(_cut(state) for state in args[1:]))
+        for state in _STATES:
+            value = getattr(neuron, state, None)
+            if isinstance(value, Tensor) and value.requires_grad:
+                setattr(neuron, state, value.detach())
+        given = [s for s in (*args[1:], *kwargs.values()) if isinstance(s, Tensor)]
+        mem = kwargs.get("mem", given[-1] if given else neuron.mem)
+        if self._is_new(name, mem, current):
+            for key in [k for k in self._traces if k[0] == name]:
+                del self._traces[key]
+        if current.requires_grad:
+            self._carry(name, neuron, self._call_of(name, current))
+        return args, kwargs
+
+    def _is_new(self, name: str, mem: Tensor, current: Tensor) -> bool:
+        """Whether the membrane that comes in begins a new sequence."""
+        last = self._last.get(name)
+        if last is None or mem.shape != current.shape or last.shape != current.shape:
+            return True
+        return mem.data_ptr() != last.data_ptr() and not bool(mem.any())
+
+    def _call_of(self, name: str, current: Tensor) -> _Call:
+        call: _Call | None = self._calls.get(current)  # type: ignore[no-untyped-call]
+        between = ", ".join(kind.__name__ for kind in _BETWEEN)
+        if call is None or call.used:
+            raise AttachError(
+                f"credit='trace': layer {name!r}: expected the output of one nn.Linear or "
+                f"convolution as its current, straight or through {between}, and of none that "
+                f"another neuron has; use credit='membrane'"
+            )
+        if call.below_learns and self._layers.output is not None:
+            raise AttachError(
+                f"credit='trace': layer {name!r}: expected one layer with weights before it, got "
+                f"more, and the first ones would get no trace; use credit='membrane'"
+            )
+        return call
+
+    def _carry(self, name: str, neuron: Any, call: _Call) -> None:
+        """Take this call's input into the trace, and give the call the trace for its gradient."""
+        decays = [getattr(neuron, n).detach().clamp(0, 1).to(call.x.device)
+                  for n in ("alpha", "beta") if hasattr(neuron, n)]  # fmt: skip
+        before = self._traces.get((name, call.module), (None, None))
+        if before[0] is not None and before[0][0].shape != call.x.shape:
+            before = (None, None)
+        inputs = advance(before[0], call.x, decays)
+        biases = advance(before[1], call.bias_input, decays)
+        self._traces[name, call.module] = (inputs, biases)
+        call.x, call.bias_input, call.used = inputs[-1], biases[-1], True
+
+    def _after_recurrent(self, name: str, neuron: Any, module: Any, output: Tensor) -> Any:
+        handed = self._after_synapse(module, output)
+        if handed is not None:
+            self._carry(name, neuron, self._calls[handed])
+        return handed
+
+    def _after_neuron(self, name: str, output: Any) -> None:
+        if not self._idle:
+            neuron: Any = self._layers.modules[name]
+            self._last[name] = neuron.mem.detach()
+
+
+def _cut(state: Any) -> Any:
+    return state.detach() if isinstance(state, Tensor) else state

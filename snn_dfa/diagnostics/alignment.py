@@ -1,0 +1,150 @@
+"""Where the gradients of direct feedback point, beside those of back-propagation."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from snn_dfa._synapses import synapses, transposed
+from snn_dfa.dfa import DFA
+from snn_dfa.errors import FeedbackError
+
+__all__ = ["angle", "feedback_angles", "gradient_angles", "projected_errors"]
+
+
+def angle(a: Tensor, b: Tensor) -> float:
+    """Return the angle between two tensors of as many numbers, in degrees; NaN if one is zero.
+
+    Example:
+        >>> angle(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0]))
+        90.0
+    """
+    a, b = a.double().flatten(), b.double().flatten()
+    norms = (a.norm() * b.norm()).item()
+    if norms == 0:
+        return math.nan
+    return math.degrees(math.acos(max(-1.0, min(1.0, (a @ b).item() / norms))))
+
+
+def gradient_angles(
+    dfa: DFA, loss: Callable[[nn.Module], Tensor], targets: Tensor | None = None
+) -> dict[str, float]:
+    """Return the angle between the attached rule's gradient and back-propagation's.
+
+    Below 90 degrees a small step along the rule's gradient lowers the loss. Both gradients are made
+    on a copy of the network, in one forward and one backward pass each: weights, gradients,
+    statistics, states and generators stay as they are.
+
+    Args:
+        dfa: Attached.
+        loss: From a network, the copy, to the loss of a batch; it runs the network over the whole
+            sequence, from rest.
+        targets: For ``rule="target"``, those of the batch.
+
+    Returns:
+        Name of each layer with weights, in the order of the network, to degrees; NaN where a
+        gradient is zero or none.
+
+    Example:
+        >>> import snntorch as snn
+        >>> net = nn.Sequential(
+        ...     nn.Linear(4, 8), snn.Leaky(beta=0.9, init_hidden=True), nn.Linear(8, 2)
+        ... )
+        >>> dfa = DFA(net, output="2", feedback={"1": -net[2].weight})
+        >>> gradient_angles(dfa, lambda net: net(torch.ones(3, 4)).square().mean())
+        {'0': 180.0, '2': 0.0}
+    """
+    cuda = [p.device for p in dfa.net.parameters() if p.device.type == "cuda"][:1]
+    grads = []
+    for paused in (False, True):
+        twin = copy.deepcopy(dfa, _without_graphs(dfa.net))
+        twin.net.zero_grad()
+        given = nullcontext() if targets is None else twin.targets(targets)
+        with torch.random.fork_rng(devices=cuda), twin.paused() if paused else nullcontext(), given:
+            torch.autograd.backward(loss(twin.net))
+        grads.append({name: _gradient(module) for name, module in synapses(twin.net).items()})
+    return {name: _rounded(angle(grads[0][name], grads[1][name])) for name in grads[0]}
+
+
+def _without_graphs(net: nn.Module) -> dict[int, Tensor]:
+    """Return what makes ``deepcopy`` take the values of states that have a graph."""
+    states = (t for t in net.buffers() if not t.is_leaf)
+    return {id(t): t.detach().clone() for t in states}
+
+
+def _gradient(module: nn.Module) -> Tensor:
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in module.parameters()]
+    return torch.cat([part.flatten() for part in parts])
+
+
+def _rounded(degrees: float) -> float:
+    """Drop what the arc cosine makes of the last bits of a cosine: some 1e-6 near zero and 180."""
+    return round(degrees, 4)
+
+
+def feedback_angles(dfa: DFA) -> dict[str, float]:
+    """Return the angle between each layer's B and the product of the weights after it, in degrees.
+
+    Layers that are not followed by ``nn.Linear`` alone, such as convolutions before others, are
+    left out. With ``rule="fa"`` it is the angle between B and the weight.
+
+    Example:
+        >>> import snntorch as snn
+        >>> net = nn.Sequential(
+        ...     nn.Linear(4, 8), snn.Leaky(beta=0.9, init_hidden=True),
+        ...     nn.Linear(8, 2), snn.Leaky(beta=0.9, init_hidden=True),
+        ... )
+        >>> dfa = DFA(net, output="3", feedback={"1": net[2].weight})
+        >>> net(torch.rand(3, 4)).sum().backward()
+        >>> feedback_angles(dfa)
+        {'1': 0.0}
+    """
+    found = {}
+    weights = synapses(dfa.net)
+    forward = transposed(dfa.net)
+    for name, matrix in dfa.feedback.items():
+        try:
+            wanted = weights[name].weight.detach() if name in weights else forward(name, dfa.sites)
+        except FeedbackError:
+            continue
+        found[name] = _rounded(angle(matrix.expand(wanted.shape), wanted))
+    return found
+
+
+@contextmanager
+def projected_errors(dfa: DFA) -> Iterator[dict[str, float]]:
+    """Measure what the backward passes in the block send to each layer.
+
+    Yields:
+        A dict that is filled at the end of the block: layer name to the root mean square of what
+        was sent, over neurons, samples, steps and passes.
+
+    Example:
+        >>> import snntorch as snn
+        >>> net = nn.Sequential(
+        ...     nn.Linear(4, 8), snn.Leaky(beta=0.9, init_hidden=True),
+        ...     nn.Linear(8, 2), snn.Leaky(beta=0.9, init_hidden=True),
+        ... )
+        >>> dfa = DFA(net, output="3", feedback={"1": torch.ones(2, 8)})
+        >>> with projected_errors(dfa) as sent:
+        ...     net(torch.rand(3, 4)).sum().backward()
+        >>> sent
+        {'1': 2.0}
+    """
+    sent: dict[str, float] = {}
+    squares: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def note(name: str, error: Tensor) -> None:
+        total = error.float().square().sum()
+        squares[name] = squares[name] + total if name in squares else total
+        counts[name] = counts.get(name, 0) + error.numel()
+
+    with dfa.observed(note):
+        yield sent
+    sent.update({name: math.sqrt(squares[name].item() / counts[name]) for name in squares})
