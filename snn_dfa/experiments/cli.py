@@ -15,9 +15,11 @@ from tqdm import tqdm
 from snn_dfa._version import __version__
 from snn_dfa.experiments import report
 from snn_dfa.experiments.data import DATASETS, load
+from snn_dfa.experiments.family import kept_megabytes, members, write_family
 from snn_dfa.experiments.files import load_checkpoint, make_folder, save_checkpoint
 from snn_dfa.experiments.ladder import rungs, write_ladder
 from snn_dfa.experiments.memory import keep_freed_memory
+from snn_dfa.experiments.outcome import outcome
 from snn_dfa.experiments.recipes import DEFAULT, RECIPES, default_for, describe
 from snn_dfa.experiments.settings import Settings, UsageError, option
 from snn_dfa.experiments.training import RULES, Trainer
@@ -63,7 +65,10 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"snn-dfa {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     compare = commands.add_parser("compare", help="train the same network with several rules")
-    compare.add_argument("--rules", type=_rules, default=list(RULES), metavar=",".join(RULES))
+    compare.add_argument(
+        "--rules", type=_rules, default=["bptt", "dfa", "shallow"], metavar=",".join(RULES),
+        help="which (default: bptt,dfa,shallow)",
+    )  # fmt: skip
     compare.add_argument(
         "--seeds", type=_one_or_more, default=1, metavar="N",
         help="how many seeds, from --seed on (default: 1)",
@@ -79,12 +84,21 @@ def _parser() -> _Parser:
             help=f"what the options below start from ({DEFAULT}, or for the digits "
             f"{default_for('digits')}); snn-dfa recipes shows them",
         )  # fmt: skip
+        command.add_argument(
+            "--diagnose", action="store_true",
+            help="after each epoch note angles to back-propagation, rates and errors sent",
+        )  # fmt: skip
         _add_settings(command, [f.name for f in fields(Settings)])
     ladder = commands.add_parser(
         "ladder", help="from the recipe notebook to deep, one change at a time"
     )
     ladder.add_argument("--out", type=Path, default=Path("runs/ladder"), help="%(default)s")
     _add_settings(ladder, ["dataset", "data_root", "seed", "device", "epochs", "amp"])
+    family = commands.add_parser(
+        "rules", help="every rule, feedback and credit on the recipe deep, side by side"
+    )
+    family.add_argument("--out", type=Path, default=Path("runs/rules"), help="%(default)s")
+    _add_settings(family, ["dataset", "data_root", "seed", "device", "epochs", "amp"])
     commands.add_parser("recipes", help="show the recipes, as options")
     return parser
 
@@ -133,12 +147,14 @@ def _check_device(settings: Settings) -> None:
         ) from error
 
 
-def _fit(trainer: Trainer, name: str, checkpoint: Path | None = None) -> None:
+def _fit(
+    trainer: Trainer, name: str, checkpoint: Path | None = None, *, diagnosed: bool = False
+) -> None:
     """Train to the end under a progress bar, saving after each epoch where asked to."""
     settings, batches, said = trainer.settings, trainer.batches, set[str]()
     total = settings.epochs * batches
     with tqdm(total=total, initial=trainer.epoch * batches, desc=name, unit="step") as bar:
-        for line in trainer.fit(after_batch=bar.update):
+        for line in trainer.fit(after_batch=bar.update, diagnosed=diagnosed):
             bar.set_postfix_str(
                 f"epoch {int(line['epoch'])}/{settings.epochs}, "
                 f"validation {100 * line['val_accuracy']:.1f} %"
@@ -156,12 +172,13 @@ def _compare(args: argparse.Namespace) -> None:
     results: report.Results = {rule: [] for rule in args.rules}
     for seed in range(settings.seed, settings.seed + args.seeds):
         one = replace(settings, seed=seed)
-        data = load(one.dataset, one.data_root, seed)
+        data = load(one.dataset, one.data_root, seed, one.validation)
         for rule in args.rules:
             trainer = Trainer(one, rule, data)
             folder = make_folder(args.out)  # once nothing is left to be refused
-            _fit(trainer, rule if args.seeds == 1 else f"{rule}, seed {seed}")
-            results[rule].append(trainer.result())
+            name = rule if args.seeds == 1 else f"{rule}, seed {seed}"
+            _fit(trainer, name, diagnosed=args.diagnose)
+            results[rule].append(outcome(trainer))
             # Written after each run: a long comparison that is interrupted leaves its parts.
             done = {r: runs for r, runs in results.items() if runs}
             paths = report.write(folder, args.recipe, settings, done)
@@ -172,13 +189,13 @@ def _train(args: argparse.Namespace) -> None:
     settings = _settings(args)
     checkpoint = args.out / "checkpoint.pt"
     state = load_checkpoint(checkpoint) if args.resume else None
-    data = load(settings.dataset, settings.data_root, settings.seed)
+    data = load(settings.dataset, settings.data_root, settings.seed, settings.validation)
     trainer = Trainer(settings, args.rule, data)
     if state is not None:
         trainer.load_state_dict(state)
     folder = make_folder(args.out)
-    _fit(trainer, args.rule, checkpoint)
-    results = {args.rule: [trainer.result()]}
+    _fit(trainer, args.rule, checkpoint, diagnosed=args.diagnose)
+    results = {args.rule: [outcome(trainer)]}
     _print(results, report.write(folder, args.recipe, settings, results))
 
 
@@ -191,13 +208,28 @@ def _ladder(args: argparse.Namespace) -> None:
     steps = list(rungs(**_given(args)))
     first = steps[0].settings
     _check_device(first)
-    data = load(first.dataset, first.data_root, first.seed)
+    data = load(first.dataset, first.data_root, first.seed, first.validation)
     folder, results = make_folder(args.out), []
     for rung in steps:
         trainer = Trainer(rung.settings, "dfa", data)
         _fit(trainer, rung.name)
-        results.append((rung, trainer.result()))
+        results.append((rung, outcome(trainer)))
         table = write_ladder(folder, results)
+    print(table)
+
+
+def _family(args: argparse.Namespace) -> None:
+    rows = list(members(**{"epochs": 2, **_given(args)}))
+    first = rows[0].settings
+    _check_device(first)
+    data = load(first.dataset, first.data_root, first.seed, first.validation)
+    folder, results = make_folder(args.out), []
+    for row in rows:
+        trainer = Trainer(row.settings, row.rule, data)
+        kept = kept_megabytes(trainer)
+        _fit(trainer, row.name, diagnosed=True)
+        results.append((row, {**outcome(trainer), "kept_megabytes": kept}))
+        table = write_family(folder, results)
     print(table)
 
 
@@ -208,7 +240,13 @@ def _recipes(_: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0, 2 for what the user can mend, 130 for ^C."""
     keep_freed_memory()
-    commands = {"compare": _compare, "train": _train, "ladder": _ladder, "recipes": _recipes}
+    commands = {
+        "compare": _compare,
+        "train": _train,
+        "ladder": _ladder,
+        "rules": _family,
+        "recipes": _recipes,
+    }
     try:
         args = _parser().parse_args(argv)
         commands[args.command](args)

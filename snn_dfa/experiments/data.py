@@ -23,7 +23,6 @@ DATASETS = {
     "kmnist": "KMNIST",
 }
 _DIGITS_TEST_SHARE = 0.2
-_VALIDATION_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Splits:
-    """The three parts of a data set; ``val`` is a tenth of what the data set gives to train on."""
+    """The three parts of a data set; ``val`` is held out of what the data set gives to train on."""
 
     train: Part
     val: Part
@@ -60,8 +59,14 @@ class Splits:
         return int(self.train.y.max()) + 1
 
 
-def load(dataset: str, root: str | Path, seed: int) -> Splits:
+def load(dataset: str, root: str | Path, seed: int, validation: float = 0.1) -> Splits:
     """Return a data set's splits; the test part does not depend on the seed.
+
+    Args:
+        dataset: One of :data:`DATASETS`.
+        root: Folder of what torchvision downloads.
+        seed: Of the draw of the validation part.
+        validation: Share of the training set that is held out.
 
     Raises:
         UsageError: if the data set is unknown, or neither in ``root`` nor to be downloaded.
@@ -71,7 +76,7 @@ def load(dataset: str, root: str | Path, seed: int) -> Splits:
     kind = DATASETS[dataset]
     full, test = _digits() if kind is None else _torchvision(kind, Path(root))
     order = torch.randperm(len(full), generator=torch.Generator().manual_seed(seed))
-    held = round(len(full) * _VALIDATION_SHARE)
+    held = max(round(len(full) * validation), 1)
     val, train = order[:held], order[held:]
     return Splits(Part(full.x[train], full.y[train]), Part(full.x[val], full.y[val]), test)
 

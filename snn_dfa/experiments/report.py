@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from snn_dfa._version import __version__
+from snn_dfa.experiments.diagnose import figure
 from snn_dfa.experiments.files import write_whole
 from snn_dfa.experiments.settings import Settings
 
@@ -27,7 +28,14 @@ __all__ = [
 #: Rule to the results of its runs, one for each seed.
 Results = dict[str, list[dict[str, Any]]]
 
-_COLOURS = {"bptt": "#555555", "dfa": "#d1495b", "shallow": "#3d6fb6"}
+_COLOURS = {
+    "bptt": "#555555",
+    "dfa": "#d1495b",
+    "sign": "#e08e45",
+    "target": "#8a6fb0",
+    "fa": "#3f9b6d",
+    "shallow": "#3d6fb6",
+}
 _STYLES = {"train": ":", "val": "--", "test": "-"}
 
 
@@ -45,10 +53,10 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def table(results: Results) -> str:
-    """Return a line for each rule, aligned."""
+    """Return a line for each rule, aligned; spikes and operations are those of a sample."""
     several = any(len(runs) > 1 for runs in results.values())
     head = ["rule", "test accuracy", "gap to BPTT", "seconds a step", "seconds to 97 %",
-            "spikes/neuron/step"]  # fmt: skip
+            "spikes", "synaptic operations"]  # fmt: skip
     if several:
         head[1:2] = ["mean", "std", "worst", "seeds"]
     rows = [head]
@@ -58,8 +66,12 @@ def table(results: Results) -> str:
         gap = "-" if bptt is None else f"{100 * (summary(bptt)['mean'] - of['mean']):+.2f}"
         to_97 = "-" if of["seconds_to_97"] is None else f"{of['seconds_to_97']:.0f}"
         step = statistics.fmean(run["seconds_per_step"] for run in runs)
-        spikes = statistics.fmean(run["spikes_per_neuron_and_step"] for run in runs)
-        row = [rule, _percent(of["mean"]), gap, f"{step:.4f}", to_97, f"{spikes:.3f}"]
+        spent = (
+            statistics.fmean(run[f"{what}_per_sample"] for run in runs)
+            for what in ("spikes", "synaptic_operations")
+        )
+        costs = [f"{each:,.0f}" for each in spent]
+        row = [rule, _percent(of["mean"]), gap, f"{step:.4f}", to_97, *costs]
         if several:
             row[2:2] = [_percent(of["std"]), _percent(of["worst"]), str(len(runs))]
         rows.append(row)
@@ -89,6 +101,11 @@ def write(folder: Path, recipe: str, settings: Settings, results: Results) -> li
     firsts = {rule: runs[0] for rule, runs in results.items()}
     figures = {"curves.png": _curves(results)}
     figures |= {f"confusion_{rule}.png": _confusion(rule, r) for rule, r in firsts.items()}
+    figures |= {
+        f"diagnostics_{rule}.png": figure(r["diagnostics"])
+        for rule, r in firsts.items()
+        if r["diagnostics"]
+    }
     over_seeds = {r: {**summary(runs), "runs": runs} for r, runs in results.items()}
     metrics = {
         **firsts,
@@ -98,8 +115,8 @@ def write(folder: Path, recipe: str, settings: Settings, results: Results) -> li
         "versions": versions(),
     }
     write_text(folder / "metrics.json", json.dumps(metrics, indent=1))
-    for name, figure in figures.items():
-        write_figure(folder / name, figure)
+    for name, drawn in figures.items():
+        write_figure(folder / name, drawn)
     return [folder / name for name in ("metrics.json", *figures)]
 
 

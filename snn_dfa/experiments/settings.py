@@ -30,6 +30,7 @@ _ABOVE_ZERO: Check = ("a number above zero", lambda value: 0 < value < math.inf)
 _NOT_BELOW_ZERO: Check = ("zero or more", lambda value: 0 <= value < math.inf)
 _FINITE: Check = ("finite numbers", lambda value: all(map(math.isfinite, value)))
 _SHARE: Check = ("a number in [0, 1]", lambda value: 0 <= value <= 1)
+_HELD: Check = ("a number in (0, 1)", lambda value: 0 < value < 1)
 _PART: Check = ("a number in [0, 1)", lambda value: 0 <= value < 1)
 _LAYERS: Check = (
     "layers such as 256,128,64 or 12c5,mp2,64c5,mp2",
@@ -84,6 +85,7 @@ class Settings:
     # -- where -------------------------------------------------------------------------------------
     dataset: str = _say("digits", "name of the data set")
     data_root: str = _say("data", "folder in which torchvision keeps or puts the data set")
+    validation: float = _say(0.1, "share of the training set held out to choose the epoch", _HELD)
     seed: int = _say(0, "of weights, feedback, order, spikes, masks, validation part", _SEED)
     device: str = _say("cpu", "torch device, such as cpu or cuda")
     # -- network -----------------------------------------------------------------------------------
@@ -150,8 +152,14 @@ class Settings:
     feedback_lr: float = _say(3e-3, "kolen-pollack: learning rate of the matrices", _ABOVE_ZERO)
     feedback_decay: float = _say(0.0, "kolen-pollack: their weight decay", _NOT_BELOW_ZERO)
     credit: str = _say(
-        "membrane", "from an error at a layer's spikes to one at its current: membrane or current",
-        _one_of("membrane", "current"),
+        "membrane",
+        "from an error at a layer's spikes to one at its current: membrane, current, or trace "
+        "(online)",
+        _one_of("membrane", "current", "trace"),
+    )  # fmt: skip
+    error_at: str = _say(
+        "spikes", "where the error is taken that is sent: at the outputs' spikes or current",
+        _one_of("spikes", "current"),
     )  # fmt: skip
     amp: bool = _say(False, "bfloat16 autocast, with the membranes in float32")
 
@@ -209,6 +217,11 @@ class Settings:
     def is_convolutional(self) -> bool:
         """Whether the network takes images [B, C, H, W], and not [B, F]."""
         return self.blocks[0].kernel is not None
+
+    @property
+    def online(self) -> bool:
+        """Whether each step has a backward pass of its own."""
+        return self.credit == "trace"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-ready values."""

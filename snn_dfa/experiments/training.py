@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from snn_dfa import encoding
 from snn_dfa.dfa import DFA
-from snn_dfa.diagnostics import activity, complaints
+from snn_dfa.diagnostics import Activity, activity, complaints, projected_errors
 from snn_dfa.experiments.data import Part, Splits
+from snn_dfa.experiments.diagnose import diagnose
 from snn_dfa.experiments.feedback import feedback_of
 from snn_dfa.experiments.network import build
 from snn_dfa.experiments.optimization import make_loss, make_optimizer, make_scheduler
+from snn_dfa.experiments.passes import make_losses
 from snn_dfa.experiments.settings import Settings, UsageError
 from snn_dfa.sequence import over_time
 
 __all__ = ["RULES", "Trainer"]
 
 #: Name on the command line to the rule of :class:`DFA`; back-propagation attaches nothing.
-RULES: dict[str, str | None] = {"bptt": None, "dfa": "error", "shallow": "shallow"}
-
+RULES: dict[str, str | None] = {
+    "bptt": None,
+    "dfa": "error",
+    "sign": "sign",
+    "target": "target",
+    "fa": "fa",
+    "shallow": "shallow",
+}
 _EVAL_BATCH = 500
+_DIAGNOSED = 500  # training samples on which gradients are compared
 _PARTS = ("train", "val", "test")
 
 
@@ -44,11 +53,15 @@ class Trainer:
         self.data = Splits(*(getattr(data, part).to(settings.device) for part in _PARTS))
         self.net = build(settings, data.image, data.classes).to(settings.device)
         self.sequence = over_time(self.net)
+        # What is trained: online learning needs the network that takes one step a call.
+        self.form = self.net if settings.online and rule != "bptt" else self.sequence
         self.dfa = self._attach()
         self.optimizer = make_optimizer(settings, self.net)
         self.batches = -(-len(data.train) // settings.batch_size)
         self.scheduler = make_scheduler(settings, self.optimizer, self.batches)
-        self._loss_of = make_loss(settings)
+        self._whole = make_losses(replace(settings, credit="membrane"), make_loss(settings))
+        online = self.form is self.net
+        self._losses = make_losses(settings, make_loss(settings)) if online else self._whole
         self._flat = not settings.is_convolutional
         self._order = torch.Generator().manual_seed(settings.seed)
         self._spikes = torch.Generator(settings.device).manual_seed(settings.seed)
@@ -58,13 +71,18 @@ class Trainer:
         self.best: dict[str, Tensor] = {}
         self.best_epoch = 0
         self.warnings: dict[str, str] = {}  # of the last epoch: layers silent or saturated
+        self.diagnostics: list[dict[str, Any]] = []
 
     def _attach(self) -> DFA | None:
         broadcast, settings = RULES[self.rule], self.settings
         if broadcast is None:
             return None
+        *hidden, last = (n for n in self.net._modules if n.startswith("neuron"))
+        at_current = settings.error_at == "current"
         return DFA(
-            self.sequence,
+            self.form,
+            output=last.replace("neuron", "linear") if at_current else last,
+            hidden=hidden,
             rule=broadcast,
             feedback=feedback_of(settings),
             scale=settings.feedback_scale,
@@ -79,17 +97,28 @@ class Trainer:
 
     # -- training ----------------------------------------------------------------------------------
 
-    def fit(self, after_batch: Callable[[], None] = lambda: None) -> Iterator[dict[str, float]]:
-        """Train the epochs that are left; yield each one's line of the history."""
+    def fit(
+        self, after_batch: Callable[[], None] = lambda: None, *, diagnosed: bool = False
+    ) -> Iterator[dict[str, float]]:
+        """Train the epochs that are left; yield each one's line of the history.
+
+        Args:
+            after_batch: Called after each.
+            diagnosed: Whether to compare gradients after each epoch, in ``self.diagnostics``.
+        """
         while self.epoch < self.settings.epochs:
             started, steps_before = self._clock(), sum(self.step_seconds)
-            line = {"epoch": float(self.epoch + 1), **self._train_epoch(after_batch)}
+            eyes = self.dfa if diagnosed else None
+            with _projected_errors(eyes) as sent:
+                line = {"epoch": float(self.epoch + 1), **self._train_epoch(after_batch)}
             line["lr"] = self.optimizer.param_groups[0]["lr"]
             with activity(self.sequence) as layers:
                 line["val_accuracy"], line["val_loss"], _ = self.evaluate("val")
             line["test_accuracy"], line["test_loss"], _ = self.evaluate("test")
             self.warnings = complaints(layers)
             self.history.append(line)
+            if eyes is not None:
+                self._diagnose(eyes, layers, sent)
             self._keep_if_best()
             self.epoch_seconds.append(
                 {
@@ -111,32 +140,41 @@ class Trainer:
                 if len(batch) > 1 or not settings.normalize:
                     y = part.y[batch]
                     x = functional.dropout(part.x[batch], settings.input_dropout)
-                    loss, spk = self._train_step(self._encode(x, self._spikes), y)
+                    loss, counts = self._train_step(self._encode(x, self._spikes), y)
                     seen, total = seen + len(y), total + loss * len(y)
-                    right += int((self._counts(spk).argmax(1) == y).sum())
+                    right += int((counts.argmax(1) == y).sum())
                 self.scheduler.step()
                 after_batch()
         return {"train_accuracy": right / seen, "train_loss": total / seen}
 
     def _train_step(self, x: Tensor, y: Tensor) -> tuple[float, Tensor]:
-        started = self._clock()
+        """Learn from a batch; return its loss and the output spikes counted in it."""
+        started, total = self._clock(), 0.0
+        spk = y
         self.optimizer.zero_grad()
-        spk = self._forward(x)
-        loss = self._loss(spk, y)
-        torch.autograd.backward(loss)
-        if not math.isfinite(loss.item()):
+        with nullcontext() if self.dfa is None else self.dfa.targets(y):
+            for loss, counts in self._losses(self.form, x, y):
+                torch.autograd.backward(loss)
+                total, spk = total + loss.item(), counts
+        if not math.isfinite(total):
             raise UsageError(
-                f"{self.rule}: the loss is {loss.item()} in epoch {self.epoch + 1}; try a smaller "
-                f"--lr"
+                f"{self.rule}: the loss is {total} in epoch {self.epoch + 1}; try a smaller --lr"
             )
         self.optimizer.step()
         self.step_seconds.append(self._clock() - started)
-        return loss.item(), spk.detach()
+        return total, spk
 
-    def _forward(self, x: Tensor) -> Tensor:
-        """Return the output spikes, in single precision."""
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=self.settings.amp):
-            return self.sequence(x).float()
+    def _diagnose(
+        self, dfa: DFA, layers: Mapping[str, Activity], sent: Mapping[str, float]
+    ) -> None:
+        """Compare gradients on a batch of the training part; nothing is changed by it."""
+        x, y = self._sample(_DIAGNOSED)
+
+        def loss(net: nn.Module) -> Tensor:
+            return torch.stack([each for each, _ in self._losses(net, x, y)]).sum()
+
+        entry = diagnose(dfa, loss, y, layers, sent)
+        self.diagnostics.append({"epoch": self.epoch, **entry})
 
     def _clock(self) -> float:
         if self._spikes.device.type == "cuda":
@@ -153,12 +191,18 @@ class Trainer:
         dtype = torch.bfloat16 if self.settings.amp else x.dtype  # spikes are exact in both
         return encoding.spikes_at(rate, steps, generator, dtype)
 
-    def _loss(self, spk: Tensor, y: Tensor) -> Tensor:
-        return self._loss_of(spk[self.settings.run_in :], y)
+    def _sample(self, size: int) -> tuple[Tensor, Tensor]:
+        """Return the first samples of the training part, with the same input spikes each time."""
+        self.net.train()
+        generator = torch.Generator(self.settings.device).manual_seed(self.settings.seed)
+        part = self.data.train
+        return self._encode(part.x[:size], generator), part.y[:size]
 
-    def _counts(self, spk: Tensor) -> Tensor:
-        """Return the output spikes [B, C] that count."""
-        return spk[self.settings.run_in :].sum(0)
+    def passes(self, size: int) -> Iterator[Tensor]:
+        """Yield the losses of so many samples, each to be passed back before the next one."""
+        x, y = self._sample(size)
+        with nullcontext() if self.dfa is None else self.dfa.targets(y):
+            yield from (loss for loss, _ in self._losses(self.form, x, y))
 
     # -- evaluation --------------------------------------------------------------------------------
 
@@ -170,9 +214,9 @@ class Trainer:
         predictions, loss = [], 0.0
         with torch.no_grad():
             for x, y in zip(*(torch.split(t, _EVAL_BATCH) for t in (data.x, data.y)), strict=True):
-                spk = self._forward(self._encode(x, generator))
-                loss += self._loss(spk, y).item() * len(y)
-                predictions.append(self._counts(spk).argmax(1))
+                ((each, counts),) = self._whole(self.sequence, self._encode(x, generator), y)
+                loss += each.item() * len(y)
+                predictions.append(counts.argmax(1))
         predicted = torch.cat(predictions)
         accuracy = (predicted == data.y).double().mean().item()
         return accuracy, loss / len(data), predicted.tolist()
@@ -187,49 +231,6 @@ class Trainer:
         if best == self.epoch:
             self.best_epoch = best
             self.best = {k: v.detach().clone() for k, v in self.net.state_dict().items()}
-
-    def result(self) -> dict[str, Any]:
-        """Return what is reported of the best epoch's network."""
-        now = {k: v.detach().clone() for k, v in self.net.state_dict().items()}
-        self.net.load_state_dict(self.best)
-        with activity(self.sequence) as layers:
-            accuracy, loss, predicted = self.evaluate("test")
-        self.net.load_state_dict(now)
-        line = self.history[self.best_epoch - 1]
-        neurons = sum(seen.neurons for seen in layers.values())
-        return {
-            "seed": self.settings.seed,
-            "test_accuracy": accuracy,
-            "test_loss": loss,
-            "val_accuracy": line["val_accuracy"],
-            "best_epoch": self.best_epoch,
-            "seconds_to_97": self._seconds_to(0.97),
-            "seconds_per_step": statistics.median(self.step_seconds),
-            "epoch_seconds": self.epoch_seconds,
-            "spikes_per_neuron_and_step": sum(s.rate * s.neurons for s in layers.values())
-            / neurons,
-            "firing_rates": {name: seen.rate for name, seen in layers.items()},
-            "silent": {name: seen.silent for name, seen in layers.items()},
-            "saturated": {name: seen.saturated for name, seen in layers.items()},
-            "warnings": complaints(layers),
-            "confusion": self._confusion(predicted),
-            "history": self.history,
-        }
-
-    def _seconds_to(self, accuracy: float) -> float | None:
-        """Return the time until the validation accuracy was first this high; ``None``: never."""
-        passed = 0.0
-        for line, seconds in zip(self.history, self.epoch_seconds, strict=True):
-            passed += seconds["epoch"]
-            if line["val_accuracy"] >= accuracy:
-                return passed
-        return None
-
-    def _confusion(self, predicted: list[int]) -> list[list[int]]:
-        """Rows are true classes, columns predictions."""
-        table = torch.zeros(self.data.classes, self.data.classes, dtype=torch.long)
-        pairs = (self.data.test.y.cpu(), torch.tensor(predicted))
-        return table.index_put_(pairs, torch.tensor(1), accumulate=True).tolist()
 
     # -- going on ----------------------------------------------------------------------------------
 
@@ -249,6 +250,7 @@ class Trainer:
             "history": self.history,
             "step_seconds": self.step_seconds,
             "epoch_seconds": self.epoch_seconds,
+            "diagnostics": self.diagnostics,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -277,8 +279,17 @@ class Trainer:
         self._order.set_state(state["order"].cpu())
         self._spikes.set_state(state["spikes"].cpu())
         self.best, self.best_epoch = dict(state["best"]), state["best_epoch"]
-        for name in ("history", "step_seconds", "epoch_seconds"):
+        for name in ("history", "step_seconds", "epoch_seconds", "diagnostics"):
             setattr(self, name, list(state[name]))
+
+
+@contextmanager
+def _projected_errors(dfa: DFA | None) -> Iterator[dict[str, float]]:
+    if dfa is None:
+        yield {}
+        return
+    with projected_errors(dfa) as sent:
+        yield sent
 
 
 @contextmanager

@@ -1,0 +1,67 @@
+"""What a rule did in training: angles, rates, what was sent, kept for each epoch and drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from snn_dfa.dfa import DFA
+from snn_dfa.diagnostics import Activity, feedback_angles, gradient_angles
+
+__all__ = ["diagnose", "figure"]
+
+
+def diagnose(
+    dfa: DFA,
+    loss: Callable[[nn.Module], Tensor],
+    y: Tensor,
+    layers: Mapping[str, Activity],
+    sent: Mapping[str, float],
+) -> dict[str, dict[str, float]]:
+    """Return, by layer, what can be said of a network now.
+
+    Args:
+        dfa: Attached to the network.
+        loss: From a network to the loss of one batch.
+        y: Classes of the batch [B].
+        layers: What the layers were seen to do.
+        sent: Root mean square of the errors that were sent to each.
+    """
+    return {
+        "gradient_angles": gradient_angles(dfa, loss, targets=y),
+        "feedback_angles": feedback_angles(dfa),
+        "projected_errors": dict(sent),
+        "rates": {name: seen.rate for name, seen in layers.items()},
+        "silent": {name: seen.silent for name, seen in layers.items()},
+        "saturated": {name: seen.saturated for name, seen in layers.items()},
+    }
+
+
+_TITLES = {
+    "gradient_angles": "angle to back-propagation's gradient, degrees",
+    "feedback_angles": "angle of feedback to the weights' product, degrees",
+    "projected_errors": "error sent, root mean square",
+    "rates": "spikes a neuron and step",
+    "silent": "share of silent neurons",
+    "saturated": "share of saturated neurons",
+}
+
+
+def figure(entries: list[dict[str, Any]]) -> Figure:
+    """Draw each quantity over epochs, a line for each layer."""
+    drawn = Figure(figsize=(12, 6.4), layout="constrained")
+    for axes, (name, title) in zip(drawn.subplots(2, 3).flat, _TITLES.items(), strict=True):
+        layers = entries[-1][name]
+        for layer in layers:
+            points = [(e["epoch"], e[name][layer]) for e in entries if layer in e[name]]
+            axes.plot(*zip(*points, strict=True), ".-", label=layer, linewidth=1.2)
+        if name.endswith("angles"):
+            axes.axhline(90, color="#555555", linestyle=":")
+        axes.set(title=title, xlabel="epoch")
+        axes.grid(alpha=0.3)
+        if layers:
+            axes.legend(fontsize=7)
+    return drawn

@@ -1,0 +1,139 @@
+"""Every rule, feedback and credit on one recipe, side by side."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from snn_dfa.experiments.recipes import DEFAULT, RECIPES
+from snn_dfa.experiments.report import versions, write_figure, write_text
+from snn_dfa.experiments.settings import Settings
+from snn_dfa.experiments.training import Trainer
+
+__all__ = ["Member", "kept_megabytes", "members", "write_family"]
+
+#: Rule on the command line, and what differs from the recipe.
+ROWS: Sequence[tuple[str, dict[str, Any]]] = (
+    ("bptt", {}),
+    ("dfa", {}),
+    *(("dfa", {"feedback": kind}) for kind in
+      ("uniform", "orthogonal", "sparse", "shared", "zhang", "kolen-pollack", "transpose")),
+    ("dfa", {"error_at": "current"}),
+    ("dfa", {"error_at": "current", "feedback": "kolen-pollack"}),
+    ("dfa", {"credit": "current"}),
+    ("dfa", {"credit": "trace"}),
+    ("sign", {}),
+    ("target", {}),
+    ("fa", {}),
+    ("fa", {"feedback": "kolen-pollack"}),
+    ("shallow", {}),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Member:
+    """A rule with what differs from the recipe, and the settings that this makes."""
+
+    rule: str
+    changed: dict[str, Any]
+    settings: Settings
+
+    @property
+    def name(self) -> str:
+        """The rule and what is unusual about it."""
+        said = {"feedback": "{}", "credit": "credit {}", "error_at": "error at the {}"}
+        return ", ".join([self.rule, *(said[k].format(v) for k, v in self.changed.items())])
+
+
+def members(**given: Any) -> Iterator[Member]:
+    """Yield all rows with some settings of the recipe exchanged, such as data set and epochs."""
+    settings = replace(RECIPES[DEFAULT].settings, **given)
+    for rule, changed in ROWS:
+        yield Member(rule, changed, replace(settings, **changed))
+
+
+def kept_megabytes(trainer: Trainer) -> float:
+    """Return what autograd keeps for the backward pass of a batch, or online for that of a step.
+
+    Counted once for each piece of memory, without parameters. The gradients that are made are
+    dropped.
+    """
+    parameters = {p.untyped_storage().data_ptr() for p in trainer.net.parameters()}
+    most, passes, kept = 0, trainer.passes(trainer.settings.batch_size), dict[int, int]()
+
+    def note(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    while True:
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            loss = next(passes, None)
+        if loss is None:
+            break
+        most = max(most, sum(kept.values()))
+        torch.autograd.backward(loss)
+    trainer.optimizer.zero_grad()
+    return most / 1e6
+
+
+def write_family(folder: Path, results: Sequence[tuple[Member, dict[str, Any]]]) -> str:
+    """Write ``rules.json``, ``rules.md`` and ``rules.png``; return the table."""
+    lines = [
+        "| rule | test accuracy | ms a step | kept, MB | angle to back-propagation, degrees |",
+        "| --- | ---: | ---: | ---: | --- |",
+    ]
+    for member, got in results:
+        angles = ", ".join(f"{a:.0f}" for a in _hidden_angles(got)) or "-"
+        lines.append(
+            f"| {member.name} | {100 * got['test_accuracy']:.2f} % | "
+            f"{1000 * got['seconds_per_step']:.0f} | {got['kept_megabytes']:.1f} | {angles} |"
+        )
+    table = "\n".join(lines) + "\n"
+    found = {"rows": [_entry(m, got) for m, got in results], "versions": versions()}
+    write_text(folder / "rules.json", json.dumps(found, indent=1))
+    write_text(folder / "rules.md", table)
+    write_figure(folder / "rules.png", _figure(results))
+    return table
+
+
+def _hidden_angles(got: dict[str, Any]) -> list[float]:
+    """Return the hidden layers' angles after the last epoch, from the first layer on."""
+    if not got["diagnostics"]:
+        return []
+    return list(got["diagnostics"][-1]["gradient_angles"].values())[:-1]
+
+
+def _entry(member: Member, got: dict[str, Any]) -> dict[str, Any]:
+    settings = member.settings.as_dict()
+    del settings["data_root"]  # where the data lay is no part of the result
+    return {"name": member.name, "rule": member.rule, "settings": settings, **got}
+
+
+def _figure(results: Sequence[tuple[Member, dict[str, Any]]]) -> Figure:
+    figure = Figure(figsize=(11, 0.8 + 0.36 * len(results)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    names = [member.name for member, _ in results]
+    accuracies = [100 * got["test_accuracy"] for _, got in results]
+    bars = left.barh(names, accuracies, color="#d1495b")
+    left.bar_label(bars, [f"{a:.1f}" for a in accuracies], padding=3)
+    left.set(xlim=(min(accuracies) - 5, 103), xlabel="test accuracy, %")
+    for name, (_, got) in zip(names, results, strict=True):
+        angles = _hidden_angles(got)
+        right.plot(angles, [name] * len(angles), "o", color="#3d6fb6", alpha=0.6)
+        if angles:
+            right.plot(statistics.fmean(angles), name, "|", color="#3d6fb6", markersize=14)
+    right.axvline(90, color="#555555", linestyle=":")
+    right.set(xlabel="hidden layers' angle to back-propagation, degrees (bar: mean)")
+    left.invert_yaxis()
+    return figure
