@@ -157,6 +157,19 @@ class FeedbackBank:
 
     # -- use ---------------------------------------------------------------------------------------
 
+    def learning(self) -> Learner:
+        """Return what lets the matrices learn.
+
+        Raises:
+            FeedbackError: if they are fixed.
+        """
+        if self.learner is None:
+            raise FeedbackError(
+                f"feedback_lr: expected feedback='kolen-pollack', whose matrices learn, got "
+                f"{self.kind!r}, which is fixed"
+            )
+        return self.learner
+
     def learn(self) -> None:
         """Let matrices that learn follow what was gathered for them since the last time."""
         if self.learner is not None:

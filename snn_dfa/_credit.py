@@ -10,11 +10,32 @@ from torch import Tensor
 from snn_dfa._autograd import AtCurrent
 from snn_dfa._discover import Layers, is_spiking
 from snn_dfa.errors import AttachError
+from snn_dfa.rules import RULES
 from snn_dfa.scan import credit_at_current
 from snn_dfa.sequence import Scan
 from snn_dfa.surrogate import derivative_of, recognise
 
-__all__ = ["credits_at_current"]
+__all__ = ["check_choices", "credits_at_current"]
+
+
+_CREDITS = ("current", "membrane", "trace")
+
+
+def check_choices(rule: str, credit: str, derivative: Callable[[Tensor], Tensor] | None) -> None:
+    """Refuse names that are unknown, and a derivative that nothing would use.
+
+    Raises:
+        AttachError: naming the argument.
+    """
+    if rule not in RULES:
+        raise AttachError(f"rule: expected one of {sorted(RULES)}, got {rule!r}")
+    if credit not in _CREDITS:
+        raise AttachError(f"credit: expected one of {list(_CREDITS)}, got {credit!r}")
+    if derivative is not None and credit != "current":
+        raise AttachError(
+            f"derivative: expected credit='current' with it, got credit={credit!r}; with "
+            f"credit='membrane' give the neuron another spike_grad instead"
+        )
 
 
 def credits_at_current(

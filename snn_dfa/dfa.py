@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from snn_dfa import _alignment, _traces
 from snn_dfa._alignment import Alignment
 from snn_dfa._bank import FeedbackBank, check_names
-from snn_dfa._credit import credits_at_current
+from snn_dfa._credit import check_choices, credits_at_current
 from snn_dfa._discover import find_layers
 from snn_dfa._hooks import is_attached
 from snn_dfa._synapses import transposed
@@ -26,7 +26,6 @@ from snn_dfa.rules import RULES
 
 __all__ = ["DFA"]
 
-_CREDITS = ("membrane", "current", "trace")
 _DIRECT = ("channelwise", "shared", "zhang")  # from the output to a layer, or nowhere
 
 
@@ -115,15 +114,7 @@ class DFA:
         derivative: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
     ) -> None:
-        if rule not in RULES:
-            raise AttachError(f"rule: expected one of {sorted(RULES)}, got {rule!r}")
-        if credit not in _CREDITS:
-            raise AttachError(f"credit: expected one of {sorted(_CREDITS)}, got {credit!r}")
-        if derivative is not None and credit != "current":
-            raise AttachError(
-                f"derivative: expected credit='current' with it, got credit={credit!r}; with "
-                f"credit='membrane' give the neuron another spike_grad instead"
-            )
+        check_choices(rule, credit, derivative)
         layers = find_layers(net, output, hidden)
         weights = _alignment.check(net) if rule == "fa" else {}
         if credit == "trace":
@@ -191,6 +182,21 @@ class DFA:
         Empty until an output has met the layers.
         """
         return MappingProxyType(self._bank.sites)
+
+    @property
+    def feedback_lr(self) -> float:
+        """Learning rate of feedback that learns; may be set, to follow the weights' schedule.
+
+        Raises:
+            FeedbackError: if the feedback is fixed, or the rate below zero.
+        """
+        return self._bank.learning().lr
+
+    @feedback_lr.setter
+    def feedback_lr(self, lr: float) -> None:
+        if not lr >= 0:
+            raise FeedbackError(f"feedback_lr: expected zero or more, got {lr}")
+        self._bank.learning().lr = lr
 
     def remove(self) -> None:
         """Take everything off: the network is the plain snnTorch network that it was."""

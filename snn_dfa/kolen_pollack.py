@@ -23,6 +23,9 @@ class KolenPollack:
     have. Where a weight and its feedback get the same updates and both decay, they become alike,
     whatever they were; in the last hidden layer this is what happens here.
 
+    They become alike as far as both get the same updates: give the weights the optimiser of B,
+    AdamW, and B their rate and decay; where their rate changes, set ``dfa.feedback_lr``.
+
     The first update is made when the next forward pass begins, then one for each backward pass.
 
     Args:
@@ -88,6 +91,7 @@ class Learner:
 
     def __init__(self, options: KolenPollack) -> None:
         self.options = options
+        self.lr = options.lr
         self._pending: dict[str, Tensor] = {}
         self._optimizers: dict[str, torch.optim.AdamW] = {}
 
@@ -107,7 +111,9 @@ class Learner:
                 # On the device where the errors are, and there it stays.
                 matrices[name] = matrix = matrices[name].to(gradient.device)
                 matrix.grad = gradient.to(matrix.dtype)
-                self._optimizer(name, matrix).step()
+                optimizer = self._optimizer(name, matrix)
+                optimizer.param_groups[0]["lr"] = self.lr
+                optimizer.step()
                 matrix.grad = None
                 changed.append(name)
         self._pending.clear()
@@ -128,6 +134,7 @@ class Learner:
         """Return options, moments and what is gathered, as tensors and plain values."""
         return {
             "options": asdict(self.options),
+            "lr": self.lr,
             "pending": {name: gradient.clone() for name, gradient in self._pending.items()},
             "optimizers": {name: o.state_dict() for name, o in self._optimizers.items()},
         }
@@ -135,6 +142,7 @@ class Learner:
     def load_state_dict(self, state: Mapping[str, Any], matrices: dict[str, Tensor]) -> None:
         """Take over what :meth:`state_dict` gave, for these matrices."""
         self.options = KolenPollack(**state["options"])
+        self.lr = state["lr"]
         self._pending = {name: gradient.clone() for name, gradient in state["pending"].items()}
         self._optimizers = {}
         for name, saved in state["optimizers"].items():

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from snn_dfa.experiments.data import load
+from snn_dfa.experiments.settings import Settings
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -19,7 +20,7 @@ def block(label):
 def test_the_example_learns():
     code = block("example")
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
-    train = load("digits", "", seed=0).train
+    train = load(Settings()).train
     batches = list(zip(train.x.flatten(1).split(64), train.y.split(64), strict=True))
     names = {"batches": batches * 6}
     exec(compile(code, "README.md", "exec"), names)

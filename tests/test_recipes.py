@@ -14,8 +14,10 @@ from snn_dfa.experiments.cli import main
 from snn_dfa.experiments.data import load
 from snn_dfa.experiments.feedback import feedback_of
 from snn_dfa.experiments.files import load_checkpoint, save_checkpoint
+from snn_dfa.experiments.inputs import encode
 from snn_dfa.experiments.network import build
 from snn_dfa.experiments.optimization import make_loss, make_optimizer, make_scheduler
+from snn_dfa.experiments.outcome import seconds_to
 from snn_dfa.experiments.recipes import RECIPES, default_for
 from snn_dfa.experiments.settings import Settings, UsageError
 from snn_dfa.experiments.training import Trainer
@@ -27,7 +29,7 @@ def run(*args):
 
 @pytest.fixture(scope="module")
 def digits():
-    return load("digits", "", 0)
+    return load(Settings())
 
 
 # -- recipes ---------------------------------------------------------------------------------------
@@ -46,6 +48,7 @@ def test_what_is_shown_of_a_recipe_makes_it(name, capsys, tmp_path, monkeypatch)
         raise UsageError("stopped")
 
     monkeypatch.setattr("snn_dfa.experiments.cli.Trainer", stop)
+    monkeypatch.setattr("snn_dfa.experiments.cli.load", lambda settings: None)
     for args in (["--recipe", "deep", *options], ["--recipe", name]):
         assert run("train", *args, "--epochs", 2, "--out", tmp_path / "none") == 2
     capsys.readouterr()
@@ -148,8 +151,8 @@ def test_time_to_an_accuracy(digits):
     trainer = Trainer(Settings(hidden=(8,), steps=2, epochs=1), "shallow", digits)
     trainer.history = [{"val_accuracy": a} for a in (0.9, 0.972, 0.96)]
     trainer.epoch_seconds = [{"epoch": 2.0}, {"epoch": 3.0}, {"epoch": 4.0}]
-    assert trainer._seconds_to(0.97) == 5.0
-    assert trainer._seconds_to(0.99) is None
+    assert seconds_to(trainer, 0.97) == 5.0
+    assert seconds_to(trainer, 0.99) is None
 
 
 # -- settings at work ------------------------------------------------------------------------------
@@ -208,7 +211,7 @@ def test_a_trained_network_folds(digits):
     list(trainer.fit())
     folded = fold_normalization(trainer.net)
     assert [type(m) for m in folded[::2]] == [nn.Linear] * 3
-    x = trainer._encode(digits.val.x, torch.Generator().manual_seed(0))
+    x = encode(digits.val.x, trainer.settings, torch.Generator().manual_seed(0))
     with torch.no_grad():
         wanted, got = (over_time(net.eval())(x).sum(0) for net in (trainer.net, folded))
     assert wanted.sum() > 0

@@ -172,7 +172,7 @@ def _compare(args: argparse.Namespace) -> None:
     results: report.Results = {rule: [] for rule in args.rules}
     for seed in range(settings.seed, settings.seed + args.seeds):
         one = replace(settings, seed=seed)
-        data = load(one.dataset, one.data_root, seed, one.validation)
+        data = load(one)
         for rule in args.rules:
             trainer = Trainer(one, rule, data)
             folder = make_folder(args.out)  # once nothing is left to be refused
@@ -189,7 +189,7 @@ def _train(args: argparse.Namespace) -> None:
     settings = _settings(args)
     checkpoint = args.out / "checkpoint.pt"
     state = load_checkpoint(checkpoint) if args.resume else None
-    data = load(settings.dataset, settings.data_root, settings.seed, settings.validation)
+    data = load(settings)
     trainer = Trainer(settings, args.rule, data)
     if state is not None:
         trainer.load_state_dict(state)
@@ -208,7 +208,7 @@ def _ladder(args: argparse.Namespace) -> None:
     steps = list(rungs(**_given(args)))
     first = steps[0].settings
     _check_device(first)
-    data = load(first.dataset, first.data_root, first.seed, first.validation)
+    data = load(first)
     folder, results = make_folder(args.out), []
     for rung in steps:
         trainer = Trainer(rung.settings, "dfa", data)
@@ -222,7 +222,7 @@ def _family(args: argparse.Namespace) -> None:
     rows = list(members(**{"epochs": 2, **_given(args)}))
     first = rows[0].settings
     _check_device(first)
-    data = load(first.dataset, first.data_root, first.seed, first.validation)
+    data = load(first)
     folder, results = make_folder(args.out), []
     for row in rows:
         trainer = Trainer(row.settings, row.rule, data)

@@ -1,4 +1,4 @@
-"""Images as tensors in [0, 1], split into training, validation and test."""
+"""Images in [0, 1], or recordings of events, split into training, validation and test."""
 
 from __future__ import annotations
 
@@ -8,26 +8,30 @@ from pathlib import Path
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import StratifiedKFold, train_test_split
 from torch import Tensor
 
-from snn_dfa.experiments.settings import UsageError
+from snn_dfa.experiments.recordings import nmnist
+from snn_dfa.experiments.settings import Settings, UsageError
 
-__all__ = ["DATASETS", "Part", "Splits", "load"]
+__all__ = ["DATASETS", "RECORDINGS", "Part", "Splits", "load"]
 
-#: Name on the command line to class in torchvision; the digits come with scikit-learn.
+#: Name on the command line to class in torchvision, which has neither scikit-learn's digits nor
+#: recordings of events.
 DATASETS = {
     "digits": None,
     "mnist": "MNIST",
     "fashion-mnist": "FashionMNIST",
     "kmnist": "KMNIST",
+    "nmnist": None,
 }
+RECORDINGS = ("nmnist",)
 _DIGITS_TEST_SHARE = 0.2
 
 
 @dataclass(frozen=True)
 class Part:
-    """Images x [S, channels, height, width] in [0, 1] and class indices y [S]."""
+    """Images x [S, channels, height, width] in [0, 1], or spikes [S, T, ...], and classes y [S]."""
 
     x: Tensor
     y: Tensor
@@ -51,7 +55,7 @@ class Splits:
     @property
     def image(self) -> tuple[int, ...]:
         """Channels, height and width of an image."""
-        return tuple(self.train.x.shape[1:])
+        return tuple(self.train.x.shape[-3:])
 
     @property
     def classes(self) -> int:
@@ -59,26 +63,44 @@ class Splits:
         return int(self.train.y.max()) + 1
 
 
-def load(dataset: str, root: str | Path, seed: int, validation: float = 0.1) -> Splits:
-    """Return a data set's splits; the test part does not depend on the seed.
+def load(settings: Settings) -> Splits:
+    """Return a data set's splits.
 
-    Args:
-        dataset: One of :data:`DATASETS`.
-        root: Folder of what torchvision downloads.
-        seed: Of the draw of the validation part.
-        validation: Share of the training set that is held out.
+    The validation part is drawn by the seed; the test part does not depend on it, but with
+    ``folds``, where it is the fold of the number that remains of the seed.
 
     Raises:
-        UsageError: if the data set is unknown, or neither in ``root`` nor to be downloaded.
+        UsageError: if the data set is unknown, or neither in the folder nor to be downloaded.
     """
+    dataset, root = settings.dataset, Path(settings.data_root)
     if dataset not in DATASETS:
         raise UsageError(f"--dataset: expected one of {', '.join(DATASETS)}, got {dataset!r}")
+    records = dataset in RECORDINGS
+    if records != (settings.encoding == "events"):
+        fitting = "events" if records else "poisson or constant"
+        raise UsageError(
+            f"--encoding: expected {fitting} with --dataset {dataset}, got {settings.encoding}"
+        )
     kind = DATASETS[dataset]
-    full, test = _digits() if kind is None else _torchvision(kind, Path(root))
-    order = torch.randperm(len(full), generator=torch.Generator().manual_seed(seed))
-    held = max(round(len(full) * validation), 1)
+    if records:
+        full, test = (Part(*each) for each in nmnist(root, settings.steps))
+    else:
+        full, test = _digits() if kind is None else _torchvision(kind, root)
+    if settings.folds:
+        full, test = _fold(full, test, settings.folds, settings.seed % settings.folds)
+    generator = torch.Generator().manual_seed(settings.seed)
+    order = torch.randperm(len(full), generator=generator)
+    held = max(round(len(full) * settings.validation), 1)
     val, train = order[:held], order[held:]
     return Splits(Part(full.x[train], full.y[train]), Part(full.x[val], full.y[val]), test)
+
+
+def _fold(full: Part, test: Part, folds: int, number: int) -> tuple[Part, Part]:
+    """Return all samples but those of a fold, and these, with the classes in equal shares."""
+    x, y = torch.cat([full.x, test.x]), torch.cat([full.y, test.y])
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=0)
+    rest, fold = list(splitter.split(y, y))[number]
+    return Part(x[rest], y[rest]), Part(x[fold], y[fold])
 
 
 def _digits() -> tuple[Part, Part]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from snn_dfa.diagnostics import activity, complaints, cost
 from snn_dfa.experiments.training import Trainer
 
-__all__ = ["outcome"]
+__all__ = ["outcome", "seconds_to"]
 
 
 def outcome(trainer: Trainer) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def outcome(trainer: Trainer) -> dict[str, Any]:
         "test_loss": loss,
         "val_accuracy": trainer.history[trainer.best_epoch - 1]["val_accuracy"],
         "best_epoch": trainer.best_epoch,
-        "seconds_to_97": _seconds_to(trainer, 0.97),
+        "seconds_to_97": seconds_to(trainer, 0.97),
         "seconds_per_step": statistics.median(trainer.step_seconds),
         "epoch_seconds": trainer.epoch_seconds,
         "spikes_per_neuron_and_step": sum(s.rate * s.neurons for s in layers.values()) / neurons,
@@ -47,7 +47,7 @@ def outcome(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def _seconds_to(trainer: Trainer, accuracy: float) -> float | None:
+def seconds_to(trainer: Trainer, accuracy: float) -> float | None:
     """Return the time until the validation accuracy was first this high; ``None``: never."""
     passed = 0.0
     for line, seconds in zip(trainer.history, trainer.epoch_seconds, strict=True):

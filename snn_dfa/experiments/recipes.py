@@ -75,6 +75,10 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 feedback_decay=0.1,
             ),
         ),
+        "events": Recipe(
+            "one hidden layer on the events of a camera, the default for N-MNIST",
+            Settings(hidden=(400,), encoding="events", steps=20, beta=0.8, temperature=1.4),
+        ),
         "zhang2024": Recipe(
             "Zhang et al. 2024, arXiv 2409.07776: DFA with the exact surrogate",
             Settings(**_ZHANG, surrogate="exact"),
@@ -118,7 +122,7 @@ _WHERE = ("dataset", "data_root", "seed", "device")  # no part of a recipe
 
 def default_for(dataset: str) -> str:
     """Return the name of the recipe that a data set gets where none is asked for."""
-    return "small" if dataset == "digits" else DEFAULT
+    return {"digits": "small", "nmnist": "events"}.get(dataset, DEFAULT)
 
 
 def describe(name: str) -> str:

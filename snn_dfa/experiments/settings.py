@@ -30,6 +30,7 @@ _ABOVE_ZERO: Check = ("a number above zero", lambda value: 0 < value < math.inf)
 _NOT_BELOW_ZERO: Check = ("zero or more", lambda value: 0 <= value < math.inf)
 _FINITE: Check = ("finite numbers", lambda value: all(map(math.isfinite, value)))
 _SHARE: Check = ("a number in [0, 1]", lambda value: 0 <= value <= 1)
+_FOLDS: Check = ("0, or two or more", lambda value: value == 0 or value >= 2)
 _HELD: Check = ("a number in (0, 1)", lambda value: 0 < value < 1)
 _PART: Check = ("a number in [0, 1)", lambda value: 0 <= value < 1)
 _LAYERS: Check = (
@@ -85,6 +86,10 @@ class Settings:
     # -- where -------------------------------------------------------------------------------------
     dataset: str = _say("digits", "name of the data set")
     data_root: str = _say("data", "folder in which torchvision keeps or puts the data set")
+    folds: int = _say(
+        0, "test on the seed-th fold of so many of all samples; 0: on the given test part",
+        _FOLDS,
+    )  # fmt: skip
     validation: float = _say(0.1, "share of the training set held out to choose the epoch", _HELD)
     seed: int = _say(0, "of weights, feedback, order, spikes, masks, validation part", _SEED)
     device: str = _say("cpu", "torch device, such as cpu or cuda")
@@ -116,7 +121,8 @@ class Settings:
     slope: float = _say(5.0, "of the fast-sigmoid surrogate", _ABOVE_ZERO)
     # -- input and loss ----------------------------------------------------------------------------
     encoding: str = _say(
-        "constant", "poisson (spikes) or constant (current)", _one_of("poisson", "constant")
+        "constant", "poisson (spikes), constant (current) or events (of a recording)",
+        _one_of("poisson", "constant", "events"),
     )  # fmt: skip
     steps: int = _say(10, "time steps T", _COUNT)
     run_in: int = _say(0, "steps at the start that the loss does not count", _NOT_BELOW_ZERO)

@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from snn_dfa import encoding
 from snn_dfa.dfa import DFA
 from snn_dfa.diagnostics import Activity, activity, complaints, projected_errors
 from snn_dfa.experiments.data import Part, Splits
 from snn_dfa.experiments.diagnose import diagnose
 from snn_dfa.experiments.feedback import feedback_of
+from snn_dfa.experiments.inputs import encode, some_pixels
 from snn_dfa.experiments.network import build
 from snn_dfa.experiments.optimization import make_loss, make_optimizer, make_scheduler
 from snn_dfa.experiments.passes import make_losses
@@ -57,12 +56,13 @@ class Trainer:
         self.form = self.net if settings.online and rule != "bptt" else self.sequence
         self.dfa = self._attach()
         self.optimizer = make_optimizer(settings, self.net)
+        self._full_rate = self.optimizer.param_groups[0]["lr"]
         self.batches = -(-len(data.train) // settings.batch_size)
         self.scheduler = make_scheduler(settings, self.optimizer, self.batches)
+        self._follow_schedule()
         self._whole = make_losses(replace(settings, credit="membrane"), make_loss(settings))
         online = self.form is self.net
         self._losses = make_losses(settings, make_loss(settings)) if online else self._whole
-        self._flat = not settings.is_convolutional
         self._order = torch.Generator().manual_seed(settings.seed)
         self._spikes = torch.Generator(settings.device).manual_seed(settings.seed)
         self.history: list[dict[str, float]] = []
@@ -139,11 +139,12 @@ class Trainer:
                 # Batch normalisation has no statistics of a single sample.
                 if len(batch) > 1 or not settings.normalize:
                     y = part.y[batch]
-                    x = functional.dropout(part.x[batch], settings.input_dropout)
-                    loss, counts = self._train_step(self._encode(x, self._spikes), y)
+                    x = some_pixels(part.x[batch], settings.input_dropout)
+                    loss, counts = self._train_step(encode(x, settings, self._spikes), y)
                     seen, total = seen + len(y), total + loss * len(y)
                     right += int((counts.argmax(1) == y).sum())
                 self.scheduler.step()
+                self._follow_schedule()
                 after_batch()
         return {"train_accuracy": right / seen, "train_loss": total / seen}
 
@@ -164,6 +165,12 @@ class Trainer:
         self.step_seconds.append(self._clock() - started)
         return total, spk
 
+    def _follow_schedule(self) -> None:
+        """Let feedback that learns have the share of its rate that the weights have of theirs."""
+        if self.dfa is not None and self.settings.feedback == "kolen-pollack":
+            share = self.optimizer.param_groups[0]["lr"] / self._full_rate
+            self.dfa.feedback_lr = self.settings.feedback_lr * share
+
     def _diagnose(
         self, dfa: DFA, layers: Mapping[str, Activity], sent: Mapping[str, float]
     ) -> None:
@@ -181,22 +188,12 @@ class Trainer:
             torch.cuda.synchronize(self._spikes.device)
         return time.perf_counter()
 
-    def _encode(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the input sequence of images [B, channels, height, width]."""
-        rate, steps = x * self.settings.max_rate, self.settings.steps
-        if self._flat:
-            rate = rate.flatten(1)
-        if self.settings.encoding == "constant":
-            return encoding.constant(rate, steps)
-        dtype = torch.bfloat16 if self.settings.amp else x.dtype  # spikes are exact in both
-        return encoding.spikes_at(rate, steps, generator, dtype)
-
     def _sample(self, size: int) -> tuple[Tensor, Tensor]:
         """Return the first samples of the training part, with the same input spikes each time."""
         self.net.train()
         generator = torch.Generator(self.settings.device).manual_seed(self.settings.seed)
         part = self.data.train
-        return self._encode(part.x[:size], generator), part.y[:size]
+        return encode(part.x[:size], self.settings, generator), part.y[:size]
 
     def passes(self, size: int) -> Iterator[Tensor]:
         """Yield the losses of so many samples, each to be passed back before the next one."""
@@ -214,7 +211,9 @@ class Trainer:
         predictions, loss = [], 0.0
         with torch.no_grad():
             for x, y in zip(*(torch.split(t, _EVAL_BATCH) for t in (data.x, data.y)), strict=True):
-                ((each, counts),) = self._whole(self.sequence, self._encode(x, generator), y)
+                ((each, counts),) = self._whole(
+                    self.sequence, encode(x, self.settings, generator), y
+                )
                 loss += each.item() * len(y)
                 predictions.append(counts.argmax(1))
         predicted = torch.cat(predictions)

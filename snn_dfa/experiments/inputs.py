@@ -1,0 +1,40 @@
+"""From images or recordings to what the network sees at each step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from snn_dfa import encoding
+from snn_dfa.experiments.settings import Settings
+
+__all__ = ["encode", "some_pixels"]
+
+
+def encode(x: Tensor, settings: Settings, generator: torch.Generator) -> Tensor:
+    """Return the input sequence [T, B, ...] of images or recordings.
+
+    Args:
+        x: [B, channels, height, width] in [0, 1], or spikes [B, T, channels, height, width].
+        settings: Say how; a network that begins with a dense layer gets rows.
+        generator: Of Poisson spikes.
+    """
+    if not settings.is_convolutional:
+        x = x.flatten(-3)
+    if settings.encoding == "events":
+        return x.transpose(0, 1).contiguous().float()
+    rate = x * settings.max_rate
+    if settings.encoding == "constant":
+        return encoding.constant(rate, settings.steps)
+    dtype = torch.bfloat16 if settings.amp else x.dtype  # spikes are exact in both
+    return encoding.spikes_at(rate, settings.steps, generator, dtype)
+
+
+def some_pixels(x: Tensor, dropped: float) -> Tensor:
+    """Drop a share of the pixels, in recordings for all of their time; scale the others up."""
+    if not dropped:
+        return x
+    if x.is_floating_point():
+        return functional.dropout(x, dropped)
+    return x * functional.dropout(torch.ones_like(x[:, :1], dtype=torch.float32), dropped)

@@ -1,0 +1,113 @@
+"""Recordings of event cameras as spikes over time: N-MNIST."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from snn_dfa.experiments.settings import UsageError
+
+__all__ = ["SMALL", "Recordings", "nmnist"]
+
+#: 1,000 and 100 recordings of N-MNIST in one file, for where the full set is too much.
+SMALL = "nmnist-small.npz"
+
+_SENSOR = (2, 34, 34)  # polarity, y, x
+_MICROSECONDS = 340_000  # no recording of N-MNIST is longer
+_OVERFLOW_Y, _OVERFLOW = 240, 2**13  # the sensor's mark that its clock has begun again
+_EVENT_BYTES = 5
+
+#: Spikes [S, T, polarity, y, x] of 0 or 1 as bytes, and class indices [S].
+Recordings = tuple[torch.Tensor, torch.Tensor]
+
+
+def nmnist(root: Path, steps: int) -> tuple[Recordings, Recordings]:
+    """Read the training and the test recordings, in ``steps`` time steps of equal length.
+
+    Args:
+        root: Folder with :data:`SMALL`, or with ``Train/0/*.bin`` to ``Test/9/*.bin`` as they are
+            published, straight or in a folder ``NMNIST``. A recording becomes steps * 2,312 bytes.
+        steps: T. A pixel that sees an event or more in a step gives one spike.
+
+    Raises:
+        UsageError: if there is neither, or a file is not what it should be.
+
+    Source: Orchard et al. 2015, Front. Neurosci. 9, 437.
+    """
+    for folder in (root, root / "NMNIST", root / "N-MNIST"):
+        if (folder / "Train").is_dir():
+            return _published(folder / "Train", steps), _published(folder / "Test", steps)
+        if (folder / SMALL).is_file():
+            return _small(folder / SMALL, steps)
+    raise UsageError(
+        f"--data-root: expected {SMALL} or the folders Train and Test of N-MNIST in "
+        f"{root.resolve()}, found neither; unpack Train.zip and Test.zip there"
+    )
+
+
+def _published(folder: Path, steps: int) -> Recordings:
+    files = [
+        (digit, file) for digit in range(10) for file in sorted((folder / str(digit)).glob("*.bin"))
+    ]
+    if not files:
+        raise UsageError(f"--data-root: expected {folder}/0/*.bin to {folder}/9/*.bin, found none")
+    spikes = torch.zeros((len(files), steps, *_SENSOR), dtype=torch.uint8)
+    for i, (_, file) in enumerate(files):
+        _put(spikes[i], *_events(file))
+    return spikes, torch.tensor([digit for digit, _ in files])
+
+
+def _events(file: Path) -> Iterator[npt.NDArray[np.int64]]:
+    """Return x, y, polarity and microseconds of each event of a file.
+
+    An event has 40 bits: 8 of x, 8 of y, 1 of polarity, 23 of time.
+    """
+    raw = np.fromfile(file, dtype=np.uint8)
+    if len(raw) % _EVENT_BYTES:
+        raise UsageError(
+            f"--data-root: expected a whole number of events of {_EVENT_BYTES} bytes in {file}, "
+            f"got {len(raw)} bytes; unpack it again"
+        )
+    x, y, high, middle, low = raw.reshape(-1, _EVENT_BYTES).astype(np.int64).T
+    overflows = y == _OVERFLOW_Y
+    time = ((high & 127) << 16 | middle << 8 | low) + _OVERFLOW * np.cumsum(overflows)
+    events = (x, y, high >> 7, time)
+    if (x[~overflows] >= _SENSOR[2]).any() or (y[~overflows] >= _SENSOR[1]).any():
+        raise UsageError(f"--data-root: expected events of 34x34 pixels in {file}, got others")
+    return (each[~overflows] for each in events)
+
+
+def _small(path: Path, steps: int) -> tuple[Recordings, Recordings]:
+    try:
+        with path.open("rb") as raw, np.load(raw) as file:
+            return _part(file, "train", steps), _part(file, "test", steps)
+    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise UsageError(f"--data-root: no readable recordings in {path} ({reason})") from error
+
+
+def _part(file: np.lib.npyio.NpzFile, part: str, steps: int) -> Recordings:
+    x, y, p, t = (file[f"{part}_{name}"].astype(np.int64) for name in ("x", "y", "p", "t_us"))
+    offsets, labels = file[f"{part}_offsets"], file[f"{part}_labels"]
+    spikes = torch.zeros((len(labels), steps, *_SENSOR), dtype=torch.uint8)
+    for i in range(len(labels)):
+        of = slice(offsets[i], offsets[i + 1])
+        _put(spikes[i], x[of], y[of], p[of], t[of])
+    return spikes, torch.as_tensor(labels.astype(np.int64))
+
+
+def _put(
+    spikes: torch.Tensor,
+    x: npt.NDArray[np.int64],
+    y: npt.NDArray[np.int64],
+    polarity: npt.NDArray[np.int64],
+    microseconds: npt.NDArray[np.int64],
+) -> None:
+    """Set the places of the events in spikes [T, 2, 34, 34]."""
+    step = (microseconds * len(spikes) // _MICROSECONDS).clip(0, len(spikes) - 1)
+    spikes.numpy()[step, polarity, y, x] = 1
