@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from snn_dfa._autograd import Traced
-from snn_dfa._discover import Layers, is_spiking
+from snn_dfa._discover import Layers, is_spiking, spiking_layers
 from snn_dfa._hooks import place
 from snn_dfa._synapses import SYNAPSES, gradient_at_weight, inside_neurons, synapses
 from snn_dfa.eligibility import advance
@@ -36,7 +36,7 @@ _BETWEEN = (
 )  # fmt: skip
 
 
-def check(layers: Layers, rule: str) -> None:
+def check(net: nn.Module, layers: Layers, rule: str) -> None:
     """Refuse neurons whose past no trace holds, and a rule that needs what is to come.
 
     Raises:
@@ -47,7 +47,7 @@ def check(layers: Layers, rule: str) -> None:
             "credit='trace': expected a rule that sends errors straight to each layer, got "
             "rule='fa', which needs the errors of later steps; use credit='membrane'"
         )
-    for name, module in layers.modules.items():
+    for name, module in {**layers.modules, **spiking_layers(net)}.items():
         where = f"credit='trace': layer {name!r}"
         if not is_spiking(module) and name == layers.output:
             continue  # a plain readout has no past
@@ -95,7 +95,7 @@ class _Call:
 
 
 class Traces:
-    """Hooks on synapses and neurons, and the traces between two steps.
+    """Hooks on synapses and, once :meth:`watch_neurons` is called, neurons; traces between steps.
 
     Args:
         net: The network; what :func:`check` has passed.
@@ -104,13 +104,16 @@ class Traces:
 
     def __init__(self, net: nn.Module, layers: Layers) -> None:
         self.active = True
+        self._net = net
         self._layers = layers
+        # Also one behind a plain readout: its past is cut like that of the others.
+        self._neurons = spiking_layers(net)
         self._inputs: dict[nn.Module, Tensor] = {}
         self._calls = WeakTensorKeyDictionary()  # what a synapse returned -> its call
         self._traces: dict[tuple[str, nn.Module], tuple[tuple[Tensor, ...], ...]] = {}
-        self._last: dict[
-            str, Tensor
-        ] = {}  # membranes: kept, so that no other tensor has their place
+        self._latest: dict[nn.Module, _Call] = {}
+        # Membranes, kept so that no other tensor has their place in memory.
+        self._last: dict[str, Tensor] = {}
         self._handles: list[Any] = []
         for synapse in synapses(net).values():
             self._hook(synapse, self._note, partial(self._after_synapse, synapse))
@@ -118,14 +121,21 @@ class Traces:
         for module in net.modules():
             if isinstance(module, _BETWEEN) and module not in within:
                 self._hook(module, self._note, partial(self._after_between, module))
-        for name, module in layers.modules.items():
-            if is_spiking(module):
-                self._hook(module, partial(self._before_neuron, name),
-                           partial(self._after_neuron, name))  # fmt: skip
-                recurrent = getattr(module, "recurrent", None)
-                if isinstance(recurrent, SYNAPSES):
-                    after = partial(self._after_recurrent, name, module, recurrent)
-                    self._hook(recurrent, self._note, after)
+
+    def watch_neurons(self) -> None:
+        """Place the hooks that must run after those that cut and join."""
+        weights = synapses(self._net).values()
+        for output in self._layers.modules.values():
+            if output in weights:  # its result is another tensor once it is joined
+                self._hook(output, _nothing, partial(self._after_joined, output))
+        for name, neuron in self._neurons.items():
+            self._hook(
+                neuron, partial(self._before_neuron, name), partial(self._after_neuron, name)
+            )
+            recurrent = getattr(neuron, "recurrent", None)
+            if isinstance(recurrent, SYNAPSES):
+                after = partial(self._after_recurrent, name, neuron, recurrent)
+                self._hook(recurrent, self._note, after)
 
     def _hook(self, module: nn.Module, before: Any, after: Any) -> None:
         self._handles += place(module, partial(before, module), after)
@@ -135,7 +145,7 @@ class Traces:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        for kept in (self._inputs, self._traces, self._last):
+        for kept in (self._inputs, self._traces, self._last, self._latest):
             kept.clear()
 
     @property
@@ -154,8 +164,12 @@ class Traces:
             return None
         call = _Call(module, x.detach(), torch.ones_like(x[..., :1].flatten()[:1]), x.requires_grad)
         handed = Traced.apply(call.gradients, output.detach(), module.weight, module.bias)
-        self._calls[handed] = call
+        self._calls[handed] = self._latest[module] = call
         return handed
+
+    def _after_joined(self, module: nn.Module, output: Tensor) -> None:
+        if not self._idle and module in self._latest:
+            self._calls[output] = self._latest[module]
 
     def _after_between(self, module: nn.Module, output: Tensor) -> None:
         x = self._inputs.pop(module, None)
@@ -227,8 +241,12 @@ class Traces:
 
     def _after_neuron(self, name: str, output: Any) -> None:
         if not self._idle:
-            neuron: Any = self._layers.modules[name]
+            neuron: Any = self._neurons[name]
             self._last[name] = neuron.mem.detach()
+
+
+def _nothing(*_: Any) -> None:
+    """Stand in for a hook."""
 
 
 def _cut(state: Any) -> Any:

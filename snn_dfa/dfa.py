@@ -76,7 +76,8 @@ class DFA:
     with a reset by subtraction or none, and ``reset_delay=True``. Elsewhere it is an approximation:
     other resets are passed over (OTTT), so are a refractory neuron's held membranes and, in
     ``RLeaky``, what a spike does to the layer's later spikes (e-prop); a batch normalisation that
-    is training counts as if it had been the same at every step.
+    is training counts as if it had been the same at every step; and an error that is taken at a
+    plain readout before a spiking neuron is that of the step.
 
     Raises:
         AttachError: if the network or an argument cannot be used; the network is then untouched.
@@ -118,7 +119,7 @@ class DFA:
         layers = find_layers(net, output, hidden)
         weights = _alignment.check(net) if rule == "fa" else {}
         if credit == "trace":
-            _traces.check(layers, rule)
+            _traces.check(net, layers, rule)
         if is_attached(net):
             raise AttachError(
                 "net: expected a network without DFA, got one that has it; call remove() on the "
@@ -140,12 +141,16 @@ class DFA:
         # What hidden= gave, by name, so that a copy or an unpickled DFA can be attached alike.
         self._named_hidden = None if hidden is None else layers.hidden
         self._attached = True
+        # A hook runs after those that were placed before it: traces lie within the join of a plain
+        # readout, and the states that neurons get are exchanged before they are cut.
+        traces = Traces(net, layers) if credit == "trace" else None
         self._wiring = Wiring(net, layers, self._bank, RULES[rule], at_current, cuts=not weights)
         self._parts: list[Wiring | Alignment | Traces] = [self._wiring]
         if weights:
             self._parts.append(Alignment(weights, self._bank))
-        if credit == "trace":
-            self._parts.append(Traces(net, layers))
+        if traces is not None:
+            traces.watch_neurons()
+            self._parts.append(traces)
 
     @property
     def net(self) -> nn.Module:
@@ -223,15 +228,6 @@ class DFA:
             part.active = active
 
     @contextmanager
-    def observed(self, note: Callable[[str, Tensor], None]) -> Iterator[None]:
-        """Call ``note(layer name, what is sent to it)`` in the backward passes inside the block."""
-        self._bank.observer = note
-        try:
-            yield
-        finally:
-            self._bank.observer = None
-
-    @contextmanager
     def targets(self, y: Tensor) -> Iterator[None]:
         """Give ``rule="target"`` the targets, for the forward or backward passes in the block.
 
@@ -273,7 +269,8 @@ class DFA:
         Raises:
             FeedbackError: if it is of another network; nothing is changed then.
         """
-        known = [n for n in self._names if n != self.output]
+        fa = self._options["rule"] == "fa"  # whose matrices belong to weights
+        known = [n for n in self._names if fa or n != self.output]
         check_names(state.get("matrices", {}), known, "state_dict")
         self._bank.load_state_dict(state)
 

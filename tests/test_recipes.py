@@ -201,7 +201,7 @@ def test_dropout_leaves_the_global_generator_alone(digits):
 def test_feedback_by_name():
     assert feedback_of(Settings(feedback="orthogonal")) == "orthogonal"
     learned = feedback_of(Settings(feedback="kolen-pollack", feedback_lr=0.1))
-    assert learned == KolenPollack(lr=0.1)
+    assert learned == KolenPollack(lr=0.1, weight_decay=0.3)
     draw = feedback_of(Settings(feedback="gaussian", feedback_std=0.5))
     assert abs(draw((10, 4000), torch.Generator().manual_seed(0)).std() - 0.5) < 0.01
 

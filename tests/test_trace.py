@@ -132,6 +132,31 @@ def test_online_through_explicit_states():
     assert all(p.grad.isfinite().all() for p in net.parameters())
 
 
+@pytest.mark.parametrize("online", [True, False])
+def test_a_plain_readout_joins_the_layers_below(online):
+    net = network(NEURONS["leaky"])[:-1]
+    wanted = gradients(net, "membrane")
+    for got, want in zip(gradients(net, "trace", online), wanted, strict=True):
+        assert want.abs().sum() > 0
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+def test_a_neuron_behind_the_readout_is_cut_and_its_weights_are_traced():
+    """The output layer's own gradient is whole; hidden ones get the error of the step."""
+    net = network(NEURONS["leaky"])
+    wanted = gradients(net, "trace", online=True)
+    reset(net)
+    net.zero_grad()
+    weights = torch.tensor([-1.0, 0.7, 2.0], dtype=X.dtype)
+    with DFA(net, credit="trace", output="4", hidden=["1", "3"]):
+        for _ in range(2):  # as in gradients(): both sequences add up
+            reset(net)
+            for step in X:
+                (net(step) * weights).sum().square().backward()
+    torch.testing.assert_close(net[4].weight.grad, wanted[-2], rtol=1e-10, atol=1e-10)
+    assert all(p.grad.abs().sum() > 0 for p in net.parameters())
+
+
 def test_a_frozen_normalisation_is_exact():
     net = nn.Sequential(
         nn.Linear(5, 7), nn.BatchNorm1d(7), NEURONS["leaky"](), nn.Linear(7, 3), NEURONS["leaky"]()

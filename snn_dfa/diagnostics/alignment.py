@@ -145,6 +145,9 @@ def projected_errors(dfa: DFA) -> Iterator[dict[str, float]]:
         squares[name] = squares[name] + total if name in squares else total
         counts[name] = counts.get(name, 0) + error.numel()
 
-    with dfa.observed(note):
+    dfa._bank.observer = note
+    try:
         yield sent
+    finally:
+        dfa._bank.observer = None
     sent.update({name: math.sqrt(squares[name].item() / counts[name]) for name in squares})

@@ -54,7 +54,11 @@ class Member:
 
 
 def members(**given: Any) -> Iterator[Member]:
-    """Yield all rows with some settings of the recipe exchanged, such as data set and epochs."""
+    """Yield all rows with some settings of the recipe exchanged, such as data set and epochs.
+
+    What a row does not name is fixed Gaussian feedback for the error at the outputs' spikes.
+    """
+    given = {"feedback": "gaussian", "error_at": "spikes", **given}
     settings = replace(RECIPES[DEFAULT].settings, **given)
     for rule, changed in ROWS:
         yield Member(rule, changed, replace(settings, **changed))

@@ -34,8 +34,12 @@ CHANGES: Sequence[tuple[str, tuple[str, ...]]] = (
     ("feedback scaled by the layer's size", ("feedback_std",)),
     ("credit through the membrane", ("credit", "slope")),
     ("learning rate up and down in one cycle", ("schedule", "lr_decay", "decay_every")),
+    (
+        "feedback that learns, with the weights' rate; the error at the outputs' current",
+        ("feedback", "feedback_decay", "error_at"),
+    ),
     ("dropout of pixels, weight decay", ("input_dropout", "weight_decay")),
-    ("trained to the end", ("epochs",)),
+    ("trained to the end, on more of the training set", ("epochs", "validation")),
 )
 
 

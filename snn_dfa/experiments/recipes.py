@@ -20,6 +20,8 @@ class Recipe:
     settings: Settings = field(default_factory=Settings)
 
 
+# Fixed random matrices, as in Nøkland 2016.
+_FIXED: dict[str, Any] = {"feedback": "gaussian", "feedback_decay": 0.0, "error_at": "spikes"}
 _ZHANG: dict[str, Any] = {
     "hidden": (1000,),
     "normalize": False,
@@ -38,10 +40,12 @@ _ZHANG: dict[str, Any] = {
     "per_input": True,
     "schedule": "step",
     "lr_decay": 1.0,
+    **_FIXED,
     "feedback": "zhang",
     "credit": "current",
     "input_dropout": 0.0,
     "weight_decay": 0.0,
+    "validation": 0.1,
 }
 
 #: The name of a recipe on the command line to the recipe; options override its settings.
@@ -59,8 +63,11 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 temperature=2.0,
                 input_dropout=0.0,
                 weight_decay=0.0,
+                validation=0.1,
+                epochs=30,
                 batch_size=32,
                 schedule="step",
+                **_FIXED,
             ),
         ),
         "wide": Recipe("one hidden layer of 1000", Settings(hidden=(1000,))),
@@ -68,16 +75,25 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             "a small convolutional network, as in snnTorch's sixth tutorial",
             Settings(
                 hidden=("12c5", "mp2", "64c5", "mp2"),
-                input_dropout=0.0,
-                weight_decay=0.1,
-                feedback="kolen-pollack",
-                feedback_lr=1e-3,
-                feedback_decay=0.1,
+                steps=8,
+                input_dropout=0.1,
+                epochs=12,
+                weight_decay=0.2,
+                feedback_decay=0.2,
             ),
         ),
         "events": Recipe(
             "one hidden layer on the events of a camera, the default for N-MNIST",
-            Settings(hidden=(400,), encoding="events", steps=20, beta=0.8, temperature=1.4),
+            Settings(
+                hidden=(400,),
+                encoding="events",
+                steps=20,
+                beta=0.8,
+                temperature=1.4,
+                validation=0.1,
+                epochs=30,
+                batch_size=32,
+            ),
         ),
         "zhang2024": Recipe(
             "Zhang et al. 2024, arXiv 2409.07776: DFA with the exact surrogate",
@@ -100,6 +116,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 max_rate=0.8,
                 input_dropout=0.0,
                 weight_decay=0.0,
+                validation=0.1,
                 slope=10.0,
                 loss="share",
                 temperature=0.5,
@@ -110,6 +127,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 schedule="step",
                 lr_decay=0.95,
                 decay_every=10,
+                **_FIXED,
                 feedback_std=0.0338,
                 credit="current",
             ),

@@ -90,7 +90,7 @@ class Settings:
         0, "test on the seed-th fold of so many of all samples; 0: on the given test part",
         _FOLDS,
     )  # fmt: skip
-    validation: float = _say(0.1, "share of the training set held out to choose the epoch", _HELD)
+    validation: float = _say(0.05, "share of the training set held out to choose the epoch", _HELD)
     seed: int = _say(0, "of weights, feedback, order, spikes, masks, validation part", _SEED)
     device: str = _say("cpu", "torch device, such as cpu or cuda")
     # -- network -----------------------------------------------------------------------------------
@@ -135,10 +135,10 @@ class Settings:
     # -- against over-fitting ----------------------------------------------------------------------
     input_dropout: float = _say(0.3, "share of pixels dropped, the others scaled up", _PART)
     dropout: float = _say(0.0, "share of hidden neurons dropped, anew a sample", _PART)
-    weight_decay: float = _say(0.2, "of weights, by the optimiser", _NOT_BELOW_ZERO)
+    weight_decay: float = _say(0.3, "of weights, by the optimiser", _NOT_BELOW_ZERO)
     label_smoothing: float = _say(0.0, "share of a target spread over all classes", _PART)
     # -- learning ----------------------------------------------------------------------------------
-    epochs: int = _say(30, "passes over the training part", _COUNT)
+    epochs: int = _say(40, "passes over the training part", _COUNT)
     batch_size: int = _say(128, "samples a step", _COUNT)
     optimizer: str = _say("adam", "adam (AdamW) or sgd", _one_of("adam", "sgd"))
     momentum: float = _say(0.0, "of sgd", _PART)
@@ -149,14 +149,14 @@ class Settings:
         0.93, "step: factor on the learning rate after every --decay-every epochs", _ABOVE_ZERO
     )
     decay_every: int = _say(1, "step: epochs", _COUNT)
-    feedback: str = _say("gaussian", f"one of {', '.join(NAMES)}", _one_of(*NAMES))
+    feedback: str = _say("kolen-pollack", f"one of {', '.join(NAMES)}", _one_of(*NAMES))
     feedback_std: float = _say(
         0.0, "standard deviation of gaussian feedback, the same in every layer; 0: 1/sqrt(neurons)",
         _NOT_BELOW_ZERO,
     )  # fmt: skip
     feedback_scale: float = _say(1.0, "factor on the first feedback matrices", _ABOVE_ZERO)
     feedback_lr: float = _say(3e-3, "kolen-pollack: learning rate of the matrices", _ABOVE_ZERO)
-    feedback_decay: float = _say(0.0, "kolen-pollack: their weight decay", _NOT_BELOW_ZERO)
+    feedback_decay: float = _say(0.3, "kolen-pollack: their weight decay", _NOT_BELOW_ZERO)
     credit: str = _say(
         "membrane",
         "from an error at a layer's spikes to one at its current: membrane, current, or trace "
@@ -164,7 +164,7 @@ class Settings:
         _one_of("membrane", "current", "trace"),
     )  # fmt: skip
     error_at: str = _say(
-        "spikes", "where the error is taken that is sent: at the outputs' spikes or current",
+        "current", "where the error is taken that is sent: at the outputs' spikes or current",
         _one_of("spikes", "current"),
     )  # fmt: skip
     amp: bool = _say(False, "bfloat16 autocast, with the membranes in float32")
