@@ -190,7 +190,7 @@ class Traces:
             if isinstance(value, Tensor) and value.requires_grad:
                 setattr(neuron, state, value.detach())
         given = [s for s in (*args[1:], *kwargs.values()) if isinstance(s, Tensor)]
-        mem = kwargs.get("mem", given[-1] if given else neuron.mem)
+        mem = given[-1] if given else neuron.mem  # the last of a neuron's states
         if self._is_new(name, mem, current):
             for key in [k for k in self._traces if k[0] == name]:
                 del self._traces[key]

@@ -169,7 +169,7 @@ def over_time(net: nn.Sequential) -> OverTime:
         neuron returns at a step, stacked over T.
 
     Raises:
-        AttachError: if a module inside is neither.
+        AttachError: if a module inside is neither, or a neuron is used twice.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 2), snn.Leaky(beta=0.9, init_hidden=True))
@@ -177,6 +177,14 @@ def over_time(net: nn.Sequential) -> OverTime:
         torch.Size([25, 3, 2])
     """
     form = OverTime(net, _layers(net, ""))
+    neurons = [m.neuron for m in form.modules() if isinstance(m, Scan)]
+    twice = next((n for n in neurons if neurons.count(n) > 1), None)
+    if twice is not None:
+        raise AttachError(
+            f"over_time: expected each neuron once in the network, got a {type(twice).__name__} "
+            f"that is used twice, whose one state would go from place to place at every step; make "
+            f"one for each place"
+        )
     last = [m for m in form.modules() if isinstance(m, Scan)][-1:]
     for scan in last:
         scan.is_last = True

@@ -283,6 +283,13 @@ def test_interrupted(tmp_path, capsys, monkeypatch):
     assert "--resume" in capsys.readouterr().err
 
 
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = f"{sys.executable} -m snn_dfa recipes | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("deep:")
+    assert done.stderr == ""
+
+
 def test_the_module_is_the_command():
     done = subprocess.run(
         [sys.executable, "-m", "snn_dfa", "--version"], capture_output=True, text=True, check=True

@@ -278,6 +278,13 @@ def test_activity_over_the_sequence():
 
 # -- implementations ------------------------------------------------------------------------------
 
+
+def test_a_neuron_in_two_places_is_refused():
+    shared = snn.Leaky(0.9, init_hidden=True)
+    with pytest.raises(AttachError, match="a Leaky that is used twice"):
+        over_time(nn.Sequential(nn.Linear(3, 3), shared, nn.Linear(3, 3), shared))
+
+
 KINDS = [
     {"reset_mechanism": "subtract"},
     {"reset_mechanism": "zero"},

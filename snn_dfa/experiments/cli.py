@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import Field, fields, replace
@@ -238,7 +239,7 @@ def _recipes(_: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status: 0, 2 for what the user can mend, 130 for ^C."""
+    """Run the command line; return 0, 2 for what the user can mend, 130 for ^C, 141."""
     keep_freed_memory()
     commands = {
         "compare": _compare,
@@ -250,9 +251,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _parser().parse_args(argv)
         commands[args.command](args)
+        sys.stdout.flush()
     except UsageError as error:
         print(f"snn-dfa: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # what reads the output has seen enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("snn-dfa: interrupted; snn-dfa train goes on with --resume", file=sys.stderr)
         return 130

@@ -1,0 +1,94 @@
+"""How the peak memory of a training step grows with the number of time steps.
+
+    python benchmarks/memory.py
+
+784-1000-250-100-10 of snnTorch's Leaky, batch 128, its loop over time: back-propagation through
+time, DFA, and DFA with traces and a backward pass at each step. Each figure is of a process of its
+own: its peak resident size, and what a step added to it. A short step before takes what is needed
+but once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+from itertools import pairwise
+
+import snntorch as snn
+import torch
+from torch import nn
+from torch.nn import functional
+
+from snn_dfa import DFA, reset
+
+SIZES, BATCH = (784, 1000, 250, 100, 10), 128
+WAYS = {"BPTT": None, "DFA": "membrane", "DFA, traces, online": "trace"}
+
+
+def network() -> nn.Sequential:
+    """Return the network, the same each time."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for n_in, n_out in pairwise(SIZES):
+        layers += [nn.Linear(n_in, n_out), snn.Leaky(beta=0.9, init_hidden=True)]
+    return nn.Sequential(*layers)
+
+
+def step(net: nn.Module, x: torch.Tensor, y: torch.Tensor, steps: int, online: bool) -> None:
+    """Run a sequence forward and backward, online with a backward pass a step."""
+    net.zero_grad()
+    reset(net)
+    counts: torch.Tensor | float = 0.0
+    for _ in range(steps):
+        spk = net(x)
+        if online:
+            (functional.cross_entropy(spk, y) / steps).backward()
+        else:
+            counts = counts + spk
+    if not online:
+        functional.cross_entropy(counts, y).backward()
+
+
+def measure(way: str, steps: int) -> None:
+    """Print peak and growth in MB."""
+    net, credit = network(), WAYS[way]
+    if credit is not None:
+        DFA(net, credit=credit, output=str(len(net) - 1))
+    x, y = torch.rand(BATCH, SIZES[0]), torch.randint(SIZES[-1], (BATCH,))
+    step(net, x, y, 3, online=credit == "trace")
+    before = peak()
+    step(net, x, y, steps, online=credit == "trace")
+    print(f"{peak():.0f} {peak() - before:.0f}")
+
+
+def peak() -> float:
+    """Return the greatest resident size of this process so far, in MB."""
+    unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def main() -> None:
+    """Print a row for each way."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", default="25,100,400", help="numbers of time steps (%(default)s)")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        measure(args.one[0], int(args.one[1]))
+        return
+    numbers = [int(n) for n in args.steps.split(",")]
+    print("| | " + " | ".join(f"T={n}: peak MB (grown)" for n in numbers) + " |")
+    print("| --- |" + " ---: |" * len(numbers))
+    for way in WAYS:
+        cells = []
+        for n in numbers:
+            command = [sys.executable, __file__, "--one", way, str(n)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            cells.append("{} ({})".format(*done.stdout.split()))
+        print(f"| {way} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
