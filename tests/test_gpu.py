@@ -34,7 +34,7 @@ def runs_here():
     return INTERPRETED or DEVICE == "cuda"
 
 
-from test_sequence import KINDS, dynamics  # noqa: E402
+from test_scan import KINDS, dynamics  # noqa: E402
 
 from snn_dfa.scan import gpu, plain  # noqa: E402
 from snn_dfa.surrogate import ATan, exact  # noqa: E402
