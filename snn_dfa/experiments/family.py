@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -115,7 +116,8 @@ def _hidden_angles(got: dict[str, Any]) -> list[float]:
     """Return the hidden layers' angles after the last epoch, from the first layer on."""
     if not got["diagnostics"]:
         return []
-    return list(got["diagnostics"][-1]["gradient_angles"].values())[:-1]
+    angles = list(got["diagnostics"][-1]["gradient_angles"].values())[:-1]
+    return [angle for angle in angles if math.isfinite(angle)]  # none where nothing is sent
 
 
 def _entry(member: Member, got: dict[str, Any]) -> dict[str, Any]:
@@ -138,6 +140,6 @@ def _figure(results: Sequence[tuple[Member, dict[str, Any]]]) -> Figure:
         if angles:
             right.plot(statistics.fmean(angles), name, "|", color="#3d6fb6", markersize=14)
     right.axvline(90, color="#555555", linestyle=":")
-    right.set(xlabel="hidden layers' angle to back-propagation, degrees (bar: mean)")
+    right.set(xlabel="angle to back-propagation, degrees")
     left.invert_yaxis()
     return figure
