@@ -24,7 +24,7 @@ def run(*args):
 
 
 def test_digits_are_split_without_overlap():
-    splits = load(Settings())
+    splits = load(Settings(validation=0.1))
     assert [len(p) for p in (splits.train, splits.val, splits.test)] == [1293, 144, 360]
     assert splits.train.x.min() == 0
     assert splits.train.x.max() == 1
@@ -52,7 +52,7 @@ def test_torchvisions_files_are_read(tmp_path, name, kind):
     images = rng.integers(0, 256, (50, 28, 28), dtype=np.uint8)
     labels = np.arange(50, dtype=np.uint8) % 10
     write_idx(tmp_path / kind / "raw", images, labels)
-    splits = load(Settings(dataset=name, data_root=str(tmp_path)))
+    splits = load(Settings(dataset=name, data_root=str(tmp_path), validation=0.1))
     assert (len(splits.train), len(splits.val), len(splits.test)) == (45, 5, 50)
     assert (splits.image, splits.classes) == ((1, 28, 28), 10)
     torch.testing.assert_close(splits.test.x[7, 0].numpy() * 255, images[7].astype(np.float32))
@@ -80,7 +80,7 @@ def mnist_root():
 
 @pytest.mark.skipif(mnist_root() is None, reason="no MNIST; set SNN_DFA_DATA to torchvision's root")
 def test_real_mnist_is_read():
-    splits = load(Settings(dataset="mnist", data_root=mnist_root()))
+    splits = load(Settings(dataset="mnist", data_root=mnist_root(), validation=0.1))
     assert (len(splits.train), len(splits.val), len(splits.test)) == (54_000, 6_000, 10_000)
     assert splits.train.x.mean().item() == pytest.approx(0.1307, abs=0.001)
 
@@ -218,6 +218,7 @@ def small_root():
 @pytest.mark.skipif(small_root() is None, reason="no N-MNIST; set SNN_DFA_EVENTS to its folder")
 def test_real_recordings_are_read():
     (spikes, labels), (test, _) = nmnist(small_root(), 10)
-    assert (len(spikes), len(test), labels.bincount().tolist()) == (1000, 100, [100] * 10)
+    assert (len(spikes), len(test), len(labels)) == (1000, 100, 1000)
+    assert labels.bincount().min() > 80
     per_step = spikes.sum((2, 3, 4)).float().mean(0)
-    assert (per_step > 20).all(), "each tenth of the 0.34 s has events"
+    assert (per_step[:9] > 100).all(), "three movements of the camera, over 0.3 s"
