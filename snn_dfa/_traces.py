@@ -127,7 +127,7 @@ class Traces:
         weights = synapses(self._net).values()
         for output in self._layers.modules.values():
             if output in weights:  # its result is another tensor once it is joined
-                self._hook(output, _nothing, partial(self._after_joined, output))
+                self._handles += place(output, None, partial(self._after_joined, output))
         for name, neuron in self._neurons.items():
             self._hook(
                 neuron, partial(self._before_neuron, name), partial(self._after_neuron, name)
@@ -243,10 +243,6 @@ class Traces:
         if not self._idle:
             neuron: Any = self._neurons[name]
             self._last[name] = neuron.mem.detach()
-
-
-def _nothing(*_: Any) -> None:
-    """Stand in for a hook."""
 
 
 def _cut(state: Any) -> Any:

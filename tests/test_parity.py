@@ -8,7 +8,7 @@ import torch
 from problems import C, problem
 from torch import nn
 
-from snn_dfa import DFA
+from snn_dfa import DFA, reset
 from snn_dfa.surrogate import fast_sigmoid
 
 
@@ -42,18 +42,22 @@ def assert_grads(net, blocks):
 Y = torch.tensor([2, 0, 1])
 
 
+def pass_back(p, dfa):
+    """Run the network forward and backward; return spikes, membranes and the errors at them."""
+    p.net.zero_grad()
+    reset(p.net)
+    spk, mem = p.forward(p.net, p.x)
+    ws, wm = loss_weights(spk, mem)
+    with dfa.targets(Y):
+        ((spk * ws).sum() + (mem * wm).sum()).backward()
+    return spk, mem, ws, wm
+
+
 def check(p, neuron_class, rule="error", **options):
     """Compare all gradients; return the DFA, still attached."""
     dfa = DFA(p.net, rule=rule, **options)
     for round_ in range(2):  # the first pass finds the output, the second knows it
-        p.net.zero_grad()
-        for module in p.net.modules():
-            if isinstance(module, snn.SpikingNeuron):
-                module.reset_mem()
-        spk, mem = p.forward(p.net, p.x)
-        ws, wm = loss_weights(spk, mem)
-        with dfa.targets(Y):
-            ((spk * ws).sum() + (mem * wm).sum()).backward()
+        spk, mem, ws, wm = pass_back(p, dfa)
         blocks = p.blocks(neuron_class)
         out, mems = ref.run(blocks, p.x)
         torch.testing.assert_close(spk.detach(), torch.stack(out), rtol=0, atol=0)

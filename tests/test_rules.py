@@ -9,7 +9,7 @@ import reference as ref
 import snntorch as snn
 import torch
 from problems import problem
-from test_parity import Y, assert_grads, check, loss_weights
+from test_parity import Y, assert_grads, check, loss_weights, pass_back
 from torch import nn
 
 from snn_dfa import DFA, AttachError, FeedbackError, KolenPollack, TargetError, over_time, reset
@@ -90,11 +90,7 @@ def fa_check(p, neuron_class, **options):
     modules = [m for m in problems._in_order(p.net) if isinstance(m, (nn.Linear, nn.Conv2d))]
     names = {m: n for n, m in p.net.named_modules()}
     for _ in range(2):
-        p.net.zero_grad()
-        reset(p.net)
-        spk, mem = p.forward(p.net, p.x)
-        ws, wm = loss_weights(spk, mem)
-        ((spk * ws).sum() + (mem * wm).sum()).backward()
+        _, _, ws, wm = pass_back(p, dfa)
         blocks = p.blocks(neuron_class)
         ref.run(blocks, p.x)
         pieces = [q for block in blocks for q in block if isinstance(q, ref.Linear)]

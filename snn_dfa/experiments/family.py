@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from snn_dfa.experiments.recipes import DEFAULT, RECIPES
-from snn_dfa.experiments.report import versions, write_figure, write_text
+from snn_dfa.experiments.report import entry, write_rows
 from snn_dfa.experiments.settings import Settings
 from snn_dfa.experiments.training import Trainer
 
@@ -105,10 +104,8 @@ def write_family(folder: Path, results: Sequence[tuple[Member, dict[str, Any]]])
             f"{1000 * got['seconds_per_step']:.0f} | {got['kept_megabytes']:.1f} | {angles} |"
         )
     table = "\n".join(lines) + "\n"
-    found = {"rows": [_entry(m, got) for m, got in results], "versions": versions()}
-    write_text(folder / "rules.json", json.dumps(found, indent=1))
-    write_text(folder / "rules.md", table)
-    write_figure(folder / "rules.png", _figure(results))
+    entries = [entry(m.settings, got, name=m.name, rule=m.rule) for m, got in results]
+    write_rows(folder, "rules", "rows", entries, table, _figure(results))
     return table
 
 
@@ -118,12 +115,6 @@ def _hidden_angles(got: dict[str, Any]) -> list[float]:
         return []
     angles = list(got["diagnostics"][-1]["gradient_angles"].values())[:-1]
     return [angle for angle in angles if math.isfinite(angle)]  # none where nothing is sent
-
-
-def _entry(member: Member, got: dict[str, Any]) -> dict[str, Any]:
-    settings = member.settings.as_dict()
-    del settings["data_root"]  # where the data lay is no part of the result
-    return {"name": member.name, "rule": member.rule, "settings": settings, **got}
 
 
 def _figure(results: Sequence[tuple[Member, dict[str, Any]]]) -> Figure:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from snn_dfa.experiments.recipes import DEFAULT, RECIPES
-from snn_dfa.experiments.report import versions, write_figure, write_text
+from snn_dfa.experiments.report import entry, write_rows
 from snn_dfa.experiments.settings import Settings
 
 __all__ = ["Rung", "rungs", "write_ladder"]
@@ -71,17 +70,9 @@ def write_ladder(folder: Path, results: Sequence[tuple[Rung, dict[str, Any]]]) -
     lines = ["| change | test accuracy |", "| --- | ---: |"]
     lines += [f"| {r.name} | {100 * got['test_accuracy']:.2f} % |" for r, got in results]
     table = "\n".join(lines) + "\n"
-    found = {"rungs": [_entry(rung, got) for rung, got in results], "versions": versions()}
-    write_text(folder / "ladder.json", json.dumps(found, indent=1))
-    write_text(folder / "ladder.md", table)
-    write_figure(folder / "ladder.png", _figure(results))
+    entries = [entry(rung.settings, got, name=rung.name) for rung, got in results]
+    write_rows(folder, "ladder", "rungs", entries, table, _figure(results))
     return table
-
-
-def _entry(rung: Rung, got: dict[str, Any]) -> dict[str, Any]:
-    settings = rung.settings.as_dict()
-    del settings["data_root"]  # where the data lay is no part of the result
-    return {"name": rung.name, "settings": settings, **got}
 
 
 def _figure(results: Sequence[tuple[Rung, dict[str, Any]]]) -> Figure:

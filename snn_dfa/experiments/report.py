@@ -17,12 +17,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from snn_dfa._version import __version__
-from snn_dfa.experiments.diagnose import figure
+from snn_dfa.experiments import diagnose
 from snn_dfa.experiments.files import write_whole
 from snn_dfa.experiments.settings import Settings
 
 __all__ = [
-    "Results", "summary", "table", "versions", "write", "write_figure", "write_text",
+    "Results", "entry", "summary", "table", "versions",
+    "write", "write_figure", "write_rows", "write_text",
 ]  # fmt: skip
 
 #: Rule to the results of its runs, one for each seed.
@@ -102,7 +103,7 @@ def write(folder: Path, recipe: str, settings: Settings, results: Results) -> li
     figures = {"curves.png": _curves(results)}
     figures |= {f"confusion_{rule}.png": _confusion(rule, r) for rule, r in firsts.items()}
     figures |= {
-        f"diagnostics_{rule}.png": figure(r["diagnostics"])
+        f"diagnostics_{rule}.png": diagnose.figure(r["diagnostics"])
         for rule, r in firsts.items()
         if r["diagnostics"]
     }
@@ -118,6 +119,23 @@ def write(folder: Path, recipe: str, settings: Settings, results: Results) -> li
     for name, drawn in figures.items():
         write_figure(folder / name, drawn)
     return [folder / name for name in ("metrics.json", *figures)]
+
+
+def write_rows(
+    folder: Path, stem: str, rows: str, entries: list[dict[str, Any]], table: str, figure: Figure
+) -> None:
+    """Write a table as ``stem.md``, what it was made of as ``.json``, its picture as ``.png``."""
+    found = {rows: entries, "versions": versions()}
+    write_text(folder / f"{stem}.json", json.dumps(found, indent=1))
+    write_text(folder / f"{stem}.md", table)
+    write_figure(folder / f"{stem}.png", figure)
+
+
+def entry(settings: Settings, got: dict[str, Any], **said: str) -> dict[str, Any]:
+    """Return a row's result with its settings and what is said of it."""
+    of = settings.as_dict()
+    del of["data_root"]  # where the data lay is no part of the result
+    return {**said, "settings": of, **got}
 
 
 def write_text(path: Path, text: str) -> None:
