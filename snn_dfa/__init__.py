@@ -3,7 +3,15 @@
 from snn_dfa import diagnostics, encoding, feedback, functional, surrogate
 from snn_dfa._version import __version__
 from snn_dfa.dfa import DFA
-from snn_dfa.errors import AttachError, DFAError, FeedbackError, OutOfStepError, TargetError
+from snn_dfa.errors import (
+    AttachError,
+    DFAError,
+    FeedbackError,
+    InputError,
+    NonFiniteError,
+    OutOfStepError,
+    TargetError,
+)
 from snn_dfa.folding import fold_normalization
 from snn_dfa.kolen_pollack import KolenPollack
 from snn_dfa.neurons import RefractoryLeaky
@@ -15,7 +23,9 @@ __all__ = [
     "AttachError",
     "DFAError",
     "FeedbackError",
+    "InputError",
     "KolenPollack",
+    "NonFiniteError",
     "OutOfStepError",
     "RefractoryLeaky",
     "TargetError",

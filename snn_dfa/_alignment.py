@@ -12,9 +12,11 @@ from snn_dfa._autograd import Detour
 from snn_dfa._bank import FeedbackBank, Transposed
 from snn_dfa._hooks import place
 from snn_dfa._synapses import gradient_at_input, gradient_at_weight, inside_neurons, synapses
-from snn_dfa.errors import AttachError
+from snn_dfa.errors import AttachError, FeedbackError
 
-__all__ = ["Alignment", "check", "weight_of"]
+__all__ = ["Alignment", "check", "check_feedback", "weight_of"]
+
+_DIRECT = ("channelwise", "shared", "zhang")
 
 
 def check(net: nn.Module) -> dict[str, nn.Module]:
@@ -35,6 +37,19 @@ def check(net: nn.Module) -> dict[str, nn.Module]:
     if not known:
         raise AttachError("rule='fa': expected an nn.Linear or nn.Conv1d to nn.Conv3d, found none")
     return dict(known)
+
+
+def check_feedback(kind: str) -> None:
+    """Refuse feedback that leads from the output to a layer, and so has no weight's shape.
+
+    Raises:
+        FeedbackError: if it is of such a kind.
+    """
+    if kind in _DIRECT:
+        raise FeedbackError(
+            f"feedback: expected for rule='fa' a kind that has the shape of weights, got {kind!r}; "
+            f"use 'gaussian'"
+        )
 
 
 def weight_of(weights: dict[str, Any]) -> Transposed:

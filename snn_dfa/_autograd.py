@@ -24,8 +24,7 @@ class Join(torch.autograd.Function):
 
     ``Join.apply(broadcast, keep, n, *outputs, *joined)`` returns the n outputs. In the backward
     pass ``broadcast`` gets their errors, and the joined tensors where ``keep`` says so, and returns
-    a gradient for each joined tensor, or ``None`` to stop everything here: outputs and joined
-    tensors then get nothing.
+    a gradient for each joined tensor, or ``None`` for nothing to any of them.
     """
 
     @staticmethod
@@ -44,9 +43,7 @@ class Join(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *errors: Tensor | None) -> tuple[Any, ...]:
         sent = ctx.broadcast(errors, ctx.saved_tensors)
-        if sent is None:
-            return (None,) * (3 + len(errors) + ctx.joined)
-        return (None, None, None, *errors, *sent)
+        return (None, None, None, *errors, *((None,) * ctx.joined if sent is None else sent))
 
 
 class CurrentCredit(torch.autograd.Function):

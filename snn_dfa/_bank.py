@@ -165,7 +165,7 @@ class FeedbackBank:
         """
         if self.learner is None:
             raise FeedbackError(
-                f"feedback_lr: expected feedback='kolen-pollack', whose matrices learn, got "
+                f"feedback: expected 'kolen-pollack', whose matrices learn, got "
                 f"{self.kind!r}, which is fixed"
             )
         return self.learner

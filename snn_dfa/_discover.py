@@ -8,24 +8,27 @@ from dataclasses import dataclass
 import snntorch as snn
 from torch import Tensor, nn
 
+from snn_dfa._hooks import is_attached
 from snn_dfa.errors import AttachError
 from snn_dfa.sequence import Scan
 
 __all__ = ["Layers", "batch_dims", "find_layers", "is_spiking", "spiking_layers"]
 
 # They take a whole sequence [T, B, ...] in one call, where the other neurons take a step [B, ...].
-_SEQUENCE_NEURONS = (snn.StateLeaky, snn.AssociativeLeaky, Scan)
+_SEQUENCE_NEURONS = (snn.StateLeaky, snn.AssociativeLeaky, snn.LeakyParallel, Scan)
 
 
 @dataclass
 class Layers:
     """The layers that take part, by qualified name, in the order in which they are registered.
 
-    ``output`` is ``None`` while it is not known which of them is called last.
+    ``output`` is ``None`` while it is not known which of them is called last. ``named`` says that
+    the user said which are hidden.
     """
 
     modules: dict[str, nn.Module]
     output: str | None
+    named: bool = False
 
     @property
     def hidden(self) -> list[str]:
@@ -39,8 +42,8 @@ class Layers:
 
 
 def is_spiking(module: nn.Module) -> bool:
-    """Whether the module is a neuron on snnTorch's base class, or one of them over a sequence."""
-    return isinstance(module, (snn.SpikingNeuron, Scan))
+    """Whether the module is one of snnTorch's neurons, or over a sequence made of one."""
+    return isinstance(module, (snn.SpikingNeuron, snn.LeakyParallel, Scan))
 
 
 def spiking_layers(net: nn.Module) -> dict[str, nn.Module]:
@@ -97,6 +100,11 @@ def find_layers(
     """
     if not isinstance(net, nn.Module):
         raise AttachError(f"net: expected a torch.nn.Module, got {type(net).__name__}")
+    if is_attached(net):
+        raise AttachError(
+            "net: expected a network without DFA, got one that has it; call remove() on the "
+            "DFA that is attached"
+        )
     names = {module: name for name, module in net.named_modules()}
     neurons = spiking_layers(net)
     if isinstance(hidden, (str, nn.Module)):
@@ -121,7 +129,7 @@ def find_layers(
             f"net: expected an output and at least one hidden spiking layer, found only "
             f"{next(iter(modules))!r}; name others with hidden= and output="
         )
-    return Layers(modules, None if out is None else out[0])
+    return Layers(modules, None if out is None else out[0], named=chosen is not None)
 
 
 def _only_neuron_left(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -26,11 +27,12 @@ def _make_inert() -> Callable[..., None]:
 
 
 class _Hook:
-    """A bound hook that does not follow its module into copies and pickles."""
+    """A bound hook that does not follow its module into copies, pickles and compiled code."""
 
     def __init__(self, call: Callable[..., Any]) -> None:
         self._call = call
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(*args, **kwargs)
 
@@ -60,13 +62,14 @@ def sweep_inert(net: nn.Module) -> None:
 
 
 def place(
-    module: nn.Module, before: Before | None, after: After, *, always: bool = False
+    module: nn.Module, before: Before | None, after: After | None = None, *, always: bool = False
 ) -> list[RemovableHandle]:
-    """Put two functions around the calls of a module; ``always``: after exceptions, too."""
+    """Put functions around the calls of a module; ``always``: after exceptions, too."""
     handles = []
     if before is not None:
         hook = _Hook(lambda _, args, kwargs: before(args, kwargs))
         handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-    hook = _Hook(lambda _, args, output: after(output))
-    handles.append(module.register_forward_hook(hook, always_call=always))
+    if after is not None:
+        hook = _Hook(lambda _, args, output: after(output))
+        handles.append(module.register_forward_hook(hook, always_call=always))
     return handles

@@ -1,8 +1,9 @@
 """Cut at every hidden layer's spikes, join at the output.
 
-Cut: a hidden layer hands the next module its spikes detached, and its spikes with their graph are
-kept. Join: the output goes through :class:`snn_dfa._autograd.Join` together with the kept spikes,
-first in, first out, so that in the backward pass they get the projected error.
+Cut: :class:`snn_dfa._fences.Fences` lets no other layer see where a hidden layer's spikes came
+from, and these are kept. Join: the output goes through :class:`snn_dfa._autograd.Join` together
+with the kept spikes, first in, first out, so that in the backward pass they get the projected
+error.
 
 While it is not known which neuron is called last, each one is kept, as if it were hidden, and
 joined to the others, as if it were the output. Which it is is settled by the end of the first
@@ -13,7 +14,7 @@ on nothing.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -23,40 +24,17 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from snn_dfa._autograd import AtCurrent, CurrentCredit, Join
 from snn_dfa._bank import FeedbackBank
+from snn_dfa._broadcast import broadcast_signal, check_finite
 from snn_dfa._discover import Layers, batch_dims
-from snn_dfa._hooks import place, sweep_inert
-from snn_dfa.errors import OutOfStepError, TargetError
+from snn_dfa._fences import Fences
+from snn_dfa._hooks import place
+from snn_dfa._nested import like_spikes, map_tensors
+from snn_dfa.errors import AttachError, OutOfStepError
 from snn_dfa.feedback import project
 from snn_dfa.kolen_pollack import correlation
-from snn_dfa.rules import Rule, target
+from snn_dfa.rules import Rule
 
 __all__ = ["Wiring"]
-
-
-def _map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Return the nested tuples, lists and dicts of ``value`` with every tensor changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_map_tensors(change, v) for v in value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(_map_tensors(change, v) for v in value)
-    if isinstance(value, dict):
-        return {key: _map_tensors(change, v) for key, v in value.items()}
-    return value
-
-
-def _like_spikes(output: Any) -> list[Tensor]:
-    """Return a layer's spikes, the first tensor it returns, and its states of the same shape."""
-    found: list[Tensor] = []
-
-    def note(t: Tensor) -> Tensor:
-        if not found or (t.shape == found[0].shape and t.is_floating_point()):
-            found.append(t)
-        return t
-
-    _map_tensors(note, output)
-    return found
 
 
 class Wiring:
@@ -67,7 +45,7 @@ class Wiring:
         layers: Who takes part; ``layers.output`` is filled in when it is seen.
         bank: The feedback matrices.
         rule: What is broadcast, ``None`` for nothing.
-        cuts: Whether hidden spikes are cut and joined at all.
+        fences: What cuts hidden spikes; ``None`` where they are neither cut nor joined.
         at_current: For ``credit="current"``: layer name to its map from the error at the spikes to
             a gradient at the current. Empty otherwise.
     """
@@ -80,23 +58,24 @@ class Wiring:
         rule: Rule | None,
         at_current: dict[str, AtCurrent],
         *,
-        cuts: bool,
+        fences: Fences | None,
     ) -> None:
         self.active = True
         self.targets: Tensor | None = None
+        self.bank_learns = True  # whenever a forward pass begins
         self.layers = layers
         self._bank = bank
         self._rule = rule
         self._at_current = at_current
-        self._cuts = cuts
+        self._fences = fences
         self._last_called: str | None = None
         self._kept: dict[str, deque[Tensor | None]] = {name: deque() for name in layers.modules}
         self._calls: Counter[str] = Counter()
+        self._learn: set[str] = set()  # layers that have something to learn
         self._currents: dict[str, Tensor] = {}
         # What a layer handed out -> what its module returned: a state that the user passes back in
         # is exchanged for the latter, so that an edge inside a layer is never cut nor joined.
         self._own = {name: WeakTensorKeyDictionary() for name in layers.modules}
-        sweep_inert(net)
         self._handles = place(net, self._before_pass, self._after_pass, always=True)
         for name, module in layers.modules.items():
             before = partial(self._before_layer, name)
@@ -121,7 +100,7 @@ class Wiring:
         if not self.active:
             return
         self._clear()
-        if torch.is_grad_enabled():
+        if self.bank_learns and torch.is_grad_enabled():
             self._bank.learn()
 
     def _after_pass(self, result: Any) -> None:
@@ -131,6 +110,21 @@ class Wiring:
             self._clear()
         else:
             self._end_pass()
+            self._check_outputs()
+
+    def _check_outputs(self) -> None:
+        """Refuse a second output, which would get the error of the first through a matrix."""
+        out = self.layers.output
+        if self._fences is None or self.layers.named or not self._learn:
+            return
+        others = [name for name in self._learn if name not in (out, *self._fences.taken)]
+        if others:
+            raise AttachError(
+                f"layer {others[0]!r}: expected its spikes to go on to another layer, and they go "
+                f"to none, like those of the output {out!r}; one output is known to DFA: name the "
+                f"layers that learn from its error with hidden=, and {others[0]!r} is left to its "
+                f"own loss"
+            )
 
     def _end_pass(self) -> None:
         """Settle which layer is the output; refuse spikes that no call of it has matched."""
@@ -150,7 +144,8 @@ class Wiring:
             f"hidden layer {name!r} was called {calls.get(name, 0)} times and the output "
             f"{out!r} {calls.get(out, 0)} times in one forward pass; expected as many calls of "
             f"each: if {out!r} is not the output, name the one that is with output=, and name the "
-            f"layers that keep step with it with hidden="
+            f"layers that keep step with it with hidden=; a neuron that stands for several layers "
+            f"must be a neuron of its own for each, which may share weights"
         )
 
     # -- one call of a layer ----------------------------------------------------------------------
@@ -167,12 +162,14 @@ class Wiring:
         if name in self._at_current:
             self._currents[name] = args[0]
             args = (args[0].detach(), *args[1:])
-        own = self._own[name]
+        own, fences = self._own[name], self._fences
 
-        def exchange(state: Tensor) -> Tensor:
-            return own.get(state, state)  # type: ignore[no-untyped-call]
+        def state(t: Tensor) -> Tensor:
+            if t in own:
+                return own[t]
+            return t if fences is None else fences.cut(t, owner=name)
 
-        return (*args[:1], *_map_tensors(exchange, args[1:])), _map_tensors(exchange, kwargs)
+        return (*args[:1], *map_tensors(state, args[1:])), map_tensors(state, kwargs)
 
     def _after_layer(self, name: str, module: nn.Module, output: Any) -> Any:
         """Cut or join what the layer returned."""
@@ -181,26 +178,35 @@ class Wiring:
         self._last_called = name
         if not torch.is_grad_enabled():
             return None
-        returned = _like_spikes(output)
+        returned = like_spikes(output)
         credited = self._credit(name, returned)
-        handed = self._cut_or_join(name, module, credited) if self._cuts else credited
+        handed = credited if self._fences is None else self._hand_on(name, module, credited)
         exchange: dict[int, Tensor] = {}
-        for mine, given in zip(returned, handed, strict=True):
-            if given is not mine:
-                exchange[id(mine)] = given
-                self._own[name][given] = mine
-        return _map_tensors(lambda t: exchange.get(id(t), t), output)
+        for mine, other in zip(returned, handed, strict=True):
+            if other is not mine:
+                exchange[id(mine)] = other
+                self._own[name][other] = mine
 
-    def _cut_or_join(self, name: str, module: nn.Module, credited: list[Tensor]) -> list[Tensor]:
-        """Return what the next module gets in place of spikes and states."""
+        def given(t: Tensor) -> Tensor:
+            t = exchange.get(id(t), t)
+            if self._fences is not None:
+                self._fences.mark(name, t)
+            return t
+
+        return map_tensors(given, output)
+
+    def _hand_on(self, name: str, module: nn.Module, credited: list[Tensor]) -> list[Tensor]:
+        """Keep hidden spikes, join an output to them; return what others get."""
         is_output = self.layers.output == name
         self._calls[name] += 1
         if not is_output:
             sends = self._rule is not None and credited[0].requires_grad
             self._kept[name].append(credited[0] if sends else None)
+        if credited[0].requires_grad:
+            self._learn.add(name)
         if is_output or self.layers.output is None:
             return self._join(name, module, credited)
-        return [credited[0].detach(), *credited[1:]]
+        return credited
 
     def _credit(self, name: str, returned: list[Tensor]) -> list[Tensor]:
         """Replace the layer's own graph by the slope at this step's current, where asked for."""
@@ -236,8 +242,9 @@ class Wiring:
             if not present or self._rule is None:
                 return [None] * len(sinks)
             self._check_feedback(sinks, shape, dims)
-            e = sum(present[1:], present[0]).reshape(*shape[:dims], -1)
-            signal = self._signal(e, targets)
+            e = sum(present[1:], present[0]).reshape(*shape[:dims], shape[dims:].numel())
+            check_finite(e, name)
+            signal = broadcast_signal(self._rule, e, self.targets if targets is None else targets)
             if self._bank.learner is not None and spikes:
                 for h, spk in zip(sinks, spikes, strict=True):
                     self._bank.learner.gather(h, correlation(signal, spk))
@@ -250,18 +257,6 @@ class Wiring:
 
         keep = self._bank.learner is not None
         return list(Join.apply(broadcast, keep, len(outputs), *outputs, *joined.values()))
-
-    def _signal(self, e: Tensor, targets: Tensor | None) -> Tensor:
-        """Return what is broadcast; targets are those of the forward pass, or of this moment."""
-        if self._rule is not target:
-            return self._rule(e)  # type: ignore[misc]
-        y = self.targets if targets is None else targets
-        if y is None:
-            raise TargetError(
-                "rule='target' projects the targets, and there are none; write `with "
-                "dfa.targets(y):` around the forward or the backward pass"
-            )
-        return target(e, y)
 
     def _take(self, hidden: str, step: int) -> Tensor | None:
         """Return the spikes that belong to the output's call number ``step`` of this pass."""

@@ -10,23 +10,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from snn_dfa import _alignment, _traces
-from snn_dfa._alignment import Alignment
+from snn_dfa._assembly import assemble
 from snn_dfa._bank import FeedbackBank, check_names
 from snn_dfa._credit import check_choices, credits_at_current
 from snn_dfa._discover import find_layers
-from snn_dfa._hooks import is_attached
 from snn_dfa._synapses import transposed
-from snn_dfa._traces import Traces
-from snn_dfa._wiring import Wiring
-from snn_dfa.errors import AttachError, FeedbackError
+from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback import Feedback
-from snn_dfa.rules import RULES
 
 __all__ = ["DFA"]
-
-_DIRECT = ("channelwise", "shared", "zhang")  # from the output to a layer, or nowhere
 
 
 class DFA:
@@ -120,20 +116,12 @@ class DFA:
         weights = _alignment.check(net) if rule == "fa" else {}
         if credit == "trace":
             _traces.check(net, layers, rule)
-        if is_attached(net):
-            raise AttachError(
-                "net: expected a network without DFA, got one that has it; call remove() on the "
-                "DFA that is attached"
-            )
         if isinstance(feedback, Mapping):
             check_names(feedback, list(weights) or layers.may_be_hidden, "feedback")
         forward = _alignment.weight_of(weights) if weights else transposed(net)
         self._bank = FeedbackBank(feedback, scale, seed, forward)
-        if weights and self._bank.kind in _DIRECT:
-            raise FeedbackError(
-                f"feedback: expected for rule='fa' a kind that has the shape of weights, got "
-                f"{self._bank.kind!r}; use 'gaussian'"
-            )
+        if weights:
+            _alignment.check_feedback(self._bank.kind)
         at_current = credits_at_current(layers, derivative) if credit == "current" else {}
         self._net = net
         self._names = list(weights) or list(layers.modules)
@@ -141,16 +129,10 @@ class DFA:
         # What hidden= gave, by name, so that a copy or an unpickled DFA can be attached alike.
         self._named_hidden = None if hidden is None else layers.hidden
         self._attached = True
-        # A hook runs after those that were placed before it: traces lie within the join of a plain
-        # readout, and the states that neurons get are exchanged before they are cut.
-        traces = Traces(net, layers) if credit == "trace" else None
-        self._wiring = Wiring(net, layers, self._bank, RULES[rule], at_current, cuts=not weights)
-        self._parts: list[Wiring | Alignment | Traces] = [self._wiring]
-        if weights:
-            self._parts.append(Alignment(weights, self._bank))
-        if traces is not None:
-            traces.watch_neurons()
-            self._parts.append(traces)
+        self._following: RemovableHandle | None = None
+        self._wiring, self._parts = assemble(
+            net, layers, weights, self._bank, rule, at_current, traced=credit == "trace"
+        )
 
     @property
     def net(self) -> nn.Module:
@@ -203,10 +185,28 @@ class DFA:
             raise FeedbackError(f"feedback_lr: expected zero or more, got {lr}")
         self._bank.learning().lr = lr
 
+    def follow(self, optimizer: Optimizer) -> None:
+        """Let feedback that learns take a step whenever this optimiser takes one, and only then.
+
+        Without it a step is taken with each forward pass of the network after a backward pass,
+        which is more than the weights take where gradients are accumulated, or where ``backward()``
+        is called after each time step.
+
+        Raises:
+            FeedbackError: if the feedback is fixed.
+        """
+        self._bank.learning()
+        if self._following is not None:
+            self._following.remove()
+        self._wiring.bank_learns = False
+        self._following = optimizer.register_step_post_hook(lambda *_: self._bank.learn())
+
     def remove(self) -> None:
         """Take everything off: the network is the plain snnTorch network that it was."""
         for part in self._parts:
             part.remove()
+        if self._following is not None:
+            self._following.remove()
         self._attached = False
 
     @contextmanager

@@ -1,6 +1,14 @@
 """What goes wrong, by kind. Each message says what was expected, what came and what to do."""
 
-__all__ = ["AttachError", "DFAError", "FeedbackError", "OutOfStepError", "TargetError"]
+__all__ = [
+    "AttachError",
+    "DFAError",
+    "FeedbackError",
+    "InputError",
+    "NonFiniteError",
+    "OutOfStepError",
+    "TargetError",
+]
 
 
 class DFAError(Exception):
@@ -13,6 +21,14 @@ class AttachError(DFAError, ValueError):
 
 class FeedbackError(DFAError, ValueError):
     """A feedback matrix is missing, or has the wrong name or shape."""
+
+
+class InputError(DFAError, ValueError):
+    """What a network was called with is no sequence."""
+
+
+class NonFiniteError(DFAError, ArithmeticError):
+    """The error at the output is infinite or not a number; no hidden layer has got any of it."""
 
 
 class OutOfStepError(DFAError, RuntimeError):

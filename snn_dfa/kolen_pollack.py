@@ -26,7 +26,8 @@ class KolenPollack:
     They become alike as far as both get the same updates: give the weights the optimiser of B,
     AdamW, and B their rate and decay; where their rate changes, set ``dfa.feedback_lr``.
 
-    The first update is made when the next forward pass begins, then one for each backward pass.
+    An update is made when the next forward pass begins, one for each backward pass; or, after
+    ``dfa.follow(optimizer)``, with each step of the weights' optimiser.
 
     Args:
         lr: Learning rate of AdamW.

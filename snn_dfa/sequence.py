@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_dfa import events
-from snn_dfa.errors import AttachError
+from snn_dfa.errors import AttachError, InputError
 from snn_dfa.neurons import RefractoryLeaky
 from snn_dfa.scan import Dynamics, leaky_scan
 from snn_dfa.state import reset
@@ -139,6 +139,15 @@ class OverTime(nn.Sequential):
         for name, layer in layers.items():
             self.add_module(name, layer)
 
+    def forward(self, x: Tensor) -> Any:
+        """Run all layers over the sequence [T, B, ...]."""
+        if x.dim() < 3 or not len(x) or not x.is_floating_point():
+            raise InputError(
+                f"over_time: expected floating point numbers [T, B, ...] of one step or more, got "
+                f"{x.dtype} of shape {list(x.shape)}"
+            )
+        return super().forward(x)  # type: ignore[no-untyped-call]
+
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the state of the network that this was made of."""
         return self._source[0].state_dict(*args, **kwargs)
@@ -170,6 +179,7 @@ def over_time(net: nn.Sequential) -> OverTime:
 
     Raises:
         AttachError: if a module inside is neither, or a neuron is used twice.
+        InputError: when it is called, if the input is not such a sequence.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 2), snn.Leaky(beta=0.9, init_hidden=True))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from snn_dfa import DFA, FeedbackError, KolenPollack, over_time, reset
-from snn_dfa.kolen_pollack import correlation
+from snn_dfa.kolen_pollack import Learner, correlation
 from snn_dfa.surrogate import fast_sigmoid
 
 T, B, SIZES = 6, 5, (8, 7, 6, 3)
@@ -162,15 +162,49 @@ def test_a_saved_state_goes_on_where_it_stopped():
 
 
 def test_a_gradient_that_is_not_finite_is_dropped():
+    learner, matrices = Learner(OPTIONS), {"1": torch.ones(3, 4)}
+    learner.gather("1", torch.full((3, 4), math.inf))
+    assert learner.step(matrices) == []
+    assert torch.equal(matrices["1"], torch.ones(3, 4))
+    learner.gather("1", torch.ones(3, 4))
+    assert learner.step(matrices) == ["1"]
+    assert not torch.equal(matrices["1"], torch.ones(3, 4))
+
+
+def test_feedback_that_follows_an_optimiser_steps_with_it():
+    """Two halves of a batch, accumulated, are one update, as they are for the weights."""
+    x, y = batch(0)
+    found = []
+    for parts in (1, 2):
+        net = network()
+        dfa = DFA(net, output="5", feedback=OPTIONS)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=LR)
+        dfa.follow(optimizer)
+        first = None
+        for _ in range(2):
+            for part in range(parts):
+                some = slice(part * B // parts, (part + 1) * B // parts)
+                spk = loop(net, x[:, some])
+                if first is None:
+                    first = dfa.feedback["1"].clone()
+                nn.functional.cross_entropy(spk.sum(0), y[some], reduction="sum").backward()
+                assert torch.equal(dfa.feedback["1"], first)
+            optimizer.zero_grad()  # the weights stay, so that both runs see the same spikes
+            optimizer.step()
+            assert not torch.equal(dfa.feedback["1"], first)
+            first = dfa.feedback["1"].clone()
+        found.append(first)
+        dfa.remove()
+        loop(net, x).sum().backward()
+        optimizer.step()
+        assert torch.equal(dfa.feedback["1"], first)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+
+
+def test_fixed_feedback_follows_nothing():
     net = network()
-    dfa = DFA(net, feedback=OPTIONS)
-    backward(loop, net, 0)
-    loop(net, batch(0)[0])
-    before = {name: m.clone() for name, m in dfa.feedback.items()}
-    (loop(net, batch(0)[0]).sum() * math.inf).backward()
-    loop(net, batch(0)[0])
-    for name, matrix in before.items():
-        assert torch.equal(matrix, dfa.feedback[name])
+    with pytest.raises(FeedbackError, match=r"expected 'kolen-pollack', .* got 'gaussian'"):
+        DFA(net).follow(torch.optim.SGD(net.parameters(), lr=0.1))
 
 
 def test_a_steady_signal_gives_the_same_correlation():

@@ -139,6 +139,10 @@ class Settings:
     label_smoothing: float = _say(0.0, "share of a target spread over all classes", _PART)
     # -- learning ----------------------------------------------------------------------------------
     epochs: int = _say(40, "passes over the training part", _COUNT)
+    keep: str = _say(
+        "best", "which weights are tested: of the epoch best on the validation part, or the last",
+        _one_of("best", "last"),
+    )  # fmt: skip
     batch_size: int = _say(128, "samples a step", _COUNT)
     optimizer: str = _say("adam", "adam (AdamW) or sgd", _one_of("adam", "sgd"))
     momentum: float = _say(0.0, "of sgd", _PART)

@@ -56,6 +56,8 @@ class Trainer:
         self.form = self.net if settings.online and rule != "bptt" else self.sequence
         self.dfa = self._attach()
         self.optimizer = make_optimizer(settings, self.net)
+        if self.dfa is not None and settings.feedback == "kolen-pollack":
+            self.dfa.follow(self.optimizer)
         self._full_rate = self.optimizer.param_groups[0]["lr"]
         self.batches = -(-len(data.train) // settings.batch_size)
         self.scheduler = make_scheduler(settings, self.optimizer, self.batches)
@@ -119,7 +121,7 @@ class Trainer:
             self.history.append(line)
             if eyes is not None:
                 self._diagnose(eyes, layers, sent)
-            self._keep_if_best()
+            self._keep_weights()
             self.epoch_seconds.append(
                 {
                     "epoch": self._clock() - started,
@@ -220,15 +222,15 @@ class Trainer:
         accuracy = (predicted == data.y).double().mean().item()
         return accuracy, loss / len(data), predicted.tolist()
 
-    def _keep_if_best(self) -> None:
-        """Keep the weights of the best epoch: highest validation accuracy, then lowest loss."""
+    def _keep_weights(self) -> None:
+        """Keep those of the last epoch, or of the best by validation accuracy, then by loss."""
 
         def merit(line: dict[str, float]) -> tuple[float, float]:
             return line["val_accuracy"], -line["val_loss"]
 
         best = max(range(self.epoch), key=lambda i: merit(self.history[i])) + 1
-        if best == self.epoch:
-            self.best_epoch = best
+        if self.settings.keep == "last" or best == self.epoch:
+            self.best_epoch = self.epoch
             self.best = {k: v.detach().clone() for k, v in self.net.state_dict().items()}
 
     # -- going on ----------------------------------------------------------------------------------
