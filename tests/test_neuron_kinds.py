@@ -1,5 +1,7 @@
 """Every neuron of snnTorch under DFA, beside blocks that are cut and passed back by hand."""
 
+import itertools
+
 import pytest
 import snntorch as snn
 import torch
@@ -87,9 +89,9 @@ def step(neuron, current, state):
 class Net(nn.Module):
     """Three layers, steps outside and layers inside, with hidden or with explicit states."""
 
-    def __init__(self, block, hidden, by_sequence):
+    def __init__(self, block, hidden, by_sequence, sizes=(F, N, N, C)):
         super().__init__()
-        self.blocks = nn.ModuleList(block(n, m, hidden) for n, m in ((F, N), (N, N), (N, C)))
+        self.blocks = nn.ModuleList(block(n, m, hidden) for n, m in itertools.pairwise(sizes))
         self.hidden, self.by_sequence = hidden, by_sequence
 
     def forward(self, x):
