@@ -42,7 +42,6 @@ autodoc_typehints_format = "short"
 autodoc_inherit_docstrings = False
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_custom_sections = [("Calling it", "notes")]
 
 # -- looks -----------------------------------------------------------------------------------------
 html_theme = "furo"
@@ -59,8 +58,9 @@ copybutton_prompt_is_regexp = True
 def _bring_tutorials() -> None:
     """Copy the notebooks of the checkout beside the pages, with a page that lists them."""
     folder = HERE / "tutorials"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
+    for copied in folder.glob("*.ipynb"):
+        copied.unlink()
     notebooks = sorted((ROOT / "tutorials").glob("*.ipynb"))
     for notebook in notebooks:
         shutil.copy(notebook, folder)
