@@ -55,6 +55,15 @@ def spikes_at(
     The draw is of 16 bits a spike, four spikes to a random word: a quarter of the time of as many
     floats, and a probability is met to 2^-17. Zero and one are met exactly.
 
+    Args:
+        probability: Of a spike at a step, any shape, in [0, 1].
+        num_steps: T, one or more.
+        generator: Where the numbers come from; ``None`` for torch's own.
+        dtype: Of the spikes; ``None`` for that of ``probability``.
+
+    Returns:
+        [T, ...], zeros and ones.
+
     Example:
         >>> spikes_at(torch.tensor([0.0, 1.0]), num_steps=3).sum(0)
         tensor([0., 3.])

@@ -1,6 +1,6 @@
-"""The maps from the output error to the hidden layers: how they are drawn and applied.
+r"""The maps from the output error to the hidden layers: how they are drawn and applied.
 
-A feedback matrix B has the shape [C, *S]: C outputs, S the shape of one sample's spikes in the
+A feedback matrix B has the shape [C, \*S]: C outputs, S the shape of one sample's spikes in the
 layer. Drawn matrices keep the norm of the error on average, whatever the layer's size.
 """
 
@@ -30,23 +30,23 @@ __all__ = [
     "uniform",
 ]
 
-#: From a shape [C, *S] and a generator to a matrix of that shape, float32, on the CPU.
+#: From a shape [C, ...] and a generator to a matrix of that shape, float32, on the CPU.
 Draw: TypeAlias = Callable[[tuple[int, ...], torch.Generator], Tensor]
-#: What a user may give: a kind's name, a function that draws, options for feedback that learns, or
-#: the matrices by layer.
+#: A kind's name, a function that draws, options for feedback that learns, or the matrices by
+#: layer, which is what ``DFA(feedback=...)`` takes.
 Feedback: TypeAlias = str | Draw | KolenPollack | Mapping[str, Tensor]
 
 
 def project(error: Tensor, feedback: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Send an error through a feedback matrix, e B.
+    r"""Send an error through a feedback matrix, e B.
 
     Args:
         error: [..., C], the error at the output.
-        feedback: [C, *S], the layer's matrix.
+        feedback: [C, \*S], the layer's matrix.
         dtype: Of the result; ``None`` for that of the product.
 
     Returns:
-        [..., *S], what takes the place of the gradient at the layer's spikes.
+        [..., \*S], what takes the place of the gradient at the layer's spikes.
 
     Source: Nøkland 2016, arXiv 1609.01596, eq. 9, with B transposed.
 
@@ -64,6 +64,17 @@ def project(error: Tensor, feedback: Tensor, dtype: torch.dtype | None = None) -
 
 def generator_for(seed: int, name: str, shape: tuple[int, ...]) -> torch.Generator:
     """Return a generator that depends on these three and on no global state.
+
+    So each process of a distributed run draws the same matrices, and a layer that is added changes
+    those of no other.
+
+    Args:
+        seed: Of all feedback of a network.
+        name: The layer's, as in ``net.named_modules()``.
+        shape: Of its matrix.
+
+    Returns:
+        A generator on the CPU.
 
     Example:
         >>> a, b = (generator_for(0, "lif1", (10, 5)) for _ in range(2))
@@ -98,6 +109,13 @@ def gaussian(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 def uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     r"""Draw entries evenly from an interval around zero of variance 1 / N. Memory: C N numbers.
 
+    Args:
+        shape: [C, \*S], as for :func:`gaussian`.
+        generator: Where the numbers come from.
+
+    Returns:
+        [C, \*S], float32, on the CPU; so for the other kinds.
+
     Source: the kind that Nøkland 2016, arXiv 1609.01596, draws.
 
     Example:
@@ -112,7 +130,13 @@ def orthogonal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     r"""Draw a matrix of orthonormal rows, so that e B has the norm of e. Memory: C N numbers.
 
     Where there are more outputs than neurons its columns are orthogonal, and the norm is kept on
-    average. Source: Saxe et al. 2014, arXiv 1312.6120, for first weights.
+    average.
+
+    Args:
+        shape: [C, \*S], as for :func:`gaussian`.
+        generator: Where the numbers come from.
+
+    Source: Saxe et al. 2014, arXiv 1312.6120, for first weights.
 
     Example:
         >>> B = orthogonal((3, 8), generator_for(0, "lif1", (3, 8)))
@@ -133,6 +157,11 @@ def sparse(shape: tuple[int, ...], generator: torch.Generator, *, density: float
 
     For another density give ``feedback=functools.partial(sparse, density=0.02)``. The zeros are
     stored: C N numbers.
+
+    Args:
+        shape: [C, \*S], as for :func:`gaussian`.
+        generator: Where the numbers come from.
+        density: Share of entries that are not zero, in (0, 1].
 
     Raises:
         ValueError: if ``density`` is not in (0, 1].
@@ -156,6 +185,10 @@ def channelwise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     A matrix for each place, C x channels x height x width numbers, is averaged out by a kernel that
     all places share. This one holds C x channels numbers: shape [C, channels, 1, ...], and is
     spread over the image where it is applied. In a dense layer it is :func:`gaussian`.
+
+    Args:
+        shape: [C, \*S], as for :func:`gaussian`.
+        generator: Where the numbers come from.
 
     Example:
         >>> channelwise((10, 64, 8, 8), generator_for(0, "lif1", (10, 64, 8, 8))).shape

@@ -67,10 +67,14 @@ class KolenPollack:
 
 
 def correlation(signal: Tensor, spikes: Tensor) -> Tensor:
-    """Sum the outer products of signal [..., C] and spikes [..., *S] over all leading dimensions.
+    r"""Sum the outer products of signal and spikes over all leading dimensions.
+
+    Args:
+        signal: [..., C], what was broadcast.
+        spikes: [..., \*S], the layer's own.
 
     Returns:
-        [C, *S], at least in single precision. A signal that is the same at every step (stride zero
+        [C, \*S], at least in single precision. A signal that is the same at every step (stride zero
         in the first dimension) is multiplied once.
 
     Example:
@@ -88,7 +92,20 @@ def correlation(signal: Tensor, spikes: Tensor) -> Tensor:
 
 
 class Learner:
-    """Gradients gathered for each matrix, and one step of AdamW for all of them when asked."""
+    """Gradients gathered for each matrix, and one step of AdamW for all of them when asked.
+
+    Args:
+        options: Rate and decay; ``lr`` may be set later.
+
+    Example:
+        >>> matrices = {"lif1": torch.zeros(2, 3)}
+        >>> learner = Learner(KolenPollack(lr=0.1))
+        >>> learner.gather("lif1", torch.ones(2, 3))
+        >>> learner.step(matrices)
+        ['lif1']
+        >>> matrices["lif1"][0]
+        tensor([-0.1000, -0.1000, -0.1000])
+    """
 
     def __init__(self, options: KolenPollack) -> None:
         self.options = options

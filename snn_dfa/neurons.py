@@ -43,7 +43,7 @@ class RefractoryLeaky(snn.Leaky):
             is held at zero.
         input_gain: Factor on the input current.
 
-    Calling it: ``neuron(input_, mem=None)`` with input_ [B, ...] returns ``(spk, mem)``, both
+    Calling it: ``neuron(input_, mem=None)`` with ``input_`` [B, ...] returns ``(spk, mem)``, both
     [B, ...], or ``spk`` alone with ``init_hidden`` and without ``output``.
 
     The counter is a state like the membrane, kept inside. It restarts with ``reset_mem()``,

@@ -18,11 +18,18 @@ from snn_dfa.errors import TargetError
 
 __all__ = ["RULES", "Rule", "error", "sign", "target"]
 
+#: From the error [..., C], and for ``target`` the targets, to what is sent [..., C].
 Rule: TypeAlias = Callable[..., Tensor]
 
 
 def error(e: Tensor) -> Tensor:
     """Broadcast the error itself: direct feedback alignment.
+
+    Args:
+        e: [..., C], the error at the output.
+
+    Returns:
+        e.
 
     Source: Nøkland 2016, arXiv 1609.01596, eq. 9.
 
@@ -37,6 +44,12 @@ def sign(e: Tensor) -> Tensor:
     """Broadcast the error's sign (sDFA): three values that cost little to send.
 
     The signal does not shrink with the error, so that the step of the optimiser must.
+
+    Args:
+        e: [..., C], the error at the output.
+
+    Returns:
+        -1, 0 or 1 in the shape of e.
 
     Source: Frenkel, Lefebvre and Bol 2021, Front. Neurosci. 15, arXiv 1909.01311, where it is the
     step between DFA and DRTP.

@@ -30,7 +30,14 @@ _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 class Scan(nn.Module):
     """A spiking neuron over a sequence: [T, B, ...] in and out, from rest.
 
-    Returns what the neuron returns at a step, stacked over T.
+    It gives what the neuron gives at a step, stacked over T.
+
+    Args:
+        neuron: Any of snnTorch's that keeps its state inside (``init_hidden=True``).
+
+    Example:
+        >>> Scan(snn.Leaky(beta=0.5, init_hidden=True))(torch.full((4, 1, 1), 0.6)).flatten()
+        tensor([0., 0., 1., 0.])
     """
 
     def __init__(self, neuron: nn.Module) -> None:
@@ -106,7 +113,15 @@ def _is_one(factor: Tensor) -> bool:
 
 
 class AtOnce(nn.Module):
-    """A stateless module on all T * B samples at once."""
+    """A stateless module on all T * B samples at once.
+
+    Args:
+        module: From [B, ...] to [B, ...], such as ``nn.Linear``.
+
+    Example:
+        >>> AtOnce(nn.Flatten())(torch.rand(25, 3, 1, 8, 8)).shape
+        torch.Size([25, 3, 64])
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -131,7 +146,17 @@ def _is_plain(module: nn.Linear) -> bool:
 
 
 class OverTime(nn.Sequential):
-    """What :func:`over_time` returns: the layers of a network, each over the whole sequence."""
+    """What :func:`snn_dfa.over_time` returns: the layers of a network over the whole sequence.
+
+    Args:
+        net: The network whose state this is.
+        layers: Name to layer over a sequence, in order.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 2), snn.Leaky(beta=0.9, init_hidden=True))
+        >>> [type(layer).__name__ for layer in over_time(net)]
+        ['AtOnce', 'Scan']
+    """
 
     def __init__(self, net: nn.Module, layers: dict[str, nn.Module]) -> None:
         super().__init__()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snn_dfa._slopes import exact_derivative, fast_sigmoid_derivative
 from snn_dfa.errors import AttachError
 
 __all__ = [
@@ -31,65 +32,6 @@ __all__ = [
     "inline_form",
     "recognise",
 ]
-
-
-def fast_sigmoid_derivative(x: Tensor, slope: float = 10.0) -> Tensor:
-    r"""Slope of the fast sigmoid, :math:`1 / (1 + k |x|)^2`; its peak, at 0, is 1.
-
-    Args:
-        x: Distance to the threshold, any shape.
-        slope: The steepness k, per unit of ``x``.
-
-    Returns:
-        The derivative, same shape and dtype as ``x``.
-
-    Source: Zenke and Ganguli 2018, SuperSpike, Neural Computation 30(6).
-
-    Example:
-        >>> fast_sigmoid_derivative(torch.tensor([0.0, 0.1]), slope=10.0)
-        tensor([1.0000, 0.2500])
-    """
-    return (slope * x.abs() + 1).square().reciprocal()
-
-
-def exact_derivative(
-    x: Tensor, threshold: float, tau: float, t_ref: float, eps: float = 1e-6
-) -> Tensor:
-    r"""Slope of the stationary rate of a refractory LIF neuron, as a function of its current.
-
-    With the current a and :math:`x = a - \theta > 0` the rate, in units of its maximum
-    :math:`1 / t_\mathrm{ref}`, has the slope (Zhang et al. 2024, arXiv 2409.07776, eq. A.9)
-
-    .. math::
-        f'(a) = \frac{\theta\, t_\mathrm{ref}\, \tau}{a\, x}
-                \left[t_\mathrm{ref} + \tau \ln(1 + \theta / x)\right]^{-2}
-
-    and 0 for a <= threshold. It is written with ``log1p`` of theta / x, which keeps its digits at
-    both ends, where the published log(a / (a - theta)) loses them.
-
-    The slope diverges as a falls to the threshold. It is held at the value that it has at
-    x = ``eps`` * threshold. What is cut off is small: the slope's integral up to there is the
-    rate there, ``t_ref / (t_ref + tau log(1 + 1/eps))``, 0.4 % of the maximal rate for
-    tau / t_ref = 20 and the default ``eps``.
-
-    Args:
-        x: Current minus threshold, any shape, in units of the threshold.
-        threshold: The threshold theta, above zero.
-        tau: Membrane time constant, in the same unit of time as ``t_ref``.
-        t_ref: Refractory period; with 0 the slope is zero everywhere.
-        eps: Distance to the threshold, in thresholds, below which the slope is held.
-
-    Returns:
-        The derivative, same shape and dtype as ``x``.
-
-    Example:
-        >>> exact_derivative(torch.tensor([-0.1, 0.1]), threshold=0.1, tau=20.0, t_ref=1.0)
-        tensor([0.0000, 0.4527])
-    """
-    near = x.clamp(min=eps * threshold)
-    interval = t_ref + tau * torch.log1p(threshold / near)
-    slope = threshold * t_ref * tau / (near * (near + threshold) * interval.square())
-    return torch.where(x > 0, slope, torch.zeros_like(slope))
 
 
 class _Spike(torch.autograd.Function):
@@ -108,7 +50,19 @@ class _Spike(torch.autograd.Function):
 
 
 class Surrogate:
-    """Base of the surrogates here: a spike whose derivative the subclass gives."""
+    """Base of the surrogates here: a spike whose derivative the subclass gives.
+
+    A frozen dataclass is a good subclass: it is printed, compared and pickled by its numbers.
+
+    Example:
+        >>> class Window(Surrogate):
+        ...     def derivative(self, x):
+        ...         return (x.abs() < 0.5).to(x.dtype)
+        >>> x = torch.tensor([-0.2, 0.1, 2.0], requires_grad=True)
+        >>> Window()(x).sum().backward()
+        >>> x.grad
+        tensor([1., 1., 0.])
+    """
 
     def derivative(self, x: Tensor) -> Tensor:
         """Return the stand-in for the step's derivative at ``x = mem - threshold``."""
@@ -122,6 +76,12 @@ class Surrogate:
 @dataclass(frozen=True)
 class FastSigmoid(Surrogate):
     """Fast sigmoid surrogate; see :func:`fast_sigmoid_derivative` for the formula.
+
+    Args:
+        slope: Its steepness, above zero, per unit of the membrane.
+
+    Raises:
+        ValueError: if the slope is not above zero.
 
     Example:
         >>> import pickle, snntorch as snn
@@ -147,6 +107,15 @@ class Exact(Surrogate):
 
     Its argument is meant to be a current (``credit="current"``). At a membrane it works too, but
     a membrane below the threshold then gets no gradient at all.
+
+    Args:
+        threshold: Of the neuron, above zero, in units of the current.
+        tau: Membrane time constant, above zero.
+        t_ref: Refractory period, zero or more, in the unit of ``tau``.
+        eps: Distance to the threshold, in thresholds, below which the slope is held.
+
+    Raises:
+        ValueError: if a number is out of its range.
 
     Example:
         >>> Exact(threshold=0.1, tau=20.0, t_ref=1.0)(torch.tensor([-0.05, 0.05]))
@@ -178,6 +147,11 @@ class ATan(Surrogate):
 
     The slope is :math:`\frac{\alpha}{2} / (1 + (\frac{\pi}{2} \alpha x)^2)`, its peak alpha / 2.
 
+    Args:
+        alpha: Its steepness, as in ``snntorch.surrogate.atan``.
+
+    Source: Fang et al. 2021, Proc. ICCV, pp. 2661-2671, as snnTorch has it.
+
     Example:
         >>> ATan(alpha=2.0).derivative(torch.zeros(1))
         tensor([1.])
@@ -195,6 +169,12 @@ def recognise(spike_grad: Any) -> Surrogate | None:
 
     snnTorch's factories return closures; those of ``atan`` and ``fast_sigmoid`` are told by their
     qualified names.
+
+    Args:
+        spike_grad: What a snnTorch neuron takes as ``spike_grad=``.
+
+    Returns:
+        The surrogate; ``None`` for any other callable.
 
     Example:
         >>> import snntorch.surrogate
@@ -214,7 +194,11 @@ def recognise(spike_grad: Any) -> Surrogate | None:
 def inline_form(surrogate: Surrogate) -> tuple[str, float]:
     """Return the name of a slope that the compiled scans compute themselves, and its constant.
 
-    ``("", 0.0)`` for any other: they are then given its values.
+    Args:
+        surrogate: Any.
+
+    Returns:
+        Name and constant; ``("", 0.0)`` for one that they do not know, whose values they are given.
 
     Example:
         >>> inline_form(ATan(alpha=2.0))
@@ -230,6 +214,9 @@ def inline_form(surrogate: Surrogate) -> tuple[str, float]:
 def fast_sigmoid(slope: float = 10.0) -> FastSigmoid:
     """Return a :class:`FastSigmoid`, named as snnTorch names its factories.
 
+    Args:
+        slope: Its steepness, above zero.
+
     Example:
         >>> fast_sigmoid(slope=25)
         FastSigmoid(slope=25)
@@ -238,7 +225,12 @@ def fast_sigmoid(slope: float = 10.0) -> FastSigmoid:
 
 
 def exact(threshold: float, tau: float, t_ref: float) -> Exact:
-    """Return an :class:`Exact`; ``tau`` and ``t_ref`` share a unit of time.
+    """Return an :class:`Exact`.
+
+    Args:
+        threshold: Of the neuron, above zero.
+        tau: Membrane time constant.
+        t_ref: Refractory period, in the unit of ``tau``.
 
     Example:
         >>> exact(threshold=0.1, tau=20.0, t_ref=1.0)

@@ -57,7 +57,7 @@ def test_compare_writes_everything(tmp_path, capsys):
     for name in ("curves", "confusion_bptt", "confusion_dfa", "confusion_shallow"):
         with Image.open(tmp_path / f"{name}.png") as image:
             assert image.width > 500
-    assert {p.suffix for p in tmp_path.iterdir()} == {".png", ".json"}  # no part left behind
+    assert {p.suffix for p in tmp_path.iterdir()} == {".png", ".json", ".html"}  # no part is left
 
 
 def test_rules_start_alike_and_train_apart():
@@ -116,6 +116,7 @@ def test_a_resumed_run_ends_at_the_numbers_of_an_unbroken_one(tmp_path, rule):
     for timed in (whole, broken):
         del timed["seconds_per_step"], timed["epoch_seconds"], timed["seconds_to_97"]
     assert whole == broken
+    assert (tmp_path / "whole" / "report.html").stat().st_size > 10_000
     states = [files.load_checkpoint(tmp_path / n / "checkpoint.pt") for n in ("whole", "broken")]
     for key, value in states[0]["net"].items():
         assert torch.equal(value, states[1]["net"][key]), key

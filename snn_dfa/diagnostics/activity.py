@@ -30,6 +30,10 @@ class Activity:
         silent: Share of neurons that never fired.
         saturated: Share of neurons that fired at 95 % or more of the steps at which their
             refractory period lets them, whatever the input.
+
+    Example:
+        >>> Activity(neurons=100, rate=0.1, silent=0.02, saturated=0.0).rate
+        0.1
     """
 
     neurons: int
@@ -45,6 +49,9 @@ class ActivityWarning(UserWarning):
 @contextmanager
 def activity(net: nn.Module) -> Iterator[dict[str, Activity]]:
     """Watch each spiking layer over the calls inside the block, steps or whole sequences.
+
+    Args:
+        net: A network; what it computes is unchanged.
 
     Yields:
         A dict that is filled at the end of the block: layer name to :class:`Activity`.
@@ -98,6 +105,12 @@ def _summary(fired: Tensor, rows: int, greatest: float) -> Activity:
 def complaints(layers: Mapping[str, Activity]) -> dict[str, str]:
     """Return what to say of each layer of which half the neurons are silent or saturated.
 
+    Args:
+        layers: What :func:`activity` gave.
+
+    Returns:
+        Layer name to a sentence; empty where all is well.
+
     Example:
         >>> complaints({"lif1": Activity(100, 0.001, silent=0.9, saturated=0.0)})["lif1"][:50]
         "layer 'lif1': 90 % of its neurons never fire (rate"
@@ -123,6 +136,9 @@ def _complaint(name: str, seen: Activity) -> str:
 
 def warn(layers: Mapping[str, Activity]) -> None:
     """Issue an :class:`ActivityWarning` for each of :func:`complaints`.
+
+    Args:
+        layers: What :func:`activity` gave.
 
     Example:
         >>> warn({"lif1": Activity(100, 0.1, silent=0.1, saturated=0.0)})  # nothing to say

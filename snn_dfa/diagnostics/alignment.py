@@ -20,6 +20,10 @@ __all__ = ["angle", "feedback_angles", "gradient_angles", "projected_errors"]
 def angle(a: Tensor, b: Tensor) -> float:
     """Return the angle between two tensors of as many numbers, in degrees; NaN if one is zero.
 
+    Args:
+        a: Any shape.
+        b: As many numbers.
+
     Example:
         >>> angle(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 2.0]))
         90.0
@@ -93,6 +97,12 @@ def feedback_angles(dfa: DFA) -> dict[str, float]:
     Layers that are not followed by ``nn.Linear`` alone, such as convolutions before others, are
     left out. With ``rule="fa"`` it is the angle between B and the weight.
 
+    Args:
+        dfa: Attached, after a forward pass.
+
+    Returns:
+        Layer name to degrees.
+
     Example:
         >>> import snntorch as snn
         >>> net = nn.Sequential(
@@ -119,6 +129,9 @@ def feedback_angles(dfa: DFA) -> dict[str, float]:
 @contextmanager
 def projected_errors(dfa: DFA) -> Iterator[dict[str, float]]:
     """Measure what the backward passes in the block send to each layer.
+
+    Args:
+        dfa: Attached.
 
     Yields:
         A dict that is filled at the end of the block: layer name to the root mean square of what

@@ -27,6 +27,10 @@ class Cost:
         synaptic_operations: Additions of a weight, one for each spike and each connection that it
             takes; additions within a neuron are not among them.
         multiplications: Of a weight with an input that is no spike, such as a pixel's value.
+
+    Example:
+        >>> Cost(spikes=1200.0, synaptic_operations=12000.0).synaptic_operations / 8  # of 8 samples
+        1500.0
     """
 
     spikes: float = 0.0
@@ -40,6 +44,9 @@ def cost(net: nn.Module) -> Iterator[Cost]:
 
     A layer counts for what it executes: where :func:`snn_dfa.over_time` computes a constant
     current once, its products are counted once. Weights inside neurons are left out.
+
+    Args:
+        net: A network; what it computes is unchanged.
 
     Yields:
         A :class:`Cost` that is filled as the network runs.

@@ -9,7 +9,7 @@ from typing import Any
 
 from snn_dfa.experiments.settings import Settings, option, shown
 
-__all__ = ["DEFAULT", "RECIPES", "Recipe", "default_for", "describe"]
+__all__ = ["DEFAULT", "RECIPES", "WHERE", "Recipe", "default_for", "describe"]
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
     }
 )
 DEFAULT = "deep"
-_WHERE = ("dataset", "data_root", "seed", "device")  # no part of a recipe
+WHERE = ("dataset", "data_root", "seed", "device")  # no part of a recipe
 
 
 def default_for(dataset: str) -> str:
@@ -150,7 +150,7 @@ def describe(name: str) -> str:
     lines = [f"{name}: {recipe.about}"]
     for each in fields(Settings):
         value = getattr(recipe.settings, each.name)
-        if each.name in _WHERE or value == ():
+        if each.name in WHERE or value == ():
             continue
         if name == DEFAULT or value != each.default:
             lines.append(f"    {option(each, value)} {shown(value)}".rstrip())

@@ -1,7 +1,8 @@
-"""What an experiment leaves behind: a table, ``metrics.json``, curves and confusion matrices."""
+"""What an experiment leaves behind: a table, ``metrics.json``, figures and ``report.html``."""
 
 from __future__ import annotations
 
+import io
 import json
 import platform
 import statistics
@@ -19,6 +20,7 @@ from matplotlib.figure import Figure
 from snn_dfa._version import __version__
 from snn_dfa.experiments import diagnose
 from snn_dfa.experiments.files import write_whole
+from snn_dfa.experiments.page import page
 from snn_dfa.experiments.settings import Settings
 
 __all__ = [
@@ -55,6 +57,11 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def table(results: Results) -> str:
     """Return a line for each rule, aligned; spikes and operations are those of a sample."""
+    return _aligned(_rows(results))
+
+
+def _rows(results: Results) -> list[list[str]]:
+    """Return the table's cells, its head first."""
     several = any(len(runs) > 1 for runs in results.values())
     head = ["rule", "test accuracy", "gap to BPTT", "seconds a step", "seconds to 97 %",
             "spikes", "synaptic operations"]  # fmt: skip
@@ -76,7 +83,7 @@ def table(results: Results) -> str:
         if several:
             row[2:2] = [_percent(of["std"]), _percent(of["worst"]), str(len(runs))]
         rows.append(row)
-    return _aligned(rows)
+    return rows
 
 
 def _percent(share: float | None) -> str:
@@ -116,9 +123,13 @@ def write(folder: Path, recipe: str, settings: Settings, results: Results) -> li
         "versions": versions(),
     }
     write_text(folder / "metrics.json", json.dumps(metrics, indent=1))
-    for name, drawn in figures.items():
-        write_figure(folder / name, drawn)
-    return [folder / name for name in ("metrics.json", *figures)]
+    pictures = {name: _png(drawn) for name, drawn in figures.items()}
+    for name, png in pictures.items():
+        _write_bytes(folder / name, png)
+    stems = {Path(name).stem: png for name, png in pictures.items()}
+    html = page(recipe, settings, results, _rows(results), stems, versions())
+    write_text(folder / "report.html", html)
+    return [folder / name for name in ("report.html", "metrics.json", *figures)]
 
 
 def write_rows(
@@ -140,12 +151,22 @@ def entry(settings: Settings, got: dict[str, Any], **said: str) -> dict[str, Any
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    write_whole(path, lambda file: file.write(text.encode()))
+    _write_bytes(path, text.encode())
 
 
 def write_figure(path: Path, figure: Figure) -> None:
     """Write a picture whole or not at all."""
-    write_whole(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    _write_bytes(path, _png(figure))
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    write_whole(path, lambda file: file.write(content))
+
+
+def _png(figure: Figure) -> bytes:
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=120)
+    return drawn.getvalue()
 
 
 def versions() -> dict[str, str]:
