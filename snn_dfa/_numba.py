@@ -36,13 +36,30 @@ def as_array(t: Tensor) -> Any:
 
 
 def compile_parallel(kernel: Callable[..., Any]) -> Callable[..., None]:
-    """Compile a function with ``numba.prange`` at its first call, and keep it on the disk."""
+    """Compile a function with ``numba.prange`` at its first call, and keep it on the disk.
+
+    It runs on as many threads as torch does now, and leaves both numbers of threads as they were:
+    when numba starts its threads it sets OpenMP's number, which is torch's, to that of all cores.
+    """
     import numba
 
-    compiled: Callable[..., None] = numba.njit(
-        parallel=True, nogil=True, error_model="numpy", cache=True
-    )(kernel)
-    return compiled
+    most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    compiled = numba.njit(parallel=True, nogil=True, error_model="numpy", cache=True)(kernel)
+
+    @functools.wraps(kernel)
+    def call(*args: Any) -> None:
+        threads = torch.get_num_threads()
+        before = numba.get_num_threads()  # the first time this starts them
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        numba.set_num_threads(min(threads, most))
+        try:
+            compiled(*args)
+        finally:
+            numba.set_num_threads(before)
+
+    call.compiled = compiled  # type: ignore[attr-defined]
+    return call
 
 
 def read_bfloat16(bits: Any) -> Any:

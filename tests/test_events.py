@@ -172,7 +172,7 @@ net = nn.Sequential(nn.Linear(64, 8), snntorch.Leaky(beta=0.9, init_hidden=True)
 x = torch.arange(5 * 64 * 64).view(5, 64, 64) % 97 == 0
 with torch.autocast("cpu", torch.bfloat16):
     over_time(net)(x.bfloat16()).sum().backward()
-print(len(kernels), sum(sum(k.stats.cache_misses.values()) for k in kernels))
+print(len(kernels), sum(sum(k.compiled.stats.cache_misses.values()) for k in kernels))
 """
 
 
@@ -186,3 +186,29 @@ def test_a_later_process_compiles_nothing(tmp_path):
     assert used_later == used > 3
     assert missed == used
     assert missed_later == 0
+
+
+THREADS = """
+import numba, snntorch, torch
+from torch import nn
+from snn_dfa import events, over_time
+
+events._SMALL = 0
+torch.set_num_threads(1)
+net = nn.Sequential(nn.Linear(64, 8), snntorch.Leaky(beta=0.9, init_hidden=True))
+x = (torch.arange(5 * 64 * 64).view(5, 64, 64) % 97 == 0).float()
+seen = []
+for _ in range(2):
+    over_time(net)(x).sum().backward()
+    seen.append(torch.get_num_threads())
+print(*seen, numba.get_num_threads())
+"""
+
+
+def test_kernels_leave_the_numbers_of_threads_alone():
+    """Numba's start sets OpenMP's number, torch's, to that of all cores, and kept it there."""
+    env = {**os.environ, "NUMBA_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS], env=env, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["1", "1", "2"]

@@ -13,7 +13,7 @@ from snn_dfa.experiments import ladder
 from snn_dfa.experiments.cli import main
 from snn_dfa.experiments.data import load
 from snn_dfa.experiments.feedback import feedback_of
-from snn_dfa.experiments.files import load_checkpoint, save_checkpoint
+from snn_dfa.experiments.files import Checkpoint, load_checkpoint
 from snn_dfa.experiments.inputs import encode
 from snn_dfa.experiments.network import build
 from snn_dfa.experiments.optimization import make_loss, make_optimizer, make_scheduler
@@ -256,7 +256,7 @@ def test_a_run_of_one_cycle_resumes_from_its_file(tmp_path, digits):
     whole = Trainer(settings, "dfa", digits)
     fit = whole.fit()
     next(fit)
-    save_checkpoint(tmp_path / "checkpoint.pt", whole.state_dict())
+    Checkpoint(tmp_path / "checkpoint.pt", 0).save(whole.state_dict())
     next(fit)
     resumed = Trainer(settings, "dfa", digits)
     resumed.load_state_dict(load_checkpoint(tmp_path / "checkpoint.pt"))

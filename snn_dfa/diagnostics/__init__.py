@@ -1,13 +1,20 @@
 """Eyes on a network: what its layers do, where its gradients point, what a sample costs."""
 
 from snn_dfa.diagnostics.activity import Activity, ActivityWarning, activity, complaints, warn
-from snn_dfa.diagnostics.alignment import angle, feedback_angles, gradient_angles, projected_errors
+from snn_dfa.diagnostics.alignment import (
+    Sums,
+    angle,
+    feedback_angles,
+    gradient_angles,
+    projected_errors,
+)
 from snn_dfa.diagnostics.cost import Cost, cost
 
 __all__ = [
     "Activity",
     "ActivityWarning",
     "Cost",
+    "Sums",
     "activity",
     "angle",
     "complaints",

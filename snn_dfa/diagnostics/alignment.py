@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,10 @@ from snn_dfa._synapses import synapses, transposed
 from snn_dfa.dfa import DFA
 from snn_dfa.errors import FeedbackError
 
-__all__ = ["angle", "feedback_angles", "gradient_angles", "projected_errors"]
+__all__ = ["Sums", "angle", "feedback_angles", "gradient_angles", "projected_errors"]
+
+#: Layer name to the sum of squares of what was sent to it, and of how many numbers it is one.
+Sums: TypeAlias = dict[str, tuple[Tensor, int]]
 
 
 def angle(a: Tensor, b: Tensor) -> float:
@@ -127,11 +131,13 @@ def feedback_angles(dfa: DFA) -> dict[str, float]:
 
 
 @contextmanager
-def projected_errors(dfa: DFA) -> Iterator[dict[str, float]]:
+def projected_errors(dfa: DFA, sums: Sums | None = None) -> Iterator[dict[str, float]]:
     """Measure what the backward passes in the block send to each layer.
 
     Args:
         dfa: Attached.
+        sums: Where to add up, going on from what is there; for a measurement that is interrupted
+            and saved.
 
     Yields:
         A dict that is filled at the end of the block: layer name to the root mean square of what
@@ -150,17 +156,15 @@ def projected_errors(dfa: DFA) -> Iterator[dict[str, float]]:
         {'1': 2.0}
     """
     sent: dict[str, float] = {}
-    squares: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
+    so_far: Sums = {} if sums is None else sums
 
     def note(name: str, error: Tensor) -> None:
-        total = error.float().square().sum()
-        squares[name] = squares[name] + total if name in squares else total
-        counts[name] = counts.get(name, 0) + error.numel()
+        square, count = so_far.get(name, (torch.zeros((), device=error.device), 0))
+        so_far[name] = (square + error.float().square().sum(), count + error.numel())
 
     dfa._bank.observer = note
     try:
         yield sent
     finally:
         dfa._bank.observer = None
-    sent.update({name: math.sqrt(squares[name].item() / counts[name]) for name in squares})
+    sent.update({name: math.sqrt(s.item() / count) for name, (s, count) in so_far.items()})

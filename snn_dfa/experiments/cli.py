@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -17,13 +18,14 @@ from snn_dfa._version import __version__
 from snn_dfa.experiments import report
 from snn_dfa.experiments.data import DATASETS, load
 from snn_dfa.experiments.family import kept_megabytes, members, write_family
-from snn_dfa.experiments.files import load_checkpoint, make_folder, save_checkpoint
+from snn_dfa.experiments.feedback import RULES
+from snn_dfa.experiments.files import Checkpoint, load_checkpoint, make_folder
 from snn_dfa.experiments.ladder import rungs, write_ladder
 from snn_dfa.experiments.memory import keep_freed_memory
 from snn_dfa.experiments.outcome import outcome
 from snn_dfa.experiments.recipes import DEFAULT, RECIPES, default_for, describe
 from snn_dfa.experiments.settings import Settings, UsageError, option
-from snn_dfa.experiments.training import RULES, Trainer
+from snn_dfa.experiments.training import Trainer
 
 __all__ = ["main"]
 
@@ -57,8 +59,16 @@ def _one_or_more(text: str) -> int:
     return int(text)
 
 
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected zero or more, got {text}")
+    return seconds
+
+
 # What argparse calls them.
 _layers.__name__, _numbers.__name__, _rules.__name__ = "layers", "list of numbers", "list of rules"
+_seconds.__name__ = "number"
 
 
 def _parser() -> _Parser:
@@ -75,10 +85,14 @@ def _parser() -> _Parser:
         help="how many seeds, from --seed on (default: 1)",
     )  # fmt: skip
     compare.add_argument("--out", type=Path, default=Path("runs/compare"), help="%(default)s")
-    train = commands.add_parser("train", help="train one rule, with a checkpoint after each epoch")
+    train = commands.add_parser("train", help="train one rule, with checkpoints to go on from")
     train.add_argument("--rule", choices=RULES, default="dfa", help="%(default)s")
     train.add_argument("--out", type=Path, default=Path("runs/train"), help="%(default)s")
     train.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    train.add_argument(
+        "--save-every", type=_seconds, default=60.0, metavar="SECONDS",
+        help="save within an epoch, too, at most so often; 0: after every step (%(default)g)",
+    )  # fmt: skip
     for command in (compare, train):
         command.add_argument(
             "--recipe", choices=RECIPES,
@@ -149,13 +163,19 @@ def _check_device(settings: Settings) -> None:
 
 
 def _fit(
-    trainer: Trainer, name: str, checkpoint: Path | None = None, *, diagnosed: bool = False
+    trainer: Trainer, name: str, checkpoint: Checkpoint | None = None, *, diagnosed: bool = False
 ) -> None:
-    """Train to the end under a progress bar, saving after each epoch where asked to."""
-    settings, batches, said = trainer.settings, trainer.batches, set[str]()
-    total = settings.epochs * batches
-    with tqdm(total=total, initial=trainer.epoch * batches, desc=name, unit="step") as bar:
-        for line in trainer.fit(after_batch=bar.update, diagnosed=diagnosed):
+    """Train to the end under a progress bar, saving after epochs and when it is due."""
+    settings, said = trainer.settings, set[str]()
+    total = settings.epochs * trainer.batches
+    with tqdm(total=total, initial=trainer.behind, desc=name, unit="step") as bar:
+
+        def after_batch() -> None:
+            bar.update()
+            if checkpoint is not None and checkpoint.is_due:
+                checkpoint.save(trainer.state_dict())
+
+        for line in trainer.fit(after_batch, diagnosed=diagnosed):
             bar.set_postfix_str(
                 f"epoch {int(line['epoch'])}/{settings.epochs}, "
                 f"validation {100 * line['val_accuracy']:.1f} %"
@@ -165,7 +185,7 @@ def _fit(
                     bar.write(f"snn-dfa: warning: {text}", file=sys.stderr)
                     said.add(layer)
             if checkpoint is not None:
-                save_checkpoint(checkpoint, trainer.state_dict())
+                checkpoint.save(trainer.state_dict())
 
 
 def _compare(args: argparse.Namespace) -> None:
@@ -188,16 +208,25 @@ def _compare(args: argparse.Namespace) -> None:
 
 def _train(args: argparse.Namespace) -> None:
     settings = _settings(args)
-    checkpoint = args.out / "checkpoint.pt"
-    state = load_checkpoint(checkpoint) if args.resume else None
+    checkpoint = Checkpoint(args.out / "checkpoint.pt", args.save_every)
+    state = load_checkpoint(checkpoint.path) if args.resume else None
     data = load(settings)
     trainer = Trainer(settings, args.rule, data)
     if state is not None:
         trainer.load_state_dict(state)
     folder = make_folder(args.out)
-    _fit(trainer, args.rule, checkpoint, diagnosed=args.diagnose)
-    results = {args.rule: [outcome(trainer)]}
-    _print(results, report.write(folder, args.recipe, settings, results))
+    try:
+        _fit(trainer, args.rule, checkpoint, diagnosed=args.diagnose)
+        results = {args.rule: [outcome(trainer)]}
+        paths = report.write(folder, args.recipe, settings, results)
+    except KeyboardInterrupt:
+        kept = args.resume or checkpoint.saved
+        raise KeyboardInterrupt(
+            f"the same command with --resume goes on from {checkpoint.path}"
+            if kept
+            else "nothing was saved yet"
+        ) from None
+    _print(results, paths)
 
 
 def _print(results: report.Results, paths: Sequence[Path]) -> None:
@@ -258,7 +287,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # what reads the output has seen enough, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except KeyboardInterrupt:
-        print("snn-dfa: interrupted; snn-dfa train goes on with --resume", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        left = str(stop) or "what was finished by then is in --out"
+        print(f"snn-dfa: interrupted; {left}", file=sys.stderr)
         return 130
     return 0

@@ -125,8 +125,8 @@ def _torchvision(kind: str, root: Path) -> tuple[Part, Part]:
     folder = root / kind / "raw"
     try:
         return part(True), part(False)
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
-        reason = " ".join(str(error).split())[:120]
+    except (OSError, RuntimeError, ValueError, EOFError, AssertionError, TypeError) as error:
+        reason = " ".join(str(error).split())[:120] or "a file is damaged"
         raise UsageError(
             f"--data-root: no readable {kind} in {folder.resolve()} and no download ({reason}); "
             f"put its IDX files there or name the folder above {kind}/raw with --data-root"

@@ -1,17 +1,47 @@
-"""From settings to what ``DFA(feedback=)`` takes."""
+"""From settings to direct feedback on a network."""
 
 from __future__ import annotations
 
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from snn_dfa.dfa import DFA
 from snn_dfa.experiments.settings import Settings
 from snn_dfa.feedback import Feedback
 from snn_dfa.kolen_pollack import KolenPollack
 
-__all__ = ["feedback_of"]
+__all__ = ["RULES", "attach", "feedback_of"]
+
+#: Name on the command line to the rule of :class:`DFA`; back-propagation attaches nothing.
+RULES: dict[str, str | None] = {
+    "bptt": None,
+    "dfa": "error",
+    "sign": "sign",
+    "target": "target",
+    "fa": "fa",
+    "shallow": "shallow",
+}
+
+
+def attach(settings: Settings, rule: str, net: nn.Module) -> DFA | None:
+    """Attach a rule of :data:`RULES` to one of the experiments' networks."""
+    broadcast = RULES[rule]
+    if broadcast is None:
+        return None
+    *hidden, last = (n for n in net._modules if n.startswith("neuron"))
+    at_current = settings.error_at == "current"
+    return DFA(
+        net,
+        output=last.replace("neuron", "linear") if at_current else last,
+        hidden=hidden,
+        rule=broadcast,
+        feedback=feedback_of(settings),
+        scale=settings.feedback_scale,
+        credit=settings.credit,
+        seed=settings.seed,
+    )
 
 
 def feedback_of(settings: Settings) -> Feedback:

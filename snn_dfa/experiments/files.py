@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
+import time
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,20 +16,28 @@ import torch
 
 from snn_dfa.experiments.settings import UsageError
 
-__all__ = ["load_checkpoint", "make_folder", "save_checkpoint", "write_whole"]
+__all__ = ["Checkpoint", "load_checkpoint", "make_folder", "write_whole"]
+
+_DAMAGE = (
+    OSError, RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError,
+    zipfile.BadZipFile, zlib.error, struct.error,
+)  # fmt: skip
 
 
 def make_folder(path: Path) -> Path:
-    """Make the folder for results, with a clear word where it cannot be.
+    """Make the folder for results; take out what a killed run left in it half written.
 
     Raises:
         UsageError: if it cannot be made.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+        for part in path.glob(".*.part"):
+            part.unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(
-            f"--out: expected a folder that can be made, got {path} ({error.strerror})"
+            f"--out: expected a folder that can be made and written to, got {path} "
+            f"({error.strerror})"
         ) from error
     return path
 
@@ -51,24 +63,47 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         part.unlink(missing_ok=True)
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Save a state; see :func:`write_whole`."""
-    write_whole(path, lambda file: torch.save(state, file))
+class Checkpoint:
+    """The file from which a run can go on, written anew whenever it is saved.
+
+    Args:
+        path: Of the file.
+        every: Seconds from one save to when the next one is due.
+    """
+
+    def __init__(self, path: Path, every: float) -> None:
+        self.path, self.every = path, every
+        self.saved = False
+        self._last = time.monotonic()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the last save, or the start, is long enough ago."""
+        return time.monotonic() - self._last >= self.every
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Save a state; see :func:`write_whole`."""
+        write_whole(self.path, lambda file: torch.save(state, file))
+        self.saved, self._last = True, time.monotonic()
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Load what :func:`save_checkpoint` wrote, tensors and plain values only.
+    """Load what :class:`Checkpoint` wrote, tensors and plain values only.
 
     Raises:
         UsageError: if there is none, or the file is damaged or something else.
     """
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load passes over checksums
+            broken = archive.testzip()
+        if broken is not None:
+            raise zipfile.BadZipFile(f"wrong checksum of {broken}")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UsageError(
             f"--resume: expected a checkpoint at {path}, found none; train without --resume first"
         ) from error
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except _DAMAGE as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:100]
         raise UsageError(
             f"--resume: {path} is not a checkpoint, or damaged ({reason}); train anew without "

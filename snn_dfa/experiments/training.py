@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -16,28 +16,21 @@ from snn_dfa.dfa import DFA
 from snn_dfa.diagnostics import Activity, activity, complaints, projected_errors
 from snn_dfa.experiments.data import Part, Splits
 from snn_dfa.experiments.diagnose import diagnose
-from snn_dfa.experiments.feedback import feedback_of
+from snn_dfa.experiments.feedback import attach
 from snn_dfa.experiments.inputs import encode, some_pixels
 from snn_dfa.experiments.network import build
 from snn_dfa.experiments.optimization import make_loss, make_optimizer, make_scheduler
 from snn_dfa.experiments.passes import make_losses
+from snn_dfa.experiments.progress import Progress, mask_states, own_masks, refuse_another
 from snn_dfa.experiments.settings import Settings, UsageError
 from snn_dfa.sequence import over_time
 
-__all__ = ["RULES", "Trainer"]
+__all__ = ["Trainer"]
 
-#: Name on the command line to the rule of :class:`DFA`; back-propagation attaches nothing.
-RULES: dict[str, str | None] = {
-    "bptt": None,
-    "dfa": "error",
-    "sign": "sign",
-    "target": "target",
-    "fa": "fa",
-    "shallow": "shallow",
-}
 _EVAL_BATCH = 500
 _DIAGNOSED = 500  # training samples on which gradients are compared
 _PARTS = ("train", "val", "test")
+_LISTS = ("history", "step_seconds", "epoch_seconds", "diagnostics")
 
 
 class Trainer:
@@ -54,7 +47,7 @@ class Trainer:
         self.sequence = over_time(self.net)
         # What is trained: online learning needs the network that takes one step a call.
         self.form = self.net if settings.online and rule != "bptt" else self.sequence
-        self.dfa = self._attach()
+        self.dfa = attach(settings, rule, self.form)
         self.optimizer = make_optimizer(settings, self.net)
         if self.dfa is not None and settings.feedback == "kolen-pollack":
             self.dfa.follow(self.optimizer)
@@ -74,28 +67,17 @@ class Trainer:
         self.best_epoch = 0
         self.warnings: dict[str, str] = {}  # of the last epoch: layers silent or saturated
         self.diagnostics: list[dict[str, Any]] = []
-
-    def _attach(self) -> DFA | None:
-        broadcast, settings = RULES[self.rule], self.settings
-        if broadcast is None:
-            return None
-        *hidden, last = (n for n in self.net._modules if n.startswith("neuron"))
-        at_current = settings.error_at == "current"
-        return DFA(
-            self.form,
-            output=last.replace("neuron", "linear") if at_current else last,
-            hidden=hidden,
-            rule=broadcast,
-            feedback=feedback_of(settings),
-            scale=settings.feedback_scale,
-            credit=settings.credit,
-            seed=settings.seed,
-        )
+        self._under_way: Progress | None = None
 
     @property
     def epoch(self) -> int:
         """Epochs that are behind."""
         return len(self.history)
+
+    @property
+    def behind(self) -> int:
+        """Batches that are behind, those of an epoch under way included."""
+        return self.epoch * self.batches + (self._under_way.batches if self._under_way else 0)
 
     # -- training ----------------------------------------------------------------------------------
 
@@ -109,46 +91,51 @@ class Trainer:
             diagnosed: Whether to compare gradients after each epoch, in ``self.diagnostics``.
         """
         while self.epoch < self.settings.epochs:
-            started, steps_before = self._clock(), sum(self.step_seconds)
             eyes = self.dfa if diagnosed else None
-            with _projected_errors(eyes) as sent:
-                line = {"epoch": float(self.epoch + 1), **self._train_epoch(after_batch)}
+            now = self._under_way or Progress(self._order.get_state(), len(self.step_seconds))
+            self._under_way = now
+            noted: AbstractContextManager[dict[str, float]] = nullcontext({})
+            with noted if eyes is None else projected_errors(eyes, now.sent) as sent:
+                self._train_epoch(now, after_batch)
+            started = self._clock()
+            line = {"epoch": float(self.epoch + 1), "train_accuracy": now.right / now.seen}
+            line["train_loss"] = now.loss / now.seen
             line["lr"] = self.optimizer.param_groups[0]["lr"]
             with activity(self.sequence) as layers:
                 line["val_accuracy"], line["val_loss"], _ = self.evaluate("val")
             line["test_accuracy"], line["test_loss"], _ = self.evaluate("test")
             self.warnings = complaints(layers)
             self.history.append(line)
+            self._under_way = None
             if eyes is not None:
                 self._diagnose(eyes, layers, sent)
             self._keep_weights()
-            self.epoch_seconds.append(
-                {
-                    "epoch": self._clock() - started,
-                    "steps": sum(self.step_seconds) - steps_before,
-                }
-            )
+            seconds = now.seconds + self._clock() - started
+            steps = sum(self.step_seconds[now.first_step :])
+            self.epoch_seconds.append({"epoch": seconds, "steps": steps})
             yield line
 
-    def _train_epoch(self, after_batch: Callable[[], None]) -> dict[str, float]:
-        """Train on all batches; return accuracy and loss over them, each before its update."""
+    def _train_epoch(self, now: Progress, after_batch: Callable[[], None]) -> None:
+        """Train on the batches that are left of an epoch."""
         self.net.train()
-        seen, right, total = 0, 0, 0.0
         part, settings = self.data.train, self.settings
+        self._order.set_state(now.order)
         order = torch.randperm(len(part), generator=self._order).to(part.y.device)
-        with _own_masks(settings.seed + 1000 * self.epoch, settings.device):
-            for batch in torch.split(order, settings.batch_size):
+        left = torch.split(order, settings.batch_size)[now.batches :]
+        with own_masks(settings.seed + 1000 * self.epoch, settings.device, now.masks):
+            for batch in left:
+                started = self._clock()
                 # Batch normalisation has no statistics of a single sample.
                 if len(batch) > 1 or not settings.normalize:
                     y = part.y[batch]
                     x = some_pixels(part.x[batch], settings.input_dropout)
                     loss, counts = self._train_step(encode(x, settings, self._spikes), y)
-                    seen, total = seen + len(y), total + loss * len(y)
-                    right += int((counts.argmax(1) == y).sum())
+                    now.add(len(y), int((counts.argmax(1) == y).sum()), loss)
                 self.scheduler.step()
                 self._follow_schedule()
+                now.batches, now.masks = now.batches + 1, mask_states(settings.device)
+                now.seconds += self._clock() - started
                 after_batch()
-        return {"train_accuracy": right / seen, "train_loss": total / seen}
 
     def _train_step(self, x: Tensor, y: Tensor) -> tuple[float, Tensor]:
         """Learn from a batch; return its loss and the output spikes counted in it."""
@@ -182,7 +169,8 @@ class Trainer:
         def loss(net: nn.Module) -> Tensor:
             return torch.stack([each for each, _ in self._losses(net, x, y)]).sum()
 
-        entry = diagnose(dfa, loss, y, layers, sent)
+        with own_masks(self.settings.seed, self.settings.device):
+            entry = diagnose(dfa, loss, y, layers, sent)
         self.diagnostics.append({"epoch": self.epoch, **entry})
 
     def _clock(self) -> float:
@@ -236,10 +224,14 @@ class Trainer:
     # -- going on ----------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that the rest of the run depends on, loadable with ``weights_only=True``."""
+        """Return all that the rest of the run depends on, loadable with ``weights_only=True``.
+
+        It may be asked for between any two batches.
+        """
         return {
             "settings": self.settings.as_dict(),
             "rule": self.rule,
+            "samples": len(self.data.train),
             "net": self.net.state_dict(),
             "best": self.best,
             "best_epoch": self.best_epoch,
@@ -248,30 +240,18 @@ class Trainer:
             "feedback": None if self.dfa is None else self.dfa.state_dict(),
             "order": self._order.get_state(),
             "spikes": self._spikes.get_state(),
-            "history": self.history,
-            "step_seconds": self.step_seconds,
-            "epoch_seconds": self.epoch_seconds,
-            "diagnostics": self.diagnostics,
+            "under_way": None if self._under_way is None else dict(vars(self._under_way)),
+            **{name: getattr(self, name) for name in _LISTS},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state of the same settings, but for the number of epochs.
 
         Raises:
-            UsageError: if rule or settings differ.
+            UsageError: if rule, settings or the number of samples differ, or the state is of
+                another form.
         """
-        free = {"data_root": "", "device": ""}
-        if self.settings.schedule != "one-cycle":  # whose rates depend on where it ends
-            free["epochs"] = ""
-        mine, theirs = ({**s, "rule": r, **free}
-                        for s, r in ((self.settings.as_dict(), self.rule),
-                                     (state["settings"], state["rule"])))  # fmt: skip
-        for name, value in mine.items():
-            if theirs.get(name) != value:
-                raise UsageError(
-                    f"--resume: the checkpoint was made with {name}={theirs.get(name)!r}, expected "
-                    f"{value!r}; give the same options or another --out"
-                )
+        refuse_another(self.state_dict(), state)
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
@@ -280,23 +260,6 @@ class Trainer:
         self._order.set_state(state["order"].cpu())
         self._spikes.set_state(state["spikes"].cpu())
         self.best, self.best_epoch = dict(state["best"]), state["best_epoch"]
-        for name in ("history", "step_seconds", "epoch_seconds", "diagnostics"):
+        for name in _LISTS:
             setattr(self, name, list(state[name]))
-
-
-@contextmanager
-def _projected_errors(dfa: DFA | None) -> Iterator[dict[str, float]]:
-    if dfa is None:
-        yield {}
-        return
-    with projected_errors(dfa) as sent:
-        yield sent
-
-
-@contextmanager
-def _own_masks(seed: int, device: str) -> Iterator[None]:
-    """Let dropout draw from a seed of its own; the global generator is left as it was."""
-    cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(seed)
-        yield
+        self._under_way = None if state["under_way"] is None else Progress(**state["under_way"])
