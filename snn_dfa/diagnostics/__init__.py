@@ -2,7 +2,6 @@
 
 from snn_dfa.diagnostics.activity import Activity, ActivityWarning, activity, complaints, warn
 from snn_dfa.diagnostics.alignment import (
-    Sums,
     angle,
     feedback_angles,
     gradient_angles,
@@ -14,7 +13,6 @@ __all__ = [
     "Activity",
     "ActivityWarning",
     "Cost",
-    "Sums",
     "activity",
     "angle",
     "complaints",

@@ -15,7 +15,7 @@ from snn_dfa._synapses import synapses, transposed
 from snn_dfa.dfa import DFA
 from snn_dfa.errors import FeedbackError
 
-__all__ = ["Sums", "angle", "feedback_angles", "gradient_angles", "projected_errors"]
+__all__ = ["angle", "feedback_angles", "gradient_angles", "projected_errors"]
 
 #: Layer name to the sum of squares of what was sent to it, and of how many numbers it is one.
 Sums: TypeAlias = dict[str, tuple[Tensor, int]]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snn_dfa.diagnostics import Sums
+from snn_dfa.diagnostics.alignment import Sums
 from snn_dfa.experiments.settings import UsageError
 
 __all__ = ["Progress", "mask_states", "own_masks", "refuse_another"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,7 +87,10 @@ def _small(path: Path, steps: int) -> tuple[Recordings, Recordings]:
     try:
         with path.open("rb") as raw, np.load(raw) as file:
             return _part(file, "train", steps), _part(file, "test", steps)
-    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+    except (
+        OSError, EOFError, ValueError, KeyError, IndexError, NotImplementedError, RuntimeError,
+        zipfile.BadZipFile, zlib.error,
+    ) as error:  # fmt: skip
         reason = " ".join(str(error).split())[:100]
         raise UsageError(f"--data-root: no readable recordings in {path} ({reason})") from error
 
