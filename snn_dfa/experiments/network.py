@@ -12,6 +12,7 @@ from torch import nn
 
 from snn_dfa.experiments.settings import Block, Settings, UsageError
 from snn_dfa.neurons import RefractoryLeaky
+from snn_dfa.normalization import SteadyNorm
 from snn_dfa.surrogate import exact, fast_sigmoid
 from snn_dfa.zhang import zhang_weights
 
@@ -75,13 +76,18 @@ def _layers(
     _initialise(weights, settings, number)
     yield "linear" if block.kernel is None else "conv", weights
     if settings.normalize and number < count - 1:
-        kind = nn.BatchNorm1d if block.kernel is None else nn.BatchNorm2d
-        yield "norm", kind(block.width)
+        yield "norm", _normalisation(settings, block)
     if block.pool:
         yield "pool", nn.MaxPool2d(block.pool)
     threshold = settings.threshold[number if len(settings.threshold) > 1 else 0]
     size = settings.spike_size if number < count - 1 else 1.0
     yield "neuron", _neuron(settings, threshold, size)
+
+
+def _normalisation(settings: Settings, block: Block) -> nn.Module:
+    if settings.online:
+        return SteadyNorm(block.width)
+    return nn.BatchNorm1d(block.width) if block.kernel is None else nn.BatchNorm2d(block.width)
 
 
 def _shape_after(block: Block, shape: tuple[int, ...], pad: bool) -> tuple[int, ...]:

@@ -26,15 +26,18 @@ def make_losses(settings: Settings, loss_of: Callable[[Tensor, Tensor], Tensor])
         yield loss_of(spk, y), spk.detach().sum(0)
 
     def step_by_step(net: nn.Module, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """At each step, the loss of the spikes counted so far, of which the last ones learn."""
+        """At each step, the loss of the counts that those so far lead one to expect at the end.
+
+        Of them only the spikes of the step itself learn.
+        """
         reset(net)
-        before: Tensor | float = 0.0
+        counts, all_steps = torch.zeros(()), len(x) - settings.run_in
         for t, step in enumerate(x):
             spk = forward(net, step, settings)
             if t >= settings.run_in:
-                counts = before + spk
-                before = counts.detach()
-                yield loss_of(counts[None], y) / (len(x) - settings.run_in), before
+                counts = counts.to(spk) + spk.detach()
+                expected = counts * (all_steps / (t + 1 - settings.run_in))
+                yield loss_of((expected + spk - spk.detach())[None], y) / all_steps, counts
 
     return step_by_step if settings.online else whole
 
