@@ -35,14 +35,29 @@ def as_array(t: Tensor) -> Any:
     return t.view(torch.int16).numpy().view(np.uint16) if t.dtype == torch.bfloat16 else t.numpy()
 
 
-def compile_parallel(kernel: Callable[..., Any]) -> Callable[..., None]:
-    """Compile a function with ``numba.prange`` at its first call, and keep it on the disk."""
+def compile_parallel(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function with ``numba.prange`` at its first call, and keep it on the disk.
+
+    What is returned runs it on no more threads than torch uses. numba's pool would take all cores,
+    and where both use OpenMP its start would tell torch to do the same: on busy cores such threads
+    wait for each other for most of their time.
+    """
     import numba
 
-    compiled: Callable[..., None] = numba.njit(
-        parallel=True, nogil=True, error_model="numpy", cache=True
-    )(kernel)
-    return compiled
+    compiled = numba.njit(parallel=True, nogil=True, error_model="numpy", cache=True)(kernel)
+
+    @functools.wraps(compiled, updated=())
+    def run(*args: Any) -> Any:
+        ours, theirs = torch.get_num_threads(), numba.get_num_threads()
+        numba.set_num_threads(min(ours, theirs))
+        try:
+            return compiled(*args)
+        finally:
+            numba.set_num_threads(theirs)
+            if torch.get_num_threads() != ours:
+                torch.set_num_threads(ours)
+
+    return run
 
 
 def read_bfloat16(bits: Any) -> Any:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from snn_dfa import _numba, events, over_time
 from snn_dfa.events import linear
 
-pytest.importorskip("numba")
+numba = pytest.importorskip("numba")
 
 
 @pytest.fixture(autouse=True)
@@ -172,7 +172,7 @@ net = nn.Sequential(nn.Linear(64, 8), snntorch.Leaky(beta=0.9, init_hidden=True)
 x = torch.arange(5 * 64 * 64).view(5, 64, 64) % 97 == 0
 with torch.autocast("cpu", torch.bfloat16):
     over_time(net)(x.bfloat16()).sum().backward()
-print(len(kernels), sum(sum(k.stats.cache_misses.values()) for k in kernels))
+print(len(kernels), sum(sum(k.__wrapped__.stats.cache_misses.values()) for k in kernels))
 """
 
 
@@ -186,3 +186,34 @@ def test_a_later_process_compiles_nothing(tmp_path):
     assert used_later == used > 3
     assert missed == used
     assert missed_later == 0
+
+
+THREADS = """
+import numba, snntorch, torch
+from torch import nn
+from snn_dfa import over_time
+torch.set_num_threads(1)
+net = nn.Sequential(nn.Linear(64, 8), snntorch.Leaky(beta=0.9, init_hidden=True))
+over_time(net)(torch.rand(5, 3, 64)).sum().backward()
+print(torch.get_num_threads(), numba.get_num_threads() == numba.config.NUMBA_NUM_THREADS)
+"""
+
+
+def test_the_first_kernel_leaves_the_numbers_of_threads_as_they_were():
+    env = {**os.environ, "NUMBA_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", THREADS]
+    done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["1", "True"]
+
+
+def test_a_kernel_uses_no_more_threads_than_torch(monkeypatch):
+    asked, before = [], torch.get_num_threads()
+    monkeypatch.setattr(numba, "set_num_threads", asked.append)
+    try:
+        torch.set_num_threads(1)
+        linear(spikes(8, 40), torch.ones(3, 40, dtype=torch.float64), None)
+    finally:
+        torch.set_num_threads(before)
+    assert asked[::2] == [1] * (len(asked) // 2)
+    assert asked[1::2] == [numba.get_num_threads()] * (len(asked) // 2)
+    assert asked
