@@ -12,7 +12,7 @@ from torch.nn import functional
 from snn_dfa import _numba, events, over_time
 from snn_dfa.events import linear
 
-pytest.importorskip("numba")
+numba = pytest.importorskip("numba")
 
 
 @pytest.fixture(autouse=True)
