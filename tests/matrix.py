@@ -211,7 +211,7 @@ def _distributed(net: nn.Module, x: torch.Tensor) -> Grads:
     with _group(), DFA(net):
         forward(net, x)
         reset(net)
-        ddp = DistributedDataParallel(net, broadcast_buffers=False)
+        ddp = DistributedDataParallel(net)
         out = torch.stack([ddp(step) for step in x]) if isinstance(net, Around) else ddp(x)
         loss_of(out).backward()
         return grads_of(net)
