@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -26,10 +27,14 @@ def _make_inert() -> Callable[..., None]:
 
 
 class _Hook:
-    """A bound hook that does not follow its module into copies and pickles."""
+    """A bound hook that does not follow its module into copies and pickles.
+
+    A compiler does not look into it: what hooks keep between calls is not for it to trace, and
+    ``fullgraph=True`` is refused by it.
+    """
 
     def __init__(self, call: Callable[..., Any]) -> None:
-        self._call = call
+        self._call = torch.compiler.disable(call)  # type: ignore[no-untyped-call]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(*args, **kwargs)

@@ -24,6 +24,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from snn_dfa._autograd import AtCurrent, CurrentCredit, Join
 from snn_dfa._bank import FeedbackBank
 from snn_dfa._discover import Layers, batch_dims
+from snn_dfa._distributed import States
 from snn_dfa._hooks import place, sweep_inert
 from snn_dfa.errors import OutOfStepError, TargetError
 from snn_dfa.feedback import project
@@ -93,6 +94,7 @@ class Wiring:
         self._kept: dict[str, deque[Tensor | None]] = {name: deque() for name in layers.modules}
         self._calls: Counter[str] = Counter()
         self._currents: dict[str, Tensor] = {}
+        self._states = States()
         # What a layer handed out -> what its module returned: a state that the user passes back in
         # is exchanged for the latter, so that an edge inside a layer is never cut nor joined.
         self._own = {name: WeakTensorKeyDictionary() for name in layers.modules}
@@ -107,6 +109,7 @@ class Wiring:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._states.clear()
         self._clear()
 
     # -- one forward pass of the network ----------------------------------------------------------
@@ -121,6 +124,7 @@ class Wiring:
         if not self.active:
             return
         self._clear()
+        self._states.begin()
         if torch.is_grad_enabled():
             self._bank.learn()
 
@@ -159,6 +163,8 @@ class Wiring:
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Give the layer its own states back with their graph; note and cut its current."""
+        if self.active:
+            self._states.check(name, self.layers.modules[name])
         if not self.active or not torch.is_grad_enabled():
             return None
         kwargs = dict(kwargs)
@@ -179,6 +185,7 @@ class Wiring:
         if not self.active:
             return None
         self._last_called = name
+        self._states.note(name, module)
         if not torch.is_grad_enabled():
             return None
         returned = _like_spikes(output)
