@@ -83,6 +83,24 @@ def _resolve(
     )
 
 
+def _refuse_wrapped(net: nn.Module) -> None:
+    """Refuse what is no module, or a wrapper of one, in which hooks would not be seen."""
+    if not isinstance(net, nn.Module):
+        raise AttachError(f"net: expected a torch.nn.Module, got {type(net).__name__}")
+    if isinstance(net, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise AttachError(
+            f"net: expected the network itself, got it wrapped in {type(net).__name__}; give "
+            f"net.module, before or after wrapping"
+        )
+    for name, module in net.named_modules():
+        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+            raise AttachError(
+                f"net: expected a network that is not compiled yet, got "
+                f"{repr(name) if name else 'it'} compiled, whose code would pass over the hooks; "
+                f"attach first and compile then"
+            )
+
+
 def find_layers(
     net: nn.Module,
     output: str | nn.Module | None,
@@ -98,8 +116,7 @@ def find_layers(
     Raises:
         AttachError: if a reference is not in the network or nothing is left to be trained.
     """
-    if not isinstance(net, nn.Module):
-        raise AttachError(f"net: expected a torch.nn.Module, got {type(net).__name__}")
+    _refuse_wrapped(net)
     if is_attached(net):
         raise AttachError(
             "net: expected a network without DFA, got one that has it; call remove() on the "

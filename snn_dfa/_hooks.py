@@ -27,12 +27,15 @@ def _make_inert() -> Callable[..., None]:
 
 
 class _Hook:
-    """A bound hook that does not follow its module into copies, pickles and compiled code."""
+    """A bound hook that does not follow its module into copies and pickles.
+
+    A compiler does not look into it: what hooks keep between calls is not for it to trace, and
+    ``fullgraph=True`` is refused by it.
+    """
 
     def __init__(self, call: Callable[..., Any]) -> None:
-        self._call = call
+        self._call = torch.compiler.disable(call)  # type: ignore[no-untyped-call]
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(*args, **kwargs)
 

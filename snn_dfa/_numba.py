@@ -35,7 +35,7 @@ def as_array(t: Tensor) -> Any:
     return t.view(torch.int16).numpy().view(np.uint16) if t.dtype == torch.bfloat16 else t.numpy()
 
 
-def compile_parallel(kernel: Callable[..., Any]) -> Callable[..., None]:
+def compile_parallel(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function with ``numba.prange`` at its first call, and keep it on the disk.
 
     It runs on as many threads as torch does now, and leaves both numbers of threads as they were:
@@ -47,14 +47,14 @@ def compile_parallel(kernel: Callable[..., Any]) -> Callable[..., None]:
     compiled = numba.njit(parallel=True, nogil=True, error_model="numpy", cache=True)(kernel)
 
     @functools.wraps(kernel)
-    def call(*args: Any) -> None:
+    def call(*args: Any) -> Any:
         threads = torch.get_num_threads()
         before = numba.get_num_threads()  # the first time this starts them
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
         numba.set_num_threads(min(threads, most))
         try:
-            compiled(*args)
+            return compiled(*args)
         finally:
             numba.set_num_threads(before)
 

@@ -26,6 +26,7 @@ from snn_dfa._autograd import AtCurrent, CurrentCredit, Join
 from snn_dfa._bank import FeedbackBank
 from snn_dfa._broadcast import broadcast_signal, check_finite
 from snn_dfa._discover import Layers, batch_dims
+from snn_dfa._distributed import States
 from snn_dfa._fences import Fences
 from snn_dfa._hooks import place
 from snn_dfa._nested import like_spikes, map_tensors
@@ -73,6 +74,7 @@ class Wiring:
         self._calls: Counter[str] = Counter()
         self._learn: set[str] = set()  # layers that have something to learn
         self._currents: dict[str, Tensor] = {}
+        self._states = States()
         # What a layer handed out -> what its module returned: a state that the user passes back in
         # is exchanged for the latter, so that an edge inside a layer is never cut nor joined.
         self._own = {name: WeakTensorKeyDictionary() for name in layers.modules}
@@ -86,6 +88,7 @@ class Wiring:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._states.clear()
         self._clear()
 
     # -- one forward pass of the network ----------------------------------------------------------
@@ -100,6 +103,7 @@ class Wiring:
         if not self.active:
             return
         self._clear()
+        self._states.begin()
         if self.bank_learns and torch.is_grad_enabled():
             self._bank.learn()
 
@@ -154,6 +158,8 @@ class Wiring:
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Give the layer its own states back with their graph; note and cut its current."""
+        if self.active:
+            self._states.check(name, self.layers.modules[name])
         if not self.active or not torch.is_grad_enabled():
             return None
         kwargs = dict(kwargs)
@@ -176,6 +182,7 @@ class Wiring:
         if not self.active:
             return None
         self._last_called = name
+        self._states.note(name, module)
         if not torch.is_grad_enabled():
             return None
         returned = like_spikes(output)

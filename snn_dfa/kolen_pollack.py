@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from snn_dfa._distributed import mean_over_ranks
 from snn_dfa.errors import FeedbackError
 
 __all__ = ["KolenPollack", "Learner", "correlation"]
@@ -33,6 +34,9 @@ class KolenPollack:
         lr: Learning rate of AdamW.
         weight_decay: Of AdamW: at each update B loses the share ``lr * weight_decay``.
         initial: Factor on the standard deviation of the first B, beside ``scale``.
+        over_ranks: Where ``torch.distributed`` was started with several processes, B follows the
+            mean over them, as the weights do in ``DistributedDataParallel``, and stays the same in
+            each; every process then has to make the same passes. ``False``: each has its own B.
 
     Sources: Kolen and Pollack 1994, "Backpropagation without weight transport"; Akrout et al.
     2019, arXiv 1904.05391; for direct feedback Webster et al. 2020, "Learning the connections in
@@ -55,6 +59,7 @@ class KolenPollack:
     lr: float = 3e-3
     weight_decay: float = 0.0
     initial: float = 0.01
+    over_ranks: bool = True
 
     def __post_init__(self) -> None:
         if not self.lr > 0:
@@ -110,6 +115,7 @@ class Learner:
     def __init__(self, options: KolenPollack) -> None:
         self.options = options
         self.lr = options.lr
+        self.over_ranks = options.over_ranks
         self._pending: dict[str, Tensor] = {}
         self._optimizers: dict[str, torch.optim.AdamW] = {}
 
@@ -124,7 +130,8 @@ class Learner:
         A gradient that is not finite is dropped, as mixed precision's scaler drops its step.
         """
         changed = []
-        for name, gradient in self._pending.items():
+        for name, own in self._pending.items():
+            gradient = mean_over_ranks(own) if self.over_ranks else own
             if bool(gradient.isfinite().all()):
                 # On the device where the errors are, and there it stays.
                 matrices[name] = matrix = matrices[name].to(gradient.device)
@@ -160,7 +167,7 @@ class Learner:
     def load_state_dict(self, state: Mapping[str, Any], matrices: dict[str, Tensor]) -> None:
         """Take over what :meth:`state_dict` gave, for these matrices."""
         self.options = KolenPollack(**state["options"])
-        self.lr = state["lr"]
+        self.lr, self.over_ranks = state["lr"], self.options.over_ranks
         self._pending = {name: gradient.clone() for name, gradient in state["pending"].items()}
         self._optimizers = {}
         for name, saved in state["optimizers"].items():

@@ -72,6 +72,8 @@ def gradient_angles(
     for paused in (False, True):
         twin = copy.deepcopy(dfa, _without_graphs(dfa.net))
         twin.net.zero_grad()
+        if twin._bank.learner is not None:
+            twin._bank.learner.over_ranks = False  # the copy is in this process alone
         given = nullcontext() if targets is None else twin.targets(targets)
         with torch.random.fork_rng(devices=cuda), twin.paused() if paused else nullcontext(), given:
             torch.autograd.backward(loss(twin.net))

@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from torch import Tensor
 
+from snn_dfa.experiments.files import DAMAGE
 from snn_dfa.experiments.recordings import nmnist
 from snn_dfa.experiments.settings import Settings, UsageError
 
@@ -125,7 +126,7 @@ def _torchvision(kind: str, root: Path) -> tuple[Part, Part]:
     folder = root / kind / "raw"
     try:
         return part(True), part(False)
-    except (OSError, RuntimeError, ValueError, EOFError, AssertionError, TypeError) as error:
+    except (*DAMAGE, AssertionError, TypeError) as error:  # as torchvision has it
         reason = " ".join(str(error).split())[:120] or "a file is damaged"
         raise UsageError(
             f"--data-root: no readable {kind} in {folder.resolve()} and no download ({reason}); "

@@ -16,9 +16,10 @@ import torch
 
 from snn_dfa.experiments.settings import UsageError
 
-__all__ = ["Checkpoint", "load_checkpoint", "make_folder", "write_whole"]
+__all__ = ["DAMAGE", "Checkpoint", "load_checkpoint", "make_folder", "write_whole"]
 
-_DAMAGE = (
+#: What reading a file raises that is not whole, or not what it should be.
+DAMAGE = (
     OSError, RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError,
     zipfile.BadZipFile, zlib.error, struct.error,
 )  # fmt: skip
@@ -103,7 +104,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UsageError(
             f"--resume: expected a checkpoint at {path}, found none; train without --resume first"
         ) from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:100]
         raise UsageError(
             f"--resume: {path} is not a checkpoint, or damaged ({reason}); train anew without "

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from snn_dfa.experiments.files import DAMAGE
 from snn_dfa.experiments.settings import UsageError
 
 __all__ = ["SMALL", "Recordings", "nmnist"]
@@ -87,10 +86,7 @@ def _small(path: Path, steps: int) -> tuple[Recordings, Recordings]:
     try:
         with path.open("rb") as raw, np.load(raw) as file:
             return _part(file, "train", steps), _part(file, "test", steps)
-    except (
-        OSError, EOFError, ValueError, KeyError, IndexError, NotImplementedError, RuntimeError,
-        zipfile.BadZipFile, zlib.error,
-    ) as error:  # fmt: skip
+    except DAMAGE as error:
         reason = " ".join(str(error).split())[:100]
         raise UsageError(f"--data-root: no readable recordings in {path} ({reason})") from error
 
