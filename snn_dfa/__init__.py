@@ -3,10 +3,18 @@
 from snn_dfa import diagnostics, encoding, feedback, functional, surrogate
 from snn_dfa._version import __version__
 from snn_dfa.dfa import DFA
-from snn_dfa.errors import AttachError, DFAError, FeedbackError, OutOfStepError, TargetError
+from snn_dfa.errors import (
+    AttachError,
+    DFAError,
+    ExportError,
+    FeedbackError,
+    OutOfStepError,
+    TargetError,
+)
 from snn_dfa.folding import fold_normalization
 from snn_dfa.kolen_pollack import KolenPollack
 from snn_dfa.neurons import RefractoryLeaky
+from snn_dfa.nir import export_nir
 from snn_dfa.sequence import over_time
 from snn_dfa.state import reset
 
@@ -14,6 +22,7 @@ __all__ = [
     "DFA",
     "AttachError",
     "DFAError",
+    "ExportError",
     "FeedbackError",
     "KolenPollack",
     "OutOfStepError",
@@ -22,6 +31,7 @@ __all__ = [
     "__version__",
     "diagnostics",
     "encoding",
+    "export_nir",
     "feedback",
     "fold_normalization",
     "functional",

@@ -13,7 +13,7 @@ on nothing.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -21,43 +21,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from snn_dfa._autograd import AtCurrent, CurrentCredit, Join
+from snn_dfa._autograd import AtCurrent, CurrentCredit, Join, in_backward
 from snn_dfa._bank import FeedbackBank
 from snn_dfa._discover import Layers, batch_dims
 from snn_dfa._distributed import States
 from snn_dfa._hooks import place, sweep_inert
-from snn_dfa.errors import OutOfStepError, TargetError
+from snn_dfa._nested import like_spikes, map_tensors
+from snn_dfa.errors import AttachError, OutOfStepError, TargetError
 from snn_dfa.feedback import project
 from snn_dfa.kolen_pollack import correlation
 from snn_dfa.rules import Rule, target
 
 __all__ = ["Wiring"]
-
-
-def _map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Return the nested tuples, lists and dicts of ``value`` with every tensor changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_map_tensors(change, v) for v in value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(_map_tensors(change, v) for v in value)
-    if isinstance(value, dict):
-        return {key: _map_tensors(change, v) for key, v in value.items()}
-    return value
-
-
-def _like_spikes(output: Any) -> list[Tensor]:
-    """Return a layer's spikes, the first tensor it returns, and its states of the same shape."""
-    found: list[Tensor] = []
-
-    def note(t: Tensor) -> Tensor:
-        if not found or (t.shape == found[0].shape and t.is_floating_point()):
-            found.append(t)
-        return t
-
-    _map_tensors(note, output)
-    return found
 
 
 class Wiring:
@@ -163,6 +138,12 @@ class Wiring:
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Give the layer its own states back with their graph; note and cut its current."""
+        if self.active and in_backward():
+            raise AttachError(
+                f"layer {name!r} is called in a backward pass, as activation checkpointing does, "
+                f"and would go on from another membrane than before; checkpoint layers without "
+                f"spiking neurons"
+            )
         if self.active:
             self._states.check(name, self.layers.modules[name])
         if not self.active or not torch.is_grad_enabled():
@@ -178,7 +159,7 @@ class Wiring:
         def exchange(state: Tensor) -> Tensor:
             return own.get(state, state)  # type: ignore[no-untyped-call]
 
-        return (*args[:1], *_map_tensors(exchange, args[1:])), _map_tensors(exchange, kwargs)
+        return (*args[:1], *map_tensors(exchange, args[1:])), map_tensors(exchange, kwargs)
 
     def _after_layer(self, name: str, module: nn.Module, output: Any) -> Any:
         """Cut or join what the layer returned."""
@@ -188,7 +169,7 @@ class Wiring:
         self._states.note(name, module)
         if not torch.is_grad_enabled():
             return None
-        returned = _like_spikes(output)
+        returned = like_spikes(output)
         credited = self._credit(name, returned)
         handed = self._cut_or_join(name, module, credited) if self._cuts else credited
         exchange: dict[int, Tensor] = {}
@@ -196,7 +177,7 @@ class Wiring:
             if given is not mine:
                 exchange[id(mine)] = given
                 self._own[name][given] = mine
-        return _map_tensors(lambda t: exchange.get(id(t), t), output)
+        return map_tensors(lambda t: exchange.get(id(t), t), output)
 
     def _cut_or_join(self, name: str, module: nn.Module, credited: list[Tensor]) -> list[Tensor]:
         """Return what the next module gets in place of spikes and states."""

@@ -1,6 +1,13 @@
 """What goes wrong, by kind. Each message says what was expected, what came and what to do."""
 
-__all__ = ["AttachError", "DFAError", "FeedbackError", "OutOfStepError", "TargetError"]
+__all__ = [
+    "AttachError",
+    "DFAError",
+    "ExportError",
+    "FeedbackError",
+    "OutOfStepError",
+    "TargetError",
+]
 
 
 class DFAError(Exception):
@@ -9,6 +16,10 @@ class DFAError(Exception):
 
 class AttachError(DFAError, ValueError):
     """The network, or an argument about it, cannot be used; nothing was changed."""
+
+
+class ExportError(DFAError, ValueError):
+    """Another format cannot say what the network does, or its packages are missing."""
 
 
 class FeedbackError(DFAError, ValueError):

@@ -27,7 +27,10 @@ class KolenPollack:
     They become alike as far as both get the same updates: give the weights the optimiser of B,
     AdamW, and B their rate and decay; where their rate changes, set ``dfa.feedback_lr``.
 
-    The first update is made when the next forward pass begins, then one for each backward pass.
+    The first update is made when the next forward pass begins, then one for each backward pass:
+    where gradients are accumulated over several passes, B takes a step after each of them. Under a
+    ``GradScaler`` it learns from the scaled error; AdamW's step does not depend on a factor that
+    stays, and for some steps after the scale has changed it is off by less than that factor.
 
     Args:
         lr: Learning rate of AdamW.
