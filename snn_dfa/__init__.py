@@ -6,6 +6,7 @@ from snn_dfa.dfa import DFA
 from snn_dfa.errors import (
     AttachError,
     DFAError,
+    ExportError,
     FeedbackError,
     InputError,
     NonFiniteError,
@@ -15,6 +16,7 @@ from snn_dfa.errors import (
 from snn_dfa.folding import fold_normalization
 from snn_dfa.kolen_pollack import KolenPollack
 from snn_dfa.neurons import RefractoryLeaky
+from snn_dfa.nir import export_nir
 from snn_dfa.sequence import over_time
 from snn_dfa.state import reset
 
@@ -22,6 +24,7 @@ __all__ = [
     "DFA",
     "AttachError",
     "DFAError",
+    "ExportError",
     "FeedbackError",
     "InputError",
     "KolenPollack",
@@ -32,6 +35,7 @@ __all__ = [
     "__version__",
     "diagnostics",
     "encoding",
+    "export_nir",
     "feedback",
     "fold_normalization",
     "functional",

@@ -1,14 +1,17 @@
-"""The two autograd functions: tensors in, tensors out; they know of no module and no snnTorch."""
+"""The autograd functions: tensors in, tensors out; they know of no module and no snnTorch."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["AtCurrent", "CurrentCredit", "Detour", "Join", "Traced"]
+from snn_dfa.errors import DFAError
+
+__all__ = ["AtCurrent", "CurrentCredit", "Detour", "Join", "Traced", "in_backward"]
 
 #: From the error at the spikes and the current of the same steps to the gradient at that current.
 AtCurrent: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -17,6 +20,28 @@ AtCurrent: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 Broadcast: TypeAlias = Callable[
     [Sequence[Tensor | None], Sequence[Tensor]], Sequence[Tensor | None] | None
 ]
+
+
+def _first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Refuse a second derivative, which would leave out all that the errors sent depend on."""
+    once = torch.autograd.function.once_differentiable(backward)
+
+    @functools.wraps(backward)
+    def checked(ctx: Any, *grads: Tensor | None) -> Any:
+        if torch.is_grad_enabled():
+            raise DFAError(
+                "create_graph=True: an error that is sent back directly has no derivative; take "
+                "second derivatives of back-propagation, in `with dfa.paused():`"
+            )
+        return once(ctx, *grads)
+
+    return checked
+
+
+def in_backward() -> bool:
+    """Whether this is called from within a backward pass, as activation checkpointing calls."""
+    # Not documented, in all versions from 2.4 on.
+    return bool(torch._C._current_graph_task_id() != -1)
 
 
 class Join(torch.autograd.Function):
@@ -40,7 +65,7 @@ class Join(torch.autograd.Function):
         return tuple(t.clone() for t in tensors[:n])
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @_first_order
     def backward(ctx: Any, *errors: Tensor | None) -> tuple[Any, ...]:
         sent = ctx.broadcast(errors, ctx.saved_tensors)
         return (None, None, None, *errors, *((None,) * ctx.joined if sent is None else sent))
@@ -68,7 +93,7 @@ class CurrentCredit(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @_first_order
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         (current,) = ctx.saved_tensors
         at_spikes, *at_states = grads
@@ -98,7 +123,7 @@ class Detour(torch.autograd.Function):
         return output.view_as(output)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @_first_order
     def backward(ctx: Any, error: Tensor) -> tuple[Any, ...]:
         (x,) = ctx.saved_tensors
         return None, error, ctx.back(error, x)
@@ -120,6 +145,6 @@ class Traced(torch.autograd.Function):
         return output.view_as(output)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @_first_order
     def backward(ctx: Any, error: Tensor) -> tuple[Any, ...]:
         return (None, None, *ctx.gradients(error))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from snn_dfa._autograd import Traced
+from snn_dfa._autograd import Traced, in_backward
 from snn_dfa._discover import Layers, is_spiking, spiking_layers
 from snn_dfa._hooks import place
 from snn_dfa._synapses import SYNAPSES, gradient_at_weight, inside_neurons, synapses
@@ -155,6 +155,12 @@ class Traces:
     # -- between layers ----------------------------------------------------------------------------
 
     def _note(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self.active and in_backward():
+            raise AttachError(
+                f"credit='trace': a {type(module).__name__} is called in a backward pass, as "
+                f"activation checkpointing does, which would carry its trace on twice; there is "
+                f"nothing to be saved, as no past is kept"
+            )
         if not self._idle:
             self._inputs[module] = args[0] if args else kwargs["input"]
 

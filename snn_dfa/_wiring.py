@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from snn_dfa._autograd import AtCurrent, CurrentCredit, Join
+from snn_dfa._autograd import AtCurrent, CurrentCredit, Join, in_backward
 from snn_dfa._bank import FeedbackBank
 from snn_dfa._broadcast import broadcast_signal, check_finite
 from snn_dfa._discover import Layers, batch_dims
@@ -30,6 +30,7 @@ from snn_dfa._distributed import States
 from snn_dfa._fences import Fences
 from snn_dfa._hooks import place
 from snn_dfa._nested import like_spikes, map_tensors
+from snn_dfa._refusals import out_of_step, refuse_repetition, refuse_unled, second_output
 from snn_dfa.errors import AttachError, OutOfStepError
 from snn_dfa.feedback import project
 from snn_dfa.kolen_pollack import correlation
@@ -64,6 +65,7 @@ class Wiring:
         self.active = True
         self.targets: Tensor | None = None
         self.bank_learns = True  # whenever a forward pass begins
+        self._repeated = False  # the pass is one that activation checkpointing does again
         self.layers = layers
         self._bank = bank
         self._rule = rule
@@ -103,6 +105,10 @@ class Wiring:
         if not self.active:
             return
         self._clear()
+        self._repeated = in_backward()
+        if self._repeated:
+            refuse_unled(self._bank.learner is not None and self.bank_learns)
+            return
         self._states.begin()
         if self.bank_learns and torch.is_grad_enabled():
             self._bank.learn()
@@ -123,12 +129,7 @@ class Wiring:
             return
         others = [name for name in self._learn if name not in (out, *self._fences.taken)]
         if others:
-            raise AttachError(
-                f"layer {others[0]!r}: expected its spikes to go on to another layer, and they go "
-                f"to none, like those of the output {out!r}; one output is known to DFA: name the "
-                f"layers that learn from its error with hidden=, and {others[0]!r} is left to its "
-                f"own loss"
-            )
+            raise AttachError(second_output(others[0], out))
 
     def _end_pass(self) -> None:
         """Settle which layer is the output; refuse spikes that no call of it has matched."""
@@ -143,14 +144,7 @@ class Wiring:
             raise OutOfStepError(self._out_of_step(left[0], calls))
 
     def _out_of_step(self, name: str, calls: dict[str, int]) -> str:
-        out = self.layers.output or ""
-        return (
-            f"hidden layer {name!r} was called {calls.get(name, 0)} times and the output "
-            f"{out!r} {calls.get(out, 0)} times in one forward pass; expected as many calls of "
-            f"each: if {out!r} is not the output, name the one that is with output=, and name the "
-            f"layers that keep step with it with hidden=; a neuron that stands for several layers "
-            f"must be a neuron of its own for each, which may share weights"
-        )
+        return out_of_step(name, self.layers.output or "", calls)
 
     # -- one call of a layer ----------------------------------------------------------------------
 
@@ -158,8 +152,11 @@ class Wiring:
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Give the layer its own states back with their graph; note and cut its current."""
-        if self.active:
-            self._states.check(name, self.layers.modules[name])
+        module = self.layers.modules[name]
+        if self.active and in_backward():
+            refuse_repetition(name, module, whole=self._repeated)
+        elif self.active:
+            self._states.check(name, module)
         if not self.active or not torch.is_grad_enabled():
             return None
         kwargs = dict(kwargs)

@@ -3,6 +3,7 @@
 __all__ = [
     "AttachError",
     "DFAError",
+    "ExportError",
     "FeedbackError",
     "InputError",
     "NonFiniteError",
@@ -17,6 +18,10 @@ class DFAError(Exception):
 
 class AttachError(DFAError, ValueError):
     """The network, or an argument about it, cannot be used; nothing was changed."""
+
+
+class ExportError(DFAError, ValueError):
+    """Another format cannot say what the network does, or its packages are missing."""
 
 
 class FeedbackError(DFAError, ValueError):

@@ -29,6 +29,8 @@ class KolenPollack:
 
     An update is made when the next forward pass begins, one for each backward pass; or, after
     ``dfa.follow(optimizer)``, with each step of the weights' optimiser.
+    Under a ``GradScaler`` B learns from the scaled error; AdamW's step does not depend on a factor
+    that stays, and for some steps after the scale has changed it is off by less than that factor.
 
     Args:
         lr: Learning rate of AdamW.

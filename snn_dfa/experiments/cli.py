@@ -263,6 +263,15 @@ def _family(args: argparse.Namespace) -> None:
     print(table)
 
 
+def _refuse_ranks() -> None:
+    ranks = os.environ.get("WORLD_SIZE", "1")  # as torchrun sets it
+    if ranks.isdecimal() and int(ranks) > 1:
+        raise UsageError(
+            f"expected one process, got WORLD_SIZE={ranks}, as torchrun sets it: each would train "
+            f"alone and write the same files; run snn-dfa without torchrun, one seed a process"
+        )
+
+
 def _recipes(_: argparse.Namespace) -> None:
     print("\n\n".join(describe(name) for name in RECIPES))
 
@@ -278,6 +287,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "recipes": _recipes,
     }
     try:
+        _refuse_ranks()
         args = _parser().parse_args(argv)
         commands[args.command](args)
         sys.stdout.flush()

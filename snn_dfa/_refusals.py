@@ -1,0 +1,68 @@
+"""What is refused while a network runs, in words: who, what was expected, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from snn_dfa.errors import AttachError, FeedbackError
+
+__all__ = ["out_of_step", "refuse_repetition", "refuse_unled", "second_output"]
+
+
+def out_of_step(hidden: str, output: str, calls: Mapping[str, int]) -> str:
+    """Say that a hidden layer and the output were not called equally often."""
+    return (
+        f"hidden layer {hidden!r} was called {calls.get(hidden, 0)} times and the output "
+        f"{output!r} {calls.get(output, 0)} times in one forward pass; expected as many calls of "
+        f"each: if {output!r} is not the output, name the one that is with output=, and name the "
+        f"layers that keep step with it with hidden=; a neuron that stands for several layers "
+        f"must be a neuron of its own for each, which may share weights"
+    )
+
+
+def second_output(other: str, output: str | None) -> str:
+    """Say that there is a second output, which would get the error of the first by a matrix."""
+    return (
+        f"layer {other!r}: expected its spikes to go on to another layer, and they go to none, "
+        f"like those of the output {output!r}; one output is known to DFA: name the layers that "
+        f"learn from its error with hidden=, and {other!r} is left to its own loss"
+    )
+
+
+def refuse_repetition(name: str, module: nn.Module, *, whole: bool) -> None:
+    """Refuse a call that activation checkpointing repeats, where it would be another call.
+
+    Args:
+        name: Of the layer.
+        module: The layer.
+        whole: Whether the whole network's pass is repeated.
+
+    Raises:
+        AttachError: if only some layers are repeated, or the layer's state is hidden in it.
+    """
+    said = f"layer {name!r} is called in a backward pass, as activation checkpointing does, and "
+    if not whole:
+        raise AttachError(
+            f"{said}its spikes are joined to the output already; checkpoint the whole network, or "
+            f"layers without spiking neurons"
+        )
+    if getattr(module, "init_hidden", False):
+        raise AttachError(
+            f"{said}its hidden state would go on from another membrane than before; pass states "
+            f"explicitly, use over_time, or checkpoint layers without spiking neurons"
+        )
+
+
+def refuse_unled(learns: bool) -> None:
+    """Refuse feedback that takes its step when a pass begins, where passes are repeated.
+
+    Raises:
+        FeedbackError: if it is such.
+    """
+    if learns:
+        raise FeedbackError(
+            "feedback: expected one that does not learn with the passes of the network, which "
+            "activation checkpointing repeats; call dfa.follow(optimizer)"
+        )
