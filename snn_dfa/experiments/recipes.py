@@ -90,7 +90,6 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 steps=20,
                 beta=0.8,
                 temperature=1.4,
-                validation=0.1,
                 epochs=30,
                 keep="last",  # of 1,100 recordings too few are held back to choose an epoch by
                 batch_size=32,
