@@ -34,8 +34,9 @@ class _Hook:
     """
 
     def __init__(self, call: Callable[..., Any]) -> None:
-        self._call = torch.compiler.disable(call)  # type: ignore[no-untyped-call]
+        self._call = call
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(*args, **kwargs)
 
