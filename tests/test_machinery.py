@@ -10,6 +10,9 @@ from torch.utils.checkpoint import checkpoint
 
 from snn_dfa import DFA, AttachError, DFAError, KolenPollack, over_time, reset
 
+# torch 2.4 warns of what its own checkpointing calls.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.cpu.amp.autocast:FutureWarning")
+
 X, Y = data(0)
 
 
