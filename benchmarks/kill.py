@@ -124,6 +124,7 @@ def kill(kills, start, longest, seed):
             at_work = not ended
             if ended:
                 seen["runs ended"] += 1
+                print(f"run {seen['runs ended']} ended after {seen['kills']} kills", flush=True)
                 if where := difference(end(folder), wanted):
                     seen["runs unlike the unbroken one"] += 1
                     print(f"a run differs at {where}", flush=True)

@@ -19,6 +19,9 @@ from snn_dfa import (
     reset,
 )
 
+# torch 2.4 warns of what its own checkpointing calls.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.cpu.amp.autocast:FutureWarning")
+
 X, Y = data(0)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from snn_dfa._version import __version__
 from snn_dfa.experiments import report
+from snn_dfa.experiments.arguments import layers, numbers, one_or_more, rules, seconds
 from snn_dfa.experiments.data import DATASETS, load
 from snn_dfa.experiments.family import kept_megabytes, members, write_family
 from snn_dfa.experiments.feedback import RULES
@@ -37,51 +37,17 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
-def _layers(text: str) -> tuple[int | str, ...]:
-    return tuple(int(part) if part.isdecimal() else part for part in text.split(","))
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(",")) if text else ()
-
-
-def _rules(text: str) -> list[str]:
-    rules = text.split(",")
-    unknown = [rule for rule in rules if rule not in RULES]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"expected some of {','.join(RULES)}, got {unknown[0]!r}")
-    return list(dict.fromkeys(rules))
-
-
-def _one_or_more(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected one or more, got {text}")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 <= seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"expected zero or more, got {text}")
-    return seconds
-
-
-# What argparse calls them.
-_layers.__name__, _numbers.__name__, _rules.__name__ = "layers", "list of numbers", "list of rules"
-_seconds.__name__ = "number"
-
-
 def _parser() -> _Parser:
     parser = _Parser(prog="snn-dfa", description="Direct feedback alignment for snnTorch networks.")
     parser.add_argument("--version", action="version", version=f"snn-dfa {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     compare = commands.add_parser("compare", help="train the same network with several rules")
     compare.add_argument(
-        "--rules", type=_rules, default=["bptt", "dfa", "shallow"], metavar=",".join(RULES),
+        "--rules", type=rules, default=["bptt", "dfa", "shallow"], metavar=",".join(RULES),
         help="which (default: bptt,dfa,shallow)",
     )  # fmt: skip
     compare.add_argument(
-        "--seeds", type=_one_or_more, default=1, metavar="N",
+        "--seeds", type=one_or_more, default=1, metavar="N",
         help="how many seeds, from --seed on (default: 1)",
     )  # fmt: skip
     compare.add_argument("--out", type=Path, default=Path("runs/compare"), help="%(default)s")
@@ -90,7 +56,7 @@ def _parser() -> _Parser:
     train.add_argument("--out", type=Path, default=Path("runs/train"), help="%(default)s")
     train.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     train.add_argument(
-        "--save-every", type=_seconds, default=60.0, metavar="SECONDS",
+        "--save-every", type=seconds, default=60.0, metavar="SECONDS",
         help="save within an epoch, too, at most so often; 0: after every step (%(default)g)",
     )  # fmt: skip
     for command in (compare, train):
@@ -136,8 +102,8 @@ def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None
 def _kind(field: Field[Any]) -> Any:
     """Return what makes an option's text a value."""
     if field.name == "hidden":
-        return _layers
-    return _numbers if isinstance(field.default, tuple) else type(field.default)
+        return layers
+    return numbers if isinstance(field.default, tuple) else type(field.default)
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
