@@ -109,14 +109,20 @@ class Fences:
     def _before(self, args: Any, kwargs: Any) -> Any:
         if not self.active or not torch.is_grad_enabled():
             return None
+        if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):  # at every step
+            t = self.cut(args[0])
+            return None if t is args[0] else ((t,), kwargs)
         return map_tensors(self.cut, args), map_tensors(self.cut, kwargs)
 
     def _before_layer(self, args: Any, kwargs: Any) -> Any:
         """Cut the current; a layer's states are for others to see to."""
         if not self.active or not torch.is_grad_enabled():
             return None
+        if args:
+            current = map_tensors(self.cut, args[0])
+            return None if current is args[0] else ((current, *args[1:]), kwargs)
         named = {k: map_tensors(self.cut, v) for k, v in kwargs.items() if k in _CURRENTS}
-        return (*map_tensors(self.cut, args[:1]), *args[1:]), {**kwargs, **named}
+        return args, {**kwargs, **named}
 
     def _after(self, output: Any) -> None:
         if self.active:

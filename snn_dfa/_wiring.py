@@ -165,6 +165,8 @@ class Wiring:
         if name in self._at_current:
             self._currents[name] = args[0]
             args = (args[0].detach(), *args[1:])
+        if len(args) == 1 and not kwargs:  # its states are hidden
+            return args, kwargs
         own, fences = self._own[name], self._fences
 
         def state(t: Tensor) -> Tensor:
