@@ -4,6 +4,9 @@ import matplotlib
 import pytest
 import torch
 
+from snn_dfa.experiments.data import load
+from snn_dfa.experiments.settings import Settings
+
 matplotlib.use("Agg")
 
 
@@ -18,3 +21,9 @@ def _known_state():
 def generator():
     """A generator of its own for a test's inputs."""
     return torch.Generator().manual_seed(1)
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """The embedded digits, with the validation part of the default settings."""
+    return load(Settings())

@@ -13,7 +13,6 @@ from PIL import Image
 from snn_dfa.experiments import files, training
 from snn_dfa.experiments.cli import main
 from snn_dfa.experiments.data import load
-from snn_dfa.experiments.network import build
 from snn_dfa.experiments.settings import Settings, UsageError
 from snn_dfa.experiments.training import Trainer
 
@@ -296,13 +295,3 @@ def test_the_module_is_the_command():
         [sys.executable, "-m", "snn_dfa", "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith("snn-dfa 0.")
-
-
-# -- data and network ------------------------------------------------------------------------------
-
-
-def test_building_the_network_leaves_the_global_generator_alone():
-    before = torch.get_rng_state()
-    a, b = (build(Settings(hidden=(3,), seed=s), (1, 2, 2), 2) for s in (0, 1))
-    assert torch.equal(torch.get_rng_state(), before)
-    assert not torch.equal(a[0].weight, b[0].weight)

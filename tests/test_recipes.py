@@ -11,7 +11,6 @@ from torch import nn
 from snn_dfa import KolenPollack, fold_normalization, over_time
 from snn_dfa.experiments import ladder
 from snn_dfa.experiments.cli import main
-from snn_dfa.experiments.data import load
 from snn_dfa.experiments.feedback import feedback_of
 from snn_dfa.experiments.files import Checkpoint, load_checkpoint
 from snn_dfa.experiments.inputs import encode
@@ -25,11 +24,6 @@ from snn_dfa.experiments.training import Trainer
 
 def run(*args):
     return main([str(a) for a in args])
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load(Settings())
 
 
 # -- recipes ---------------------------------------------------------------------------------------
@@ -264,3 +258,10 @@ def test_a_run_of_one_cycle_resumes_from_its_file(tmp_path, digits):
     assert resumed.history == whole.history
     for name, value in whole.net.state_dict().items():
         assert torch.equal(value, resumed.net.state_dict()[name]), name
+
+
+def test_building_the_network_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    a, b = (build(Settings(hidden=(3,), seed=s), (1, 2, 2), 2) for s in (0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(a[0].weight, b[0].weight)
