@@ -139,7 +139,11 @@ def test_control_c_leaves_a_checkpoint_and_names_how_to_go_on(tmp_path, digits):
     path = tmp_path / "checkpoint.pt"
     command = [sys.executable, "-m", "snn_dfa", *TINY, "--epochs", "100000", "--save-every", "0",
                "--out", tmp_path]  # fmt: skip
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True,
+        # A job in the background inherits that it is to be ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:  # fmt: skip
         until = time.monotonic() + 120
         while not path.exists() and time.monotonic() < until and process.poll() is None:
             time.sleep(0.01)

@@ -6,6 +6,7 @@ The examples themselves are run by pytest's ``--doctest-modules``.
 import importlib
 import inspect
 import re
+import typing
 
 import pytest
 
@@ -24,6 +25,11 @@ MODULES = [
 ]  # fmt: skip
 
 
+def is_class(each):
+    """Whether it is a class; Python 3.10 takes an alias such as ``Callable[..., int]`` for one."""
+    return inspect.isclass(each) and typing.get_origin(each) is None
+
+
 def public_names():
     """Yield (module, name, what it is), each object once, under the first module that has it."""
     seen = set()
@@ -32,7 +38,7 @@ def public_names():
             each = getattr(module, name)
             if inspect.ismodule(each) or name == "__version__":
                 continue
-            if inspect.isclass(each) or inspect.isfunction(each):
+            if is_class(each) or inspect.isfunction(each):
                 if each in seen:
                     continue
                 seen.add(each)
@@ -40,11 +46,11 @@ def public_names():
 
 
 NAMES = list(public_names())
-SPEAKING = [p for p in NAMES if inspect.isclass(p.values[2]) or inspect.isfunction(p.values[2])]
+SPEAKING = [p for p in NAMES if is_class(p.values[2]) or inspect.isfunction(p.values[2])]
 # What an exception is for is told by its name and a sentence; there is nothing to call.
 CALLED = [
     p for p in SPEAKING
-    if not (inspect.isclass(p.values[2]) and issubclass(p.values[2], BaseException))
+    if not (is_class(p.values[2]) and issubclass(p.values[2], BaseException))
 ]  # fmt: skip
 CONSTANTS = [p for p in NAMES if p not in SPEAKING]
 
