@@ -82,7 +82,7 @@ class FeedbackBank:
         if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
             raise FeedbackError(
                 f"feedback[{name!r}]: expected a floating point tensor [C, *spike shape], got "
-                f"{getattr(matrix, 'dtype', type(matrix).__name__)}"
+                f"{matrix.dtype if isinstance(matrix, Tensor) else type(matrix).__name__}"
             )
         self.matrices[name] = matrix.detach().clone()
         self._moved.clear()

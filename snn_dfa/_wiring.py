@@ -133,12 +133,12 @@ class Wiring:
 
     def _end_pass(self) -> None:
         """Settle which layer is the output; refuse spikes that no call of it has matched."""
-        if self.layers.output is None:
-            self.layers.output = self._last_called
-            self._clear()
-            return
         calls = dict(self._calls)
-        left = [name for name, kept in self._kept.items() if kept]
+        if self.layers.output is None:
+            self.layers.output = out = self._last_called
+            left = [name for name, count in calls.items() if count != calls.get(out or "", count)]
+        else:
+            left = [name for name, kept in self._kept.items() if kept]
         self._clear()
         if left:
             raise OutOfStepError(self._out_of_step(left[0], calls))

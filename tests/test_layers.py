@@ -85,6 +85,7 @@ def test_an_unnamed_hidden_layer_is_left_to_back_propagation():
         ({"feedback": 3}, "got int"),
         ({"feedback": {"9": torch.zeros(3, 7)}}, r"among \['1', '3', '5'\], got one for '9'"),
         ({"feedback": {"1": [1.0]}}, r"feedback\['1'\]: expected a floating point tensor"),
+        ({"feedback": {"1": torch.zeros(3, 7).numpy()}}, r"floating point tensor .* got ndarray"),
     ],
 )  # fmt: skip
 def test_bad_arguments_change_nothing(options, message):

@@ -80,10 +80,12 @@ class Reused(Net):
         return torch.stack(out)
 
 
-def test_a_neuron_that_is_called_twice_a_step_is_refused_with_what_to_do():
+@pytest.mark.parametrize("named", [{}, {"output": "lif3", "hidden": "lif1"}])
+def test_a_neuron_that_is_called_twice_a_step_is_refused_with_what_to_do(named):
     net = Reused()
+    del net.lif2
     with (
-        DFA(net, output="lif3", hidden="lif1"),
+        DFA(net, **named),
         pytest.raises(OutOfStepError, match=r"'lif1' was called 10 times .* a neuron of its own"),
     ):
         net(torch.rand(T, B, X))
