@@ -3,7 +3,6 @@
 import copy
 
 import pytest
-import snntorch as snn
 import torch
 from distributed import FORMS, OverSteps, data, network
 from torch import nn
@@ -211,9 +210,6 @@ def test_function_transforms_are_refused_by_torch(transform):
             torch.func.vmap(form, in_dims=1)(X[:, :, None])
         else:
             getattr(torch.func, transform)(loss)(parameters)
-    # What it leaves in the membranes would break snnTorch's reset, which sees all neurons there are.
-    for neuron in (m for m in form.modules() if isinstance(m, snn.SpikingNeuron)):
-        neuron.mem = torch.zeros(())
 
 
 @pytest.mark.parametrize(
