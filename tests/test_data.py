@@ -10,7 +10,7 @@ import torch
 
 from snn_dfa.experiments.cli import main
 from snn_dfa.experiments.data import load
-from snn_dfa.experiments.inputs import some_pixels
+from snn_dfa.experiments.inputs import shifted, some_pixels
 from snn_dfa.experiments.recipes import RECIPES
 from snn_dfa.experiments.recordings import nmnist
 from snn_dfa.experiments.settings import Settings, UsageError
@@ -172,6 +172,29 @@ def test_pixels_are_dropped_for_all_of_a_recording():
     assert torch.equal(kept, kept[:, :1].expand_as(kept))
     assert 0.4 < (kept == 0).float().mean() < 0.6
     assert some_pixels(x, 0.0) is x
+
+
+def test_a_sample_is_moved_as_a_whole_and_comes_in_black():
+    torch.manual_seed(0)
+    x = (torch.rand(40, 3, 2, 6, 5) > 0.5).to(torch.uint8)
+    got, seen = shifted(x, 2), set()
+    assert got.dtype == x.dtype
+    for sample, moved in zip(x, got, strict=True):
+        found = []
+        for down in range(-2, 3):
+            for right in range(-2, 3):
+                wanted = torch.zeros_like(sample)
+                for row in range(6):
+                    for column in range(5):
+                        if 0 <= row - down < 6 and 0 <= column - right < 5:
+                            wanted[..., row, column] = sample[..., row - down, column - right]
+                if torch.equal(moved, wanted):
+                    found.append((down, right))
+        assert len(found) == 1
+        seen.update(found)
+    assert len(seen) > 12  # of 25
+    assert {abs(down) for down, _ in seen} == {abs(right) for _, right in seen} == {0, 1, 2}
+    assert shifted(x, 0) is x
 
 
 @pytest.mark.parametrize(

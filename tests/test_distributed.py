@@ -12,7 +12,6 @@ import torch.distributed.fsdp
 from torch import nn
 
 from snn_dfa import DFA, AttachError
-from snn_dfa.experiments.cli import main
 
 HAS_FSDP = hasattr(torch.distributed.fsdp, "fully_shard")
 TRAINED = [
@@ -120,13 +119,3 @@ def test_a_wrapper_is_refused(results):
         )
     with pytest.raises(AttachError, match=r"wrapped in DataParallel; give net\.module"):
         DFA(nn.DataParallel(distributed.network()))
-
-
-@pytest.mark.parametrize("command", ["train", "compare", "ladder", "rules"])
-def test_the_command_line_refuses_torchrun(tmp_path, capsys, monkeypatch, command):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main([command, "--out", str(tmp_path / "out")]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("snn-dfa: expected one process, got WORLD_SIZE=2, as torchrun sets it")
-    assert err.count("\n") == 1
-    assert not (tmp_path / "out").exists()

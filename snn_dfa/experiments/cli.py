@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import Field, fields, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import torch
 from tqdm import tqdm
@@ -16,13 +16,14 @@ from tqdm import tqdm
 from snn_dfa._version import __version__
 from snn_dfa.experiments import report
 from snn_dfa.experiments.arguments import layers, numbers, one_or_more, rules, seconds
-from snn_dfa.experiments.data import DATASETS, load
+from snn_dfa.experiments.data import DATASETS, Splits, load
 from snn_dfa.experiments.family import kept_megabytes, members, write_family
 from snn_dfa.experiments.feedback import RULES
 from snn_dfa.experiments.files import Checkpoint, load_checkpoint, make_folder
 from snn_dfa.experiments.ladder import rungs, write_ladder
 from snn_dfa.experiments.memory import keep_freed_memory
 from snn_dfa.experiments.outcome import outcome
+from snn_dfa.experiments.ranks import first_alone, is_first, joined
 from snn_dfa.experiments.recipes import DEFAULT, RECIPES, default_for, describe
 from snn_dfa.experiments.settings import Settings, UsageError, option
 from snn_dfa.experiments.training import Trainer
@@ -128,13 +129,26 @@ def _check_device(settings: Settings) -> None:
         ) from error
 
 
+def _data(settings: Settings) -> Splits:
+    with first_alone():
+        return load(settings)
+
+
+def _say(text: str, to: TextIO | None = None) -> None:
+    """Print once, however many processes there are, and above a progress bar."""
+    if is_first():
+        tqdm.write(text, file=to or sys.stdout)
+
+
 def _fit(
     trainer: Trainer, name: str, checkpoint: Checkpoint | None = None, *, diagnosed: bool = False
 ) -> None:
     """Train to the end under a progress bar, saving after epochs and when it is due."""
     settings, said = trainer.settings, set[str]()
     total = settings.epochs * trainer.batches
-    with tqdm(total=total, initial=trainer.behind, desc=name, unit="step") as bar:
+    with tqdm(
+        total=total, initial=trainer.behind, desc=name, unit="step", disable=not is_first()
+    ) as bar:
 
         def after_batch() -> None:
             bar.update()
@@ -148,7 +162,7 @@ def _fit(
             )
             for layer, text in trainer.warnings.items():
                 if layer not in said:
-                    bar.write(f"snn-dfa: warning: {text}", file=sys.stderr)
+                    _say(f"snn-dfa: warning: {text}", sys.stderr)
                     said.add(layer)
             if checkpoint is not None:
                 checkpoint.save(trainer.state_dict())
@@ -159,7 +173,7 @@ def _compare(args: argparse.Namespace) -> None:
     results: report.Results = {rule: [] for rule in args.rules}
     for seed in range(settings.seed, settings.seed + args.seeds):
         one = replace(settings, seed=seed)
-        data = load(one)
+        data = _data(one)
         for rule in args.rules:
             trainer = Trainer(one, rule, data)
             folder = make_folder(args.out)  # once nothing is left to be refused
@@ -176,7 +190,7 @@ def _train(args: argparse.Namespace) -> None:
     settings = _settings(args)
     checkpoint = Checkpoint(args.out / "checkpoint.pt", args.save_every)
     state = load_checkpoint(checkpoint.path) if args.resume else None
-    data = load(settings)
+    data = _data(settings)
     trainer = Trainer(settings, args.rule, data)
     if state is not None:
         trainer.load_state_dict(state)
@@ -196,29 +210,29 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _print(results: report.Results, paths: Sequence[Path]) -> None:
-    print(report.table(results))
-    print("wrote " + " ".join(str(path) for path in paths))
+    _say(report.table(results))
+    _say("wrote " + " ".join(str(path) for path in paths))
 
 
 def _ladder(args: argparse.Namespace) -> None:
     steps = list(rungs(**_given(args)))
     first = steps[0].settings
     _check_device(first)
-    data = load(first)
+    data = _data(first)
     folder, results = make_folder(args.out), []
     for rung in steps:
         trainer = Trainer(rung.settings, "dfa", data)
         _fit(trainer, rung.name)
         results.append((rung, outcome(trainer)))
         table = write_ladder(folder, results)
-    print(table)
+    _say(table)
 
 
 def _family(args: argparse.Namespace) -> None:
     rows = list(members(**{"epochs": 2, **_given(args)}))
     first = rows[0].settings
     _check_device(first)
-    data = load(first)
+    data = _data(first)
     folder, results = make_folder(args.out), []
     for row in rows:
         trainer = Trainer(row.settings, row.rule, data)
@@ -226,16 +240,7 @@ def _family(args: argparse.Namespace) -> None:
         _fit(trainer, row.name, diagnosed=True)
         results.append((row, {**outcome(trainer), "kept_megabytes": kept}))
         table = write_family(folder, results)
-    print(table)
-
-
-def _refuse_ranks() -> None:
-    ranks = os.environ.get("WORLD_SIZE", "1")  # as torchrun sets it
-    if ranks.isdecimal() and int(ranks) > 1:
-        raise UsageError(
-            f"expected one process, got WORLD_SIZE={ranks}, as torchrun sets it: each would train "
-            f"alone and write the same files; run snn-dfa without torchrun, one seed a process"
-        )
+    _say(table)
 
 
 def _recipes(_: argparse.Namespace) -> None:
@@ -253,18 +258,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "recipes": _recipes,
     }
     try:
-        _refuse_ranks()
-        args = _parser().parse_args(argv)
-        commands[args.command](args)
-        sys.stdout.flush()
+        with joined():
+            args = _parser().parse_args(argv)
+            commands[args.command](args)
+            sys.stdout.flush()
     except UsageError as error:
-        print(f"snn-dfa: {error}", file=sys.stderr)
+        _say(f"snn-dfa: {error}", sys.stderr)
         return 2
     except BrokenPipeError:  # what reads the output has seen enough, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt as stop:
         left = str(stop) or "what was finished by then is in --out"
-        print(f"snn-dfa: interrupted; {left}", file=sys.stderr)
+        _say(f"snn-dfa: interrupted; {left}", sys.stderr)
         return 130
     return 0

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from snn_dfa.experiments.ranks import is_first
 from snn_dfa.experiments.settings import UsageError
 
 __all__ = ["DAMAGE", "Checkpoint", "load_checkpoint", "make_folder", "write_whole"]
@@ -31,6 +32,8 @@ def make_folder(path: Path) -> Path:
     Raises:
         UsageError: if it cannot be made.
     """
+    if not is_first():
+        return path
     try:
         path.mkdir(parents=True, exist_ok=True)
         for part in path.glob(".*.part"):
@@ -46,9 +49,13 @@ def make_folder(path: Path) -> Path:
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write beside ``path`` and put it in its place once it is whole and on the disk.
 
+    Of several processes only the first one writes.
+
     Raises:
         UsageError: if it cannot be written; what stood at ``path`` is still there.
     """
+    if not is_first():
+        return
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:

@@ -9,7 +9,7 @@ from torch.nn import functional
 from snn_dfa import encoding
 from snn_dfa.experiments.settings import Settings
 
-__all__ = ["encode", "some_pixels"]
+__all__ = ["encode", "shifted", "some_pixels"]
 
 
 def encode(x: Tensor, settings: Settings, generator: torch.Generator) -> Tensor:
@@ -38,3 +38,21 @@ def some_pixels(x: Tensor, dropped: float) -> Tensor:
     if x.is_floating_point():
         return functional.dropout(x, dropped)
     return x * functional.dropout(torch.ones_like(x[:, :1], dtype=torch.float32), dropped)
+
+
+def shifted(x: Tensor, most: int) -> Tensor:
+    """Move each sample by up to so many pixels up or down, left or right, all of its time alike.
+
+    What leaves the frame is lost, and what comes in is black.
+    """
+    if not most:
+        return x
+    frames = x.flatten(1, -3)
+    samples, number, height, width = frames.shape
+    padded = functional.pad(frames, [most] * 4)
+    down, right = torch.randint(2 * most + 1, (2, samples, 1)).to(x.device)
+    rows = down + torch.arange(height, device=x.device)
+    columns = right + torch.arange(width, device=x.device)
+    sample = torch.arange(samples, device=x.device)[:, None, None, None]
+    frame = torch.arange(number, device=x.device)[:, None, None]
+    return padded[sample, frame, rows[:, None, :, None], columns[:, None, None, :]].view_as(x)

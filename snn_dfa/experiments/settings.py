@@ -133,6 +133,9 @@ class Settings:
     )  # fmt: skip
     temperature: float = _say(0.7, "divides counts or shares before the softmax", _ABOVE_ZERO)
     # -- against over-fitting ----------------------------------------------------------------------
+    shift: int = _say(
+        0, "pixels by which a sample is moved at most, at random, in training", _NOT_BELOW_ZERO
+    )
     input_dropout: float = _say(0.3, "share of pixels dropped, the others scaled up", _PART)
     dropout: float = _say(0.0, "share of hidden neurons dropped, anew a sample", _PART)
     weight_decay: float = _say(0.3, "of weights, by the optimiser", _NOT_BELOW_ZERO)

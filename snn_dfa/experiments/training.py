@@ -17,11 +17,12 @@ from snn_dfa.diagnostics import Activity, activity, complaints, projected_errors
 from snn_dfa.experiments.data import Part, Splits
 from snn_dfa.experiments.diagnose import diagnose
 from snn_dfa.experiments.feedback import attach
-from snn_dfa.experiments.inputs import encode, some_pixels
+from snn_dfa.experiments.inputs import encode, shifted, some_pixels
 from snn_dfa.experiments.network import build
 from snn_dfa.experiments.optimization import make_loss, make_optimizer, make_scheduler
 from snn_dfa.experiments.passes import make_losses
 from snn_dfa.experiments.progress import Progress, mask_states, own_masks, refuse_another
+from snn_dfa.experiments.ranks import my_part, ranks, share, share_sums
 from snn_dfa.experiments.settings import Settings, UsageError
 from snn_dfa.sequence import over_time
 
@@ -126,33 +127,38 @@ class Trainer:
             for batch in left:
                 started = self._clock()
                 # Batch normalisation has no statistics of a single sample.
-                if len(batch) > 1 or not settings.normalize:
-                    y = part.y[batch]
-                    x = some_pixels(part.x[batch], settings.input_dropout)
-                    loss, counts = self._train_step(encode(x, settings, self._spikes), y)
-                    now.add(len(y), int((counts.argmax(1) == y).sum()), loss)
+                if len(batch) // ranks() > int(settings.normalize):
+                    x = shifted(part.x[batch], settings.shift)
+                    x = encode(some_pixels(x, settings.input_dropout), settings, self._spikes)
+                    now.add(len(batch), *self._train_step(x, part.y[batch]))
                 self.scheduler.step()
                 self._follow_schedule()
                 now.batches, now.masks = now.batches + 1, mask_states(settings.device)
                 now.seconds += self._clock() - started
                 after_batch()
 
-    def _train_step(self, x: Tensor, y: Tensor) -> tuple[float, Tensor]:
-        """Learn from a batch; return its loss and the output spikes counted in it."""
+    def _train_step(self, x: Tensor, y: Tensor) -> tuple[int, float]:
+        """Learn from a batch; return how many samples of it were right, and its mean loss."""
         started, total = self._clock(), 0.0
-        spk = y
+        part = my_part()
+        x, mine = x[:, part], y[part]
+        weight = len(mine) * ranks() / len(y)  # parts may differ by a sample
+        counts = mine
         self.optimizer.zero_grad()
-        with nullcontext() if self.dfa is None else self.dfa.targets(y):
-            for loss, counts in self._losses(self.form, x, y):
-                torch.autograd.backward(loss)
-                total, spk = total + loss.item(), counts
+        with nullcontext() if self.dfa is None else self.dfa.targets(mine):
+            for loss, so_far in self._losses(self.form, x, mine):
+                torch.autograd.backward(weight * loss)
+                total, counts = total + loss.item(), so_far
+        right = (counts.argmax(1) == mine).sum().item()
+        right, total = share_sums(right, total * len(mine) / len(y), device=y.device)
         if not math.isfinite(total):
             raise UsageError(
                 f"{self.rule}: the loss is {total} in epoch {self.epoch + 1}; try a smaller --lr"
             )
+        share(self.net)
         self.optimizer.step()
         self.step_seconds.append(self._clock() - started)
-        return total, spk
+        return int(right), total
 
     def _follow_schedule(self) -> None:
         """Let feedback that learns have the share of its rate that the weights have of theirs."""
