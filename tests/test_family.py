@@ -8,14 +8,16 @@ import pytest
 import torch
 
 from snn_dfa.experiments.cli import main
-from snn_dfa.experiments.family import ROWS, kept_megabytes, members
+from snn_dfa.experiments.family import CONVOLUTIONAL, ROWS, kept_megabytes, members
 from snn_dfa.experiments.feedback import RULES
 from snn_dfa.experiments.outcome import outcome
+from snn_dfa.experiments.peak import peak_megabytes
 from snn_dfa.experiments.recipes import Recipe
 from snn_dfa.experiments.settings import Settings
 from snn_dfa.experiments.training import Trainer
 
 TINY = Settings(hidden=(12, 8), steps=4, epochs=1)
+TINY_CONV = replace(TINY, hidden=("2c3", "mp2", 8))
 
 
 def run(*args):
@@ -70,6 +72,16 @@ def test_what_is_kept_online_does_not_grow_with_time(digits):
     assert kept("current", 10) < kept("membrane", 10)
 
 
+def test_the_peak_of_a_step_grows_with_time_but_not_online(digits):
+    def peak(credit, steps):
+        wide = replace(TINY, credit=credit, steps=steps, hidden=(400,), batch_size=128)
+        return peak_megabytes(wide, "dfa", digits.image, digits.classes)
+
+    # Each step keeps a membrane of 0.2 MB and spikes of as much; online the input stays.
+    assert peak("membrane", 400) > 60
+    assert peak("trace", 400) < 30
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_diagnosis_changes_nothing_and_says_something(digits, rule):
     trainers = [Trainer(replace(TINY, dropout=0.1), rule, digits) for _ in range(2)]
@@ -114,13 +126,20 @@ def test_costs_of_a_sample(digits):
 
 
 def test_the_table_of_all_rules(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("snn_dfa.experiments.family.RECIPES", {"deep": Recipe("tiny", TINY)})
+    monkeypatch.setattr(
+        "snn_dfa.experiments.family.RECIPES",
+        {"deep": Recipe("tiny", TINY), "conv": Recipe("tiny, too", TINY_CONV)},
+    )
+    # Each takes a process of its own, and is tested above.
+    monkeypatch.setattr("snn_dfa.experiments.cli.peak_megabytes", lambda *of: 12.3)
     assert run("rules", "--epochs", 1, "--out", tmp_path) == 0
     table = (tmp_path / "rules.md").read_text()
     assert table.strip() in capsys.readouterr().out
-    assert len(table.splitlines()) == 2 + len(ROWS)
+    assert len(table.splitlines()) == 2 + len(ROWS) + len(CONVOLUTIONAL)
     found = json.loads((tmp_path / "rules.json").read_text())
     assert [row["name"] for row in found["rows"]] == [m.name for m in members()]
     assert all("data_root" not in row["settings"] for row in found["rows"])
-    assert all(math.isfinite(row["kept_megabytes"]) for row in found["rows"])
+    for row in found["rows"]:
+        assert math.isfinite(row["kept_megabytes"])
+        assert row["peak_megabytes"] == 12.3
     assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".md", ".png"}

@@ -23,6 +23,7 @@ from snn_dfa.experiments.files import Checkpoint, load_checkpoint, make_folder
 from snn_dfa.experiments.ladder import rungs, write_ladder
 from snn_dfa.experiments.memory import keep_freed_memory
 from snn_dfa.experiments.outcome import outcome
+from snn_dfa.experiments.peak import peak_megabytes
 from snn_dfa.experiments.ranks import first_alone, is_first, joined
 from snn_dfa.experiments.recipes import DEFAULT, RECIPES, default_for, describe
 from snn_dfa.experiments.settings import Settings, UsageError, option
@@ -236,9 +237,12 @@ def _family(args: argparse.Namespace) -> None:
     folder, results = make_folder(args.out), []
     for row in rows:
         trainer = Trainer(row.settings, row.rule, data)
-        kept = kept_megabytes(trainer)
+        memory = {
+            "kept_megabytes": kept_megabytes(trainer),
+            "peak_megabytes": peak_megabytes(row.settings, row.rule, data.image, data.classes),
+        }
         _fit(trainer, row.name, diagnosed=True)
-        results.append((row, {**outcome(trainer), "kept_megabytes": kept}))
+        results.append((row, {**outcome(trainer), **memory}))
         table = write_family(folder, results)
     _say(table)
 

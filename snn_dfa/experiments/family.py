@@ -36,12 +36,20 @@ ROWS: Sequence[tuple[str, dict[str, Any]]] = (
     ("fa", {"feedback": "kolen-pollack"}),
     ("shallow", {}),
 )  # fmt: skip
+#: The same on a convolutional network, where a matrix may have a number for each channel only.
+CONVOLUTIONAL: Sequence[tuple[str, dict[str, Any]]] = (
+    ("bptt", {}),
+    ("dfa", {}),
+    ("dfa", {"feedback": "channelwise"}),
+    ("dfa", {"error_at": "current", "feedback": "kolen-pollack"}),
+)
 
 
 @dataclass(frozen=True)
 class Member:
     """A rule with what differs from the recipe, and the settings that this makes."""
 
+    recipe: str
     rule: str
     changed: dict[str, Any]
     settings: Settings
@@ -50,18 +58,20 @@ class Member:
     def name(self) -> str:
         """The rule and what is unusual about it."""
         said = {"feedback": "{}", "credit": "credit {}", "error_at": "error at the {}"}
-        return ", ".join([self.rule, *(said[k].format(v) for k, v in self.changed.items())])
+        rule = self.rule if self.recipe == DEFAULT else f"{self.recipe}: {self.rule}"
+        return ", ".join([rule, *(said[k].format(v) for k, v in self.changed.items())])
 
 
 def members(**given: Any) -> Iterator[Member]:
-    """Yield all rows with some settings of the recipe exchanged, such as data set and epochs.
+    """Yield all rows with some settings of the recipes exchanged, such as data set and epochs.
 
     What a row does not name is fixed Gaussian feedback for the error at the outputs' spikes.
     """
     given = {"feedback": "gaussian", "error_at": "spikes", **given}
-    settings = replace(RECIPES[DEFAULT].settings, **given)
-    for rule, changed in ROWS:
-        yield Member(rule, changed, replace(settings, **changed))
+    for recipe, rows in ((DEFAULT, ROWS), ("conv", CONVOLUTIONAL)):
+        settings = replace(RECIPES[recipe].settings, **given)
+        for rule, changed in rows:
+            yield Member(recipe, rule, changed, replace(settings, **changed))
 
 
 def kept_megabytes(trainer: Trainer) -> float:
@@ -94,14 +104,16 @@ def kept_megabytes(trainer: Trainer) -> float:
 def write_family(folder: Path, results: Sequence[tuple[Member, dict[str, Any]]]) -> str:
     """Write ``rules.json``, ``rules.md`` and ``rules.png``; return the table."""
     lines = [
-        "| rule | test accuracy | ms a step | kept, MB | angle to back-propagation, degrees |",
-        "| --- | ---: | ---: | ---: | --- |",
+        "| rule | test accuracy | ms a step | kept, MB | peak, MB "
+        "| angle to back-propagation, degrees |",
+        "| --- | ---: | ---: | ---: | ---: | --- |",
     ]
     for member, got in results:
         angles = ", ".join(f"{a:.0f}" for a in _hidden_angles(got)) or "-"
         lines.append(
             f"| {member.name} | {100 * got['test_accuracy']:.2f} % | "
-            f"{1000 * got['seconds_per_step']:.0f} | {got['kept_megabytes']:.1f} | {angles} |"
+            f"{1000 * got['seconds_per_step']:.0f} | {got['kept_megabytes']:.1f} | "
+            f"{got['peak_megabytes']:.0f} | {angles} |"
         )
     table = "\n".join(lines) + "\n"
     entries = [entry(m.settings, got, name=m.name, rule=m.rule) for m, got in results]
