@@ -77,9 +77,11 @@ def test_the_peak_of_a_step_grows_with_time_but_not_online(digits):
         wide = replace(TINY, credit=credit, steps=steps, hidden=(400,), batch_size=128)
         return peak_megabytes(wide, "dfa", digits.image, digits.classes)
 
+    held = torch.ones(2**28)  # 1 GB, so that the other process begins below this one's peak
     # Each step keeps a membrane of 0.2 MB and spikes of as much; online the input stays.
     assert peak("membrane", 400) > 60
     assert peak("trace", 400) < 30
+    assert held.sum() > 0
 
 
 @pytest.mark.parametrize("rule", RULES)
