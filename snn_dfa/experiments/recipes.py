@@ -90,7 +90,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 steps=20,
                 beta=0.8,
                 temperature=1.4,
-                epochs=30,
+                shift=2,
+                epochs=60,
                 keep="last",  # of 1,100 recordings too few are held back to choose an epoch by
                 batch_size=32,
             ),
