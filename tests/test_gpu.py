@@ -15,6 +15,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
+# Of Triton 3.2's interpreter itself.
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
