@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -17,7 +18,7 @@ from snn_dfa.experiments.inputs import encode
 from snn_dfa.experiments.network import build
 from snn_dfa.experiments.optimization import make_loss, make_optimizer, make_scheduler
 from snn_dfa.experiments.outcome import seconds_to
-from snn_dfa.experiments.recipes import RECIPES, default_for
+from snn_dfa.experiments.recipes import RECIPES, Recipe, default_for
 from snn_dfa.experiments.settings import Settings, UsageError
 from snn_dfa.experiments.training import Trainer
 
@@ -34,7 +35,7 @@ def test_what_is_shown_of_a_recipe_makes_it(name, capsys, tmp_path, monkeypatch)
     """The options that `recipes` prints, given to the default recipe, give the same settings."""
     assert run("recipes") == 0
     (shown,) = (p for p in capsys.readouterr().out.split("\n\n") if p.startswith(f"{name}: "))
-    options = [word for line in shown.splitlines()[1:] for word in line.split()]
+    options = shlex.split("\n".join(shown.splitlines()[1:]), comments=True)
     seen = []
 
     def stop(settings, rule, data):
@@ -49,6 +50,27 @@ def test_what_is_shown_of_a_recipe_makes_it(name, capsys, tmp_path, monkeypatch)
     made, named = seen
     assert made == named
     assert named.epochs == 2
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_few_samples_are_passed_over_more_often(tmp_path, monkeypatch, command):
+    """Else a recipe made for 60,000 images ends before a small data set has taught it anything."""
+    small = Recipe("tiny", Settings(hidden=(8,), steps=2, epochs=3), least_updates=60)
+    monkeypatch.setattr("snn_dfa.experiments.cli.RECIPES", {"wide": small})
+    monkeypatch.setattr("snn_dfa.experiments.recipes.RECIPES", {"wide": small})
+    rules = ["--rules", "dfa"] if command == "compare" else []
+
+    def epochs(*options):
+        out = tmp_path / "-".join(("out", *map(str, options)))
+        assert run(command, "--recipe", "wide", *rules, *options, "--out", out) == 0
+        found = json.loads((out / "metrics.json").read_text())
+        assert found["settings"]["epochs"] == len(found["dfa"]["history"])
+        return len(found["dfa"]["history"])
+
+    # 1,365 images in training: 11 batches of 128, 43 of 32.
+    assert epochs() == 6
+    assert epochs("--batch-size", 32) == 3
+    assert epochs("--epochs", 1) == 1
 
 
 def test_the_recipes_have_the_sizes_that_they_are_known_by():

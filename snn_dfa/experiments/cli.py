@@ -25,7 +25,7 @@ from snn_dfa.experiments.memory import keep_freed_memory
 from snn_dfa.experiments.outcome import outcome
 from snn_dfa.experiments.peak import peak_megabytes
 from snn_dfa.experiments.ranks import first_alone, is_first, joined
-from snn_dfa.experiments.recipes import DEFAULT, RECIPES, default_for, describe
+from snn_dfa.experiments.recipes import DEFAULT, RECIPES, default_for, describe, epochs_for
 from snn_dfa.experiments.settings import Settings, UsageError, option
 from snn_dfa.experiments.training import Trainer
 
@@ -120,6 +120,13 @@ def _settings(args: argparse.Namespace) -> Settings:
     return settings
 
 
+def _long_enough(settings: Settings, args: argparse.Namespace, data: Splits) -> Settings:
+    """Give the epochs that the recipe has for so much data, where none are asked for."""
+    if hasattr(args, "epochs"):
+        return settings
+    return replace(settings, epochs=epochs_for(args.recipe, settings, len(data.train)))
+
+
 def _check_device(settings: Settings) -> None:
     try:
         torch.empty(0, device=settings.device)
@@ -173,8 +180,9 @@ def _compare(args: argparse.Namespace) -> None:
     settings = _settings(args)
     results: report.Results = {rule: [] for rule in args.rules}
     for seed in range(settings.seed, settings.seed + args.seeds):
+        data = _data(replace(settings, seed=seed))
+        settings = _long_enough(settings, args, data)
         one = replace(settings, seed=seed)
-        data = _data(one)
         for rule in args.rules:
             trainer = Trainer(one, rule, data)
             folder = make_folder(args.out)  # once nothing is left to be refused
@@ -192,6 +200,7 @@ def _train(args: argparse.Namespace) -> None:
     checkpoint = Checkpoint(args.out / "checkpoint.pt", args.save_every)
     state = load_checkpoint(checkpoint.path) if args.resume else None
     data = _data(settings)
+    settings = _long_enough(settings, args, data)
     trainer = Trainer(settings, args.rule, data)
     if state is not None:
         trainer.load_state_dict(state)

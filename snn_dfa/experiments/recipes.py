@@ -9,15 +9,19 @@ from typing import Any
 
 from snn_dfa.experiments.settings import Settings, option, shown
 
-__all__ = ["DEFAULT", "RECIPES", "WHERE", "Recipe", "default_for", "describe"]
+__all__ = ["DEFAULT", "RECIPES", "WHERE", "Recipe", "default_for", "describe", "epochs_for"]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A network, how it is driven and how it learns; what it is for in a line."""
+    """A network, how it is driven and how it learns; what it is for in a line.
+
+    On a small training part the epochs are as many as make ``least_updates`` of the weights.
+    """
 
     about: str
     settings: Settings = field(default_factory=Settings)
+    least_updates: int = 1000
 
 
 # Fixed random matrices, as in Nøkland 2016.
@@ -99,10 +103,12 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "zhang2024": Recipe(
             "Zhang et al. 2024, arXiv 2409.07776: DFA with the exact surrogate",
             Settings(**_ZHANG, surrogate="exact"),
+            least_updates=0,
         ),
         "zhang2024-augmented": Recipe(
             "the same with an arbitrary slope in place of the exact one: augmented DFA",
             Settings(**{**_ZHANG, "lr": 10.0}, surrogate="fast-sigmoid", slope=1.0),
+            least_updates=0,
         ),
         "notebook": Recipe(
             "the first implementation by hand, to the letter; it stays at chance",
@@ -132,6 +138,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 feedback_std=0.0338,
                 credit="current",
             ),
+            least_updates=0,
         ),
     }
 )
@@ -144,6 +151,19 @@ def default_for(dataset: str) -> str:
     return {"digits": "small", "nmnist": "events"}.get(dataset, DEFAULT)
 
 
+def epochs_for(name: str, settings: Settings, samples: int) -> int:
+    """Return a recipe's epochs for settings made of it and so many training samples.
+
+    Example:
+        >>> epochs_for("conv", RECIPES["conv"].settings, 57_000)
+        12
+        >>> epochs_for("conv", RECIPES["conv"].settings, 1_280)  # ten batches
+        100
+    """
+    batches = -(-samples // settings.batch_size)
+    return max(settings.epochs, -(-RECIPES[name].least_updates // batches))
+
+
 def describe(name: str) -> str:
     """Return a recipe as options: the default one whole, of another what differs from that."""
     recipe = RECIPES[name]
@@ -154,4 +174,6 @@ def describe(name: str) -> str:
             continue
         if name == DEFAULT or value != each.default:
             lines.append(f"    {option(each, value)} {shown(value)}".rstrip())
+            if each.name == "epochs" and recipe.least_updates:
+                lines[-1] += f"  # or more, to {recipe.least_updates} updates"
     return "\n".join(lines)
