@@ -112,6 +112,7 @@ def _compiled(net: nn.Module, x: torch.Tensor) -> Grads:
     with DFA(net), warnings.catch_warnings():
         # PyTorch says it of snnTorch's hidden states, with DFA and without.
         warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a")
+        warnings.filterwarnings("ignore", message=".*should not be instantiated")  # torch 2.6
         forward(net, x)
         run = torch.compile(net, backend="eager")
         if isinstance(net, Around):
