@@ -85,7 +85,7 @@ def _layers(
 
 
 def _normalisation(settings: Settings, block: Block) -> nn.Module:
-    if settings.online:
+    if settings.online and settings.encoding == "events":  # whose steps are unlike each other
         return SteadyNorm(block.width)
     return nn.BatchNorm1d(block.width) if block.kernel is None else nn.BatchNorm2d(block.width)
 
