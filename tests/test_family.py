@@ -128,13 +128,13 @@ def test_costs_of_a_sample(digits):
 
 
 def test_the_table_of_all_rules(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(
-        "snn_dfa.experiments.family.RECIPES",
-        {"deep": Recipe("tiny", TINY), "conv": Recipe("tiny, too", TINY_CONV)},
-    )
+    # 30 updates are three epochs of the digits' 11 batches.
+    tiny = {"deep": Recipe("", TINY, least_updates=30), "conv": Recipe("", TINY_CONV)}
+    monkeypatch.setattr("snn_dfa.experiments.family.RECIPES", tiny)
+    monkeypatch.setattr("snn_dfa.experiments.recipes.RECIPES", tiny)
     # Each takes a process of its own, and is tested above.
     monkeypatch.setattr("snn_dfa.experiments.cli.peak_megabytes", lambda *of: 12.3)
-    assert run("rules", "--epochs", 1, "--out", tmp_path) == 0
+    assert run("rules", "--out", tmp_path) == 0
     table = (tmp_path / "rules.md").read_text()
     assert table.strip() in capsys.readouterr().out
     assert len(table.splitlines()) == 2 + len(ROWS) + len(CONVOLUTIONAL)
@@ -142,6 +142,7 @@ def test_the_table_of_all_rules(tmp_path, capsys, monkeypatch):
     assert [row["name"] for row in found["rows"]] == [m.name for m in members()]
     assert all("data_root" not in row["settings"] for row in found["rows"])
     for row in found["rows"]:
+        assert row["settings"]["epochs"] == 3
         assert math.isfinite(row["kept_megabytes"])
         assert row["peak_megabytes"] == 12.3
     assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".md", ".png"}

@@ -124,7 +124,8 @@ def _long_enough(settings: Settings, args: argparse.Namespace, data: Splits) -> 
     """Give the epochs that the recipe has for so much data, where none are asked for."""
     if hasattr(args, "epochs"):
         return settings
-    return replace(settings, epochs=epochs_for(args.recipe, settings, len(data.train)))
+    recipe = getattr(args, "recipe", DEFAULT)
+    return replace(settings, epochs=epochs_for(recipe, settings, len(data.train)))
 
 
 def _check_device(settings: Settings) -> None:
@@ -239,12 +240,13 @@ def _ladder(args: argparse.Namespace) -> None:
 
 
 def _family(args: argparse.Namespace) -> None:
-    rows = list(members(**{"epochs": 2, **_given(args)}))
-    first = rows[0].settings
+    given = {"epochs": 2, **_given(args)}
+    first = next(members(**given)).settings
     _check_device(first)
     data = _data(first)
+    given["epochs"] = _long_enough(first, args, data).epochs
     folder, results = make_folder(args.out), []
-    for row in rows:
+    for row in members(**given):
         trainer = Trainer(row.settings, row.rule, data)
         memory = {
             "kept_megabytes": kept_megabytes(trainer),
