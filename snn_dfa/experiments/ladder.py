@@ -84,5 +84,5 @@ def _figure(results: Sequence[tuple[Rung, dict[str, Any]]]) -> Figure:
     axes.bar_label(bars, [f"{a:.2f}" for a in accuracies], padding=3)
     axes.axvline(10, color="#555555", linestyle=":")  # chance
     axes.invert_yaxis()
-    axes.set(xlim=(0, 110), xlabel="test accuracy, %", title="Each change on top of those above it")
+    axes.set(xlim=(0, 120), xlabel="test accuracy, %", title="Each change on top of those above it")
     return figure
