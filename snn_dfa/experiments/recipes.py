@@ -111,7 +111,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             least_updates=0,
         ),
         "notebook": Recipe(
-            "the first implementation by hand, to the letter; it stays at chance",
+            "the first implementation by hand, to the letter; long at chance",
             Settings(
                 normalize=False,
                 weights="xavier",
