@@ -11,7 +11,6 @@ but once.
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 from itertools import pairwise
@@ -22,6 +21,7 @@ from torch import nn
 from torch.nn import functional
 
 from snn_dfa import DFA, reset
+from snn_dfa.experiments.memory import resident_megabytes
 
 SIZES, BATCH = (784, 1000, 250, 100, 10), 128
 WAYS = {"BPTT": None, "DFA": "membrane", "DFA, traces, online": "trace"}
@@ -58,15 +58,10 @@ def measure(way: str, steps: int) -> None:
         DFA(net, credit=credit, output=str(len(net) - 1))
     x, y = torch.rand(BATCH, SIZES[0]), torch.randint(SIZES[-1], (BATCH,))
     step(net, x, y, 3, online=credit == "trace")
-    before = peak()
+    before = resident_megabytes()
     step(net, x, y, steps, online=credit == "trace")
-    print(f"{peak():.0f} {peak() - before:.0f}")
-
-
-def peak() -> float:
-    """Return the greatest resident size of this process so far, in MB."""
-    unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, kilobytes elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    peak = resident_megabytes()
+    print(f"{peak:.0f} {peak - before:.0f}")
 
 
 def main() -> None:

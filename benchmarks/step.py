@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from snn_dfa import DFA, encoding, over_time, reset
-from snn_dfa.experiments.memory import keep_freed_memory
+from snn_dfa.experiments.memory import keep_freed_memory, resident_megabytes
 from snn_dfa.surrogate import fast_sigmoid
 
 HALF, SINGLE = torch.bfloat16, torch.float32
@@ -196,19 +196,10 @@ def _own_memory(case: Case, name: str) -> float:
         return (torch.cuda.max_memory_allocated() - before) / 1e6
     small = Case(2, 32, case.sizes, case.device, case.encoding)
     CONTESTANTS[name](small)()  # libraries load and kernels compile here
-    before = _resident("VmRSS")
+    before = resident_megabytes(now=True)
     for _ in range(3):
         run()
-    return (_resident("VmHWM") - before) / 1e3
-
-
-def _resident(what: str) -> float:
-    """Return kB of this process: resident now (VmRSS) or at most so far (VmHWM); Linux only.
-
-    Not ``getrusage``: its maximum is inherited from the parent process.
-    """
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return float(next(line.split()[1] for line in lines if line.startswith(what)))
+    return resident_megabytes() - before
 
 
 def _memory(args: argparse.Namespace, steps: int, name: str) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from multiprocessing import get_context
@@ -12,6 +10,7 @@ from pathlib import Path
 import torch
 
 from snn_dfa.experiments.data import Part, Splits
+from snn_dfa.experiments.memory import resident_megabytes
 from snn_dfa.experiments.settings import Settings
 from snn_dfa.experiments.training import Trainer
 
@@ -37,25 +36,11 @@ def _risen(settings: Settings, rule: str, image: tuple[int, ...], classes: int) 
     _step(trainer, _FEW)
     with suppress(OSError):  # on Linux the peak is counted anew from here
         Path("/proc/self/clear_refs").write_text("5")
-    before = _peak()
+    before = resident_megabytes()
     _step(trainer, size)
-    return _peak() - before
+    return resident_megabytes() - before
 
 
 def _step(trainer: Trainer, size: int) -> None:
     for loss in trainer.passes(size):
         torch.autograd.backward(loss)
-
-
-def _peak() -> float:
-    """Return the greatest resident size of this process in MB, or NaN on Windows."""
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux, whose getrusage counts what the parent had when it forked
-        (line,) = (each for each in status.read_text().splitlines() if each.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024 / 1e6
-    try:
-        import resource
-    except ModuleNotFoundError:
-        return math.nan
-    unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, kilobytes elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

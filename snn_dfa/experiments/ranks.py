@@ -90,5 +90,7 @@ def share(net: nn.Module) -> None:
 
 def share_sums(*numbers: float, device: torch.device) -> list[float]:
     """Return the sums of numbers over all processes."""
+    if ranks() == 1:
+        return list(numbers)
     total: Tensor = torch.tensor(numbers, dtype=torch.float64, device=device)
     return (mean_over_ranks(total) * ranks()).tolist()
