@@ -124,7 +124,7 @@ def test_the_ladder_leads_from_one_recipe_to_the_other_a_change_at_a_time():
     assert rungs[-1] == RECIPES["deep"].settings
     for before, after in itertools.pairwise(rungs):
         assert before != after
-    changed = [name for _, names in ladder.CHANGES for name in names]
+    changed = [name for change in ladder.CHANGES for name in change.to_deep]
     assert len(changed) == len(set(changed))
 
 
@@ -134,7 +134,7 @@ def test_the_ladder_writes_its_table(tmp_path, capsys, monkeypatch):
     table = (tmp_path / "ladder.md").read_text()
     assert table in capsys.readouterr().out
     found = json.loads((tmp_path / "ladder.json").read_text())["rungs"]
-    assert [rung["name"] for rung in found] == ["the recipe notebook", ladder.CHANGES[0][0]]
+    assert [rung["name"] for rung in found] == ["the recipe notebook", ladder.CHANGES[0].name]
     assert f"| {100 * found[1]['test_accuracy']:.2f} % |" in table
     assert (tmp_path / "ladder.png").stat().st_size > 1000
 

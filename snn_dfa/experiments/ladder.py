@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +19,48 @@ __all__ = ["Rung", "rungs", "write_ladder"]
 #: Epochs of a rung, so that all are trained alike; only the last is trained to its recipe's end.
 EPOCHS = 5
 
-#: A change in words, and the settings that are set to those of ``deep`` in it.
-CHANGES: Sequence[tuple[str, tuple[str, ...]]] = (
-    ("pixels as a constant current, 10 steps", ("encoding", "max_rate", "steps")),
-    ("PyTorch's first weights and biases", ("weights", "biases")),
-    (
+
+@dataclass(frozen=True)
+class Change:
+    """A change in words: settings that become those of ``deep`` in it, and others by value."""
+
+    name: str
+    to_deep: tuple[str, ...] = ()
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    def made(self, settings: Settings) -> Settings:
+        """Return the settings with it."""
+        goal = RECIPES[DEFAULT].settings
+        values = {name: getattr(goal, name) for name in self.to_deep}
+        return replace(settings, **values, **self.values)
+
+
+#: In their order. A rate of SGD is chosen for a loss, so that the two change together.
+CHANGES: Sequence[Change] = (
+    Change("a learning rate of 10 in place of 0.1", values={"lr": 10.0}),
+    Change("pixels as a constant current", ("encoding", "max_rate")),
+    Change("PyTorch's first weights and biases", ("weights", "biases")),
+    Change(
         "snn.Leaky, threshold 1, a memory shorter than the sequence",
         ("neuron", "threshold", "beta"),
     ),
-    ("batch normalisation of the current", ("normalize",)),
-    ("cross entropy of spike counts", ("loss", "temperature")),
-    ("Adam", ("optimizer", "lr")),
-    ("feedback scaled by the layer's size", ("feedback_std",)),
-    ("credit through the membrane", ("credit", "slope")),
-    ("learning rate up and down in one cycle", ("schedule", "lr_decay", "decay_every")),
-    (
+    Change("batch normalisation of the current", ("normalize",)),
+    Change("10 steps", ("steps",)),
+    Change(
+        "cross entropy of spike counts, a learning rate of 0.1",
+        ("loss", "temperature"),
+        {"lr": 0.1},
+    ),
+    Change("Adam", ("optimizer", "lr")),
+    Change("feedback scaled by the layer's size", ("feedback_std",)),
+    Change("credit through the membrane", ("credit", "slope")),
+    Change("learning rate up and down in one cycle", ("schedule", "lr_decay", "decay_every")),
+    Change(
         "feedback that learns, with the weights' rate; the error at the outputs' current",
         ("feedback", "feedback_decay", "error_at"),
     ),
-    ("dropout of pixels, weight decay", ("input_dropout", "weight_decay")),
-    ("trained to the end, on more of the training set", ("epochs", "validation")),
+    Change("dropout of pixels, weight decay", ("input_dropout", "weight_decay")),
+    Change("trained to the end, on more of the training set", ("epochs", "validation")),
 )
 
 
@@ -57,12 +79,11 @@ def rungs(epochs: int = EPOCHS, **given: Any) -> Iterator[Rung]:
         epochs: Of every rung before the change that says how long ``deep`` is trained.
         given: Settings that are the same on all rungs, such as the data set.
     """
-    settings, goal = RECIPES["notebook"].settings, RECIPES[DEFAULT].settings
-    settings = replace(settings, epochs=epochs, **given)
+    settings = replace(RECIPES["notebook"].settings, epochs=epochs, **given)
     yield Rung("the recipe notebook", settings)
-    for name, changed in CHANGES:
-        settings = replace(settings, **{field: getattr(goal, field) for field in changed})
-        yield Rung(name, settings)
+    for change in CHANGES:
+        settings = change.made(settings)
+        yield Rung(change.name, settings)
 
 
 def write_ladder(folder: Path, results: Sequence[tuple[Rung, dict[str, Any]]]) -> str:
