@@ -128,6 +128,15 @@ def test_the_ladder_leads_from_one_recipe_to_the_other_a_change_at_a_time():
     assert len(changed) == len(set(changed))
 
 
+def test_each_rung_trains_on_its_own_part_of_the_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(ladder, "CHANGES", (ladder.Change("half", values={"validation": 0.5}),))
+    assert run("ladder", "--epochs", 1, "--out", tmp_path) == 0
+    rungs = json.loads((tmp_path / "ladder.json").read_text())["rungs"]
+    seen = [rung["history"][0]["train_accuracy"] for rung in rungs]
+    for share, size in zip(seen, (1293, 719), strict=True):  # 0.9 and 0.5 of the training set
+        assert share * size == pytest.approx(round(share * size), abs=1e-6)
+
+
 def test_the_ladder_writes_its_table(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(ladder, "CHANGES", ladder.CHANGES[:1])
     assert run("ladder", "--epochs", 1, "--out", tmp_path) == 0

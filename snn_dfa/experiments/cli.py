@@ -227,12 +227,10 @@ def _print(results: report.Results, paths: Sequence[Path]) -> None:
 
 def _ladder(args: argparse.Namespace) -> None:
     steps = list(rungs(**_given(args)))
-    first = steps[0].settings
-    _check_device(first)
-    data = _data(first)
+    _check_device(steps[0].settings)
     folder, results = make_folder(args.out), []
     for rung in steps:
-        trainer = Trainer(rung.settings, "dfa", data)
+        trainer = Trainer(rung.settings, "dfa", _data(rung.settings))
         _fit(trainer, rung.name)
         results.append((rung, outcome(trainer)))
         table = write_ladder(folder, results)
