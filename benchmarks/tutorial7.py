@@ -7,7 +7,7 @@ Network, neurons, optimiser, loss and loop are the tutorial's: 12C5-MP2-32C5-MP2
 the mean square of spike counts, frames of 1 ms, 50 batches of 128. Not its own are the recordings:
 events are not filtered, a pixel that sees several in a frame gives one spike, images are not
 turned, and ``DIR`` has the extract of 1,100 (all frames are in memory; 11 GB). With ``dfa`` the
-line is ``DFA(net)``; ``bptt`` leaves it out. A run takes 9 to 17 minutes on one core.
+line is ``DFA(net)``; ``bptt`` leaves it out. A run takes 8 to 14 minutes on one core.
 """
 
 from __future__ import annotations
