@@ -16,7 +16,7 @@ from tqdm import tqdm
 from snn_dfa._version import __version__
 from snn_dfa.experiments import report
 from snn_dfa.experiments.arguments import layers, numbers, one_or_more, rules, seconds
-from snn_dfa.experiments.data import DATASETS, Splits, load
+from snn_dfa.experiments.data import SHOWN, Splits, load
 from snn_dfa.experiments.family import kept_megabytes, members, write_family
 from snn_dfa.experiments.feedback import RULES
 from snn_dfa.experiments.files import Checkpoint, load_checkpoint, make_folder
@@ -93,7 +93,7 @@ def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None
             continue
         text, kind = field.metadata["help"], _kind(field)
         if field.name == "dataset":
-            text = f"one of {', '.join(DATASETS)}"
+            text = SHOWN
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
         if kind is bool:
             parser.add_argument(option(field), action=argparse.BooleanOptionalAction, **options)

@@ -11,11 +11,12 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from torch import Tensor
 
+from snn_dfa.experiments.arrays import SUFFIX, arrays
 from snn_dfa.experiments.files import DAMAGE
 from snn_dfa.experiments.recordings import nmnist
 from snn_dfa.experiments.settings import Settings, UsageError
 
-__all__ = ["DATASETS", "RECORDINGS", "Part", "Splits", "load"]
+__all__ = ["DATASETS", "RECORDINGS", "SHOWN", "Part", "Splits", "load"]
 
 #: Name on the command line to class in torchvision, which has neither scikit-learn's digits nor
 #: recordings of events.
@@ -26,6 +27,8 @@ DATASETS = {
     "kmnist": "KMNIST",
     "nmnist": None,
 }
+#: What ``--dataset`` takes.
+SHOWN = f"one of {', '.join(DATASETS)}, or a file of arrays, NAME{SUFFIX}"
 RECORDINGS = ("nmnist",)
 _DIGITS_TEST_SHARE = 0.2
 
@@ -61,7 +64,7 @@ class Splits:
     @property
     def classes(self) -> int:
         """C, how many classes there are."""
-        return int(self.train.y.max()) + 1
+        return 1 + max(int(part.y.max()) for part in (self.train, self.val, self.test))
 
 
 def load(settings: Settings) -> Splits:
@@ -71,22 +74,10 @@ def load(settings: Settings) -> Splits:
     ``folds``, where it is the fold of the number that remains of the seed.
 
     Raises:
-        UsageError: if the data set is unknown, or neither in the folder nor to be downloaded.
+        UsageError: if the data set is unknown, neither in the folder nor to be downloaded, or
+            damaged.
     """
-    dataset, root = settings.dataset, Path(settings.data_root)
-    if dataset not in DATASETS:
-        raise UsageError(f"--dataset: expected one of {', '.join(DATASETS)}, got {dataset!r}")
-    records = dataset in RECORDINGS
-    if records != (settings.encoding == "events"):
-        fitting = "events" if records else "poisson or constant"
-        raise UsageError(
-            f"--encoding: expected {fitting} with --dataset {dataset}, got {settings.encoding}"
-        )
-    kind = DATASETS[dataset]
-    if records:
-        full, test = (Part(*each) for each in nmnist(root, settings.steps))
-    else:
-        full, test = _digits() if kind is None else _torchvision(kind, root)
+    full, test = _read(settings)
     if settings.folds:
         full, test = _fold(full, test, settings.folds, settings.seed % settings.folds)
     generator = torch.Generator().manual_seed(settings.seed)
@@ -94,6 +85,24 @@ def load(settings: Settings) -> Splits:
     held = max(round(len(full) * settings.validation), 1)
     val, train = order[:held], order[held:]
     return Splits(Part(full.x[train], full.y[train]), Part(full.x[val], full.y[val]), test)
+
+
+def _read(settings: Settings) -> tuple[Part, Part]:
+    """Return all that the data set gives to train on, and its test part."""
+    dataset, root = settings.dataset, Path(settings.data_root)
+    if dataset not in DATASETS and not dataset.endswith(SUFFIX):
+        raise UsageError(f"--dataset: expected {SHOWN}, got {dataset!r}")
+    records = dataset in RECORDINGS
+    if records != (settings.encoding == "events"):
+        fitting = "events" if records else "poisson or constant"
+        raise UsageError(
+            f"--encoding: expected {fitting} with --dataset {dataset}, got {settings.encoding}"
+        )
+    if records or dataset.endswith(SUFFIX):
+        train, test = nmnist(root, settings.steps) if records else arrays(Path(dataset))
+        return Part(*train), Part(*test)
+    kind = DATASETS[dataset]
+    return _digits() if kind is None else _torchvision(kind, root)
 
 
 def _fold(full: Part, test: Part, folds: int, number: int) -> tuple[Part, Part]:
