@@ -44,11 +44,12 @@ def main() -> None:
         scaled = ((values - low) / np.maximum(high - low, 1e-12)).clip(0, 1).astype(np.float32)
         if args.image:
             shape = tuple(map(int, args.image.split(",")))
-            scaled = scaled.reshape(-1, *shape).transpose(0, 3, 1, 2)
+            scaled = scaled.reshape(len(scaled), *shape).transpose(0, 3, 1, 2)
         parts[name] = scaled
-    np.savez_compressed(args.to, **parts)
-    print(f"{args.to}: {len(train_y)} and {len(test_y)} samples of {parts['x_train'].shape[1:]}, "
-          f"{y.max() + 1} classes")  # fmt: skip
+    to = args.to.with_suffix(".npz")
+    np.savez_compressed(to, **parts)
+    shape = parts["x_train"].shape[1:]
+    print(f"{to}: {len(train_y)} and {len(test_y)} samples of {shape}, {y.max() + 1} classes")
 
 
 if __name__ == "__main__":

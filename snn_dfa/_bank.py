@@ -142,6 +142,8 @@ class FeedbackBank:
 
     def _share(self) -> None:
         """Make every matrix a slice of one that serves the largest layer."""
+        if not self.sites:  # as in the rule shallow
+            return
         largest = max(math.prod(shape) for shape in self.sites.values())
         if self.matrices and max(m.numel() for m in self.matrices.values()) >= largest:
             base = max(self.matrices.values(), key=Tensor.numel).flatten()

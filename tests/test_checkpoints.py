@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -133,6 +134,25 @@ def test_killed_again_and_again_it_ends_as_an_unbroken_one():
 
 
 # -- interrupted -----------------------------------------------------------------------------------
+
+
+def test_it_does_not_go_on_with_other_data_under_the_same_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def written(name, first):
+        x, y = np.linspace(0, 1, 1200).reshape(300, 4), np.arange(300) % 3
+        x[0, 0] = first
+        np.savez(name, x_train=x, y_train=y, x_test=x, y_test=y)
+
+    written("own.npz", 0.0)
+    command = [*TINY, "--recipe", "wide", "--schedule", "step", "--out", "out"]
+    assert run(*command, "--dataset", "own.npz") == 0
+    written("own.npz", 0.5)
+    assert run(*command, "--dataset", "own.npz", "--resume") == 2
+    assert "made with other data, of own.npz, than own.npz has now" in capsys.readouterr().err
+    written("moved.npz", 0.0)
+    command[command.index("--epochs") + 1] = "3"
+    assert run(*command, "--dataset", "moved.npz", "--resume") == 0
 
 
 def test_control_c_leaves_a_checkpoint_and_names_how_to_go_on(tmp_path, digits):

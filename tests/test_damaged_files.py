@@ -132,7 +132,7 @@ def test_a_file_with_code_in_it_is_refused(tmp_path, capsys):
     [
         (lambda s: s["settings"].update(hidden=[13]), "made with hidden=[13], expected [12]"),
         (lambda s: s.update(rule="fa"), "made with rule='fa', expected 'dfa'"),
-        (lambda s: s.update(samples=7), "made with samples=7, expected"),
+        (lambda s: s.update(data=7), "made with other data, of digits, than digits has now"),
         (lambda s: s.pop("under_way"), "of this version of snn-dfa, got one without 'under_way'"),
     ],
 )

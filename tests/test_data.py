@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,15 +148,20 @@ def test_classes_in_a_column_are_read(tmp_path):
     [
         ({"x_test": None}, "expected x_train, y_train, x_test and y_test in"),
         ({"x_train": np.zeros(60, np.uint8)}, "expected x_train of shape [S, features]"),
+        ({"x_train": np.zeros((60, 0))}, "expected x_train of shape [S, features]"),
+        ({"x_train": np.zeros((60, 8, 8, 3))}, "give x_train.transpose(0, 3, 1, 2)"),
         ({"x_train": np.full((60, 5), 255)}, "numbers from 0 to 1 in x_train, got int64 from 255"),
         ({"x_test": np.full((20, 5), np.nan)}, "numbers from 0 to 1 in x_test, got float64"),
+        ({"x_test": np.eye(20, 5, dtype=np.uint8)}, "got only 0 and 1; give x_test.astype(bool)"),
         ({"x_test": np.full((20, 5), "a")}, "expected numbers in x_test, got <U1"),
         ({"x_test": np.zeros((20, 6), np.uint8)}, "expected samples of one shape"),
-        ({"y_test": np.zeros((20, 4), np.uint8)}, "whole numbers from 0 on as y_test [S]"),
-        ({"y_train": np.zeros(60)}, "whole numbers from 0 on as y_train [S], got float64"),
-        ({"y_train": np.full(60, -1)}, "whole numbers from 0 on as y_train [S], got int64"),
-        ({"y_train": np.zeros(59, int)}, "got 60 in x_train and 59 in y_train"),
+        ({"y_test": np.zeros((20, 4), np.uint8)}, "expected whole numbers as y_test [S]"),
+        ({"y_train": np.zeros(60)}, "expected whole numbers as y_train [S], got float64"),
+        ({"y_train": np.full(60, -1)}, "numbered 0, 1, 2, ... in y_train, got -1 to -1"),
+        ({"y_train": np.full(60, 2**63, np.uint64)}, "numbered 0, 1, 2, ... in y_train, got 922"),
+        ({"y_train": np.zeros(59, int)}, "one entry of y_train for each sample of x_train"),
         ({"x_test": np.full((20, 5), None)}, "no readable arrays in"),
+        ({"x_train": np.zeros((2, 5)), "y_train": np.arange(2)}, "got 1 of 2"),
     ],
 )
 def test_bad_arrays_are_named_in_one_line(tmp_path, capsys, change, said):
@@ -171,10 +177,15 @@ def test_bad_arrays_are_named_in_one_line(tmp_path, capsys, change, said):
 
 def test_a_file_that_holds_no_arrays_is_named(tmp_path, capsys):
     for name, said in [("none", "expected a file at"), ("text", "no readable arrays"),
-                       ("single", "a single array"), ("cut", "no readable arrays")]:  # fmt: skip
+                       ("single", "a single array"), ("cut", "no readable arrays"),
+                       ("others", "something else than arrays")]:  # fmt: skip
         path = tmp_path / f"{name}.npz"
         if name == "text":
             path.write_text("not arrays")
+        elif name == "others":
+            with zipfile.ZipFile(path, "w") as file:
+                for each in ("x_train", "y_train", "x_test", "y_test"):
+                    file.writestr(each, "not an array")
         elif name == "single":
             with path.open("wb") as file:
                 np.save(file, np.zeros(3))
@@ -198,6 +209,16 @@ def test_a_network_learns_from_a_file_of_arrays(tmp_path):
     options = ("--recipe", "wide", "--hidden", 32, "--epochs", 15, "--batch-size", 16)
     assert run("train", "--dataset", path, *options, "--out", out) == 0
     assert json.loads((out / "metrics.json").read_text())["dfa"]["test_accuracy"] > 0.95
+
+
+def test_folds_that_cannot_be_are_refused(capsys, tmp_path):
+    assert run("compare", "--folds", 500, "--out", tmp_path / "out") == 2
+    assert "--folds: expected at most 183, the samples of the" in capsys.readouterr().err
+
+
+def test_a_shift_out_of_the_frame_is_refused(capsys, tmp_path):
+    assert run("train", "--shift", 8, "--out", tmp_path / "out") == 2
+    assert "--shift: expected fewer pixels than the 8 of a sample's" in capsys.readouterr().err
 
 
 # -- recordings ------------------------------------------------------------------------------------

@@ -206,6 +206,14 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
             ["compare", "--feedback", "cats"],
             "--feedback: expected one of gaussian, uniform, orthogonal, sparse, channelwise, sh",
         ),
+        (
+            ["compare", "--rules", "bptt,fa", "--credit", "trace"],
+            "rule fa: credit='trace': expected a rule that sends errors straight to each layer",
+        ),
+        (
+            ["compare", "--rules", "bptt,fa", "--feedback", "shared"],
+            "rule fa: feedback: ",
+        ),
         (["compare", "--recipe", "cake"], "argument --recipe: invalid choice: 'cake'"),
         (["compare", "--seeds", "0"], "--seeds: expected one or more, got 0"),
         (["compare", "--epochs", "0"], "--epochs: expected one or more, got 0"),

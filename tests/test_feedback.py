@@ -149,6 +149,14 @@ def test_shared_keeps_one_matrix_of_the_largest_layer():
         assert torch.equal(other._bank.matrices[name], matrix)
 
 
+def test_shared_feedback_for_no_layer_at_all():
+    net = dense()
+    dfa = DFA(net, rule="shallow", feedback="shared")
+    run(net)
+    assert not dfa.feedback
+    assert net[-2].weight.grad.abs().sum() > 0
+
+
 def test_zhang_is_a_product_over_the_layers_after_it():
     net = dense()
     dfa = DFA(net, feedback="zhang", scale=2.0, seed=3)

@@ -18,7 +18,7 @@ from snn_dfa.experiments.inputs import encode
 from snn_dfa.experiments.network import build
 from snn_dfa.experiments.optimization import make_loss, make_optimizer, make_scheduler
 from snn_dfa.experiments.outcome import seconds_to
-from snn_dfa.experiments.recipes import RECIPES, Recipe, default_for
+from snn_dfa.experiments.recipes import RECIPES, Recipe, default_for, epochs_for
 from snn_dfa.experiments.settings import Settings, UsageError
 from snn_dfa.experiments.training import Trainer
 
@@ -135,6 +135,13 @@ def test_each_rung_trains_on_its_own_part_of_the_data(tmp_path, monkeypatch):
     seen = [rung["history"][0]["train_accuracy"] for rung in rungs]
     for share, size in zip(seen, (1293, 719), strict=True):  # 0.9 and 0.5 of the training set
         assert share * size == pytest.approx(round(share * size), abs=1e-6)
+
+
+def test_only_the_rung_that_is_trained_to_the_end_gets_more_epochs_on_little_data():
+    *before, last = ladder.rungs(epochs=3)
+    assert {rung.fitted(1_000).settings.epochs for rung in before} == {3}
+    assert last.fitted(1_000).settings.epochs == epochs_for("deep", last.settings, 1_000) == 125
+    assert last.fitted(57_000).settings == RECIPES["deep"].settings
 
 
 def test_the_ladder_writes_its_table(tmp_path, capsys, monkeypatch):

@@ -12,10 +12,12 @@ import torch
 from snn_dfa.experiments.files import DAMAGE
 from snn_dfa.experiments.settings import UsageError
 
-__all__ = ["SUFFIX", "Samples", "arrays"]
+__all__ = ["MOST_CLASSES", "SUFFIX", "Samples", "arrays"]
 
 #: What a data set's name ends in that is a file.
 SUFFIX = ".npz"
+#: A class index beyond is taken for something else, such as a year.
+MOST_CLASSES = 10_000
 
 #: Images [S, channels, height, width] in [0, 1], and class indices [S].
 Samples = tuple[torch.Tensor, torch.Tensor]
@@ -63,39 +65,56 @@ def _opened(raw: BinaryIO) -> np.lib.npyio.NpzFile:
 
 
 def _part(file: np.lib.npyio.NpzFile, part: str) -> Samples:
-    x, y = _values(file[f"x_{part}"], f"x_{part}"), file[f"y_{part}"]
+    x, y = file[f"x_{part}"], file[f"y_{part}"]
+    if not isinstance(x, np.ndarray) or not isinstance(y, np.ndarray):  # then they are raw bytes
+        raise ValueError("something else than arrays in it")
+    values, classes = _values(x, f"x_{part}"), _classes(y, f"y_{part}")
+    if len(values) != len(classes) or len(classes) == 0:
+        raise UsageError(
+            f"--dataset: expected one entry of y_{part} for each sample of x_{part}, and any, got "
+            f"{len(classes)} and {len(values)}"
+        )
+    return torch.from_numpy(values), torch.from_numpy(classes)
+
+
+def _classes(y: npt.NDArray[np.generic], name: str) -> npt.NDArray[np.int64]:
     if y.ndim == 2 and y.shape[1] == 1:  # as some publish them
         y = y[:, 0]
-    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer) or (len(y) and y.min() < 0):
+    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
         raise UsageError(
-            f"--dataset: expected whole numbers from 0 on as y_{part} [S], got {y.dtype} of shape "
-            f"{y.shape}"
+            f"--dataset: expected whole numbers as {name} [S], got {y.dtype} of shape {y.shape}"
         )
-    if len(x) != len(y) or len(y) < 2:
+    if len(y) and not (y.min() >= 0 and y.max() < MOST_CLASSES):
         raise UsageError(
-            f"--dataset: expected as many samples as classes, two or more, got {len(x)} in "
-            f"x_{part} and {len(y)} in y_{part}"
+            f"--dataset: expected classes numbered 0, 1, 2, ... in {name}, got {y.min()} to "
+            f"{y.max()}"
         )
-    return torch.from_numpy(x), torch.from_numpy(y.astype(np.int64))
+    return y.astype(np.int64)
 
 
 def _values(x: npt.NDArray[np.generic], name: str) -> npt.NDArray[np.float32]:
     """Return samples in [0, 1] as [S, channels, height, width]."""
-    if x.ndim not in (2, 3, 4):
+    if x.ndim not in (2, 3, 4) or 0 in x.shape[1:]:
         raise UsageError(
             f"--dataset: expected {name} of shape [S, features], [S, height, width] or "
             f"[S, channels, height, width], got {x.shape}"
         )
-    if x.dtype == np.uint8:
-        values = x.astype(np.float32) / np.float32(255)
-    elif x.dtype.kind in "fiub":
-        values = x.astype(np.float32)
-    else:
-        raise UsageError(f"--dataset: expected numbers in {name}, got {x.dtype}")
-    if not (values >= 0).all() or not (values <= 1).all():  # NaN is neither
+    if x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] == x.shape[2] > 4:
         raise UsageError(
-            f"--dataset: expected bytes from 0 to 255 or numbers from 0 to 1 in {name}, got "
-            f"{x.dtype} from {x.min()} to {x.max()}"
+            f"--dataset: expected {name} of shape [S, channels, height, width], got {x.shape}, "
+            f"whose channels are last; give {name}.transpose(0, 3, 1, 2)"
         )
-    missing = 4 - x.ndim
-    return values.reshape(len(x), *[1] * missing, *x.shape[1:])
+    if x.dtype.kind not in "fiub":
+        raise UsageError(f"--dataset: expected numbers in {name}, got {x.dtype}")
+    values = x.astype(np.float32) / np.float32(255 if x.dtype == np.uint8 else 1)
+    if not ((values >= 0) & (values <= 1)).all():  # NaN is neither
+        raise UsageError(
+            f"--dataset: expected bytes (uint8) from 0 to 255 or numbers from 0 to 1 in {name}, "
+            f"got {x.dtype} from {x.min()} to {x.max()}"
+        )
+    if x.dtype == np.uint8 and x.size and x.max() == 1:
+        raise UsageError(
+            f"--dataset: expected bytes from 0 to 255 in {name}, got only 0 and 1; give "
+            f"{name}.astype(bool), or 0 and 255"
+        )
+    return values.reshape(len(x), *[1] * (4 - x.ndim), *x.shape[1:])

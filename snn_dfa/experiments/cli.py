@@ -184,6 +184,9 @@ def _compare(args: argparse.Namespace) -> None:
         data = _data(replace(settings, seed=seed))
         settings = _long_enough(settings, args, data)
         one = replace(settings, seed=seed)
+        if seed == settings.seed:
+            for rule in args.rules:  # what cannot be made is refused before any is trained
+                Trainer(one, rule, data)
         for rule in args.rules:
             trainer = Trainer(one, rule, data)
             folder = make_folder(args.out)  # once nothing is left to be refused
@@ -230,7 +233,9 @@ def _ladder(args: argparse.Namespace) -> None:
     _check_device(steps[0].settings)
     folder, results = make_folder(args.out), []
     for rung in steps:
-        trainer = Trainer(rung.settings, "dfa", _data(rung.settings))
+        data = _data(rung.settings)
+        rung = rung.fitted(len(data.train))
+        trainer = Trainer(rung.settings, "dfa", data)
         _fit(trainer, rung.name)
         results.append((rung, outcome(trainer)))
         table = write_ladder(folder, results)
@@ -242,6 +247,8 @@ def _family(args: argparse.Namespace) -> None:
     first = next(members(**given)).settings
     _check_device(first)
     data = _data(first)
+    for row in members(**given):  # what cannot be made is refused before any is trained
+        Trainer(row.settings, row.rule, data)
     given["epochs"] = _long_enough(first, args, data).epochs
     folder, results = make_folder(args.out), []
     for row in members(**given):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +68,16 @@ class Splits:
         """C, how many classes there are."""
         return 1 + max(int(part.y.max()) for part in (self.train, self.val, self.test))
 
+    @cached_property
+    def checksum(self) -> int:
+        """Of shapes and values, so that other data is noticed."""
+        parts = (self.train, self.val, self.test)
+        arrays = [t.cpu().contiguous().numpy() for part in parts for t in (part.x, part.y)]
+        crc = zlib.crc32(repr([a.shape for a in arrays]).encode())
+        for array in arrays:
+            crc = zlib.crc32(array.data, crc)
+        return crc
+
 
 def load(settings: Settings) -> Splits:
     """Return a data set's splits.
@@ -74,8 +86,8 @@ def load(settings: Settings) -> Splits:
     ``folds``, where it is the fold of the number that remains of the seed.
 
     Raises:
-        UsageError: if the data set is unknown, neither in the folder nor to be downloaded, or
-            damaged.
+        UsageError: if the data set is unknown, neither in the folder nor to be downloaded, damaged,
+            or too small for what is asked.
     """
     full, test = _read(settings)
     if settings.folds:
@@ -83,6 +95,11 @@ def load(settings: Settings) -> Splits:
     generator = torch.Generator().manual_seed(settings.seed)
     order = torch.randperm(len(full), generator=generator)
     held = max(round(len(full) * settings.validation), 1)
+    if len(full) - held < 2:
+        raise UsageError(
+            f"--validation: expected two samples or more to be left to train on, got "
+            f"{len(full) - held} of {len(full)}"
+        )
     val, train = order[:held], order[held:]
     return Splits(Part(full.x[train], full.y[train]), Part(full.x[val], full.y[val]), test)
 
@@ -108,6 +125,11 @@ def _read(settings: Settings) -> tuple[Part, Part]:
 def _fold(full: Part, test: Part, folds: int, number: int) -> tuple[Part, Part]:
     """Return all samples but those of a fold, and these, with the classes in equal shares."""
     x, y = torch.cat([full.x, test.x]), torch.cat([full.y, test.y])
+    most = int(torch.bincount(y).max())
+    if folds > most:
+        raise UsageError(
+            f"--folds: expected at most {most}, the samples of the largest class, got {folds}"
+        )
     splitter = StratifiedKFold(folds, shuffle=True, random_state=0)
     rest, fold = list(splitter.split(y, y))[number]
     return Part(x[rest], y[rest]), Part(x[fold], y[fold])

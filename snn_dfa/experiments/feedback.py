@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from snn_dfa.dfa import DFA
-from snn_dfa.experiments.settings import Settings
+from snn_dfa.errors import AttachError, FeedbackError
+from snn_dfa.experiments.settings import Settings, UsageError
 from snn_dfa.feedback import Feedback
 from snn_dfa.kolen_pollack import KolenPollack
 
@@ -26,22 +27,29 @@ RULES: dict[str, str | None] = {
 
 
 def attach(settings: Settings, rule: str, net: nn.Module) -> DFA | None:
-    """Attach a rule of :data:`RULES` to one of the experiments' networks."""
+    """Attach a rule of :data:`RULES` to one of the experiments' networks.
+
+    Raises:
+        UsageError: if the rule cannot be had with the feedback or the credit.
+    """
     broadcast = RULES[rule]
     if broadcast is None:
         return None
     *hidden, last = (n for n in net._modules if n.startswith("neuron"))
     at_current = settings.error_at == "current"
-    return DFA(
-        net,
-        output=last.replace("neuron", "linear") if at_current else last,
-        hidden=hidden,
-        rule=broadcast,
-        feedback=feedback_of(settings),
-        scale=settings.feedback_scale,
-        credit=settings.credit,
-        seed=settings.seed,
-    )
+    try:
+        return DFA(
+            net,
+            output=last.replace("neuron", "linear") if at_current else last,
+            hidden=hidden,
+            rule=broadcast,
+            feedback=feedback_of(settings),
+            scale=settings.feedback_scale,
+            credit=settings.credit,
+            seed=settings.seed,
+        )
+    except (AttachError, FeedbackError) as error:  # a rule that the feedback or credit is not for
+        raise UsageError(f"rule {rule}: {error}") from error
 
 
 def feedback_of(settings: Settings) -> Feedback:

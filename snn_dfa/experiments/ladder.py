@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from snn_dfa.experiments.recipes import DEFAULT, RECIPES
+from snn_dfa.experiments.recipes import DEFAULT, RECIPES, epochs_for
 from snn_dfa.experiments.report import entry, write_rows
 from snn_dfa.experiments.settings import Settings
 
@@ -72,6 +72,16 @@ class Rung:
     name: str
     settings: Settings
 
+    #: Whether it is trained as long as the recipe ``deep`` is.
+    to_the_end: bool = False
+
+    def fitted(self, samples: int) -> Rung:
+        """Return it with the epochs that it has on so many training samples."""
+        if not self.to_the_end:
+            return self
+        epochs = epochs_for(DEFAULT, self.settings, samples)
+        return replace(self, settings=replace(self.settings, epochs=epochs))
+
 
 def rungs(epochs: int = EPOCHS, **given: Any) -> Iterator[Rung]:
     """Yield the recipe ``notebook``, then each change on top of all before, up to ``deep``.
@@ -84,7 +94,7 @@ def rungs(epochs: int = EPOCHS, **given: Any) -> Iterator[Rung]:
     yield Rung("the recipe notebook", settings)
     for change in CHANGES:
         settings = change.made(settings)
-        yield Rung(change.name, settings)
+        yield Rung(change.name, settings, to_the_end="epochs" in change.to_deep)
 
 
 def write_ladder(folder: Path, results: Sequence[tuple[Rung, dict[str, Any]]]) -> str:
@@ -104,8 +114,9 @@ def _figure(results: Sequence[tuple[Rung, dict[str, Any]]]) -> Figure:
     accuracies = [100 * got["test_accuracy"] for _, got in results]
     bars = axes.barh(names, accuracies, color="#d1495b")
     axes.bar_label(bars, [f"{a:.2f}" for a in accuracies], padding=3)
-    axes.axvline(10, color="#555555", linestyle=":")  # chance, with ten classes
+    chance = 100 / len(results[0][1]["confusion"])
+    axes.axvline(chance, color="#555555", linestyle=":")
     axes.invert_yaxis()
-    axes.set(xlim=(0, 112), xticks=range(0, 101, 20), xlabel="test accuracy, % (dotted: 10 %)")
+    axes.set(xlim=(0, 112), xticks=range(0, 101, 20), xlabel="test accuracy, % (dotted: chance)")
     axes.set_title("Each change on top of those above it")
     return figure

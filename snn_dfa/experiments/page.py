@@ -18,6 +18,8 @@ from snn_dfa.experiments.settings import Settings, option, shown
 
 __all__ = ["page"]
 
+#: Which weights were tested, by ``--keep``.
+_EPOCHS = {"best": "epoch that was best on the validation part", "last": "last epoch"}
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2126; --soft: #59636e; --ground: #f6f7f9; --card: #fff;
   --line: #d8dee4; --mark: #b4233c; --warn: #fff4d6; }
@@ -76,8 +78,8 @@ def page(
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">Recipe <code>{escape(recipe)}</code>: {escape(RECIPES[recipe].about)}. '
         f"{'Seeds' if len(seeds) > 1 else 'Seed'} {escape(', '.join(seeds))}, on "
-        f"{escape(settings.device)}. Accuracies are of the test set, with the weights of the epoch "
-        f"that was best on the validation part; spikes and operations are those of a sample.</p>",
+        f"{escape(settings.device)}. Accuracies are of the test set, with the weights of the "
+        f"{_EPOCHS[settings.keep]}; spikes and operations are those of a sample.</p>",
         _table(rows[0], rows[1:]),
         *_warnings(firsts),
         _figure(figures["curves"], "Accuracy and loss over epochs, of each rule", wide=True),

@@ -54,7 +54,7 @@ def refuse_another(mine: Mapping[str, Any], state: Mapping[str, Any]) -> None:
             f"--resume: expected a checkpoint of this version of snn-dfa, got one without "
             f"{lacking[0]!r}; train anew without --resume"
         )
-    free = {"data_root": "", "device": ""}
+    free = {"dataset": "", "data_root": "", "device": ""}
     if mine["settings"]["schedule"] != "one-cycle":  # whose rates depend on where it ends
         free["epochs"] = ""
     for name, value in _identity(mine, free).items():
@@ -64,10 +64,16 @@ def refuse_another(mine: Mapping[str, Any], state: Mapping[str, Any]) -> None:
                 f"--resume: the checkpoint was made with {name}={theirs!r}, expected {value!r}; "
                 f"give the same options or another --out"
             )
+    if state["data"] != mine["data"]:
+        raise UsageError(
+            f"--resume: the checkpoint was made with other data, of "
+            f"{state['settings']['dataset']}, than {mine['settings']['dataset']} has now; give the "
+            f"same data or another --out"
+        )
 
 
 def _identity(state: Mapping[str, Any], free: Mapping[str, Any]) -> dict[str, Any]:
-    return {**state["settings"], "rule": state["rule"], "samples": state["samples"], **free}
+    return {**state["settings"], "rule": state["rule"], **free}
 
 
 @contextmanager

@@ -190,7 +190,7 @@ def _curves(results: Results) -> Figure:
         for rule, runs in results.items():
             for run in runs:
                 _plot_run(axes, what, run, rule, label=run is runs[0])
-        axes.set(xlabel="epoch", ylabel=what, title=f"{what}; dot: best epoch by validation"
+        axes.set(xlabel="epoch", ylabel=what, title=f"{what}; dot: the epoch that is tested"
                  if what == "accuracy" else what)  # fmt: skip
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize=8)

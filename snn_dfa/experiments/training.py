@@ -42,6 +42,11 @@ class Trainer:
     """
 
     def __init__(self, settings: Settings, rule: str, data: Splits) -> None:
+        if settings.shift >= min(data.image[1:]):
+            raise UsageError(
+                f"--shift: expected fewer pixels than the {min(data.image[1:])} of a sample's "
+                f"height and width, got {settings.shift}"
+            )
         self.settings, self.rule = settings, rule
         self.data = Splits(*(getattr(data, part).to(settings.device) for part in _PARTS))
         self.net = build(settings, data.image, data.classes).to(settings.device)
@@ -237,7 +242,7 @@ class Trainer:
         return {
             "settings": self.settings.as_dict(),
             "rule": self.rule,
-            "samples": len(self.data.train),
+            "data": self.data.checksum,
             "net": self.net.state_dict(),
             "best": self.best,
             "best_epoch": self.best_epoch,
@@ -254,8 +259,7 @@ class Trainer:
         """Go on from a state of the same settings, but for the number of epochs.
 
         Raises:
-            UsageError: if rule, settings or the number of samples differ, or the state is of
-                another form.
+            UsageError: if rule, settings or data differ, or the state is of another form.
         """
         refuse_another(self.state_dict(), state)
         self.net.load_state_dict(state["net"])
