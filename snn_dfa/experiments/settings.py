@@ -138,6 +138,9 @@ class Settings:
     )
     input_dropout: float = _say(0.3, "share of pixels dropped, the others scaled up", _PART)
     dropout: float = _say(0.0, "share of hidden neurons dropped, anew a sample", _PART)
+    clean_statistics: bool = _say(
+        True, "take batch normalisation's statistics for evaluation with nothing dropped"
+    )
     weight_decay: float = _say(0.3, "of weights, by the optimiser", _NOT_BELOW_ZERO)
     label_smoothing: float = _say(0.0, "share of a target spread over all classes", _PART)
     # -- learning ----------------------------------------------------------------------------------

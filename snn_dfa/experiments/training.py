@@ -24,12 +24,14 @@ from snn_dfa.experiments.passes import make_losses
 from snn_dfa.experiments.progress import Progress, mask_states, own_masks, refuse_another
 from snn_dfa.experiments.ranks import my_part, ranks, share, share_sums
 from snn_dfa.experiments.settings import Settings, UsageError
+from snn_dfa.experiments.statistics import statistics_anew
 from snn_dfa.sequence import over_time
 
 __all__ = ["Trainer"]
 
 _EVAL_BATCH = 500
 _DIAGNOSED = 500  # training samples on which gradients are compared
+_NORMALISED = 6400  # training samples of which normalisation takes its statistics
 _PARTS = ("train", "val", "test")
 _LISTS = ("history", "step_seconds", "epoch_seconds", "diagnostics")
 
@@ -104,6 +106,7 @@ class Trainer:
             with noted if eyes is None else projected_errors(eyes, now.sent) as sent:
                 self._train_epoch(now, after_batch)
             started = self._clock()
+            self._take_statistics()
             line = {"epoch": float(self.epoch + 1), "train_accuracy": now.right / now.seen}
             line["train_loss"] = now.loss / now.seen
             line["lr"] = self.optimizer.param_groups[0]["lr"]
@@ -203,6 +206,20 @@ class Trainer:
             yield from (loss for loss, _ in self._losses(self.form, x, y))
 
     # -- evaluation --------------------------------------------------------------------------------
+
+    def _take_statistics(self) -> None:
+        """Let normalisation know samples as they are when the network is evaluated."""
+        settings = self.settings
+        if not (settings.clean_statistics and (settings.input_dropout or settings.dropout)):
+            return
+        generator = torch.Generator(settings.device).manual_seed(settings.seed)
+        part, size = self.data.train, settings.batch_size
+        batches = (torch.split(t[:_NORMALISED], size) for t in (part.x, part.y))
+        with torch.no_grad(), statistics_anew(self.net):
+            for x, y in zip(*batches, strict=True):
+                if len(y) > 1:  # there are no statistics of a single sample
+                    for _ in self._losses(self.form, encode(x, settings, generator), y):
+                        pass
 
     def evaluate(self, part: str) -> tuple[float, float, list[int]]:
         """Return accuracy, loss and predictions on a part, with the same input spikes each time."""

@@ -1,0 +1,44 @@
+"""Statistics of batch normalisation for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from snn_dfa.normalization import SteadyNorm
+
+__all__ = ["statistics_anew"]
+
+
+@contextmanager
+def statistics_anew(net: nn.Module) -> Iterator[None]:
+    """Take the statistics of batch normalisation anew: the mean over the passes in the block.
+
+    The running ones are of batches from which values were dropped. What is dropped and what is
+    scaled up for it widens the currents, so that the neurons of a network that is evaluated, with
+    nothing dropped, would get less current than they learned with. Beside normalisation the
+    network is in evaluation, in the block and after it. :class:`SteadyNorm` keeps its own
+    statistics, with which it is trained, too.
+
+    Source of the observation: Li et al. 2018, arXiv 1801.05134, "variance shift".
+    """
+    norms = [
+        module
+        for module in net.modules()
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))
+        and not isinstance(module, SteadyNorm)
+    ]
+    momenta = [norm.momentum for norm in norms]
+    net.eval()
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean over all
+            norm.train()
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        net.eval()
