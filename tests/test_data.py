@@ -294,6 +294,17 @@ def test_pixels_are_dropped_for_all_of_a_recording():
     assert some_pixels(x, 0.0) is x
 
 
+def test_dropped_pixels_become_the_usual_ones():
+    torch.manual_seed(0)
+    x, usual = torch.rand(400, 1, 3, 4), torch.rand(1, 3, 4)
+    got = some_pixels(x, 0.25, usual)
+    dropped = got == usual
+    assert 0.2 < dropped.float().mean() < 0.3
+    torch.testing.assert_close(got, torch.where(dropped, usual, usual + (x - usual) / 0.75))
+    same = some_pixels(usual.expand(5, -1, -1, -1), 0.25, usual)
+    assert torch.equal(same, usual.expand(5, -1, -1, -1))  # what all have in common is no noise
+
+
 def test_a_sample_is_moved_as_a_whole_and_comes_in_black():
     torch.manual_seed(0)
     x = (torch.rand(40, 3, 2, 6, 5) > 0.5).to(torch.uint8)

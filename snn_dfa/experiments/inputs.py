@@ -31,10 +31,20 @@ def encode(x: Tensor, settings: Settings, generator: torch.Generator) -> Tensor:
     return encoding.spikes_at(rate, settings.steps, generator, dtype)
 
 
-def some_pixels(x: Tensor, dropped: float) -> Tensor:
-    """Drop a share of the pixels, in recordings for all of their time; scale the others up."""
+def some_pixels(x: Tensor, dropped: float, usual: Tensor | None = None) -> Tensor:
+    """Drop a share of the pixels, in recordings for all of their time; scale the others up.
+
+    Args:
+        x: Images or recordings, as for :func:`encode`.
+        dropped: The share.
+        usual: What takes the place of a dropped pixel of an image, and what the others are scaled
+            about; ``None`` for zero. With the mean over samples what is dropped is noise of a
+            share of what tells samples apart, however much all of them have in common.
+    """
     if not dropped:
         return x
+    if usual is not None:
+        return usual + functional.dropout(x - usual, dropped)
     if x.is_floating_point():
         return functional.dropout(x, dropped)
     return x * functional.dropout(torch.ones_like(x[:, :1], dtype=torch.float32), dropped)

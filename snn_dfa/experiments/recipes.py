@@ -80,7 +80,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             Settings(
                 hidden=("12c5", "mp2", "64c5", "mp2"),
                 steps=8,
-                input_dropout=0.1,
+                input_dropout=0.15,
                 epochs=12,
                 weight_decay=0.2,
                 feedback_decay=0.2,
@@ -95,6 +95,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 beta=0.8,
                 temperature=1.4,
                 shift=2,
+                input_dropout=0.3,
                 epochs=60,
                 keep="last",  # of 1,100 recordings too few are held back to choose an epoch by
                 batch_size=32,

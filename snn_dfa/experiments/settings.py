@@ -136,7 +136,12 @@ class Settings:
     shift: int = _say(
         0, "pixels by which a sample is moved at most, at random, in training", _NOT_BELOW_ZERO
     )
-    input_dropout: float = _say(0.3, "share of pixels dropped, the others scaled up", _PART)
+    input_dropout: float = _say(
+        0.4,
+        "share of pixels dropped, as currents to their mean over the training part, else to none; "
+        "the others are scaled up",
+        _PART,
+    )
     dropout: float = _say(0.0, "share of hidden neurons dropped, anew a sample", _PART)
     clean_statistics: bool = _say(
         True, "take batch normalisation's statistics for evaluation with nothing dropped"

@@ -51,6 +51,9 @@ class Trainer:
             )
         self.settings, self.rule = settings, rule
         self.data = Splits(*(getattr(data, part).to(settings.device) for part in _PARTS))
+        # Of pixels as currents; rates of spikes cannot be scaled about it, they would leave [0, 1].
+        constant = settings.encoding == "constant"
+        self._usual = self.data.train.x.mean(0) if constant else None
         self.net = build(settings, data.image, data.classes).to(settings.device)
         self.sequence = over_time(self.net)
         # What is trained: online learning needs the network that takes one step a call.
@@ -137,7 +140,8 @@ class Trainer:
                 # Batch normalisation has no statistics of a single sample.
                 if len(batch) // ranks() > int(settings.normalize):
                     x = shifted(part.x[batch], settings.shift)
-                    x = encode(some_pixels(x, settings.input_dropout), settings, self._spikes)
+                    x = some_pixels(x, settings.input_dropout, self._usual)
+                    x = encode(x, settings, self._spikes)
                     now.add(len(batch), *self._train_step(x, part.y[batch]))
                 self.scheduler.step()
                 self._follow_schedule()
