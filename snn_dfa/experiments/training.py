@@ -24,7 +24,7 @@ from snn_dfa.experiments.passes import make_losses
 from snn_dfa.experiments.progress import Progress, mask_states, own_masks, refuse_another
 from snn_dfa.experiments.ranks import my_part, ranks, share, share_sums
 from snn_dfa.experiments.settings import Settings, UsageError
-from snn_dfa.experiments.statistics import statistics_anew
+from snn_dfa.experiments.statistics import batch_norms, statistics_anew
 from snn_dfa.sequence import over_time
 
 __all__ = ["Trainer"]
@@ -213,13 +213,14 @@ class Trainer:
 
     def _take_statistics(self) -> None:
         """Let normalisation know samples as they are when the network is evaluated."""
-        settings = self.settings
-        if not (settings.clean_statistics and (settings.input_dropout or settings.dropout)):
+        settings, norms = self.settings, batch_norms(self.net)
+        dropped = settings.input_dropout > 0 or settings.dropout > 0
+        if not (settings.clean_statistics and dropped and norms):
             return
         generator = torch.Generator(settings.device).manual_seed(settings.seed)
         part, size = self.data.train, settings.batch_size
         batches = (torch.split(t[:_NORMALISED], size) for t in (part.x, part.y))
-        with torch.no_grad(), statistics_anew(self.net):
+        with torch.no_grad(), statistics_anew(self.net, norms):
             for x, y in zip(*batches, strict=True):
                 if len(y) > 1:  # there are no statistics of a single sample
                     for _ in self._losses(self.form, encode(x, settings, generator), y):
