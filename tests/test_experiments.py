@@ -214,6 +214,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
             ["compare", "--rules", "bptt,fa", "--feedback", "shared"],
             "rule fa: feedback: ",
         ),
+        (
+            ["compare", "--max-rate", "0.5", "--input-dropout", "0.3"],
+            "--drop-to: expected zero with --encoding poisson",
+        ),
         (["compare", "--recipe", "cake"], "argument --recipe: invalid choice: 'cake'"),
         (["compare", "--seeds", "0"], "--seeds: expected one or more, got 0"),
         (["compare", "--epochs", "0"], "--epochs: expected one or more, got 0"),

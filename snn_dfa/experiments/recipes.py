@@ -96,6 +96,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 temperature=1.4,
                 shift=2,
                 input_dropout=0.3,
+                drop_to="zero",
                 epochs=60,
                 keep="last",  # of 1,100 recordings too few are held back to choose an epoch by
                 batch_size=32,

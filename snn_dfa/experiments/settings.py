@@ -136,11 +136,12 @@ class Settings:
     shift: int = _say(
         0, "pixels by which a sample is moved at most, at random, in training", _NOT_BELOW_ZERO
     )
-    input_dropout: float = _say(
-        0.4,
-        "share of pixels dropped, as currents to their mean over the training part, else to none; "
-        "the others are scaled up",
-        _PART,
+    input_dropout: float = _say(0.4, "share of pixels dropped, the others scaled up", _PART)
+    drop_to: str = _say(
+        "mean",
+        "what a dropped pixel becomes, about which the others are scaled up: its mean over the "
+        "training part, or zero",
+        _one_of("mean", "zero"),
     )
     dropout: float = _say(0.0, "share of hidden neurons dropped, anew a sample", _PART)
     clean_statistics: bool = _say(
@@ -212,6 +213,11 @@ class Settings:
             poisson and self.input_dropout > most + 1e-9, "input_dropout",
             f"at most 1 - --max-rate = {most:g} with Poisson spikes, since the other pixels are "
             f"scaled up",
+        )  # fmt: skip
+        yield (
+            self.drop_to == "mean" and self.input_dropout > 0 and self.encoding != "constant",
+            "drop_to",
+            f"zero with --encoding {self.encoding}, since spikes cannot be scaled about a mean",
         )  # fmt: skip
         yield (
             self.feedback_std > 0 and self.feedback != "gaussian", "feedback_std",

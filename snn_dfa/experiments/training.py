@@ -51,9 +51,8 @@ class Trainer:
             )
         self.settings, self.rule = settings, rule
         self.data = Splits(*(getattr(data, part).to(settings.device) for part in _PARTS))
-        # Of pixels as currents; rates of spikes cannot be scaled about it, they would leave [0, 1].
-        constant = settings.encoding == "constant"
-        self._usual = self.data.train.x.mean(0) if constant else None
+        about_mean = settings.input_dropout > 0 and settings.drop_to == "mean"
+        self._usual = self.data.train.x.mean(0) if about_mean else None
         self.net = build(settings, data.image, data.classes).to(settings.device)
         self.sequence = over_time(self.net)
         # What is trained: online learning needs the network that takes one step a call.
