@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from snn_dfa.experiments.files import DAMAGE
+from snn_dfa.experiments.files import DAMAGE, on_one_line
 from snn_dfa.experiments.settings import UsageError
 
 __all__ = ["MOST_CLASSES", "SUFFIX", "Samples", "arrays"]
@@ -46,8 +46,9 @@ def arrays(path: Path) -> tuple[Samples, Samples]:
             f"{', '.join(found) or 'nothing'}"
         ) from error
     except DAMAGE as error:
-        reason = " ".join(str(error).split())[:100]
-        raise UsageError(f"--dataset: no readable arrays in {path} ({reason})") from error
+        raise UsageError(
+            f"--dataset: no readable arrays in {path} ({on_one_line(error)})"
+        ) from error
     if train[0].shape[1:] != test[0].shape[1:]:
         shapes = [tuple(part[0].shape[1:]) for part in (train, test)]
         raise UsageError(

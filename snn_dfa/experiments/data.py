@@ -14,7 +14,7 @@ from sklearn.model_selection import StratifiedKFold, train_test_split
 from torch import Tensor
 
 from snn_dfa.experiments.arrays import SUFFIX, arrays
-from snn_dfa.experiments.files import DAMAGE
+from snn_dfa.experiments.files import DAMAGE, on_one_line
 from snn_dfa.experiments.recordings import nmnist
 from snn_dfa.experiments.settings import Settings, UsageError
 
@@ -158,7 +158,7 @@ def _torchvision(kind: str, root: Path) -> tuple[Part, Part]:
     try:
         return part(True), part(False)
     except (*DAMAGE, AssertionError, TypeError) as error:  # as torchvision has it
-        reason = " ".join(str(error).split())[:120] or "a file is damaged"
+        reason = on_one_line(error, 120) or "a file is damaged"
         raise UsageError(
             f"--data-root: no readable {kind} in {folder.resolve()} and no download ({reason}); "
             f"put its IDX files there or name the folder above {kind}/raw with --data-root"

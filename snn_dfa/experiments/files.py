@@ -17,13 +17,20 @@ import torch
 from snn_dfa.experiments.ranks import is_first
 from snn_dfa.experiments.settings import UsageError
 
-__all__ = ["DAMAGE", "Checkpoint", "load_checkpoint", "make_folder", "write_whole"]
+__all__ = [
+    "DAMAGE", "Checkpoint", "load_checkpoint", "make_folder", "on_one_line", "write_whole",
+]  # fmt: skip
 
 #: What reading a file raises that is not whole, or not what it should be.
 DAMAGE = (
     OSError, RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError,
     zipfile.BadZipFile, zlib.error, struct.error,
 )  # fmt: skip
+
+
+def on_one_line(error: Exception, length: int = 100) -> str:
+    """Return the beginning of what an error says, without its line breaks."""
+    return " ".join(str(error).split())[:length]
 
 
 def make_folder(path: Path) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from snn_dfa.experiments.files import DAMAGE
+from snn_dfa.experiments.files import DAMAGE, on_one_line
 from snn_dfa.experiments.settings import UsageError
 
 __all__ = ["SMALL", "Recordings", "nmnist"]
@@ -87,8 +87,9 @@ def _small(path: Path, steps: int) -> tuple[Recordings, Recordings]:
         with path.open("rb") as raw, np.load(raw) as file:
             return _part(file, "train", steps), _part(file, "test", steps)
     except DAMAGE as error:
-        reason = " ".join(str(error).split())[:100]
-        raise UsageError(f"--data-root: no readable recordings in {path} ({reason})") from error
+        raise UsageError(
+            f"--data-root: no readable recordings in {path} ({on_one_line(error)})"
+        ) from error
 
 
 def _part(file: np.lib.npyio.NpzFile, part: str, steps: int) -> Recordings:

@@ -84,7 +84,7 @@ class Settings:
     """One experiment but for its rule. The text beside a field is its help on the command line."""
 
     # -- where -------------------------------------------------------------------------------------
-    dataset: str = _say("digits", "name of the data set, or a file of arrays, NAME.npz")
+    dataset: str = _say("digits", "name of the data set")
     data_root: str = _say("data", "folder in which torchvision keeps or puts the data set")
     folds: int = _say(
         0, "test on the seed-th fold of so many of all samples; 0: on the given test part",
