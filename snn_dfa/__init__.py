@@ -14,7 +14,7 @@ from snn_dfa.errors import (
     TargetError,
 )
 from snn_dfa.folding import fold_normalization
-from snn_dfa.kolen_pollack import KolenPollack
+from snn_dfa.kolen_pollack import KolenPollack, KolenPollackProduct
 from snn_dfa.neurons import RefractoryLeaky
 from snn_dfa.nir import export_nir
 from snn_dfa.sequence import over_time
@@ -28,6 +28,7 @@ __all__ = [
     "FeedbackError",
     "InputError",
     "KolenPollack",
+    "KolenPollackProduct",
     "NonFiniteError",
     "OutOfStepError",
     "RefractoryLeaky",

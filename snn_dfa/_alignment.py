@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from snn_dfa._autograd import Detour
-from snn_dfa._bank import FeedbackBank, Transposed
+from snn_dfa._bank import FeedbackBank
 from snn_dfa._hooks import place
+from snn_dfa._kinds import Sites
 from snn_dfa._synapses import gradient_at_input, gradient_at_weight, inside_neurons, synapses
 from snn_dfa.errors import AttachError, FeedbackError
 
-__all__ = ["Alignment", "check", "check_feedback", "weight_of"]
+__all__ = ["Alignment", "OwnWeight", "check"]
 
 _DIRECT = ("channelwise", "shared", "zhang")
 
@@ -39,22 +40,32 @@ def check(net: nn.Module) -> dict[str, nn.Module]:
     return dict(known)
 
 
-def check_feedback(kind: str) -> None:
-    """Refuse feedback that leads from the output to a layer, and so has no weight's shape.
+class OwnWeight:
+    """The weight of a layer, for feedback that stands for that alone."""
 
-    Raises:
-        FeedbackError: if it is of such a kind.
-    """
-    if kind in _DIRECT:
-        raise FeedbackError(
-            f"feedback: expected for rule='fa' a kind that has the shape of weights, got {kind!r}; "
-            f"use 'gaussian'"
-        )
+    def __init__(self, weights: dict[str, Any]) -> None:
+        self._weights = weights
 
+    def check(self, kind: str) -> None:
+        """Refuse feedback that leads from the output to a layer, and so has no weight's shape.
 
-def weight_of(weights: dict[str, Any]) -> Transposed:
-    """Return what gives the weight of a layer, for feedback that is no other than that."""
-    return lambda name, _: weights[name].weight.detach()
+        Raises:
+            FeedbackError: if it is of such a kind.
+        """
+        if kind in _DIRECT:
+            raise FeedbackError(
+                f"feedback: expected for rule='fa' a kind that has the shape of weights, got "
+                f"{kind!r}; use 'gaussian'"
+            )
+
+    def names(self, name: str, path: Sites) -> list[str]:
+        """Return the layer's own name."""
+        return [name]
+
+    def weight(self, layer: str) -> Tensor:
+        """Return its weight."""
+        weight: Tensor = self._weights[layer].weight
+        return weight
 
 
 class Alignment:
@@ -96,8 +107,8 @@ class Alignment:
         self._bank.require({name: tuple(module.weight.shape)})
 
         def back(error: Tensor, x: Tensor) -> Tensor:
-            if self._bank.learner is not None:
-                self._bank.learner.gather(name, gradient_at_weight(module, x, error))
+            if self._bank.gathers:
+                self._bank.learning().gather(name, gradient_at_weight(module, x, error))
             feedback = self._bank.moved(name, error)
             at_input = gradient_at_input(module, x, feedback, error).to(x.dtype)
             return self._bank.sent(name, at_input)

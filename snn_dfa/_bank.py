@@ -4,78 +4,69 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any
 
-import torch
 from torch import Tensor
 
+from snn_dfa import _kinds
+from snn_dfa._factors import Factors
+from snn_dfa._kinds import LEARNED, NAMES, PRODUCT, Forward, Sites, fits, product_of_weights
+from snn_dfa._refusals import refuse_unfollowed
 from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback import KINDS, Draw, Feedback, gaussian, generator_for
-from snn_dfa.kolen_pollack import KolenPollack, Learner
+from snn_dfa.kolen_pollack import KolenPollack, KolenPollackProduct, Learner
 from snn_dfa.zhang import zhang_feedback
 
-__all__ = ["NAMES", "FeedbackBank", "Sites", "Transposed", "check_names"]
-
-#: Layer name to shape [C, *S] of its matrix, in the order in which the layers are called.
-Sites: TypeAlias = Mapping[str, tuple[int, ...]]
-#: From a layer's name and all sites to the matrix that the network's weights of this moment give.
-Transposed: TypeAlias = Callable[[str, Sites], Tensor]
-
-_LEARNED, _TRANSPOSE, _ZHANG, _SHARED = "kolen-pollack", "transpose", "zhang", "shared"
-_GIVEN, _FUNCTION = "given", "function"  # what a user gave instead of a name
-NAMES = (*KINDS, _SHARED, _ZHANG, _TRANSPOSE, _LEARNED)
-
-
-def check_names(names: Iterable[str], known: list[str], argument: str) -> None:
-    """Refuse matrices for layers that take none."""
-    unknown = sorted(set(names) - set(known))
-    if unknown:
-        raise FeedbackError(
-            f"{argument}: expected matrices for layers among {known}, got one for {unknown[0]!r}"
-        )
+__all__ = ["FeedbackBank"]
 
 
 class FeedbackBank:
-    """The matrices by layer name.
+    """The matrices by layer name; of the kind that is a product, its factors by layer of weights.
 
     Args:
         feedback: One of :data:`NAMES`; a function that draws; options for matrices that learn; or
             a mapping of layer name to tensor [C, *S].
         scale: Factor on what is drawn; a mapping is taken as it is.
         seed: Of the draw.
-        transposed: For the kind ``"transpose"``.
+        forward: The weights that the kinds stand for that are products.
 
     Raises:
         FeedbackError: if ``feedback`` is none of these.
     """
 
-    def __init__(self, feedback: Feedback, scale: float, seed: int, transposed: Transposed) -> None:
+    def __init__(self, feedback: Feedback, scale: float, seed: int, forward: Forward) -> None:
         self.scale = scale
         self.seed = seed
         self.matrices: dict[str, Tensor] = {}
         self.learner: Learner | None = None
+        self.leader: Callable[[], object | None] = lambda: None  # an optimiser, while it lives
         self.draw: Draw | None = None
-        self._transposed = transposed
+        self._forward = forward
+        self._factors = Factors(forward)
         self.sites: dict[str, tuple[int, ...]] = {}
+        self.path: dict[str, tuple[int, ...]] = {}  # the sites, and layers that get no error
         self.observer: Callable[[str, Tensor], None] | None = None
         self._moved: dict[str, Tensor] = {}
-        if feedback == _LEARNED:
-            feedback = KolenPollack()
-        if isinstance(feedback, KolenPollack):
-            self.kind, self.learner = _LEARNED, Learner(feedback)
+        if isinstance(feedback, str) and feedback in LEARNED:
+            feedback = LEARNED[feedback]()
+        if isinstance(feedback, KolenPollack | KolenPollackProduct):
+            self.kind = _kinds.KOLEN_POLLACK if isinstance(feedback, KolenPollack) else PRODUCT
+            self.learner = Learner(feedback)
         elif isinstance(feedback, str) and feedback in NAMES:
             self.kind, self.draw = feedback, KINDS.get(feedback)
         elif isinstance(feedback, Mapping):
-            self.kind = _GIVEN
+            self.kind = _kinds.GIVEN
             for name, matrix in feedback.items():
                 self._put(name, matrix)
         elif callable(feedback):
-            self.kind, self.draw = _FUNCTION, feedback
+            self.kind, self.draw = _kinds.FUNCTION, feedback
         else:
             got = repr(feedback) if isinstance(feedback, str) else type(feedback).__name__
             raise FeedbackError(
-                f"feedback: expected one of {sorted(NAMES)}, a KolenPollack, a function of shape "
-                f"and generator, or a mapping of layer name to tensor, got {got}"
+                f"feedback: expected one of {sorted(NAMES)}, a KolenPollack, a "
+                f"KolenPollackProduct, a function of shape and generator, or a mapping of layer "
+                f"name to tensor, got {got}"
             )
 
     def _put(self, name: str, matrix: Any) -> None:
@@ -89,21 +80,30 @@ class FeedbackBank:
 
     # -- drawing -----------------------------------------------------------------------------------
 
-    def require(self, sites: Sites) -> None:
+    def require(self, sites: Sites, path: Sites | None = None) -> None:
         """See that each layer has a matrix of its shape; draw those that are new.
+
+        Args:
+            sites: The layers that get an error.
+            path: All hidden layers in the order of their calls, where they are not only these.
 
         Raises:
             FeedbackError: if a given or drawn matrix is missing or has another shape.
         """
         self.sites.update(sites)
-        if self.kind == _TRANSPOSE:
+        self.path = dict(self.sites if path is None else path)
+        if self.kind == _kinds.TRANSPOSE:
             return
-        if self.kind == _SHARED:
+        if self.kind == PRODUCT:
+            if self._factors.require(self.sites, self.path, self.matrices, self._drawn):
+                self._moved.clear()
+            return
+        if self.kind == _kinds.SHARED:
             self._share()
         for name, shape in sites.items():
             if name not in self.matrices:
                 self.matrices[name] = self._drawn(name, shape)
-            if not _fits(self.matrices[name].shape, shape):
+            if not fits(self.matrices[name].shape, shape):
                 raise FeedbackError(
                     f"feedback[{name!r}]: expected shape {list(shape)} (outputs, then the shape of "
                     f"one sample's spikes; dimensions after the second may be 1), got "
@@ -114,10 +114,10 @@ class FeedbackBank:
         generator = generator_for(self.seed, name, shape)
         if self.learner is not None:
             return self.scale * self.learner.options.initial * gaussian(shape, generator)
-        if self.kind == _ZHANG:
+        if self.kind == _kinds.ZHANG:
             return self.scale * zhang_feedback(self._sizes_from(name), generator)
         if self.draw is None:
-            told = "a function" if self.kind == _FUNCTION else "a tensor"
+            told = "a function" if self.kind == _kinds.FUNCTION else "a tensor"
             raise FeedbackError(
                 f"feedback: no matrix for hidden layer {name!r}; expected {told} of shape "
                 f"{list(shape)}, got matrices for {sorted(self.matrices)}"
@@ -150,7 +150,8 @@ class FeedbackBank:
         else:
             outputs = next(iter(self.sites.values()))[0]
             shape = (outputs, largest // outputs)
-            base = self.scale * gaussian(shape, generator_for(self.seed, _SHARED, shape)).flatten()
+            generator = generator_for(self.seed, _kinds.SHARED, shape)
+            base = self.scale * gaussian(shape, generator).flatten()
         self._slice(base)
 
     def _slice(self, base: Tensor) -> None:
@@ -167,50 +168,84 @@ class FeedbackBank:
         """
         if self.learner is None:
             raise FeedbackError(
-                f"feedback: expected 'kolen-pollack', whose matrices learn, got "
+                f"feedback: expected one of {list(LEARNED)}, whose matrices learn, got "
                 f"{self.kind!r}, which is fixed"
             )
         return self.learner
 
-    def learn(self) -> None:
-        """Let matrices that learn follow what was gathered for them since the last time."""
-        if self.learner is not None:
-            for name in self.learner.step(self.matrices):
-                self._moved.pop(name, None)
+    @property
+    def gathers(self) -> bool:
+        """Whether what the matrices follow is gathered in the backward pass."""
+        return self.kind == _kinds.KOLEN_POLLACK
+
+    @property
+    def led(self) -> bool:
+        """Whether steps are taken with an optimiser, and not with forward passes."""
+        return self.leader() is not None
+
+    def learn(self, stepped: Iterable[Tensor] = ()) -> None:
+        """Let matrices that learn follow what was gathered for them since the last time.
+
+        Args:
+            stepped: The parameters that an optimiser has just changed, whose gradients the factors
+                follow.
+        """
+        if self.learner is None:
+            return
+        if self.kind == PRODUCT:
+            for layer, gradient in self._factors.gradients(self.matrices, stepped):
+                self.learner.gather(layer, gradient)
+        if self.learner.step(self.matrices):
+            self._moved.clear()
+
+    def stands_for(self, name: str) -> Tensor:
+        """Return what a layer's matrix stands for: weights, as they are at this moment."""
+        return product_of_weights(self._forward, name, self.path)
 
     def moved(self, name: str, like: Tensor) -> Tensor:
         """Return a known matrix in the device and dtype of ``like``; the original keeps its dtype.
 
         A network that goes to half precision and back finds its matrices unchanged.
         """
-        if self.kind == _TRANSPOSE:
-            return self._transposed(name, self.sites).to(like.device, like.dtype)
-        if self.kind == _SHARED:  # so that its copy is shared, too
+        if self.kind == _kinds.TRANSPOSE:
+            return self.stands_for(name).to(like.device, like.dtype)
+        if self.kind == PRODUCT:
+            made = partial(self._factors.product, name, self.matrices, like.device)
+            return self._cached(name, lambda: made().reshape(self.path[name]), like)
+        if self.kind == _kinds.SHARED:  # so that its copy is shared, too
             base = max(self.matrices.values(), key=Tensor.numel)
-            return _sliced(self._cached("", base, like).flatten(), tuple(self.matrices[name].shape))
-        return self._cached(name, self.matrices[name], like)
+            moved = self._cached("", lambda: base, like)
+            return _sliced(moved.flatten(), tuple(self.matrices[name].shape))
+        return self._cached(name, lambda: self.matrices[name], like)
 
     def sent(self, name: str, error: Tensor) -> Tensor:
-        """Show an observer what goes to a layer; return it."""
+        """Show an observer what goes to a layer; return it.
+
+        Raises:
+            FeedbackError: if factors, which follow an optimiser, follow none.
+        """
+        refuse_unfollowed(self.kind == PRODUCT and not self.led)
         if self.observer is not None:
             self.observer(name, error)
         return error
 
-    def _cached(self, name: str, matrix: Tensor, like: Tensor) -> Tensor:
+    def _cached(self, name: str, matrix: Callable[[], Tensor], like: Tensor) -> Tensor:
         cached = self._moved.get(name)
         if cached is None or cached.dtype != like.dtype or cached.device != like.device:
-            cached = self._moved[name] = matrix.to(device=like.device, dtype=like.dtype)
+            cached = self._moved[name] = matrix().to(device=like.device, dtype=like.dtype)
         return cached
 
     def known(self) -> list[str]:
         """Return the names of the layers whose matrix is there."""
-        return list(self.sites if self.kind == _TRANSPOSE else self.matrices)
+        if self.kind == PRODUCT:
+            return list(self._factors.chains)
+        return list(self.sites if self.kind == _kinds.TRANSPOSE else self.matrices)
 
     # -- saving ------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values, loadable with ``torch.load(weights_only=True)``."""
-        if self.kind == _SHARED and self.matrices:
+        if self.kind == _kinds.SHARED and self.matrices:
             base = max(self.matrices.values(), key=Tensor.numel).flatten().clone()
             matrices = {n: _sliced(base, tuple(m.shape)) for n, m in self.matrices.items()}
         else:
@@ -238,27 +273,22 @@ class FeedbackBank:
                     f"state_dict: layer {name!r} has feedback of shape {list(known.shape)}, got "
                     f"{list(matrix.shape)}: the checkpoint is of another network"
                 )
+        if state["kind"] != self.kind:  # factors are no matrices, nor those factors
+            self.matrices.clear()
+            self._factors = Factors(self._forward)
+        self._moved.clear()
         self.kind, self.scale, self.seed = state["kind"], state["scale"], state["seed"]
-        if self.kind != _FUNCTION:
+        if self.kind != _kinds.FUNCTION:
             self.draw = KINDS.get(self.kind)
         for name, matrix in state["matrices"].items():
             self._put(name, matrix)
-        if self.kind == _SHARED and self.matrices:
+        if self.kind == _kinds.SHARED and self.matrices:
             self.sites.update({n: tuple(m.shape) for n, m in self.matrices.items()})
             self._slice(max(self.matrices.values(), key=Tensor.numel).flatten())
         self.learner = None
         if state["learner"] is not None:
-            self.learner = Learner(KolenPollack())
+            self.learner = Learner(LEARNED[self.kind]())
             self.learner.load_state_dict(state["learner"], self.matrices)
-
-
-def _fits(matrix: torch.Size, wanted: tuple[int, ...]) -> bool:
-    """Whether a matrix is of the shape, or one that is spread over the places of an image."""
-    return (
-        len(matrix) == len(wanted)
-        and tuple(matrix[:2]) == wanted[:2]
-        and all(m in (1, w) for m, w in zip(matrix[2:], wanted[2:], strict=True))
-    )
 
 
 def _sliced(base: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from snn_dfa.errors import AttachError
 
-__all__ = ["States", "mean_over_ranks", "ranks"]
+__all__ = ["States", "mean_over_ranks", "ranks", "whole"]
 
 
 def ranks() -> int:
@@ -27,6 +27,12 @@ def mean_over_ranks(t: Tensor) -> Tensor:
     total = t.contiguous().clone()
     dist.all_reduce(total)
     return total / count
+
+
+def whole(t: Any) -> Tensor:
+    """Return a tensor itself; of one that processes hold in shards, all of it in each of them."""
+    gathered: Tensor = t.full_tensor() if hasattr(t, "full_tensor") else t
+    return gathered
 
 
 def _broadcasts() -> bool:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["is_attached", "place", "sweep_inert"]
+__all__ = ["after_steps", "is_attached", "place", "sweep_inert"]
 
 #: ``before(args, kwargs)`` returns the new ones or ``None``; ``after(output)`` likewise.
 Before: TypeAlias = Callable[[Any, Any], Any]
@@ -77,3 +78,17 @@ def place(
         hook = _Hook(lambda _, args, output: after(output))
         handles.append(module.register_forward_hook(hook, always_call=always))
     return handles
+
+
+def after_steps(optimizer: Optimizer, call: Callable[[Iterable[Tensor]], None]) -> RemovableHandle:
+    """Call with an optimiser's parameters after each step that it has taken.
+
+    A fused optimiser is called, too, where a scaler has found its gradients not finite; it changes
+    nothing then.
+    """
+
+    def stepped(optimizer: Optimizer, *_: Any) -> None:
+        if not bool(getattr(optimizer, "found_inf", False)):
+            call(p for group in optimizer.param_groups for p in group["params"])
+
+    return optimizer.register_step_post_hook(stepped)

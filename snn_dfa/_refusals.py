@@ -8,7 +8,13 @@ from torch import nn
 
 from snn_dfa.errors import AttachError, FeedbackError
 
-__all__ = ["out_of_step", "refuse_repetition", "refuse_unled", "second_output"]
+__all__ = [
+    "out_of_step",
+    "refuse_repetition",
+    "refuse_unfollowed",
+    "refuse_unled",
+    "second_output",
+]
 
 
 def out_of_step(hidden: str, output: str, calls: Mapping[str, int]) -> str:
@@ -65,4 +71,18 @@ def refuse_unled(learns: bool) -> None:
         raise FeedbackError(
             "feedback: expected one that does not learn with the passes of the network, which "
             "activation checkpointing repeats; call dfa.follow(optimizer)"
+        )
+
+
+def refuse_unfollowed(learns: bool) -> None:
+    """Refuse feedback that takes its step with the weights' optimiser, where it follows none.
+
+    Raises:
+        FeedbackError: if it is such.
+    """
+    if learns:
+        raise FeedbackError(
+            "feedback: 'kolen-pollack-product' learns at the steps of the weights' optimiser, and "
+            "follows none that is still there; call dfa.follow(optimizer) before a backward pass, "
+            "after a copy too, or use 'kolen-pollack'"
         )

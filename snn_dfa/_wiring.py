@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -30,13 +30,20 @@ from snn_dfa._distributed import States
 from snn_dfa._fences import Fences
 from snn_dfa._hooks import place
 from snn_dfa._nested import like_spikes, map_tensors
-from snn_dfa._refusals import out_of_step, refuse_repetition, refuse_unled, second_output
+from snn_dfa._refusals import (
+    out_of_step,
+    refuse_repetition,
+    refuse_unled,
+    second_output,
+)
 from snn_dfa.errors import AttachError, OutOfStepError
 from snn_dfa.feedback import project
 from snn_dfa.kolen_pollack import correlation
 from snn_dfa.rules import Rule
 
 __all__ = ["Wiring"]
+
+Sinks: TypeAlias = dict[str, tuple[torch.Size, torch.dtype]]
 
 
 class Wiring:
@@ -64,7 +71,6 @@ class Wiring:
     ) -> None:
         self.active = True
         self.targets: Tensor | None = None
-        self.bank_learns = True  # whenever a forward pass begins
         self._repeated = False  # the pass is one that activation checkpointing does again
         self.layers = layers
         self._bank = bank
@@ -74,6 +80,7 @@ class Wiring:
         self._last_called: str | None = None
         self._kept: dict[str, deque[Tensor | None]] = {name: deque() for name in layers.modules}
         self._calls: Counter[str] = Counter()
+        self._shapes: dict[str, torch.Size] = {}  # of what was called, spikes
         self._learn: set[str] = set()  # layers that have something to learn
         self._currents: dict[str, Tensor] = {}
         self._states = States()
@@ -107,10 +114,10 @@ class Wiring:
         self._clear()
         self._repeated = in_backward()
         if self._repeated:
-            refuse_unled(self._bank.learner is not None and self.bank_learns)
+            refuse_unled(self._bank.gathers and not self._bank.led)
             return
         self._states.begin()
-        if self.bank_learns and torch.is_grad_enabled():
+        if self._bank.gathers and not self._bank.led and torch.is_grad_enabled():
             self._bank.learn()
 
     def _after_pass(self, result: Any) -> None:
@@ -205,6 +212,7 @@ class Wiring:
         """Keep hidden spikes, join an output to them; return what others get."""
         is_output = self.layers.output == name
         self._calls[name] += 1
+        self._shapes[name] = credited[0].shape
         if not is_output:
             sends = self._rule is not None and credited[0].requires_grad
             self._kept[name].append(credited[0] if sends else None)
@@ -234,9 +242,10 @@ class Wiring:
         # The closure lives as long as the graph: it holds shapes and dtypes, not the tensors.
         shape, dims = outputs[0].shape, batch_dims(module, outputs[0])
         sinks = {h: (t.shape, t.dtype) for h, t in joined.items()}
+        path = {h: self._shapes[h] for h in self._calls if h != name}
         targets = self.targets
         if self.layers.output is not None:
-            self._check_feedback(sinks, shape, dims)
+            self._check_feedback(sinks, path, shape, dims)
 
         def broadcast(
             errors: Sequence[Tensor | None], spikes: Sequence[Tensor]
@@ -247,13 +256,13 @@ class Wiring:
             present = [e for e in errors if e is not None]
             if not present or self._rule is None:
                 return [None] * len(sinks)
-            self._check_feedback(sinks, shape, dims)
+            self._check_feedback(sinks, path, shape, dims)
             e = sum(present[1:], present[0]).reshape(*shape[:dims], shape[dims:].numel())
             check_finite(e, name)
             signal = broadcast_signal(self._rule, e, self.targets if targets is None else targets)
-            if self._bank.learner is not None and spikes:
+            if self._bank.gathers and spikes:
                 for h, spk in zip(sinks, spikes, strict=True):
-                    self._bank.learner.gather(h, correlation(signal, spk))
+                    self._bank.learning().gather(h, correlation(signal, spk))
             return [
                 self._bank.sent(
                     h, project(signal, self._bank.moved(h, signal), dtype).expand(where)
@@ -261,7 +270,7 @@ class Wiring:
                 for h, (where, dtype) in sinks.items()
             ]
 
-        keep = self._bank.learner is not None
+        keep = self._bank.gathers
         return list(Join.apply(broadcast, keep, len(outputs), *outputs, *joined.values()))
 
     def _take(self, hidden: str, step: int) -> Tensor | None:
@@ -276,10 +285,10 @@ class Wiring:
         return None
 
     def _check_feedback(
-        self, sinks: dict[str, tuple[torch.Size, torch.dtype]], output: torch.Size, dims: int
+        self, sinks: Sinks, path: dict[str, torch.Size], output: torch.Size, dims: int
     ) -> None:
         """See that each joined layer has a feedback matrix that fits; draw the new ones."""
-        sites = {}
+        sites, outputs = {}, output[dims:].numel()
         for name, (spikes, _) in sinks.items():
             if spikes[:dims] != output[:dims]:
                 raise OutOfStepError(
@@ -287,5 +296,5 @@ class Wiring:
                     f"followed by its neurons, since the output has shape {list(output)}, got "
                     f"{list(spikes)}"
                 )
-            sites[name] = (output[dims:].numel(), *spikes[dims:])
-        self._bank.require(sites)
+            sites[name] = (outputs, *spikes[dims:])
+        self._bank.require(sites, {n: (outputs, *s[dims:]) for n, s in path.items()})

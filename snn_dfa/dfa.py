@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
@@ -15,10 +16,12 @@ from torch.utils.hooks import RemovableHandle
 
 from snn_dfa import _alignment, _traces
 from snn_dfa._assembly import assemble
-from snn_dfa._bank import FeedbackBank, check_names
+from snn_dfa._bank import FeedbackBank
 from snn_dfa._credit import check_choices, credits_at_current
 from snn_dfa._discover import find_layers
-from snn_dfa._synapses import transposed
+from snn_dfa._hooks import after_steps
+from snn_dfa._kinds import PRODUCT, check_names
+from snn_dfa._synapses import WeightsAfter, synapses
 from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback import Feedback
 
@@ -51,10 +54,12 @@ class DFA:
             (:func:`snn_dfa.zhang.zhang_feedback`); ``"shared"``: slices of one Gaussian matrix, so
             that the largest layer's is all that is kept. Or a function of shape and generator that
             draws; or a mapping of layer name to tensor. That learn: ``"kolen-pollack"`` or a
-            :class:`KolenPollack`. ``"transpose"``: the product of the forward weights, to compare
-            with. With ``rule="fa"`` a matrix belongs to a layer with weights, and has their shape.
-        scale: Factor on what is drawn, whose standard deviation is 1 / sqrt(N), N neurons in the
-            layer.
+            :class:`KolenPollack`; for dense layers and with :meth:`follow`, better,
+            ``"kolen-pollack-product"`` or a :class:`KolenPollackProduct`. ``"transpose"``: the
+            product of the forward weights, to compare with. With ``rule="fa"`` a matrix belongs to
+            a layer with weights, and has their shape.
+        scale: Factor on what is drawn (of a product, on each factor), whose standard deviation is
+            1 / sqrt(N), N neurons in the layer.
         credit: How a layer turns e B at its spikes into a gradient at its input. ``"membrane"``:
             by the neuron's own surrogate and its membrane through time, as autograd does inside
             the layer. ``"current"``: times g at the input current of the same step; input,
@@ -118,14 +123,13 @@ class DFA:
             _traces.check(net, layers, rule)
         if isinstance(feedback, Mapping):
             check_names(feedback, list(weights) or layers.may_be_hidden, "feedback")
-        forward = _alignment.weight_of(weights) if weights else transposed(net)
+        forward = _alignment.OwnWeight(weights) if weights else WeightsAfter(net, layers)
         self._bank = FeedbackBank(feedback, scale, seed, forward)
-        if weights:
-            _alignment.check_feedback(self._bank.kind)
+        forward.check(self._bank.kind)
         at_current = credits_at_current(layers, derivative) if credit == "current" else {}
         self._net = net
         self._names = list(weights) or list(layers.modules)
-        self._options = {"rule": rule, "credit": credit, "derivative": derivative}
+        self._options: dict[str, Any] = {"rule": rule, "credit": credit, "derivative": derivative}
         # What hidden= gave, by name, so that a copy or an unpickled DFA can be attached alike.
         self._named_hidden = None if hidden is None else layers.hidden
         self._attached = True
@@ -153,9 +157,8 @@ class DFA:
     def feedback(self) -> Mapping[str, Tensor]:
         r"""Layer name to feedback matrix [C, \*S], in the network's dtype and on its device.
 
-        With ``rule="fa"``: name of a layer with weights to a matrix of their shape.
-
-        A drawn matrix is there once a forward pass has shown the layer's shape.
+        With ``rule="fa"``: name of a layer with weights to a matrix of their shape. A drawn matrix,
+        and one that is a product, is there once a forward pass has shown the layers' shapes.
         """
         tensors = chain(self._net.parameters(), self._net.buffers())
         like = next((t for t in tensors if t.is_floating_point()), torch.zeros(()))
@@ -190,7 +193,8 @@ class DFA:
 
         Without it a step is taken with each forward pass of the network after a backward pass,
         which is more than the weights take where gradients are accumulated, or where ``backward()``
-        is called after each time step.
+        is called after each time step. ``"kolen-pollack-product"`` learns in no other way; a factor
+        stays as it is where its weight is not this optimiser's. A second one takes its place.
 
         Raises:
             FeedbackError: if the feedback is fixed.
@@ -198,8 +202,8 @@ class DFA:
         self._bank.learning()
         if self._following is not None:
             self._following.remove()
-        self._wiring.bank_learns = False
-        self._following = optimizer.register_step_post_hook(lambda *_: self._bank.learn())
+        self._bank.leader = weakref.ref(optimizer)
+        self._following = after_steps(optimizer, self._bank.learn)
 
     def remove(self) -> None:
         """Take everything off: the network is the plain snnTorch network that it was."""
@@ -269,18 +273,15 @@ class DFA:
         Raises:
             FeedbackError: if it is of another network; nothing is changed then.
         """
-        fa = self._options["rule"] == "fa"  # whose matrices belong to weights
-        known = [n for n in self._names if fa or n != self.output]
+        known = [n for n in self._names if n != self.output]
+        if self._options["rule"] == "fa" or state.get("kind") == PRODUCT:
+            known = list(synapses(self._net))
         check_names(state.get("matrices", {}), known, "state_dict")
         self._bank.load_state_dict(state)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle the network with it, and attach anew to that."""
-        options: dict[str, Any] = {
-            **self._options,
-            "output": self.output,
-            "hidden": self._named_hidden,
-        }
+        options = {**self._options, "output": self.output, "hidden": self._named_hidden}
         if self._bank.kind == "function":
             options["feedback"] = self._bank.draw
         return _rebuild, (self._net, options, self.state_dict(), self._attached)

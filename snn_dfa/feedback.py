@@ -15,7 +15,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from snn_dfa.kolen_pollack import KolenPollack
+from snn_dfa.kolen_pollack import KolenPollack, KolenPollackProduct
 
 __all__ = [
     "KINDS",
@@ -25,6 +25,7 @@ __all__ = [
     "gaussian",
     "generator_for",
     "orthogonal",
+    "product",
     "project",
     "sparse",
     "uniform",
@@ -34,7 +35,7 @@ __all__ = [
 Draw: TypeAlias = Callable[[tuple[int, ...], torch.Generator], Tensor]
 #: A kind's name, a function that draws, options for feedback that learns, or the matrices by
 #: layer, which is what ``DFA(feedback=...)`` takes.
-Feedback: TypeAlias = str | Draw | KolenPollack | Mapping[str, Tensor]
+Feedback: TypeAlias = str | Draw | KolenPollack | KolenPollackProduct | Mapping[str, Tensor]
 
 
 def project(error: Tensor, feedback: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -60,6 +61,25 @@ def project(error: Tensor, feedback: Tensor, dtype: torch.dtype | None = None) -
         return sent.expand(error.shape[0], *sent.shape)
     sent = (error @ feedback.flatten(1)).reshape(*error.shape[:-1], *feedback.shape[1:])
     return sent.to(dtype) if dtype is not None else sent
+
+
+def product(factors: Sequence[Tensor]) -> Tensor:
+    """Return the matrix [C, N1] of factors [N2, N1], [N3, N2], ..., [C, Nk].
+
+    It is made from the last factor on, which is the cheaper side where outputs are few.
+
+    Args:
+        factors: From the first to the last, each with the rows of the next one's columns.
+
+    Example:
+        >>> product([torch.ones(3, 4), torch.ones(2, 3)])
+        tensor([[3., 3., 3., 3.],
+                [3., 3., 3., 3.]])
+    """
+    *before, matrix = factors
+    for factor in reversed(before):
+        matrix = matrix @ factor
+    return matrix
 
 
 def generator_for(seed: int, name: str, shape: tuple[int, ...]) -> torch.Generator:

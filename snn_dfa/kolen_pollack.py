@@ -12,11 +12,35 @@ from torch import Tensor
 from snn_dfa._distributed import mean_over_ranks
 from snn_dfa.errors import FeedbackError
 
-__all__ = ["KolenPollack", "Learner", "correlation"]
+__all__ = ["KolenPollack", "KolenPollackProduct", "Learner", "correlation"]
 
 
 @dataclass(frozen=True)
-class KolenPollack:
+class _Options:
+    """What both kinds of feedback that learn have."""
+
+    lr: float = 3e-3
+    weight_decay: float = 0.0
+    initial: float = 1.0
+
+    @property
+    def over_ranks(self) -> bool:
+        """Whether gradients are averaged over processes; those of weights are it already."""
+        return False
+
+    def __post_init__(self) -> None:
+        kind = type(self).__name__
+        if not self.lr > 0:
+            raise FeedbackError(f"{kind}: lr: expected a number above zero, got {self.lr}")
+        for name in ("weight_decay", "initial"):
+            if not getattr(self, name) >= 0:
+                raise FeedbackError(
+                    f"{kind}: {name}: expected zero or more, got {getattr(self, name)}"
+                )
+
+
+@dataclass(frozen=True)
+class KolenPollack(_Options):
     r"""Feedback matrices that learn from what meets at them, without seeing a forward weight.
 
     B follows AdamW on the sum over time and batch of the outer products of broadcast signal and the
@@ -58,19 +82,58 @@ class KolenPollack:
         >>> dfa = DFA(net, feedback=KolenPollack(lr=1e-2))
     """
 
-    lr: float = 3e-3
-    weight_decay: float = 0.0
     initial: float = 0.01
     over_ranks: bool = True
 
-    def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise FeedbackError(f"KolenPollack: lr: expected a number above zero, got {self.lr}")
-        for name in ("weight_decay", "initial"):
-            if not getattr(self, name) >= 0:
-                raise FeedbackError(
-                    f"KolenPollack: {name}: expected zero or more, got {getattr(self, name)}"
-                )
+
+@dataclass(frozen=True)
+class KolenPollackProduct(_Options):
+    r"""Feedback matrices that are products of factors, one for each weight above, that learn.
+
+    Each weight W [N_out, N_in] that leads from a hidden layer towards the output has a factor V of
+    its shape, drawn at random and never told what W is. At each step of the weights' optimiser V
+    follows AdamW on W's own gradient, which is what meets at the two ends of the connection. A
+    layer's B is the product of the factors after it, V_L ... V_(l+1), so that one error at the
+    output still goes to each layer by one matrix. Where W and V get the same updates and decay
+    alike, V becomes W: every layer's B becomes the product of the weights, where with
+    :class:`KolenPollack` that is so in the last hidden layer alone.
+
+    For dense layers; ``dfa.follow(optimizer)`` has to be called before the first backward pass.
+    Which weight lies between two layers is told by its shape, among equal ones by the order of
+    registration. With ``rule="fa"``, for convolutions too, each factor is the B of its own layer.
+    As W's gradient is taken as the optimiser had it, averaged over processes, clipped and unscaled
+    where it was, nothing of that is done again.
+
+    Args:
+        lr: Learning rate of AdamW, that of the weights; where theirs changes, set
+            ``dfa.feedback_lr``.
+        weight_decay: Of AdamW, that of the weights.
+        initial: Factor on the standard deviation of each first V, 1 / sqrt(N_in), beside ``scale``;
+            with 1 the first B are of the size of ``"gaussian"`` ones.
+
+    Sources: Kolen and Pollack 1994, "Backpropagation without weight transport"; Akrout et al.
+    2019, arXiv 1904.05391, whose reciprocal weights these factors are. The product of them in
+    place of a chain of errors from layer to layer is ours.
+
+    Raises:
+        FeedbackError: if a number is out of its range.
+
+    Example:
+        >>> import snntorch as snn
+        >>> from torch import nn
+        >>> from snn_dfa import DFA
+        >>> net = nn.Sequential(
+        ...     nn.Linear(4, 8), snn.Leaky(beta=0.9, init_hidden=True),
+        ...     nn.Linear(8, 6), snn.Leaky(beta=0.9, init_hidden=True), nn.Linear(6, 2),
+        ... )
+        >>> options = KolenPollackProduct(lr=1e-2, weight_decay=0.1)
+        >>> dfa = DFA(net, output="4", feedback=options)
+        >>> optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=0.1)
+        >>> dfa.follow(optimizer)
+        >>> net(torch.rand(3, 4)).sum().backward()
+        >>> {name: tuple(B.shape) for name, B in dfa.feedback.items()}
+        {'1': (2, 8), '3': (2, 6)}
+    """
 
 
 def correlation(signal: Tensor, spikes: Tensor) -> Tensor:
@@ -114,7 +177,7 @@ class Learner:
         tensor([-0.1000, -0.1000, -0.1000])
     """
 
-    def __init__(self, options: KolenPollack) -> None:
+    def __init__(self, options: KolenPollack | KolenPollackProduct) -> None:
         self.options = options
         self.lr = options.lr
         self.over_ranks = options.over_ranks
@@ -168,7 +231,7 @@ class Learner:
 
     def load_state_dict(self, state: Mapping[str, Any], matrices: dict[str, Tensor]) -> None:
         """Take over what :meth:`state_dict` gave, for these matrices."""
-        self.options = KolenPollack(**state["options"])
+        self.options = type(self.options)(**state["options"])
         self.lr, self.over_ranks = state["lr"], self.options.over_ranks
         self._pending = {name: gradient.clone() for name, gradient in state["pending"].items()}
         self._optimizers = {}

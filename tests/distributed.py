@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from snn_dfa import DFA, KolenPollack, over_time, reset
+from snn_dfa import DFA, KolenPollack, KolenPollackProduct, over_time, reset
 from snn_dfa.surrogate import fast_sigmoid
 
 T, B, F, C = 5, 8, 6, 3
@@ -72,6 +72,7 @@ CASES = {
     "kolen-pollack": {"feedback": "kolen-pollack"},
     "kolen-pollack-at-once": {"feedback": "kolen-pollack", "form": "at once", "order": "after"},
     "kolen-pollack-alone": {"feedback": "kolen-pollack", "ddp": "alone"},
+    "kolen-pollack-product": {"feedback": "kolen-pollack-product"},
     "fa": {"rule": "fa"},
     "fa-kolen-pollack": {"rule": "fa", "feedback": "kolen-pollack"},
     "sign": {"rule": "sign"},
@@ -79,6 +80,11 @@ CASES = {
     "current": {"credit": "current"},
     "fsdp": {"fsdp": True},
     "fsdp-kolen-pollack": {"fsdp": True, "feedback": "kolen-pollack", "order": "after"},
+    "fsdp-kolen-pollack-product": {
+        "fsdp": True,
+        "feedback": "kolen-pollack-product",
+        "order": "after",
+    },
     "wrapper": {"order": "wrapper"},
     "shallow": {"rule": "shallow"},
     "shallow-unused": {"rule": "shallow", "ddp": {"find_unused_parameters": True}},
@@ -95,11 +101,13 @@ def train(case, wrap, part, steps=10):
     net = network()
     build, run = FORMS[case.get("form", "inside")]
     form = build(net)
-    learns = case.get("feedback") == "kolen-pollack"
+    learns = case.get("feedback", "").startswith("kolen-pollack")
     options = {"rule": case.get("rule", "error"), "output": case.get("output"),
                "credit": case.get("credit", "membrane")}  # fmt: skip
     options["feedback"] = (
-        KolenPollack(0.05, over_ranks=case.get("ddp") != "alone")
+        KolenPollackProduct(0.05)
+        if case.get("feedback") == "kolen-pollack-product"
+        else KolenPollack(0.05, over_ranks=case.get("ddp") != "alone")
         if learns
         else case.get("feedback", "gaussian")
     )
@@ -111,6 +119,8 @@ def train(case, wrap, part, steps=10):
         inner = getattr(wrapped, "module", wrapped)
         dfa = DFA(wrapped if case["order"] == "wrapper" else inner, **options)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.2)
+    if case.get("feedback") == "kolen-pollack-product":
+        dfa.follow(optimizer)
     first = None
     for step in range(steps):
         x, y = data(step)

@@ -173,6 +173,16 @@ def _functional(net: nn.Module, x: torch.Tensor) -> Grads:
     return {k: p.grad for k, p in values.items()}
 
 
+def _product(net: nn.Module, x: torch.Tensor) -> Grads:
+    with DFA(net, feedback="kolen-pollack-product") as dfa:
+        forward(net, x)  # lazy modules have parameters from here on
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+        dfa.follow(optimizer)
+        net.zero_grad()
+        loss_of(forward(net, x)).backward()
+    return grads_of(net)
+
+
 SAME: dict[str, Callable[[nn.Module, torch.Tensor], Grads]] = {
     "over_time": _over_time,
     "deepcopy": _deepcopy,
@@ -191,6 +201,7 @@ OTHER: dict[str, Callable[[nn.Module, torch.Tensor], Grads]] = {
     "credit trace": lambda net, x: _plain(net, x, credit="trace"),
     "rule fa": lambda net, x: _plain(net, x, rule="fa"),
     "kolen-pollack": lambda net, x: _plain(net, x, feedback="kolen-pollack"),
+    "kolen-pollack-product": _product,
 }
 MACHINERY = [*SAME, *OTHER]
 

@@ -53,6 +53,18 @@ def test_classes_in_a_column_are_read(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("shape", "asked", "share"),
+    [((16,), [], 0.0), ((4, 4), [], 0.4), ((16,), ["--input-dropout", 0.2], 0.2)],
+)
+def test_a_recipe_drops_pixels_of_images_alone(tmp_path, shape, asked, share):
+    np.savez(tmp_path / "own.npz", **samples(shape))
+    options = ("--dataset", tmp_path / "own.npz", "--hidden", 8, "--epochs", 1, "--steps", 2)
+    assert run("train", "--recipe", "wide", *options, *asked, "--out", tmp_path / "run") == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["settings"]["input_dropout"] == share
+
+
+@pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"x_test": None}, "expected x_train, y_train, x_test and y_test in"),

@@ -10,14 +10,15 @@ import torch
 from snn_dfa.experiments.cli import main
 from snn_dfa.experiments.family import CONVOLUTIONAL, ROWS, kept_megabytes, members
 from snn_dfa.experiments.feedback import RULES
+from snn_dfa.experiments.ladder import rungs
 from snn_dfa.experiments.outcome import outcome
 from snn_dfa.experiments.peak import peak_megabytes
-from snn_dfa.experiments.recipes import Recipe
-from snn_dfa.experiments.settings import Settings
+from snn_dfa.experiments.recipes import Recipe, fitted
+from snn_dfa.experiments.settings import Settings, UsageError
 from snn_dfa.experiments.training import Trainer
 
 TINY = Settings(hidden=(12, 8), steps=4, epochs=1)
-TINY_CONV = replace(TINY, hidden=("2c3", "mp2", 8))
+TINY_CONV = replace(TINY, hidden=("2c3", "mp2", 8), feedback="gaussian")
 
 
 def run(*args):
@@ -117,6 +118,36 @@ def test_feedback_that_learns_follows_the_schedule(digits):
     assert trainer.dfa.feedback_lr == pytest.approx(0.05)
 
 
+def test_a_product_of_factors_is_for_dense_layers_or_none(digits):
+    settings = replace(TINY_CONV, feedback="kolen-pollack-product")
+    for rule in ("dfa", "sign", "target"):
+        with pytest.raises(UsageError, match=f"channelwise or kolen-pollack .* rule {rule}, got"):
+            Trainer(settings, rule, digits)
+    for rule in ("bptt", "fa", "shallow"):
+        assert len(list(Trainer(settings, rule, digits).fit())) == 1
+
+
+def test_recipes_give_convolutions_feedback_that_they_can_have():
+    settings, image = replace(TINY_CONV, feedback="kolen-pollack-product"), (1, 28, 28)
+    assert fitted("deep", settings, 1_000, image).feedback == "kolen-pollack"
+    asked = fitted("deep", settings, 1_000, image, ["feedback"])
+    assert asked.feedback == "kolen-pollack-product"
+    assert fitted("deep", TINY, 1_000, image).feedback == "kolen-pollack-product"
+
+
+def test_rows_and_rungs_keep_the_features_of_samples_that_are_no_images():
+    features, image = (1, 1, 16), (1, 28, 28)
+    row = next(members())
+    assert row.fitted(15_000, features, ()).settings.input_dropout == 0
+    assert row.fitted(15_000, features, ["input_dropout"]).settings.input_dropout == 0.4
+    assert row.fitted(15_000, image, ()).settings.input_dropout == 0.4
+    *_, before, last = rungs(epochs=2)
+    for rung, epochs in ((before, 2), (last, 40)):
+        for shape, share in ((features, 0), (image, 0.4)):
+            settings = rung.fitted(57_000, shape).settings
+            assert (settings.input_dropout, settings.epochs) == (share, epochs)
+
+
 def test_costs_of_a_sample(digits):
     trainer = Trainer(TINY, "bptt", digits)
     list(trainer.fit())
@@ -129,7 +160,7 @@ def test_costs_of_a_sample(digits):
 
 def test_the_table_of_all_rules(tmp_path, capsys, monkeypatch):
     # 30 updates are three epochs of the digits' 11 batches.
-    tiny = {"deep": Recipe("", TINY, least_updates=30), "conv": Recipe("", TINY_CONV)}
+    tiny = {"deep": Recipe("", TINY, least_updates=30), "conv": Recipe("", TINY_CONV, 30)}
     monkeypatch.setattr("snn_dfa.experiments.family.RECIPES", tiny)
     monkeypatch.setattr("snn_dfa.experiments.recipes.RECIPES", tiny)
     # Each takes a process of its own, and is tested above.

@@ -17,7 +17,10 @@ from test_parity import check
 from torch import nn
 
 from snn_dfa import DFA, FeedbackError, KolenPollack, feedback, over_time, reset
-from snn_dfa._bank import NAMES, FeedbackBank
+from snn_dfa._bank import FeedbackBank
+from snn_dfa._discover import Layers
+from snn_dfa._kinds import NAMES
+from snn_dfa._synapses import WeightsAfter
 from snn_dfa.feedback import KINDS, channelwise, generator_for, orthogonal, project, sparse
 from snn_dfa.zhang import zhang_feedback
 
@@ -200,6 +203,9 @@ def _drawn(net, **options):
 def test_half_precision(kind, dtype):
     net = over_time(dense()).to(dtype)
     dfa = DFA(net, feedback=KINDS_HERE[kind], output="7")
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    if kind == "kolen-pollack-product":
+        dfa.follow(optimizer)
     for _ in range(2):
         net(torch.rand(4, 3, 6, dtype=dtype)).float().sum().backward()
     assert {b.dtype for b in dfa.feedback.values()} == {dtype}
@@ -232,9 +238,12 @@ def test_what_is_refused(given_feedback, message):
         run(net)
 
 
+NEEDS_DENSE = "a product of weights or factors needs an nn.Linear from the 32 neurons of layer"
+
+
 def test_kinds_that_need_dense_layers_say_so():
     for kind, message in (("zhang", "'zhang' is for dense layers"),
-                          ("transpose", "'transpose' needs an nn.Linear from the 32 neurons")):  # fmt: skip
+                          ("transpose", NEEDS_DENSE), ("kolen-pollack-product", NEEDS_DENSE)):  # fmt: skip
         p = problem("convolutional", "leaky")
         DFA(p.net, feedback=kind)
         with pytest.raises(FeedbackError, match=message):
@@ -243,4 +252,5 @@ def test_kinds_that_need_dense_layers_say_so():
 
 def test_the_public_module_names_what_it_has():
     assert set(feedback.KINDS) <= set(NAMES)
-    assert FeedbackBank("gaussian", 1.0, 0, lambda n, s: None).known() == []
+    forward = WeightsAfter(nn.Linear(1, 1), Layers({}, None))
+    assert FeedbackBank("gaussian", 1.0, 0, forward).known() == []

@@ -203,7 +203,9 @@ def test_feedback_that_follows_an_optimiser_steps_with_it():
 
 def test_fixed_feedback_follows_nothing():
     net = network()
-    with pytest.raises(FeedbackError, match=r"expected 'kolen-pollack', .* got 'gaussian'"):
+    with pytest.raises(
+        FeedbackError, match=r"expected one of \['kolen-pollack', .* got 'gaussian'"
+    ):
         DFA(net).follow(torch.optim.SGD(net.parameters(), lr=0.1))
 
 

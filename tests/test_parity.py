@@ -56,6 +56,9 @@ def pass_back(p, dfa):
 def check(p, neuron_class, rule="error", **options):
     """Compare all gradients; return the DFA, still attached."""
     dfa = DFA(p.net, rule=rule, **options)
+    if options.get("feedback") == "kolen-pollack-product":
+        optimizer = torch.optim.SGD(p.net.parameters(), lr=0.1)  # which takes no step here
+        dfa.follow(optimizer)
     for round_ in range(2):  # the first pass finds the output, the second knows it
         spk, mem, ws, wm = pass_back(p, dfa)
         blocks = p.blocks(neuron_class)

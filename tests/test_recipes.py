@@ -1,6 +1,5 @@
 """Recipes, what they set, and what comes of them on the digits."""
 
-import itertools
 import json
 import shlex
 from dataclasses import replace
@@ -10,15 +9,15 @@ import torch
 from torch import nn
 
 from snn_dfa import KolenPollack, fold_normalization, over_time
-from snn_dfa.experiments import ladder
 from snn_dfa.experiments.cli import main
+from snn_dfa.experiments.data import Part, Splits
 from snn_dfa.experiments.feedback import feedback_of
 from snn_dfa.experiments.files import Checkpoint, load_checkpoint
 from snn_dfa.experiments.inputs import encode
 from snn_dfa.experiments.network import build
 from snn_dfa.experiments.optimization import make_loss, make_optimizer, make_scheduler
 from snn_dfa.experiments.outcome import seconds_to
-from snn_dfa.experiments.recipes import RECIPES, Recipe, default_for, epochs_for
+from snn_dfa.experiments.recipes import RECIPES, Recipe, default_for
 from snn_dfa.experiments.settings import Settings, UsageError
 from snn_dfa.experiments.training import Trainer
 
@@ -43,7 +42,8 @@ def test_what_is_shown_of_a_recipe_makes_it(name, capsys, tmp_path, monkeypatch)
         raise UsageError("stopped")
 
     monkeypatch.setattr("snn_dfa.experiments.cli.Trainer", stop)
-    monkeypatch.setattr("snn_dfa.experiments.cli.load", lambda settings: None)
+    images = Part(torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.long))
+    monkeypatch.setattr("snn_dfa.experiments.cli.load", lambda _: Splits(images, images, images))
     for args in (["--recipe", "deep", *options], ["--recipe", name]):
         assert run("train", *args, "--epochs", 2, "--out", tmp_path / "none") == 2
     capsys.readouterr()
@@ -113,46 +113,6 @@ def test_zhangs_set_up_learns(tmp_path):
     options = ("--steps", 120, "--run-in", 40, "--epochs", 2, "--batch-size", 20)
     assert run("train", "--recipe", "zhang2024", *options, "--out", tmp_path) == 0
     assert json.loads((tmp_path / "metrics.json").read_text())["dfa"]["test_accuracy"] > 0.5
-
-
-# -- the ladder ------------------------------------------------------------------------------------
-
-
-def test_the_ladder_leads_from_one_recipe_to_the_other_a_change_at_a_time():
-    rungs = [rung.settings for rung in ladder.rungs(epochs=3)]
-    assert rungs[0] == replace(RECIPES["notebook"].settings, epochs=3)
-    assert rungs[-1] == RECIPES["deep"].settings
-    for before, after in itertools.pairwise(rungs):
-        assert before != after
-    changed = [name for change in ladder.CHANGES for name in change.to_deep]
-    assert len(changed) == len(set(changed))
-
-
-def test_each_rung_trains_on_its_own_part_of_the_data(tmp_path, monkeypatch):
-    monkeypatch.setattr(ladder, "CHANGES", (ladder.Change("half", values={"validation": 0.5}),))
-    assert run("ladder", "--epochs", 1, "--out", tmp_path) == 0
-    rungs = json.loads((tmp_path / "ladder.json").read_text())["rungs"]
-    seen = [rung["history"][0]["train_accuracy"] for rung in rungs]
-    for share, size in zip(seen, (1293, 719), strict=True):  # 0.9 and 0.5 of the training set
-        assert share * size == pytest.approx(round(share * size), abs=1e-6)
-
-
-def test_only_the_rung_that_is_trained_to_the_end_gets_more_epochs_on_little_data():
-    *before, last = ladder.rungs(epochs=3)
-    assert {rung.fitted(1_000).settings.epochs for rung in before} == {3}
-    assert last.fitted(1_000).settings.epochs == epochs_for("deep", last.settings, 1_000) == 125
-    assert last.fitted(57_000).settings == RECIPES["deep"].settings
-
-
-def test_the_ladder_writes_its_table(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(ladder, "CHANGES", ladder.CHANGES[:1])
-    assert run("ladder", "--epochs", 1, "--out", tmp_path) == 0
-    table = (tmp_path / "ladder.md").read_text()
-    assert table in capsys.readouterr().out
-    found = json.loads((tmp_path / "ladder.json").read_text())["rungs"]
-    assert [rung["name"] for rung in found] == ["the recipe notebook", ladder.CHANGES[0].name]
-    assert f"| {100 * found[1]['test_accuracy']:.2f} % |" in table
-    assert (tmp_path / "ladder.png").stat().st_size > 1000
 
 
 # -- several seeds ---------------------------------------------------------------------------------

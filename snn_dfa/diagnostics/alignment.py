@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from snn_dfa._synapses import synapses, transposed
+from snn_dfa._synapses import synapses
 from snn_dfa.dfa import DFA
 from snn_dfa.errors import FeedbackError
 
@@ -72,6 +72,8 @@ def gradient_angles(
     for paused in (False, True):
         twin = copy.deepcopy(dfa, _without_graphs(dfa.net))
         twin.net.zero_grad()
+        if not twin._bank.gathers:
+            twin._bank.leader = lambda: True  # which takes no step
         if twin._bank.learner is not None:
             twin._bank.learner.over_ranks = False  # the copy is in this process alone
         given = nullcontext() if targets is None else twin.targets(targets)
@@ -121,11 +123,9 @@ def feedback_angles(dfa: DFA) -> dict[str, float]:
         {'1': 0.0}
     """
     found = {}
-    weights = synapses(dfa.net)
-    forward = transposed(dfa.net)
     for name, matrix in dfa.feedback.items():
         try:
-            wanted = weights[name].weight.detach() if name in weights else forward(name, dfa.sites)
+            wanted = dfa._bank.stands_for(name)
         except FeedbackError:
             continue
         found[name] = _rounded(angle(matrix.expand(wanted.shape), wanted))

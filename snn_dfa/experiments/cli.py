@@ -25,7 +25,7 @@ from snn_dfa.experiments.memory import keep_freed_memory
 from snn_dfa.experiments.outcome import outcome
 from snn_dfa.experiments.peak import peak_megabytes
 from snn_dfa.experiments.ranks import first_alone, is_first, joined
-from snn_dfa.experiments.recipes import DEFAULT, RECIPES, default_for, describe, epochs_for
+from snn_dfa.experiments.recipes import DEFAULT, RECIPES, default_for, describe, fitted
 from snn_dfa.experiments.settings import Settings, UsageError, option
 from snn_dfa.experiments.training import Trainer
 
@@ -120,12 +120,10 @@ def _settings(args: argparse.Namespace) -> Settings:
     return settings
 
 
-def _long_enough(settings: Settings, args: argparse.Namespace, data: Splits) -> Settings:
-    """Give the epochs that the recipe has for so much data, where none are asked for."""
-    if hasattr(args, "epochs"):
-        return settings
+def _fitted(settings: Settings, args: argparse.Namespace, data: Splits) -> Settings:
+    """Give what the recipe has for such data, where nothing else is asked for."""
     recipe = getattr(args, "recipe", DEFAULT)
-    return replace(settings, epochs=epochs_for(recipe, settings, len(data.train)))
+    return fitted(recipe, settings, len(data.train), data.image, given=vars(args))
 
 
 def _check_device(settings: Settings) -> None:
@@ -182,7 +180,7 @@ def _compare(args: argparse.Namespace) -> None:
     results: report.Results = {rule: [] for rule in args.rules}
     for seed in range(settings.seed, settings.seed + args.seeds):
         data = _data(replace(settings, seed=seed))
-        settings = _long_enough(settings, args, data)
+        settings = _fitted(settings, args, data)
         one = replace(settings, seed=seed)
         if seed == settings.seed:
             for rule in args.rules:  # what cannot be made is refused before any is trained
@@ -204,7 +202,7 @@ def _train(args: argparse.Namespace) -> None:
     checkpoint = Checkpoint(args.out / "checkpoint.pt", args.save_every)
     state = load_checkpoint(checkpoint.path) if args.resume else None
     data = _data(settings)
-    settings = _long_enough(settings, args, data)
+    settings = _fitted(settings, args, data)
     trainer = Trainer(settings, args.rule, data)
     if state is not None:
         trainer.load_state_dict(state)
@@ -234,7 +232,7 @@ def _ladder(args: argparse.Namespace) -> None:
     folder, results = make_folder(args.out), []
     for rung in steps:
         data = _data(rung.settings)
-        rung = rung.fitted(len(data.train))
+        rung = rung.fitted(len(data.train), data.image)
         trainer = Trainer(rung.settings, "dfa", data)
         _fit(trainer, rung.name)
         results.append((rung, outcome(trainer)))
@@ -247,11 +245,11 @@ def _family(args: argparse.Namespace) -> None:
     first = next(members(**given)).settings
     _check_device(first)
     data = _data(first)
-    for row in members(**given):  # what cannot be made is refused before any is trained
+    rows = [row.fitted(len(data.train), data.image, vars(args)) for row in members(**given)]
+    for row in rows:  # what cannot be made is refused before any is trained
         Trainer(row.settings, row.rule, data)
-    given["epochs"] = _long_enough(first, args, data).epochs
     folder, results = make_folder(args.out), []
-    for row in members(**given):
+    for row in rows:
         trainer = Trainer(row.settings, row.rule, data)
         memory = {
             "kept_megabytes": kept_megabytes(trainer),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from snn_dfa.experiments.recipes import DEFAULT, RECIPES
+from snn_dfa.experiments.recipes import DEFAULT, RECIPES, fitted
 from snn_dfa.experiments.report import entry, write_rows
 from snn_dfa.experiments.settings import Settings
 from snn_dfa.experiments.training import Trainer
@@ -28,6 +28,7 @@ ROWS: Sequence[tuple[str, dict[str, Any]]] = (
       ("uniform", "orthogonal", "sparse", "shared", "zhang", "kolen-pollack", "transpose")),
     ("dfa", {"error_at": "current"}),
     ("dfa", {"error_at": "current", "feedback": "kolen-pollack"}),
+    ("dfa", {"error_at": "current", "feedback": "kolen-pollack-product"}),
     ("dfa", {"credit": "current"}),
     ("dfa", {"credit": "trace"}),
     ("sign", {}),
@@ -60,6 +61,11 @@ class Member:
         said = {"feedback": "{}", "credit": "credit {}", "error_at": "error at the {}"}
         rule = self.rule if self.recipe == DEFAULT else f"{self.recipe}: {self.rule}"
         return ", ".join([rule, *(said[k].format(v) for k, v in self.changed.items())])
+
+    def fitted(self, samples: int, image: tuple[int, ...], given: Container[str]) -> Member:
+        """Return it with what its recipe has for such data, where nothing else is given."""
+        settings = fitted(self.recipe, self.settings, samples, image, given)
+        return replace(self, settings=settings)
 
 
 def members(**given: Any) -> Iterator[Member]:

@@ -7,11 +7,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from snn_dfa._kinds import LEARNED, PRODUCT
 from snn_dfa.dfa import DFA
 from snn_dfa.errors import AttachError, FeedbackError
 from snn_dfa.experiments.settings import Settings, UsageError
 from snn_dfa.feedback import Feedback
-from snn_dfa.kolen_pollack import KolenPollack
 
 __all__ = ["RULES", "attach", "feedback_of"]
 
@@ -25,6 +25,9 @@ RULES: dict[str, str | None] = {
     "shallow": "shallow",
 }
 
+#: Rules that a product of factors serves in convolutional networks, too: none is sent directly.
+_PRODUCT = ("fa", "shallow")
+
 
 def attach(settings: Settings, rule: str, net: nn.Module) -> DFA | None:
     """Attach a rule of :data:`RULES` to one of the experiments' networks.
@@ -35,6 +38,11 @@ def attach(settings: Settings, rule: str, net: nn.Module) -> DFA | None:
     broadcast = RULES[rule]
     if broadcast is None:
         return None
+    if settings.feedback == PRODUCT and settings.is_convolutional and broadcast not in _PRODUCT:
+        raise UsageError(
+            f"--feedback: expected gaussian, channelwise or kolen-pollack with convolutions and "
+            f"rule {rule}, got {PRODUCT!r}"
+        )
     *hidden, last = (n for n in net._modules if n.startswith("neuron"))
     at_current = settings.error_at == "current"
     try:
@@ -54,8 +62,8 @@ def attach(settings: Settings, rule: str, net: nn.Module) -> DFA | None:
 
 def feedback_of(settings: Settings) -> Feedback:
     """Return a kind, the options of a learned kind, or what draws with a given deviation."""
-    if settings.feedback == "kolen-pollack":
-        return KolenPollack(settings.feedback_lr, settings.feedback_decay)
+    if settings.feedback in LEARNED:
+        return LEARNED[settings.feedback](settings.feedback_lr, settings.feedback_decay)
     if settings.feedback_std:
         return partial(_normal, settings.feedback_std)
     return settings.feedback

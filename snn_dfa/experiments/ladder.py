@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from snn_dfa.experiments.recipes import DEFAULT, RECIPES, epochs_for
+from snn_dfa.experiments.recipes import DEFAULT, RECIPES, fitted
 from snn_dfa.experiments.report import entry, write_rows
 from snn_dfa.experiments.settings import Settings
 
@@ -75,12 +75,10 @@ class Rung:
     #: Whether it is trained as long as the recipe ``deep`` is.
     to_the_end: bool = False
 
-    def fitted(self, samples: int) -> Rung:
-        """Return it with the epochs that it has on so many training samples."""
-        if not self.to_the_end:
-            return self
-        epochs = epochs_for(DEFAULT, self.settings, samples)
-        return replace(self, settings=replace(self.settings, epochs=epochs))
+    def fitted(self, samples: int, image: tuple[int, ...]) -> Rung:
+        """Return it with the epochs and the dropout that it has for such data."""
+        given = () if self.to_the_end else ("epochs",)
+        return replace(self, settings=fitted(DEFAULT, self.settings, samples, image, given))
 
 
 def rungs(epochs: int = EPOCHS, **given: Any) -> Iterator[Rung]:

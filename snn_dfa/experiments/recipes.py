@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any
 
+from snn_dfa._kinds import KOLEN_POLLACK, PRODUCT
 from snn_dfa.experiments.settings import Settings, option, shown
 
-__all__ = ["DEFAULT", "RECIPES", "WHERE", "Recipe", "default_for", "describe", "epochs_for"]
+__all__ = [
+    "DEFAULT",
+    "RECIPES",
+    "WHERE",
+    "Recipe",
+    "default_for",
+    "describe",
+    "epochs_for",
+    "fitted",
+]
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 input_dropout=0.15,
                 epochs=12,
                 weight_decay=0.2,
+                feedback="kolen-pollack",  # a product of factors is for dense layers
                 feedback_decay=0.2,
             ),
         ),
@@ -166,6 +177,39 @@ def epochs_for(name: str, settings: Settings, samples: int) -> int:
     return max(settings.epochs, -(-RECIPES[name].least_updates // batches))
 
 
+def fitted(
+    name: str,
+    settings: Settings,
+    samples: int,
+    image: tuple[int, ...],
+    given: Container[str] = (),
+) -> Settings:
+    """Return settings made of a recipe with what it has for such data and such a network.
+
+    Samples that are no images lose no features: an image's neighbouring pixels tell what a dropped
+    one was, other features have no neighbours. Feedback that is a product of factors is for dense
+    layers; a convolutional network learns a matrix for each layer.
+
+    Args:
+        name: Of the recipe.
+        settings: Made of it.
+        samples: Of the training part.
+        image: Channels, height and width of a sample; a height of one for [S, features].
+        given: Names of settings that were asked for, and stay.
+
+    Example:
+        >>> letters = fitted("deep", RECIPES["deep"].settings, 15_000, (1, 1, 16))
+        >>> letters.epochs, letters.input_dropout
+        (40, 0.0)
+    """
+    fitting: dict[str, Any] = {"epochs": epochs_for(name, settings, samples)}
+    if image[1] == 1:
+        fitting["input_dropout"] = 0.0
+    if settings.is_convolutional and settings.feedback == PRODUCT:
+        fitting["feedback"] = KOLEN_POLLACK
+    return replace(settings, **{k: v for k, v in fitting.items() if k not in given})
+
+
 def describe(name: str) -> str:
     """Return a recipe as options: the default one whole, of another what differs from that."""
     recipe = RECIPES[name]
@@ -178,4 +222,8 @@ def describe(name: str) -> str:
             lines.append(f"    {option(each, value)} {shown(value)}".rstrip())
             if each.name == "epochs" and recipe.least_updates:
                 lines[-1] += f"  # or more, to {recipe.least_updates} updates"
+            if each.name == "input_dropout" and value:
+                lines[-1] += "  # of images; features of other samples are kept"
+            if value == PRODUCT:
+                lines[-1] += f"  # {KOLEN_POLLACK} with convolutions"
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, TypeAlias
 
-from snn_dfa._bank import NAMES
+from snn_dfa._kinds import NAMES, TRANSPOSE, ZHANG
 
 __all__ = ["Block", "Settings", "UsageError", "option", "shown"]
 
@@ -165,14 +165,16 @@ class Settings:
         0.93, "step: factor on the learning rate after every --decay-every epochs", _ABOVE_ZERO
     )
     decay_every: int = _say(1, "step: epochs", _COUNT)
-    feedback: str = _say("kolen-pollack", f"one of {', '.join(NAMES)}", _one_of(*NAMES))
+    feedback: str = _say("kolen-pollack-product", f"one of {', '.join(NAMES)}", _one_of(*NAMES))
     feedback_std: float = _say(
         0.0, "standard deviation of gaussian feedback, the same in every layer; 0: 1/sqrt(neurons)",
         _NOT_BELOW_ZERO,
     )  # fmt: skip
-    feedback_scale: float = _say(1.0, "factor on the first feedback matrices", _ABOVE_ZERO)
-    feedback_lr: float = _say(3e-3, "kolen-pollack: learning rate of the matrices", _ABOVE_ZERO)
-    feedback_decay: float = _say(0.3, "kolen-pollack: their weight decay", _NOT_BELOW_ZERO)
+    feedback_scale: float = _say(
+        1.0, "factor on the first feedback matrices, or on each factor", _ABOVE_ZERO
+    )
+    feedback_lr: float = _say(3e-3, "of feedback that learns: learning rate", _ABOVE_ZERO)
+    feedback_decay: float = _say(0.3, "of feedback that learns: weight decay", _NOT_BELOW_ZERO)
     credit: str = _say(
         "membrane",
         "from an error at a layer's spikes to one at its current: membrane, current, or trace "
@@ -224,7 +226,7 @@ class Settings:
             "0 with another feedback than gaussian",
         )  # fmt: skip
         yield (
-            self.feedback in ("zhang", "transpose") and convolves, "feedback",
+            self.feedback in (ZHANG, TRANSPOSE) and convolves, "feedback",
             "gaussian, channelwise or kolen-pollack with convolutions",
         )  # fmt: skip
         yield self.dt > self.tau, "dt", f"at most the {self.tau:g} ms of --tau"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snn_dfa._kinds import LEARNED
 from snn_dfa.dfa import DFA
 from snn_dfa.diagnostics import Activity, activity, complaints, projected_errors
 from snn_dfa.experiments.data import Part, Splits
@@ -59,7 +60,7 @@ class Trainer:
         self.form = self.net if settings.online and rule != "bptt" else self.sequence
         self.dfa = attach(settings, rule, self.form)
         self.optimizer = make_optimizer(settings, self.net)
-        if self.dfa is not None and settings.feedback == "kolen-pollack":
+        if self.dfa is not None and settings.feedback in LEARNED:
             self.dfa.follow(self.optimizer)
         self._full_rate = self.optimizer.param_groups[0]["lr"]
         self.batches = -(-len(data.train) // settings.batch_size)
@@ -173,7 +174,7 @@ class Trainer:
 
     def _follow_schedule(self) -> None:
         """Let feedback that learns have the share of its rate that the weights have of theirs."""
-        if self.dfa is not None and self.settings.feedback == "kolen-pollack":
+        if self.dfa is not None and self.settings.feedback in LEARNED:
             share = self.optimizer.param_groups[0]["lr"] / self._full_rate
             self.dfa.feedback_lr = self.settings.feedback_lr * share
 
