@@ -89,7 +89,7 @@ def test_the_recipes_have_the_sizes_that_they_are_known_by():
 
 
 def test_the_notebook_is_at_chance_and_told_why(tmp_path, capsys):
-    assert run("train", "--recipe", "notebook", "--epochs", 2, "--out", tmp_path) == 0
+    assert run("train", "--recipe", "notebook", "--out", tmp_path) == 0
     err = capsys.readouterr().err
     found = json.loads((tmp_path / "metrics.json").read_text())
     assert found["recipe"] == "notebook"
