@@ -13,12 +13,13 @@ from snn_dfa._discover import Layers
 from snn_dfa._fences import Fences
 from snn_dfa._hooks import sweep_inert
 from snn_dfa._traces import Traces
+from snn_dfa._ways import Ways
 from snn_dfa._wiring import Wiring
 from snn_dfa.rules import RULES
 
 __all__ = ["Part", "assemble"]
 
-Part: TypeAlias = Wiring | Fences | Alignment | Traces
+Part: TypeAlias = Wiring | Fences | Ways | Alignment | Traces
 
 
 def assemble(
@@ -28,6 +29,7 @@ def assemble(
     bank: FeedbackBank,
     rule: str,
     at_current: dict[str, AtCurrent],
+    ways: Ways,
     *,
     traced: bool,
 ) -> tuple[Wiring, list[Part]]:
@@ -44,13 +46,16 @@ def assemble(
         bank: The feedback.
         rule: Its name.
         at_current: For ``credit="current"``, by layer.
+        ways: What finds out which weights lie between layers, where an error is sent.
         traced: Whether the credit is by traces.
     """
     sweep_inert(net)
     fences = None if weights else Fences(net, layers)
-    traces = Traces(net, layers) if traced else None
-    wiring = Wiring(net, layers, bank, RULES[rule], at_current, fences=fences)
+    traces = Traces(net, layers, fences) if traced and fences is not None else None
+    wiring = Wiring(net, layers, bank, RULES[rule], at_current, fences=fences, ways=ways)
     alignment = Alignment(weights, bank) if weights else None
+    if fences is not None and RULES[rule] is not None:
+        ways.open()
     if traces is not None:
         traces.watch_neurons()
-    return wiring, [part for part in (wiring, fences, alignment, traces) if part is not None]
+    return wiring, [part for part in (wiring, fences, ways, alignment, traces) if part is not None]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from snn_dfa import _kinds
 from snn_dfa._factors import Factors
-from snn_dfa._kinds import LEARNED, NAMES, PRODUCT, Forward, Sites, fits, product_of_weights
+from snn_dfa._kinds import LEARNED, NAMES, PRODUCT, Forward, Sites
 from snn_dfa._refusals import refuse_unfollowed
 from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback import KINDS, Draw, Feedback, gaussian, generator_for
@@ -58,25 +58,19 @@ class FeedbackBank:
         elif isinstance(feedback, Mapping):
             self.kind = _kinds.GIVEN
             for name, matrix in feedback.items():
-                self._put(name, matrix)
-        elif callable(feedback):
+                _kinds.check_tensor(name, matrix)
+                self.matrices[name] = matrix.detach().clone()
+        elif callable(feedback) and not isinstance(feedback, type):
             self.kind, self.draw = _kinds.FUNCTION, feedback
         else:
             got = repr(feedback) if isinstance(feedback, str) else type(feedback).__name__
+            if isinstance(feedback, type):
+                got = f"the class {feedback.__name__} itself"
             raise FeedbackError(
                 f"feedback: expected one of {sorted(NAMES)}, a KolenPollack, a "
                 f"KolenPollackProduct, a function of shape and generator, or a mapping of layer "
                 f"name to tensor, got {got}"
             )
-
-    def _put(self, name: str, matrix: Any) -> None:
-        if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
-            raise FeedbackError(
-                f"feedback[{name!r}]: expected a floating point tensor [C, *spike shape], got "
-                f"{matrix.dtype if isinstance(matrix, Tensor) else type(matrix).__name__}"
-            )
-        self.matrices[name] = matrix.detach().clone()
-        self._moved.clear()
 
     # -- drawing -----------------------------------------------------------------------------------
 
@@ -92,6 +86,7 @@ class FeedbackBank:
         """
         self.sites.update(sites)
         self.path = dict(self.sites if path is None else path)
+        self.sites = {n: s for n, s in (*self.path.items(), *self.sites.items()) if n in self.sites}
         if self.kind == _kinds.TRANSPOSE:
             return
         if self.kind == PRODUCT:
@@ -103,7 +98,7 @@ class FeedbackBank:
         for name, shape in sites.items():
             if name not in self.matrices:
                 self.matrices[name] = self._drawn(name, shape)
-            if not fits(self.matrices[name].shape, shape):
+            if not _kinds.fits(self.matrices[name].shape, shape):
                 raise FeedbackError(
                     f"feedback[{name!r}]: expected shape {list(shape)} (outputs, then the shape of "
                     f"one sample's spikes; dimensions after the second may be 1), got "
@@ -132,13 +127,13 @@ class FeedbackBank:
 
     def _sizes_from(self, name: str) -> list[int]:
         """Return the sizes of this layer, of those after it and of the output."""
-        after = list(self.sites)[list(self.sites).index(name) :]
-        if any(len(self.sites[n]) > 2 for n in after):
+        after = list(self.path)[list(self.path).index(name) :]
+        if any(len(self.path[n]) > 2 for n in after):
             raise FeedbackError(
                 f"feedback: 'zhang' is for dense layers, got spikes of shape "
-                f"{list(self.sites[name][1:])} in or after layer {name!r}; use 'gaussian'"
+                f"{list(self.path[name][1:])} in or after layer {name!r}; use 'gaussian'"
             )
-        return [*(self.sites[n][1] for n in after), self.sites[name][0]]
+        return [*(self.path[n][1] for n in after), self.path[name][0]]
 
     def _share(self) -> None:
         """Make every matrix a slice of one that serves the largest layer."""
@@ -156,7 +151,7 @@ class FeedbackBank:
 
     def _slice(self, base: Tensor) -> None:
         for name, shape in self.sites.items():
-            self.matrices[name] = _sliced(base, shape)
+            self.matrices[name] = _kinds.sliced(base, shape)
 
     # -- use ---------------------------------------------------------------------------------------
 
@@ -200,7 +195,7 @@ class FeedbackBank:
 
     def stands_for(self, name: str) -> Tensor:
         """Return what a layer's matrix stands for: weights, as they are at this moment."""
-        return product_of_weights(self._forward, name, self.path)
+        return _kinds.product_of_weights(self._forward, name, self.path)
 
     def moved(self, name: str, like: Tensor) -> Tensor:
         """Return a known matrix in the device and dtype of ``like``; the original keeps its dtype.
@@ -215,7 +210,7 @@ class FeedbackBank:
         if self.kind == _kinds.SHARED:  # so that its copy is shared, too
             base = max(self.matrices.values(), key=Tensor.numel)
             moved = self._cached("", lambda: base, like)
-            return _sliced(moved.flatten(), tuple(self.matrices[name].shape))
+            return _kinds.sliced(moved.flatten(), tuple(self.matrices[name].shape))
         return self._cached(name, lambda: self.matrices[name], like)
 
     def sent(self, name: str, error: Tensor) -> Tensor:
@@ -247,7 +242,7 @@ class FeedbackBank:
         """Return tensors and plain values, loadable with ``torch.load(weights_only=True)``."""
         if self.kind == _kinds.SHARED and self.matrices:
             base = max(self.matrices.values(), key=Tensor.numel).flatten().clone()
-            matrices = {n: _sliced(base, tuple(m.shape)) for n, m in self.matrices.items()}
+            matrices = {n: _kinds.sliced(base, tuple(m.shape)) for n, m in self.matrices.items()}
         else:
             matrices = {name: matrix.clone() for name, matrix in self.matrices.items()}
         learner = None if self.learner is None else self.learner.state_dict()
@@ -266,30 +261,38 @@ class FeedbackBank:
                 f"state_dict: expected what DFA.state_dict() returned, got one without "
                 f"{sorted(missing)}"
             )
+        kind = state["kind"]
+        self._forward.check(kind)
+        if kind == _kinds.FUNCTION != self.kind:
+            raise FeedbackError(
+                "state_dict: expected feedback that is not drawn by a function, which cannot be "
+                "saved; give the function to DFA(feedback=)"
+            )
         for name, matrix in state["matrices"].items():
-            known = self.matrices.get(name)
-            if known is not None and known.shape != matrix.shape:
-                raise FeedbackError(
-                    f"state_dict: layer {name!r} has feedback of shape {list(known.shape)}, got "
-                    f"{list(matrix.shape)}: the checkpoint is of another network"
-                )
-        if state["kind"] != self.kind:  # factors are no matrices, nor those factors
-            self.matrices.clear()
-            self._factors = Factors(self._forward)
-        self._moved.clear()
-        self.kind, self.scale, self.seed = state["kind"], state["scale"], state["seed"]
-        if self.kind != _kinds.FUNCTION:
-            self.draw = KINDS.get(self.kind)
-        for name, matrix in state["matrices"].items():
-            self._put(name, matrix)
-        if self.kind == _kinds.SHARED and self.matrices:
-            self.sites.update({n: tuple(m.shape) for n, m in self.matrices.items()})
-            self._slice(max(self.matrices.values(), key=Tensor.numel).flatten())
-        self.learner = None
+            self._check_shape(kind, name, matrix)
+        matrices = {name: matrix.detach().clone() for name, matrix in state["matrices"].items()}
+        learner = None
         if state["learner"] is not None:
-            self.learner = Learner(LEARNED[self.kind]())
-            self.learner.load_state_dict(state["learner"], self.matrices)
+            learner = Learner(LEARNED[kind]())
+            learner.load_state_dict(state["learner"], matrices)
+        self.kind, self.scale, self.seed = kind, state["scale"], state["seed"]
+        self.matrices, self.learner = matrices, learner
+        self._factors = Factors(self._forward)
+        self._moved.clear()
+        if kind != _kinds.FUNCTION:
+            self.draw = KINDS.get(kind)
+        if kind == _kinds.SHARED and matrices:
+            self.sites.update({n: tuple(m.shape) for n, m in matrices.items()})
+            self._slice(max(matrices.values(), key=Tensor.numel).flatten())
 
-
-def _sliced(base: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return base[: math.prod(shape)].view(shape)
+    def _check_shape(self, kind: str, name: str, matrix: Any) -> None:
+        """Refuse a saved matrix that is none, or of another network."""
+        _kinds.check_tensor(name, matrix)
+        if kind == PRODUCT:
+            self._factors.check(name, matrix.shape)
+        known = self.matrices.get(name) if self.kind != PRODUCT else None
+        if kind != PRODUCT and known is not None and known.shape != matrix.shape:
+            raise FeedbackError(
+                f"state_dict: layer {name!r} has feedback of shape {list(known.shape)}, got "
+                f"{list(matrix.shape)}: the checkpoint is of another network"
+            )

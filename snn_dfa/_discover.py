@@ -23,12 +23,18 @@ class Layers:
     """The layers that take part, by qualified name, in the order in which they are registered.
 
     ``output`` is ``None`` while it is not known which of them is called last. ``named`` says that
-    the user said which are hidden.
+    the user said which are hidden, ``looking`` that it is being found out what leads where.
     """
 
     modules: dict[str, nn.Module]
     output: str | None
     named: bool = False
+    looking: bool = False
+
+    @property
+    def cut(self) -> bool:
+        """Whether hidden layers are cut off at once, and not only in the backward pass."""
+        return self.output is not None and not self.looking
 
     @property
     def hidden(self) -> list[str]:

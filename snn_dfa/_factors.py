@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.parameter import is_lazy
 
 from snn_dfa._distributed import whole
 from snn_dfa._kinds import PRODUCT, Forward, Sites
@@ -47,32 +48,43 @@ class Factors:
             return False
         chains = {name: self._forward.names(name, path) for name in sites if name in path}
         for layer in dict.fromkeys(layer for chain in chains.values() for layer in chain):
-            weight = self._forward.weight(layer)
-            if not isinstance(weight, Parameter):
-                raise FeedbackError(
-                    f"feedback: {PRODUCT!r} follows weights that are parameters, that of layer "
-                    f"{layer!r} is computed from others; use 'kolen-pollack'"
-                )
-            if layer not in factors:
+            known = factors.get(layer)
+            weight = self.check(layer, None if known is None else known.shape)
+            if known is None:
                 factors[layer] = draw(layer, tuple(weight.shape))
-            if factors[layer].shape != weight.shape:
-                raise FeedbackError(
-                    f"feedback: expected a factor of shape {list(weight.shape)}, that of the "
-                    f"weight of layer {layer!r}, got {list(factors[layer].shape)}"
-                )
         self.chains, self._made_for = chains, wanted
         return True
+
+    def check(self, layer: str, shape: torch.Size | None) -> Tensor:
+        """Return the weight that a factor, of this shape if it is drawn, follows.
+
+        Raises:
+            FeedbackError: if there is none that an optimiser could change, or it is of another
+                shape.
+        """
+        weight = self._forward.weight(layer)
+        if not isinstance(weight, Parameter):
+            raise FeedbackError(
+                f"feedback: {PRODUCT!r} follows weights that are parameters, that of layer "
+                f"{layer!r} is computed from others; use 'kolen-pollack'"
+            )
+        if shape is not None and not is_lazy(weight) and weight.shape != shape:
+            raise FeedbackError(
+                f"feedback: expected a factor of shape {list(weight.shape)}, that of the weight of "
+                f"layer {layer!r}, got {list(shape)}"
+            )
+        return weight
 
     def product(self, name: str, factors: dict[str, Tensor], device: torch.device) -> Tensor:
         """Return a layer's matrix on a device; factors that have not learnt may lie elsewhere."""
         return product([factors[layer].to(device) for layer in self.chains[name]])
 
     def gradients(
-        self, layers: Iterable[str], stepped: Iterable[Tensor]
+        self, factors: dict[str, Tensor], stepped: Iterable[Tensor]
     ) -> Iterator[tuple[str, Tensor]]:
-        """Yield the gradients of those layers' weights that are among the parameters stepped."""
+        """Yield the gradients of those factors' weights that are among the parameters stepped."""
         changed = {id(parameter) for parameter in stepped}
-        for layer in layers:
-            weight = self._forward.weight(layer)
+        for layer, factor in factors.items():
+            weight = self.check(layer, factor.shape)
             if weight.grad is not None and id(weight) in changed:
                 yield layer, whole(weight.grad)

@@ -21,7 +21,7 @@ from snn_dfa._discover import Layers
 from snn_dfa._hooks import place
 from snn_dfa._nested import map_tensors
 
-__all__ = ["Fences"]
+__all__ = ["Fences", "marks_of"]
 
 _CURRENTS = ("input_", "input")  # what snnTorch and PyTorch call them
 _CLEAN = ""  # the mark of what was made of cut values
@@ -32,8 +32,8 @@ class Fences:
 
     Args:
         net: The network.
-        layers: Its layers. While the output is not known, what the layers hand on is cut in the
-            backward pass only, when it is.
+        layers: Its layers. While it is not known which is the output and what leads where, what
+            the layers hand on is cut in the backward pass only.
     """
 
     def __init__(self, net: nn.Module, layers: Layers) -> None:
@@ -56,26 +56,42 @@ class Fences:
     def mark(self, name: str, t: Tensor) -> None:
         """Say that a layer hands this on; of the output, which all may look into, that it is."""
         if t.grad_fn is not None:
-            _marks(t.grad_fn)[self._key] = _CLEAN if name == self._layers.output else name
+            marks_of(t.grad_fn)[self._key] = _CLEAN if name == self._layers.output else name
 
     def cut(self, t: Tensor, owner: str = _CLEAN) -> Tensor:
         """Return the values with no way back into a hidden layer but the owner, all others left."""
-        mark = _CLEAN if t.grad_fn is None else _marks(t.grad_fn).get(self._key)
+        mark = _CLEAN if t.grad_fn is None else marks_of(t.grad_fn).get(self._key)
         if mark in (_CLEAN, owner):
             return t
-        known = self._layers.output is not None
-        if mark and known:
+        at_once = self._layers.cut
+        if mark and at_once:
             self.taken.add(mark)
             return t.detach()
         if mark:
             t = t.view_as(t)  # whose node can be told to pass nothing back
         edges, others = self._edges(t.grad_fn, owner)
         self.taken.update(name for *_, name in edges)
-        if edges and known and not others:
+        if edges and at_once and not others:
             return t.detach()
         for node, index, name in edges:
             node.register_hook(partial(self._stop, index, name))
         return t
+
+    def learns(self, t: Tensor) -> bool:
+        """Whether a value was made of anything that learns, hidden layers apart."""
+        if t.grad_fn is None:
+            return t.requires_grad
+        seen, open_ = {t.grad_fn}, [t.grad_fn]
+        while open_:
+            node = open_.pop()
+            if marks_of(node).get(self._key, _CLEAN) != _CLEAN:
+                continue
+            if not node.next_functions:  # it gathers the gradient of a leaf
+                return True
+            below = {n for n, _ in node.next_functions if n is not None} - seen
+            seen |= below
+            open_ += below
+        return False
 
     def _edges(self, root: Any, owner: str) -> tuple[list[tuple[Node, int, str]], bool]:
         """Return the edges from the graph of a value into hidden layers, and if it has other ends.
@@ -90,7 +106,7 @@ class Fences:
             for index, (below, _) in enumerate(node.next_functions):
                 if below is None:
                     continue
-                mark = _marks(below).get(self._key)
+                mark = marks_of(below).get(self._key)
                 if mark in (_CLEAN, owner):
                     others = True
                 elif mark:
@@ -130,11 +146,12 @@ class Fences:
 
     def _mark_clean(self, t: Tensor) -> Tensor:
         if t.grad_fn is not None:
-            _marks(t.grad_fn).setdefault(self._key, _CLEAN)
+            marks_of(t.grad_fn).setdefault(self._key, _CLEAN)
         return t
 
 
-def _marks(node: Node) -> dict[Any, Any]:
+def marks_of(node: Node) -> dict[Any, Any]:
+    """Return what is noted at a node of the graph, by whom."""
     marks: Any = node.metadata  # a property, which PyTorch's types take for a method
     return marks
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Any, TypeAlias
 
 import torch
@@ -67,28 +68,53 @@ def sweep_inert(net: nn.Module) -> None:
 
 
 def place(
-    module: nn.Module, before: Before | None, after: After | None = None, *, always: bool = False
+    module: nn.Module,
+    before: Before | None,
+    after: After | None = None,
+    *,
+    always: bool = False,
+    first: bool = False,
 ) -> list[RemovableHandle]:
-    """Put functions around the calls of a module; ``always``: after exceptions, too."""
+    """Put functions around the calls of a module.
+
+    Args:
+        module: The module.
+        before: Called before it.
+        after: Called after it.
+        always: ``after`` is called after exceptions, too.
+        first: ``before`` is called before all others.
+    """
     handles = []
     if before is not None:
         hook = _Hook(lambda _, args, kwargs: before(args, kwargs))
-        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True, prepend=first))
     if after is not None:
         hook = _Hook(lambda _, args, output: after(output))
         handles.append(module.register_forward_hook(hook, always_call=always))
     return handles
 
 
-def after_steps(optimizer: Optimizer, call: Callable[[Iterable[Tensor]], None]) -> RemovableHandle:
-    """Call with an optimiser's parameters after each step that it has taken.
+def after_steps(
+    optimizer: Optimizer, call: Callable[[Iterable[Tensor]], None]
+) -> Callable[[], None]:
+    """Call with an optimiser's parameters after each step that it has taken; return what ends it.
 
     A fused optimiser is called, too, where a scaler has found its gradients not finite; it changes
-    nothing then.
+    nothing then. Where a subclass calls the step of its base, hooks run around both: one step.
     """
+    begun = False
 
-    def stepped(optimizer: Optimizer, *_: Any) -> None:
-        if not bool(getattr(optimizer, "found_inf", False)):
+    def begin(*_: Any) -> None:
+        nonlocal begun
+        begun = True
+
+    def end(optimizer: Optimizer, *_: Any) -> None:
+        nonlocal begun
+        if begun and not bool(getattr(optimizer, "found_inf", False)):
             call(p for group in optimizer.param_groups for p in group["params"])
+        begun = False
 
-    return optimizer.register_step_post_hook(stepped)
+    placed = ExitStack()
+    placed.callback(optimizer.register_step_pre_hook(begin).remove)
+    placed.callback(optimizer.register_step_post_hook(end).remove)
+    return placed.close

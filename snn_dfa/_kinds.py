@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Protocol, TypeAlias
@@ -26,8 +27,10 @@ __all__ = [
     "Forward",
     "Sites",
     "check_names",
+    "check_tensor",
     "fits",
     "product_of_weights",
+    "sliced",
 ]
 
 #: Layer name to shape [C, *S] of its matrix, in the order in which the layers are called.
@@ -78,3 +81,17 @@ def fits(matrix: torch.Size, wanted: tuple[int, ...]) -> bool:
         and tuple(matrix[:2]) == wanted[:2]
         and all(m in (1, w) for m, w in zip(matrix[2:], wanted[2:], strict=True))
     )
+
+
+def check_tensor(name: str, matrix: object) -> None:
+    """Refuse what is no matrix of numbers."""
+    if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
+        raise FeedbackError(
+            f"feedback[{name!r}]: expected a floating point tensor [C, *spike shape], got "
+            f"{matrix.dtype if isinstance(matrix, Tensor) else type(matrix).__name__}"
+        )
+
+
+def sliced(base: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return what a layer takes of a flat matrix that all share."""
+    return base[: math.prod(shape)].view(shape)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import nn
+from torch.optim import Optimizer
 
 from snn_dfa.errors import AttachError, FeedbackError
 
 __all__ = [
     "out_of_step",
+    "refuse_leader",
     "refuse_repetition",
     "refuse_unfollowed",
     "refuse_unled",
@@ -85,4 +87,31 @@ def refuse_unfollowed(learns: bool) -> None:
             "feedback: 'kolen-pollack-product' learns at the steps of the weights' optimiser, and "
             "follows none that is still there; call dfa.follow(optimizer) before a backward pass, "
             "after a copy too, or use 'kolen-pollack'"
+        )
+
+
+def refuse_leader(optimizer: Optimizer, net: nn.Module | None) -> None:
+    """Refuse an optimiser whose steps feedback cannot follow.
+
+    Args:
+        optimizer: Which may be anything.
+        net: The network whose weights it must have, where their gradients are followed.
+
+    Raises:
+        FeedbackError: if it is none, has none of them, or goes up the gradient.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise FeedbackError(
+            f"follow: expected a torch.optim.Optimizer, got {type(optimizer).__name__}"
+        )
+    if any(group.get("maximize") for group in optimizer.param_groups):
+        raise FeedbackError(
+            "follow: expected an optimiser that minimises, as feedback that learns does, got one "
+            "with maximize=True; negate the loss"
+        )
+    its = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if net is not None and its.isdisjoint(map(id, net.parameters())):
+        raise FeedbackError(
+            "follow: expected an optimiser of the network's parameters, got one that has none of "
+            "them; give the one whose step() changes the weights"
         )

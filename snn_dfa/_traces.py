@@ -18,6 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from snn_dfa._autograd import Traced, in_backward
 from snn_dfa._discover import Layers, is_spiking, spiking_layers
+from snn_dfa._fences import Fences
 from snn_dfa._hooks import place
 from snn_dfa._synapses import SYNAPSES, gradient_at_weight, inside_neurons, synapses
 from snn_dfa.eligibility import advance
@@ -100,10 +101,12 @@ class Traces:
     Args:
         net: The network; what :func:`check` has passed.
         layers: Its spiking layers.
+        fences: What knows where a hidden layer ends.
     """
 
-    def __init__(self, net: nn.Module, layers: Layers) -> None:
+    def __init__(self, net: nn.Module, layers: Layers, fences: Fences) -> None:
         self.active = True
+        self._fences = fences
         self._net = net
         self._layers = layers
         # Also one behind a plain readout: its past is cut like that of the others.
@@ -168,7 +171,8 @@ class Traces:
         x = self._inputs.pop(module, None)
         if x is None or not any(p.requires_grad for p in module.parameters()):
             return None
-        call = _Call(module, x.detach(), torch.ones_like(x[..., :1].flatten()[:1]), x.requires_grad)
+        below = self._fences.learns(x)
+        call = _Call(module, x.detach(), torch.ones_like(x[..., :1].flatten()[:1]), below)
         handed = Traced.apply(call.gradients, output.detach(), module.weight, module.bias)
         self._calls[handed] = self._latest[module] = call
         return handed
@@ -220,7 +224,7 @@ class Traces:
                 f"convolution as its current, straight or through {between}, and of none that "
                 f"another neuron has; use credit='membrane'"
             )
-        if call.below_learns and self._layers.output is not None:
+        if call.below_learns:
             raise AttachError(
                 f"credit='trace': layer {name!r}: expected one layer with weights before it, got "
                 f"more, and the first ones would get no trace; use credit='membrane'"

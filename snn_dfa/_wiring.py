@@ -30,12 +30,8 @@ from snn_dfa._distributed import States
 from snn_dfa._fences import Fences
 from snn_dfa._hooks import place
 from snn_dfa._nested import like_spikes, map_tensors
-from snn_dfa._refusals import (
-    out_of_step,
-    refuse_repetition,
-    refuse_unled,
-    second_output,
-)
+from snn_dfa._refusals import out_of_step, refuse_repetition, refuse_unled, second_output
+from snn_dfa._ways import Ways
 from snn_dfa.errors import AttachError, OutOfStepError
 from snn_dfa.feedback import project
 from snn_dfa.kolen_pollack import correlation
@@ -55,6 +51,7 @@ class Wiring:
         bank: The feedback matrices.
         rule: What is broadcast, ``None`` for nothing.
         fences: What cuts hidden spikes; ``None`` where they are neither cut nor joined.
+        ways: What finds out which weights lie between layers.
         at_current: For ``credit="current"``: layer name to its map from the error at the spikes to
             a gradient at the current. Empty otherwise.
     """
@@ -68,6 +65,7 @@ class Wiring:
         at_current: dict[str, AtCurrent],
         *,
         fences: Fences | None,
+        ways: Ways,
     ) -> None:
         self.active = True
         self.targets: Tensor | None = None
@@ -77,6 +75,7 @@ class Wiring:
         self._rule = rule
         self._at_current = at_current
         self._fences = fences
+        self._ways = ways
         self._last_called: str | None = None
         self._kept: dict[str, deque[Tensor | None]] = {name: deque() for name in layers.modules}
         self._calls: Counter[str] = Counter()
@@ -117,6 +116,7 @@ class Wiring:
             refuse_unled(self._bank.gathers and not self._bank.led)
             return
         self._states.begin()
+        self._ways.begin()
         if self._bank.gathers and not self._bank.led and torch.is_grad_enabled():
             self._bank.learn()
 
@@ -204,6 +204,7 @@ class Wiring:
             t = exchange.get(id(t), t)
             if self._fences is not None:
                 self._fences.mark(name, t)
+                self._ways.mark(name, t)
             return t
 
         return map_tensors(given, output)
@@ -216,6 +217,8 @@ class Wiring:
         if not is_output:
             sends = self._rule is not None and credited[0].requires_grad
             self._kept[name].append(credited[0] if sends else None)
+            if sends:
+                self._ways.look_for(name)
         if credited[0].requires_grad:
             self._learn.add(name)
         if is_output or self.layers.output is None:
@@ -235,8 +238,8 @@ class Wiring:
         step = self._calls[name] - 1
         # In the order in which they were called, layers that were not called last.
         order = dict.fromkeys([*self._calls, *self.layers.modules])
-        taken = {h: self._take(h, step) for h in order if h != name}
-        joined = {h: t for h, t in taken.items() if t is not None}
+        taken = ((h, self._take(h, step)) for h in order if h != name)
+        joined = {h: t for h, t in taken if t is not None}
         if not joined and not any(t.requires_grad for t in outputs):
             return outputs
         # The closure lives as long as the graph: it holds shapes and dtypes, not the tensors.
@@ -251,6 +254,7 @@ class Wiring:
             errors: Sequence[Tensor | None], spikes: Sequence[Tensor]
         ) -> list[Tensor | None] | None:
             self._end_pass()
+            self._ways.note_backward()
             if self.layers.output != name:
                 return None
             present = [e for e in errors if e is not None]
@@ -270,8 +274,8 @@ class Wiring:
                 for h, (where, dtype) in sinks.items()
             ]
 
-        keep = self._bank.gathers
-        return list(Join.apply(broadcast, keep, len(outputs), *outputs, *joined.values()))
+        given = (*outputs, *joined.values())
+        return list(Join.apply(broadcast, self._bank.gathers, len(outputs), *given))
 
     def _take(self, hidden: str, step: int) -> Tensor | None:
         """Return the spikes that belong to the output's call number ``step`` of this pass."""

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from snn_dfa import _alignment, _traces
 from snn_dfa._assembly import assemble
@@ -21,7 +20,9 @@ from snn_dfa._credit import check_choices, credits_at_current
 from snn_dfa._discover import find_layers
 from snn_dfa._hooks import after_steps
 from snn_dfa._kinds import PRODUCT, check_names
-from snn_dfa._synapses import WeightsAfter, synapses
+from snn_dfa._refusals import refuse_leader
+from snn_dfa._synapses import synapses
+from snn_dfa._ways import Ways
 from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback import Feedback
 
@@ -123,7 +124,8 @@ class DFA:
             _traces.check(net, layers, rule)
         if isinstance(feedback, Mapping):
             check_names(feedback, list(weights) or layers.may_be_hidden, "feedback")
-        forward = _alignment.OwnWeight(weights) if weights else WeightsAfter(net, layers)
+        ways = Ways(net, layers)
+        forward = _alignment.OwnWeight(weights) if weights else ways
         self._bank = FeedbackBank(feedback, scale, seed, forward)
         forward.check(self._bank.kind)
         at_current = credits_at_current(layers, derivative) if credit == "current" else {}
@@ -133,9 +135,9 @@ class DFA:
         # What hidden= gave, by name, so that a copy or an unpickled DFA can be attached alike.
         self._named_hidden = None if hidden is None else layers.hidden
         self._attached = True
-        self._following: RemovableHandle | None = None
+        self._unfollow: Callable[[], None] = lambda: None
         self._wiring, self._parts = assemble(
-            net, layers, weights, self._bank, rule, at_current, traced=credit == "trace"
+            net, layers, weights, self._bank, rule, at_current, ways, traced=credit == "trace"
         )
 
     @property
@@ -197,20 +199,19 @@ class DFA:
         stays as it is where its weight is not this optimiser's. A second one takes its place.
 
         Raises:
-            FeedbackError: if the feedback is fixed.
+            FeedbackError: if the feedback is fixed, or the optimiser is none that it can follow.
         """
         self._bank.learning()
-        if self._following is not None:
-            self._following.remove()
+        refuse_leader(optimizer, self._net if self._bank.kind == PRODUCT else None)
+        self._unfollow()
         self._bank.leader = weakref.ref(optimizer)
-        self._following = after_steps(optimizer, self._bank.learn)
+        self._unfollow = after_steps(optimizer, self._bank.learn)
 
     def remove(self) -> None:
         """Take everything off: the network is the plain snnTorch network that it was."""
         for part in self._parts:
             part.remove()
-        if self._following is not None:
-            self._following.remove()
+        self._unfollow()
         self._attached = False
 
     @contextmanager

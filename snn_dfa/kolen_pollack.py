@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -99,8 +100,8 @@ class KolenPollackProduct(_Options):
     :class:`KolenPollack` that is so in the last hidden layer alone.
 
     For dense layers; ``dfa.follow(optimizer)`` has to be called before the first backward pass.
-    Which weight lies between two layers is told by its shape, among equal ones by the order of
-    registration. With ``rule="fa"``, for convolutions too, each factor is the B of its own layer.
+    Which weight lies between two layers is seen in the first batch, and more than one way from a
+    layer on is refused. With ``rule="fa"``, for convolutions too, each factor is the B of its own layer.
     As W's gradient is taken as the optimiser had it, averaged over processes, clipped and unscaled
     where it was, nothing of that is done again.
 
@@ -226,7 +227,7 @@ class Learner:
             "options": asdict(self.options),
             "lr": self.lr,
             "pending": {name: gradient.clone() for name, gradient in self._pending.items()},
-            "optimizers": {name: o.state_dict() for name, o in self._optimizers.items()},
+            "optimizers": {n: deepcopy(o.state_dict()) for n, o in self._optimizers.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any], matrices: dict[str, Tensor]) -> None:
@@ -236,4 +237,4 @@ class Learner:
         self._pending = {name: gradient.clone() for name, gradient in state["pending"].items()}
         self._optimizers = {}
         for name, saved in state["optimizers"].items():
-            self._optimizer(name, matrices[name]).load_state_dict(saved)
+            self._optimizer(name, matrices[name]).load_state_dict(deepcopy(saved))

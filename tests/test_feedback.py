@@ -20,7 +20,7 @@ from snn_dfa import DFA, FeedbackError, KolenPollack, feedback, over_time, reset
 from snn_dfa._bank import FeedbackBank
 from snn_dfa._discover import Layers
 from snn_dfa._kinds import NAMES
-from snn_dfa._synapses import WeightsAfter
+from snn_dfa._ways import Ways
 from snn_dfa.feedback import KINDS, channelwise, generator_for, orthogonal, project, sparse
 from snn_dfa.zhang import zhang_feedback
 
@@ -238,7 +238,7 @@ def test_what_is_refused(given_feedback, message):
         run(net)
 
 
-NEEDS_DENSE = "a product of weights or factors needs an nn.Linear from the 32 neurons of layer"
+NEEDS_DENSE = "a product of weights or factors needs one nn.Linear from the 32 neurons of layer"
 
 
 def test_kinds_that_need_dense_layers_say_so():
@@ -252,5 +252,5 @@ def test_kinds_that_need_dense_layers_say_so():
 
 def test_the_public_module_names_what_it_has():
     assert set(feedback.KINDS) <= set(NAMES)
-    forward = WeightsAfter(nn.Linear(1, 1), Layers({}, None))
+    forward = Ways(nn.Linear(1, 1), Layers({}, None))
     assert FeedbackBank("gaussian", 1.0, 0, forward).known() == []

@@ -50,7 +50,7 @@ def test_layers_that_get_no_error_are_on_the_way_all_the_same(frozen):
     for _ in range(2):
         loop(net, batch(0)[0]).square().sum().backward()
         optimizer.step()
-    assert chained(dfa) == [n for n in ("1", "3", "5") if int(n) != int(frozen) + 1]
+    assert {n for n in ("1", "3", "5") if int(n) != int(frozen) + 1} <= set(chained(dfa))
     net[int(frozen)].requires_grad_(True)
     loop(net, batch(0)[0]).square().sum().backward()
     optimizer.step()
@@ -113,7 +113,10 @@ def test_convolutions_before_others_are_refused():
     )  # fmt: skip
     with (
         DFA(net, output="6", feedback="kolen-pollack-product"),
-        pytest.raises(FeedbackError, match=r"nn.Linear from the 32 neurons of layer '1' to the 8"),
+        pytest.raises(
+            FeedbackError,
+            match=r"one nn.Linear from the 32 neurons of layer '1' to one next layer, found '2' to '3';",
+        ),
     ):
         loop(net, torch.rand(T, 2, 1, 6, 6))
 

@@ -72,7 +72,7 @@ def gradient_angles(
     for paused in (False, True):
         twin = copy.deepcopy(dfa, _without_graphs(dfa.net))
         twin.net.zero_grad()
-        if not twin._bank.gathers:
+        if dfa._bank.led or not twin._bank.gathers:
             twin._bank.leader = lambda: True  # which takes no step
         if twin._bank.learner is not None:
             twin._bank.learner.over_ranks = False  # the copy is in this process alone

@@ -1,0 +1,217 @@
+"""Which layers with weights lie between two layers: seen in the first batch.
+
+While a network is looked at, what a hidden layer hands on is cut in the backward pass only. So the
+graph of a layer's current leads back to the layers that it was made of, by whatever modules and
+functions, and marks on its nodes say which weights lie on the way.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+from snn_dfa._discover import Layers, spiking_layers
+from snn_dfa._fences import marks_of
+from snn_dfa._hooks import place
+from snn_dfa._kinds import PRODUCT, TRANSPOSE, Sites
+from snn_dfa._nested import map_tensors
+from snn_dfa._synapses import synapses
+from snn_dfa.errors import FeedbackError
+
+__all__ = ["Ways"]
+
+#: Where a value comes from: a layer, and the last two layers with weights after it.
+Source: TypeAlias = tuple[str, tuple[str, ...]]
+
+
+class Ways:
+    """From each layer the ways to others, by the names of the layers with weights on them.
+
+    The product of the weights from a hidden layer to the output is what a gradient is multiplied
+    by on its way back, but for the neurons' slopes and a normalisation's factors.
+
+    Args:
+        net: The network.
+        layers: Its layers; their output may not be known yet.
+    """
+
+    def __init__(self, net: nn.Module, layers: Layers) -> None:
+        self.active = True
+        self._net = net
+        self._layers = layers
+        self._found: dict[str, set[tuple[tuple[str, ...], str]]] = {}
+        self._looked_for: set[str] = set()
+        self._went_back = False
+        self._through: dict[str, frozenset[Source]] = {}  # what comes out of layers with weights
+        self._key = object()  # of the marks
+        self._handles: list[Any] = []
+
+    # -- looking -----------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Look at what is called from now on."""
+        self._layers.looking, self._went_back = True, False
+        within = synapses(self._net)
+        for name in within:
+            module = self._net.get_submodule(name)
+            self._handles += place(
+                module, partial(self._before_weights, name), partial(self._after_weights, name)
+            )
+        for name, module in self._layers.modules.items():
+            if name not in within:
+                self._handles += place(module, partial(self._before_layer, name), first=True)
+
+    def remove(self) -> None:
+        """Look no more; what was seen is kept."""
+        self._layers.looking = False
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._through.clear()
+
+    def begin(self) -> None:
+        """Say that a forward pass begins: the first one after a backward pass is not looked at.
+
+        Up to there all are, so that what activation checkpointing repeats is what it was.
+        """
+        if self._layers.looking and self._went_back:
+            self.remove()
+
+    def note_backward(self) -> None:
+        """Say that a backward pass has begun."""
+        self._went_back = True
+
+    def look_for(self, name: str) -> None:
+        """See that the ways from a layer, which has just been called, are looked for once.
+
+        A layer that is frozen at first has none that could be seen.
+        """
+        if name not in self._looked_for and not self._layers.looking:
+            self.open()
+        self._looked_for.add(name)
+
+    # -- marks -------------------------------------------------------------------------------------
+
+    def _sources(self, value: Any) -> frozenset[Source]:
+        """Return where a value comes from: walk its graph up to the nearest marks."""
+        found: set[Source] = set()
+        start = value.grad_fn if isinstance(value, Tensor) else None
+        seen, open_ = {start}, [start] if start is not None else []
+        while open_:
+            node = open_.pop()
+            mark = marks_of(node).get(self._key)
+            if mark is not None:
+                found |= mark
+                continue
+            for below, _ in node.next_functions:
+                if below is not None and below not in seen:
+                    seen.add(below)
+                    open_.append(below)
+        return frozenset(found)
+
+    def mark(self, name: str, t: Tensor) -> None:
+        """Say that a layer hands this on."""
+        if not self._idle:
+            self._mark(frozenset([(name, ())]), t)
+
+    def _mark(self, sources: frozenset[Source], t: Tensor) -> Tensor:
+        if t.grad_fn is not None:
+            marks_of(t.grad_fn)[self._key] = sources
+        return t
+
+    @property
+    def _idle(self) -> bool:
+        return not (self.active and self._layers.looking)
+
+    def _before_weights(self, name: str, args: Any, kwargs: Any) -> None:
+        if self._idle:
+            return
+        before = self._sources(args[0] if args else kwargs.get("input"))
+        # Of more than two nothing more is asked; without end they would grow in a loop over time.
+        sources = frozenset((s, (*w, name)[-2:]) for s, w in before)
+        if name in self._layers.modules:  # a plain readout
+            self._note(name, sources)
+        else:
+            self._through[name] = sources
+
+    def _after_weights(self, name: str, output: Any) -> None:
+        sources = self._through.pop(name, None)
+        if sources is not None:
+            map_tensors(partial(self._mark, sources), output)
+
+    def _before_layer(self, name: str, args: Any, kwargs: Any) -> None:
+        if not self._idle:
+            current = args[0] if args else kwargs.get("input_", kwargs.get("input"))
+            self._note(name, self._sources(current))
+
+    def _note(self, name: str, sources: frozenset[Source]) -> None:
+        for source, weights in sources:
+            if source != name:  # a layer's way to itself is none to the output
+                self._found.setdefault(source, set()).add((weights, name))
+
+    # -- what was seen -----------------------------------------------------------------------------
+
+    def check(self, kind: str) -> None:
+        """Refuse a kind that is made of all weights on the way, where layers on it are left out.
+
+        Raises:
+            FeedbackError: if ``hidden=`` has left out a spiking layer before the output.
+        """
+        if kind not in (PRODUCT, TRANSPOSE) or self._layers.output is None:
+            return
+        order = {name: at for at, (name, _) in enumerate(self._net.named_modules())}
+        first, end = min(order[n] for n in self._layers.hidden), order[self._layers.output]
+        for name in spiking_layers(self._net):
+            if name not in self._layers.modules and first < order[name] < end:
+                raise FeedbackError(
+                    f"feedback: {kind!r} expects every spiking layer between hidden ones and the "
+                    f"output to be hidden, got {name!r} left out of hidden=; name it too, or use "
+                    f"'gaussian'"
+                )
+
+    def weight(self, layer: str) -> Tensor:
+        """Return a layer's weight.
+
+        Raises:
+            FeedbackError: if the layer is gone.
+        """
+        known = synapses(self._net).get(layer)
+        if known is None:
+            raise FeedbackError(
+                f"feedback: layer {layer!r} had weights and has none now; call remove() and attach "
+                f"DFA to the network as it is"
+            )
+        return known.weight
+
+    def names(self, name: str, path: Sites) -> list[str]:
+        """Return the layers with weights from a hidden layer to the output, first to last.
+
+        Args:
+            name: Of the hidden layer.
+            path: All hidden layers with shapes.
+
+        Raises:
+            FeedbackError: if there is no way, or more than one, or another than by one dense layer
+                between any two.
+        """
+        known, found, passed = synapses(self._net), [], [name]
+        while passed[-1] != self._layers.output:
+            at = passed[-1]
+            neurons = math.prod(path[at][1:])
+            ways = sorted(self._found.get(at, ()))
+            weights, to = ways[0] if len(ways) == 1 else ((), at)
+            after = math.prod(path[to][1:]) if to in path else path[name][0]
+            dense = len(weights) == 1 and isinstance(known.get(weights[0]), nn.Linear)
+            if not dense or to in passed or known[weights[0]].weight.shape != (after, neurons):
+                seen = [f"{' and '.join(map(repr, w)) or 'no weights'} to {t!r}" for w, t in ways]
+                raise FeedbackError(
+                    f"feedback: a product of weights or factors needs one nn.Linear from the "
+                    f"{neurons} neurons of layer {at!r} to one next layer, found "
+                    f"{', '.join(seen) or 'none'}; use another kind"
+                )
+            found.append(weights[0])
+            passed.append(to)
+        return found

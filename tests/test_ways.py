@@ -1,0 +1,174 @@
+"""Which weights lie between layers is seen in the first batch, whatever the order of registration."""
+
+import itertools
+
+import pytest
+import shapes
+import snntorch as snn
+import torch
+from test_kolen_pollack import batch, loop
+from test_parity import run, two_layers
+from torch import nn
+
+from snn_dfa import DFA, FeedbackError, diagnostics, over_time, reset
+from snn_dfa.surrogate import fast_sigmoid
+
+
+def lif():
+    return snn.Leaky(0.5, 0.2, spike_grad=fast_sigmoid(5), init_hidden=True)
+
+
+class Block(nn.Module):
+    """A layer that registers its neuron before its weights."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.lif, self.fc = lif(), nn.Linear(inputs, outputs)
+
+    def forward(self, x):
+        return self.lif(self.fc(x))
+
+
+def blocks(*sizes):
+    torch.manual_seed(0)
+    return nn.Sequential(*(Block(n, m) for n, m in itertools.pairwise(sizes)))
+
+
+def passed(net, form=loop):
+    form(net, batch(0)[0]).square().sum().backward()
+
+
+@pytest.mark.parametrize("sizes", [(8, 12, 12, 12, 3), (8, 8, 8, 8, 8)])
+@pytest.mark.parametrize(
+    ("form", "credit"),
+    [
+        ("loop", "membrane"),
+        ("loop", "current"),
+        ("loop", "trace"),
+        ("sequence", "membrane"),
+        ("sequence", "current"),
+    ],
+)
+def test_neurons_that_are_registered_before_their_weights(sizes, form, credit):
+    net = blocks(*sizes)
+    if form == "sequence":
+        net = over_time(nn.Sequential(*(m for b in net for m in (b.fc, b.lif))))
+    with DFA(net, feedback="transpose", credit=credit) as dfa:
+        passed(net, loop if form == "loop" else nn.Module.__call__)
+        weights = [m.weight.detach() for m in net.modules() if isinstance(m, nn.Linear)]
+        wanted = weights[-1]
+        for name, weight in zip(reversed(dfa.hidden), reversed(weights[:-1]), strict=True):
+            torch.testing.assert_close(dfa.feedback[name], wanted)
+            wanted = wanted @ weight
+        assert set(diagnostics.feedback_angles(dfa).values()) == {0.0}
+
+
+def test_angles_of_any_feedback_are_to_the_product_of_the_weights_on_the_way():
+    net = blocks(8, 8, 8, 8)
+    with DFA(net, output="2.lif") as dfa:
+        assert diagnostics.feedback_angles(dfa) == {}  # nothing has been seen yet
+        passed(net)
+        wanted = net[2].fc.weight @ net[1].fc.weight
+        found = diagnostics.feedback_angles(dfa)["0.lif"]
+        assert found == pytest.approx(
+            diagnostics.alignment.angle(dfa.feedback["0.lif"], wanted), abs=1e-3
+        )
+
+
+@pytest.mark.parametrize(
+    ("kind", "chains"),
+    [
+        (shapes.Net, {"lif1": ["fc2", "fc3"], "lif2": ["fc3"]}),
+        (shapes.Normalised, {"lif1": ["fc2", "fc3"], "lif2": ["fc3"]}),
+        (shapes.Lazy, {"lif1": ["fc2", "fc3"], "lif2": ["fc3"]}),
+        (shapes.Branches, {"lif1": ["fc3"], "lif2": ["fc3"]}),
+        (shapes.Shared, {"lif1": ["fc1", "fc3"], "lif2": ["fc3"]}),
+    ],
+)
+def test_the_ways_through_networks_of_every_shape(kind, chains):
+    net, x = shapes.made(kind)
+    with DFA(net, feedback="transpose") as dfa:
+        net(x)[0].sum().backward()
+        for name, chain in chains.items():
+            wanted = torch.eye(shapes.C, dtype=x.dtype)
+            for layer in reversed(chain):
+                wanted = wanted @ net.get_submodule(layer).weight
+            torch.testing.assert_close(dfa.feedback[name], wanted.detach())
+
+
+@pytest.mark.parametrize(
+    ("kind", "found"),
+    [
+        (shapes.Residual, "no weights to 'lif2', 'fc2' to 'lif2', 'fc3' to 'lif3'"),
+        (shapes.Functions, "no weights to 'lif2', 'fc3' to 'lif3'"),
+        (shapes.Membranes, "no weights to 'lif2', 'fc2' to 'lif2'"),
+    ],
+)
+def test_more_than_one_way_is_refused(kind, found):
+    net, x = shapes.made(kind)
+    with DFA(net, feedback="transpose"):
+        spk = net(x)[0]
+        with pytest.raises(FeedbackError, match=f"layer 'lif1' to one next layer, found {found};"):
+            spk.sum().backward()
+
+
+def test_two_layers_with_weights_in_a_row_are_refused():
+    net = nn.Sequential(nn.Linear(8, 8), lif(), nn.Linear(8, 8), nn.Linear(8, 3), lif())
+    with (
+        DFA(net, feedback="transpose", output="4"),
+        pytest.raises(FeedbackError, match="found '2' and '3' to '4'; use another kind"),
+    ):
+        passed(net)
+
+
+def test_a_neuron_that_is_left_out_is_seen_where_the_readout_is_registered_first():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out, self.l1, self.n1 = nn.Linear(6, 6), nn.Linear(8, 6), lif()
+            self.l2, self.n2 = nn.Linear(6, 6), lif()
+
+        def forward(self, x):
+            return self.out(self.n2(self.l2(self.n1(self.l1(x)))))
+
+    net = Net()
+    with (
+        DFA(net, output="out", hidden=["n1"], feedback="transpose"),
+        pytest.raises(FeedbackError, match="found 'l2' and 'out' to 'out'"),
+    ):
+        passed(net)
+
+
+def test_only_the_first_batch_is_looked_at():
+    """From the second on nothing is multiplied by a transposed weight, were it not a number."""
+    net, x = two_layers(spike_grad=fast_sigmoid(10)), torch.rand(6, 4, 5, dtype=torch.float64)
+
+    def hooks():
+        return [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()]
+
+    with DFA(net, output="3"):
+        before = hooks()
+        run(net, x).sum().backward()
+        assert hooks() == before
+        loss = run(net, x).sum()
+        assert sum(hooks()) < sum(before)
+        with torch.no_grad():
+            net[2].weight.data.fill_(torch.nan)  # .data: unseen by autograd's version check
+        loss.backward()
+        assert net[0].weight.grad.isfinite().all()
+    assert not any(hooks())
+
+
+def test_a_layer_that_is_thawed_later_is_looked_at_then():
+    net = blocks(8, 8, 8, 8)
+    net[0].requires_grad_(False)
+    with DFA(net, output="2.lif", feedback="transpose") as dfa:
+        for _ in range(2):
+            passed(net)
+        assert "0.lif" not in dfa.feedback
+        net[0].requires_grad_(True)
+        passed(net)
+        wanted = (net[2].fc.weight @ net[1].fc.weight).detach()
+        torch.testing.assert_close(dfa.feedback["0.lif"], wanted)
+        assert net[0].fc.weight.grad.abs().sum() > 0
+        reset(net)
