@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 from torch import nn
 from torch.optim import Optimizer
@@ -10,33 +10,76 @@ from torch.optim import Optimizer
 from snn_dfa.errors import AttachError, FeedbackError
 
 __all__ = [
+    "other_steps",
     "out_of_step",
+    "refuse_gone",
     "refuse_leader",
     "refuse_repetition",
+    "refuse_second_output",
     "refuse_unfollowed",
     "refuse_unled",
-    "second_output",
 ]
 
 
-def out_of_step(hidden: str, output: str, calls: Mapping[str, int]) -> str:
+def out_of_step(hidden: str, output: str | None, calls: Mapping[str, int]) -> str:
     """Say that a hidden layer and the output were not called equally often."""
     return (
         f"hidden layer {hidden!r} was called {calls.get(hidden, 0)} times and the output "
-        f"{output!r} {calls.get(output, 0)} times in one forward pass; expected as many calls of "
-        f"each: if {output!r} is not the output, name the one that is with output=, and name the "
-        f"layers that keep step with it with hidden=; a neuron that stands for several layers "
-        f"must be a neuron of its own for each, which may share weights"
+        f"{output!r} {calls.get(output or '', 0)} times in one forward pass; expected as many "
+        f"calls of each: if {output!r} is not the output, name the one that is with output=, and "
+        f"name the layers that keep step with it with hidden=; a neuron that stands for several "
+        f"layers must be a neuron of its own for each, which may share weights"
     )
 
 
-def second_output(other: str, output: str | None) -> str:
-    """Say that there is a second output, which would get the error of the first by a matrix."""
+def other_steps(hidden: str, spikes: Sequence[int], output: Sequence[int], dims: int) -> str:
+    """Say that a layer has another number of steps or samples than the output."""
     return (
-        f"layer {other!r}: expected its spikes to go on to another layer, and they go to none, "
-        f"like those of the output {output!r}; one output is known to DFA: name the layers that "
-        f"learn from its error with hidden=, and {other!r} is left to its own loss"
+        f"hidden layer {hidden!r}: expected spikes of shape {list(output[:dims])} followed by its "
+        f"neurons, since the output has shape {list(output)}, got {list(spikes)}"
     )
+
+
+def refuse_second_output(learns: Iterable[str], output: str | None, taken: Container[str]) -> None:
+    """Refuse a second output, which would get the error of the first through a matrix.
+
+    Args:
+        learns: The layers that have something to learn.
+        output: The output among them.
+        taken: Those whose spikes others were given.
+
+    Raises:
+        AttachError: naming it.
+    """
+    other = next((name for name in learns if name != output and name not in taken), None)
+    if other is not None:
+        raise AttachError(
+            f"layer {other!r}: expected its spikes to go on to another layer, and they go to none, "
+            f"like those of the output {output!r}; one output is known to DFA: name the layers "
+            f"that learn from its error with hidden=, and {other!r} is left to its own loss"
+        )
+
+
+def refuse_gone(net: nn.Module, layers: Mapping[str, nn.Module], called: Container[str]) -> None:
+    """Refuse layers that another module has taken the place of, which DFA would not see.
+
+    Args:
+        net: The network.
+        layers: Its layers as they were.
+        called: Those that were called.
+
+    Raises:
+        AttachError: if one of the others is no longer there.
+    """
+    missing = [name for name in layers if name not in called]
+    there = set(net.modules()) if missing else set()
+    for name in missing:
+        if layers[name] not in there:
+            raise AttachError(
+                f"layer {name!r} is no longer a part of the network, and what has taken its place "
+                f"would be left to back-propagation; call remove(), and attach DFA to the network "
+                f"as it is"
+            )
 
 
 def refuse_repetition(name: str, module: nn.Module, *, whole: bool) -> None:

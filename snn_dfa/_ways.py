@@ -19,7 +19,7 @@ from snn_dfa._hooks import place
 from snn_dfa._kinds import PRODUCT, TRANSPOSE, Sites
 from snn_dfa._nested import map_tensors
 from snn_dfa._synapses import synapses
-from snn_dfa.errors import FeedbackError
+from snn_dfa.errors import AttachError, FeedbackError
 
 __all__ = ["Ways"]
 
@@ -43,6 +43,8 @@ class Ways:
         self._net = net
         self._layers = layers
         self._found: dict[str, set[tuple[tuple[str, ...], str]]] = {}
+        self._leading: set[str] = set()  # layers with weights from which a way leads to a layer
+        self._called: dict[str, set[str]] = {}  # those that were called, to where it came from
         self._looked_for: set[str] = set()
         self._went_back = False
         self._through: dict[str, frozenset[Source]] = {}  # what comes out of layers with weights
@@ -130,6 +132,7 @@ class Ways:
         if self._idle:
             return
         before = self._sources(args[0] if args else kwargs.get("input"))
+        self._called.setdefault(name, set()).update(source for source, _ in before)
         # Of more than two nothing more is asked; without end they would grow in a loop over time.
         sources = frozenset((s, (*w, name)[-2:]) for s, w in before)
         if name in self._layers.modules:  # a plain readout
@@ -149,6 +152,7 @@ class Ways:
 
     def _note(self, name: str, sources: frozenset[Source]) -> None:
         for source, weights in sources:
+            self._leading.update(weights)
             if source != name:  # a layer's way to itself is none to the output
                 self._found.setdefault(source, set()).add((weights, name))
 
@@ -170,6 +174,21 @@ class Ways:
                     f"feedback: {kind!r} expects every spiking layer between hidden ones and the "
                     f"output to be hidden, got {name!r} left out of hidden=; name it too, or use "
                     f"'gaussian'"
+                )
+
+    def refuse_readout(self, output: str) -> None:
+        """Refuse weights behind an output that was not named.
+
+        Raises:
+            AttachError: if there are some that lead to no layer.
+        """
+        for name, sources in self._called.items():
+            if output in sources and name not in self._leading:
+                raise AttachError(
+                    f"output: expected the last neuron to be the output, got weights behind it: "
+                    f"{name!r} is called with what {output!r} returned, and the error would come "
+                    f"to that through their transpose; name the one that is meant, "
+                    f"output={name!r} or output={output!r}"
                 )
 
     def weight(self, layer: str) -> Tensor:

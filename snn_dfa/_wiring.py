@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from snn_dfa import _refusals
 from snn_dfa._autograd import AtCurrent, CurrentCredit, Join, in_backward
 from snn_dfa._bank import FeedbackBank
 from snn_dfa._broadcast import broadcast_signal, check_finite
@@ -30,9 +31,8 @@ from snn_dfa._distributed import States
 from snn_dfa._fences import Fences
 from snn_dfa._hooks import place
 from snn_dfa._nested import like_spikes, map_tensors
-from snn_dfa._refusals import out_of_step, refuse_repetition, refuse_unled, second_output
 from snn_dfa._ways import Ways
-from snn_dfa.errors import AttachError, OutOfStepError
+from snn_dfa.errors import OutOfStepError
 from snn_dfa.feedback import project
 from snn_dfa.kolen_pollack import correlation
 from snn_dfa.rules import Rule
@@ -76,6 +76,7 @@ class Wiring:
         self._at_current = at_current
         self._fences = fences
         self._ways = ways
+        self._net, self._output_given = net, layers.output is not None
         self._last_called: str | None = None
         self._kept: dict[str, deque[Tensor | None]] = {name: deque() for name in layers.modules}
         self._calls: Counter[str] = Counter()
@@ -113,7 +114,7 @@ class Wiring:
         self._clear()
         self._repeated = in_backward()
         if self._repeated:
-            refuse_unled(self._bank.gathers and not self._bank.led)
+            _refusals.refuse_unled(self._bank.gathers and not self._bank.led)
             return
         self._states.begin()
         self._ways.begin()
@@ -126,17 +127,18 @@ class Wiring:
         if result is None:  # the pass ended in an exception: leave nothing behind
             self._clear()
         else:
+            if self._fences is not None and torch.is_grad_enabled():
+                _refusals.refuse_gone(self._net, self.layers.modules, self._calls)
             self._end_pass()
             self._check_outputs()
 
     def _check_outputs(self) -> None:
-        """Refuse a second output, which would get the error of the first through a matrix."""
+        """Refuse another output than the one that is known."""
         out = self.layers.output
-        if self._fences is None or self.layers.named or not self._learn:
-            return
-        others = [name for name in self._learn if name not in (out, *self._fences.taken)]
-        if others:
-            raise AttachError(second_output(others[0], out))
+        if not self._output_given and out is not None:
+            self._ways.refuse_readout(out)
+        if self._fences is not None and not self.layers.named:
+            _refusals.refuse_second_output(self._learn, out, self._fences.taken)
 
     def _end_pass(self) -> None:
         """Settle which layer is the output; refuse spikes that no call of it has matched."""
@@ -148,10 +150,7 @@ class Wiring:
             left = [name for name, kept in self._kept.items() if kept]
         self._clear()
         if left:
-            raise OutOfStepError(self._out_of_step(left[0], calls))
-
-    def _out_of_step(self, name: str, calls: dict[str, int]) -> str:
-        return out_of_step(name, self.layers.output or "", calls)
+            raise OutOfStepError(_refusals.out_of_step(left[0], self.layers.output, calls))
 
     # -- one call of a layer ----------------------------------------------------------------------
 
@@ -161,7 +160,7 @@ class Wiring:
         """Give the layer its own states back with their graph; note and cut its current."""
         module = self.layers.modules[name]
         if self.active and in_backward():
-            refuse_repetition(name, module, whole=self._repeated)
+            _refusals.refuse_repetition(name, module, whole=self._repeated)
         elif self.active:
             self._states.check(name, module)
         if not self.active or not torch.is_grad_enabled():
@@ -285,7 +284,7 @@ class Wiring:
         if kept:
             return kept.popleft()
         if self._calls[hidden]:
-            raise OutOfStepError(self._out_of_step(hidden, dict(self._calls)))
+            raise OutOfStepError(_refusals.out_of_step(hidden, self.layers.output, self._calls))
         return None
 
     def _check_feedback(
@@ -295,10 +294,6 @@ class Wiring:
         sites, outputs = {}, output[dims:].numel()
         for name, (spikes, _) in sinks.items():
             if spikes[:dims] != output[:dims]:
-                raise OutOfStepError(
-                    f"hidden layer {name!r}: expected spikes of shape {list(output[:dims])} "
-                    f"followed by its neurons, since the output has shape {list(output)}, got "
-                    f"{list(spikes)}"
-                )
+                raise OutOfStepError(_refusals.other_steps(name, spikes, output, dims))
             sites[name] = (outputs, *spikes[dims:])
         self._bank.require(sites, {n: (outputs, *s[dims:]) for n, s in path.items()})

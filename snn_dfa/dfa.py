@@ -53,12 +53,12 @@ class DFA:
             layer. Drawn and fixed: ``"gaussian"``, ``"uniform"``, ``"orthogonal"``, ``"sparse"``,
             ``"channelwise"`` (see :mod:`snn_dfa.feedback`), ``"zhang"``
             (:func:`snn_dfa.zhang.zhang_feedback`); ``"shared"``: slices of one Gaussian matrix, so
-            that the largest layer's is all that is kept. Or a function of shape and generator that
-            draws; or a mapping of layer name to tensor. That learn: ``"kolen-pollack"`` or a
-            :class:`KolenPollack`; for dense layers and with :meth:`follow`, better,
-            ``"kolen-pollack-product"`` or a :class:`KolenPollackProduct`. ``"transpose"``: the
-            product of the forward weights, to compare with. With ``rule="fa"`` a matrix belongs to
-            a layer with weights, and has their shape.
+            that the largest layer's is all that is kept. Or a function of shape and generator; or a
+            mapping of layer name to tensor. That learn, best with the last weights as ``output``:
+            ``"kolen-pollack"`` or a :class:`KolenPollack`; for dense layers and with
+            :meth:`follow`, better, ``"kolen-pollack-product"`` or a :class:`KolenPollackProduct`.
+            ``"transpose"``: the product of the forward weights, to compare with. With ``rule="fa"``
+            each belongs to weights and has their shape.
         scale: Factor on what is drawn (of a product, on each factor), whose standard deviation is
             1 / sqrt(N), N neurons in the layer.
         credit: How a layer turns e B at its spikes into a gradient at its input. ``"membrane"``:

@@ -101,9 +101,9 @@ class KolenPollackProduct(_Options):
 
     For dense layers; ``dfa.follow(optimizer)`` has to be called before the first backward pass.
     Which weight lies between two layers is seen in the first batch, and more than one way from a
-    layer on is refused. With ``rule="fa"``, for convolutions too, each factor is the B of its own layer.
-    As W's gradient is taken as the optimiser had it, averaged over processes, clipped and unscaled
-    where it was, nothing of that is done again.
+    layer on is refused. With ``rule="fa"``, for convolutions too, each factor is the B of its own
+    layer. As W's gradient is taken as the optimiser had it, averaged over processes, clipped and
+    unscaled where it was, nothing of that is done again.
 
     Args:
         lr: Learning rate of AdamW, that of the weights; where theirs changes, set

@@ -80,6 +80,8 @@ def test_a_recipe_drops_pixels_of_images_alone(tmp_path, shape, asked, share):
         ({"y_train": np.zeros(60)}, "expected whole numbers as y_train [S], got float64"),
         ({"y_train": np.full(60, -1)}, "numbered 0, 1, 2, ... in y_train, got -1 to -1"),
         ({"y_train": np.full(60, 2**63, np.uint64)}, "numbered 0, 1, 2, ... in y_train, got 922"),
+        ({"y_train": np.arange(60) % 3 + 1, "y_test": np.arange(20) % 3 + 1}, "none of class 0"),
+        ({"y_train": np.zeros(60, int), "y_test": np.zeros(20, int)}, "got none of class 1"),
         ({"y_train": np.zeros(59, int)}, "one entry of y_train for each sample of x_train"),
         ({"x_test": np.full((20, 5), None)}, "no readable arrays in"),
         ({"x_train": np.zeros((2, 5)), "y_train": np.arange(2)}, "got 1 of 2"),

@@ -176,6 +176,27 @@ def test_control_c_leaves_a_checkpoint_and_names_how_to_go_on(tmp_path, digits):
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
+def test_a_run_that_was_cut_off_is_not_written_over(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    command = [*TINY, "--epochs", "3", "--out", tmp_path]
+    save = Checkpoint.save
+
+    def once(self, state):
+        save(self, state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoint, "save", once)
+    assert run(*command) == 130
+    monkeypatch.undo()
+    before = path.read_bytes()
+    assert run(*command) == 2
+    err = capsys.readouterr().err
+    assert f"--out: {path} is of a run that was cut off after 1 of 3 epochs; go on with" in err
+    assert path.read_bytes() == before
+    assert run(*command, "--resume") == 0
+    assert run(*command) == 0  # it had come to its end
+
+
 def test_what_a_killed_run_left_half_written_is_taken_out(tmp_path):
     (tmp_path / ".checkpoint.pt.1234.part").write_bytes(b"half")
     (tmp_path / ".mine").write_bytes(b"whole")

@@ -98,7 +98,8 @@ def test_the_notebook_is_at_chance_and_told_why(tmp_path, capsys):
     saturated = [name for name, share in found["dfa"]["saturated"].items() if share > 0.5]
     assert saturated
     for name in saturated:
-        assert f"warning: layer '{name}': " in err
+        assert f": layer '{name}': " in err
+    assert "warning: dfa, epoch 1: layer" in err
     assert "fire whenever they can" in err
 
 

@@ -10,7 +10,7 @@ from test_kolen_pollack import batch, loop
 from test_parity import run, two_layers
 from torch import nn
 
-from snn_dfa import DFA, FeedbackError, diagnostics, over_time, reset
+from snn_dfa import DFA, AttachError, FeedbackError, diagnostics, over_time, reset
 from snn_dfa.surrogate import fast_sigmoid
 
 
@@ -172,3 +172,64 @@ def test_a_layer_that_is_thawed_later_is_looked_at_then():
         torch.testing.assert_close(dfa.feedback["0.lif"], wanted)
         assert net[0].fc.weight.grad.abs().sum() > 0
         reset(net)
+
+
+# -- what takes the place of the output or of a layer ----------------------------------------------
+
+
+class Readout(nn.Module):
+    """Weights behind the last neuron; what they give may come back in the next step."""
+
+    def __init__(self, back=False):
+        super().__init__()
+        self.fc1, self.lif1, self.fc2, self.lif2 = nn.Linear(8, 8), lif(), nn.Linear(8, 6), lif()
+        self.out, self.back = nn.Linear(6, 8), back
+
+    def forward(self, x):
+        value, outputs = 0.0, []
+        for step in x:
+            spk = self.lif2(self.fc2(self.lif1(self.fc1(step + value))))
+            outputs.append(self.out(spk))
+            value = outputs[-1] if self.back else 0.0
+        return torch.stack(outputs)
+
+
+def test_weights_behind_an_output_that_is_not_named_are_refused():
+    x = batch(0)[0]
+    net = Readout()
+    with DFA(net):
+        for _ in range(2):
+            with pytest.raises(AttachError, match=r"'out' is called with what 'lif2' returned"):
+                net(x)
+            reset(net)
+    for output in ("out", "lif2"):
+        with DFA(net, output=output) as dfa:
+            net(x).sum().backward()
+            reset(net)
+            assert dfa.output == output
+    with DFA(Readout(back=True)) as dfa:  # they lead to the first layer
+        dfa.net(x)
+        assert dfa.output == "lif2"
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("name", ["1", "3", "5"])
+def test_a_layer_whose_place_another_has_taken_is_missed(before, name):
+    net = nn.Sequential(nn.Linear(8, 8), lif(), nn.Linear(8, 8), lif(), nn.Linear(8, 3), lif())
+    with DFA(net, output="5"):
+        if not before:
+            passed(net)
+        net[int(name)] = lif()
+        with pytest.raises(AttachError, match=f"layer '{name}' is no longer a part of the network"):
+            passed(net)
+
+
+def test_a_layer_that_is_not_called_is_left_alone():
+    class Skips(nn.Sequential):
+        def forward(self, x):
+            return self[5](self[4](self[1](self[0](x))))
+
+    net = Skips(nn.Linear(8, 8), lif(), nn.Linear(8, 8), lif(), nn.Linear(8, 3), lif())
+    with DFA(net, output="5") as dfa:
+        passed(net)
+        assert list(dfa.feedback) == ["1"]

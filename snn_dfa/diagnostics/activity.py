@@ -123,13 +123,13 @@ def _complaint(name: str, seen: Activity) -> str:
         return (
             f"layer {name!r}: {100 * seen.silent:.0f} % of its neurons never fire (rate "
             f"{seen.rate:.3f} a step), so that they pass nothing on; normalise "
-            f"the current before them (nn.BatchNorm1d), or lower their threshold"
+            f"the current before them (batch normalisation), or lower their threshold"
         )
     if seen.saturated >= _TOO_MANY:
         return (
             f"layer {name!r}: {100 * seen.saturated:.0f} % of its neurons fire whenever they can "
             f"(rate {seen.rate:.3f} a step), whatever the input is; normalise the current before "
-            f"them (nn.BatchNorm1d), raise their threshold, or lower biases and weights"
+            f"them (batch normalisation), raise their threshold, or lower biases and weights"
         )
     return ""
 

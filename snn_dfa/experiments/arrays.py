@@ -55,7 +55,20 @@ def arrays(path: Path) -> tuple[Samples, Samples]:
             f"--dataset: expected samples of one shape in {path}, got channels, height and width "
             f"{shapes[0]} in x_train and {shapes[1]} in x_test"
         )
+    _check_classes(train[1], test[1], path)
     return train, test
+
+
+def _check_classes(train: torch.Tensor, test: torch.Tensor, path: Path) -> None:
+    """Refuse classes that are not numbered from 0 on, or only one."""
+    known = set(torch.cat([train, test]).tolist())
+    wanted = range(max(*known, 1) + 1)
+    missing = next((c for c in wanted if c not in known), None)
+    if missing is not None:
+        raise UsageError(
+            f"--dataset: expected samples of two classes or more, numbered 0, 1, 2, ... without a "
+            f"gap, in {path}, got none of class {missing}"
+        )
 
 
 def _opened(raw: BinaryIO) -> np.lib.npyio.NpzFile:

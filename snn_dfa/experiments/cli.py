@@ -19,7 +19,7 @@ from snn_dfa.experiments.arguments import layers, numbers, one_or_more, rules, s
 from snn_dfa.experiments.data import SHOWN, Splits, load
 from snn_dfa.experiments.family import kept_megabytes, members, write_family
 from snn_dfa.experiments.feedback import RULES
-from snn_dfa.experiments.files import Checkpoint, load_checkpoint, make_folder
+from snn_dfa.experiments.files import Checkpoint, load_checkpoint, make_folder, refuse_loss
 from snn_dfa.experiments.ladder import rungs, write_ladder
 from snn_dfa.experiments.memory import keep_freed_memory
 from snn_dfa.experiments.outcome import outcome
@@ -169,7 +169,8 @@ def _fit(
             )
             for layer, text in trainer.warnings.items():
                 if layer not in said:
-                    _say(f"snn-dfa: warning: {text}", sys.stderr)
+                    epoch = int(line["epoch"])
+                    _say(f"snn-dfa: warning: {name}, epoch {epoch}: {text}", sys.stderr)
                     said.add(layer)
             if checkpoint is not None:
                 checkpoint.save(trainer.state_dict())
@@ -201,6 +202,8 @@ def _train(args: argparse.Namespace) -> None:
     settings = _settings(args)
     checkpoint = Checkpoint(args.out / "checkpoint.pt", args.save_every)
     state = load_checkpoint(checkpoint.path) if args.resume else None
+    if state is None:
+        refuse_loss(checkpoint.path)
     data = _data(settings)
     settings = _fitted(settings, args, data)
     trainer = Trainer(settings, args.rule, data)

@@ -18,7 +18,8 @@ from snn_dfa.experiments.ranks import is_first
 from snn_dfa.experiments.settings import UsageError
 
 __all__ = [
-    "DAMAGE", "Checkpoint", "load_checkpoint", "make_folder", "on_one_line", "write_whole",
+    "DAMAGE", "Checkpoint", "load_checkpoint", "make_folder", "on_one_line", "refuse_loss",
+    "write_whole",
 ]  # fmt: skip
 
 #: What reading a file raises that is not whole, or not what it should be.
@@ -100,6 +101,24 @@ class Checkpoint:
         """Save a state; see :func:`write_whole`."""
         write_whole(self.path, lambda file: torch.save(state, file))
         self.saved, self._last = True, time.monotonic()
+
+
+def refuse_loss(path: Path) -> None:
+    """Refuse to write over a checkpoint of a run that has not ended.
+
+    Raises:
+        UsageError: if there is one.
+    """
+    try:
+        state = load_checkpoint(path)
+        behind, epochs = len(state["history"]), state["settings"]["epochs"]
+    except (UsageError, KeyError, TypeError):  # there is none from which a run could go on
+        return
+    if behind < epochs:
+        raise UsageError(
+            f"--out: {path} is of a run that was cut off after {behind} of {epochs} epochs; go on "
+            f"with --resume, choose another --out, or delete it"
+        )
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

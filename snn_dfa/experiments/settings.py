@@ -145,7 +145,7 @@ class Settings:
     )
     dropout: float = _say(0.0, "share of hidden neurons dropped, anew a sample", _PART)
     clean_statistics: bool = _say(
-        True, "take batch normalisation's statistics for evaluation with nothing dropped"
+        True, "take batch normalisation's statistics for evaluation anew, with nothing dropped"
     )
     weight_decay: float = _say(0.3, "of weights, by the optimiser", _NOT_BELOW_ZERO)
     label_smoothing: float = _say(0.0, "share of a target spread over all classes", _PART)

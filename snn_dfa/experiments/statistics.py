@@ -31,7 +31,8 @@ def statistics_anew(
 ) -> Iterator[None]:
     """Take the statistics of batch normalisation anew: the mean over the passes in the block.
 
-    The running ones are of batches from which values were dropped. What is dropped and what is
+    The running ones lag behind the weights, by more than a network can bear where its updates are
+    few. And they are of batches from which values were dropped: what is dropped and what is
     scaled up for it widens the currents, so that the neurons of a network that is evaluated, with
     nothing dropped, would get less current than they learned with. Beside normalisation the
     network is in evaluation, in the block and after it.

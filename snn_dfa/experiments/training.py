@@ -214,8 +214,7 @@ class Trainer:
     def _take_statistics(self) -> None:
         """Let normalisation know samples as they are when the network is evaluated."""
         settings, norms = self.settings, batch_norms(self.net)
-        dropped = settings.input_dropout > 0 or settings.dropout > 0
-        if not (settings.clean_statistics and dropped and norms):
+        if not (settings.clean_statistics and norms):
             return
         generator = torch.Generator(settings.device).manual_seed(settings.seed)
         part, size = self.data.train, settings.batch_size
