@@ -58,14 +58,13 @@ class DFA:
             ``"kolen-pollack"`` or a :class:`KolenPollack`; for dense layers and with
             :meth:`follow`, better, ``"kolen-pollack-product"`` or a :class:`KolenPollackProduct`.
             ``"transpose"``: the product of the forward weights, to compare with. With ``rule="fa"``
-            each belongs to weights and has their shape.
+            a matrix has the shape of its weight.
         scale: Factor on what is drawn (of a product, on each factor), whose standard deviation is
             1 / sqrt(N), N neurons in the layer.
-        credit: How a layer turns e B at its spikes into a gradient at its input. ``"membrane"``:
-            by the neuron's own surrogate and its membrane through time, as autograd does inside
-            the layer. ``"current"``: times g at the input current of the same step; input,
-            current and spikes are all that is kept. The output neuron then uses g, too.
-            ``"trace"``: online; see below.
+        credit: How a layer turns e B at its spikes into a gradient at its input. ``"membrane"``: by
+            the neuron's own surrogate and its membrane through time, as autograd does inside the
+            layer. ``"current"``: times g at the input current of the same step, in the output too;
+            kept are input, current and spikes alone. ``"trace"``: online; see below.
         derivative: g for ``credit="current"``, a function of current - threshold; ``None`` for
             the derivative of the neuron's surrogate. An arbitrary g is augmented DFA.
         seed: Of the feedback. A layer's matrix depends on the seed, its name and its shape.
