@@ -140,7 +140,6 @@ def test_a_neuron_that_is_left_out_is_seen_where_the_readout_is_registered_first
 
 
 def test_only_the_first_batch_is_looked_at():
-    """From the second on nothing is multiplied by a transposed weight, were it not a number."""
     net, x = two_layers(spike_grad=fast_sigmoid(10)), torch.rand(6, 4, 5, dtype=torch.float64)
 
     def hooks():
@@ -148,14 +147,14 @@ def test_only_the_first_batch_is_looked_at():
 
     with DFA(net, output="3"):
         before = hooks()
-        run(net, x).sum().backward()
-        assert hooks() == before
-        loss = run(net, x).sum()
-        assert sum(hooks()) < sum(before)
         with torch.no_grad():
-            net[2].weight.data.fill_(torch.nan)  # .data: unseen by autograd's version check
+            run(net, x)
+        for _ in range(2):  # up to the first backward pass
+            assert hooks() == before
+            loss = run(net, x).sum()
         loss.backward()
-        assert net[0].weight.grad.isfinite().all()
+        run(net, x)
+        assert sum(hooks()) < sum(before)
     assert not any(hooks())
 
 
