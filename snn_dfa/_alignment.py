@@ -15,7 +15,7 @@ from snn_dfa._kinds import Sites
 from snn_dfa._synapses import gradient_at_input, gradient_at_weight, inside_neurons, synapses
 from snn_dfa.errors import AttachError, FeedbackError
 
-__all__ = ["Alignment", "OwnWeight", "check"]
+__all__ = ["Alignment", "OwnWeight", "check", "check_feedback"]
 
 _DIRECT = ("channelwise", "shared", "zhang")
 
@@ -40,23 +40,24 @@ def check(net: nn.Module) -> dict[str, nn.Module]:
     return dict(known)
 
 
+def check_feedback(kind: str) -> None:
+    """Refuse feedback that leads from the output to a layer, and so has no weight's shape.
+
+    Raises:
+        FeedbackError: if it is of such a kind.
+    """
+    if kind in _DIRECT:
+        raise FeedbackError(
+            f"feedback: expected for rule='fa' a kind that has the shape of weights, got {kind!r}; "
+            f"use 'gaussian'"
+        )
+
+
 class OwnWeight:
     """The weight of a layer, for feedback that stands for that alone."""
 
     def __init__(self, weights: dict[str, Any]) -> None:
         self._weights = weights
-
-    def check(self, kind: str) -> None:
-        """Refuse feedback that leads from the output to a layer, and so has no weight's shape.
-
-        Raises:
-            FeedbackError: if it is of such a kind.
-        """
-        if kind in _DIRECT:
-            raise FeedbackError(
-                f"feedback: expected for rule='fa' a kind that has the shape of weights, got "
-                f"{kind!r}; use 'gaussian'"
-            )
 
     def names(self, name: str, path: Sites) -> list[str]:
         """Return the layer's own name."""

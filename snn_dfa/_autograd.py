@@ -11,7 +11,7 @@ from torch import Tensor
 
 from snn_dfa.errors import DFAError
 
-__all__ = ["AtCurrent", "CurrentCredit", "Detour", "Join", "Traced", "in_backward"]
+__all__ = ["AtCurrent", "CurrentCredit", "Detour", "Gate", "Join", "Traced", "in_backward"]
 
 #: From the error at the spikes and the current of the same steps to the gradient at that current.
 AtCurrent: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -42,6 +42,23 @@ def in_backward() -> bool:
     """Whether this is called from within a backward pass, as activation checkpointing calls."""
     # Not documented, in all versions from 2.4 on.
     return bool(torch._C._current_graph_task_id() != -1)
+
+
+class Gate(torch.autograd.Function):
+    """Identity; backward lets nothing through but where ``is_open()`` says so.
+
+    ``Gate.apply(is_open, t)`` returns a tensor of its own, so that neither a module that works in
+    place nor a loss on ``t`` meets the gate.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, is_open: Callable[[], bool], t: Tensor) -> Tensor:
+        ctx.is_open = is_open
+        return t.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None]:
+        return None, grad if ctx.is_open() else None
 
 
 class Join(torch.autograd.Function):

@@ -139,7 +139,7 @@ class FeedbackBank:
         """Make every matrix a slice of one that serves the largest layer."""
         if not self.sites:  # as in the rule shallow
             return
-        largest = max(math.prod(shape) for shape in self.sites.values())
+        largest = max(math.prod(s) for s in (*self.path.values(), *self.sites.values()))
         if self.matrices and max(m.numel() for m in self.matrices.values()) >= largest:
             base = max(self.matrices.values(), key=Tensor.numel).flatten()
         else:
@@ -147,6 +147,7 @@ class FeedbackBank:
             shape = (outputs, largest // outputs)
             generator = generator_for(self.seed, _kinds.SHARED, shape)
             base = self.scale * gaussian(shape, generator).flatten()
+            self._moved.clear()
         self._slice(base)
 
     def _slice(self, base: Tensor) -> None:
@@ -262,7 +263,6 @@ class FeedbackBank:
                 f"{sorted(missing)}"
             )
         kind = state["kind"]
-        self._forward.check(kind)
         if kind == _kinds.FUNCTION != self.kind:
             raise FeedbackError(
                 "state_dict: expected feedback that is not drawn by a function, which cannot be "

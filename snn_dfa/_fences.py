@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from snn_dfa._autograd import Gate
 from snn_dfa._discover import Layers
 from snn_dfa._hooks import place
 from snn_dfa._nested import map_tensors
@@ -63,23 +64,22 @@ class Fences:
         mark = _CLEAN if t.grad_fn is None else marks_of(t.grad_fn).get(self._key)
         if mark in (_CLEAN, owner):
             return t
-        at_once = self._layers.cut
-        if mark and at_once:
-            self.taken.add(mark)
-            return t.detach()
-        if mark:
-            t = t.view_as(t)  # whose node can be told to pass nothing back
-        edges, others = self._edges(t.grad_fn, owner)
-        self.taken.update(name for *_, name in edges)
-        if edges and at_once and not others:
-            return t.detach()
+        edges, others = ([], False) if mark else self._edges(t.grad_fn, owner)
+        names = {mark} if mark else {name for *_, name in edges}
+        self.taken.update(names)
+        if names and not others and (self._layers.output is not None or len(names) == 1):
+            return t.detach() if self._layers.cut else self._gate(names, t)
         for node, index, name in edges:
             node.register_hook(partial(self._stop, index, name))
         return t
 
+    def _gate(self, names: set[str], t: Tensor) -> Tensor:
+        """Return the values behind a gate, which opens if they are of what is the output."""
+        return self._mark_clean(Gate.apply(lambda: self._layers.output in names, t))
+
     def learns(self, t: Tensor) -> bool:
         """Whether a value was made of anything that learns, hidden layers apart."""
-        if t.grad_fn is None:
+        if t.grad_fn is None or self._layers.cut:
             return t.requires_grad
         seen, open_ = {t.grad_fn}, [t.grad_fn]
         while open_:

@@ -49,9 +49,6 @@ NAMES = (*KINDS, SHARED, ZHANG, TRANSPOSE, *LEARNED)
 class Forward(Protocol):
     """The weights that a layer's feedback stands for."""
 
-    def check(self, kind: str) -> None:
-        """Refuse a kind that cannot stand for them."""
-
     def names(self, name: str, path: Sites) -> list[str]:
         """Return the names of their layers, first to last."""
 

@@ -204,7 +204,7 @@ class Traces:
         if self._is_new(name, mem, current):
             for key in [k for k in self._traces if k[0] == name]:
                 del self._traces[key]
-        if current.requires_grad:
+        if self._fences.learns(current):
             self._carry(name, neuron, self._call_of(name, current))
         return args, kwargs
 

@@ -8,15 +8,17 @@ functions, and marks on its nodes say which weights lie on the way.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import partial
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
-from snn_dfa._discover import Layers, spiking_layers
+from snn_dfa._discover import Layers
 from snn_dfa._fences import marks_of
 from snn_dfa._hooks import place
-from snn_dfa._kinds import PRODUCT, TRANSPOSE, Sites
+from snn_dfa._kinds import Sites
 from snn_dfa._nested import map_tensors
 from snn_dfa._synapses import synapses
 from snn_dfa.errors import AttachError, FeedbackError
@@ -44,7 +46,7 @@ class Ways:
         self._layers = layers
         self._found: dict[str, set[tuple[tuple[str, ...], str]]] = {}
         self._leading: set[str] = set()  # layers with weights from which a way leads to a layer
-        self._called: dict[str, set[str]] = {}  # those that were called, to where it came from
+        self._before: dict[str, set[Source]] = {}  # all that were called, to what they got
         self._looked_for: set[str] = set()
         self._went_back = False
         self._through: dict[str, frozenset[Source]] = {}  # what comes out of layers with weights
@@ -75,16 +77,31 @@ class Ways:
         self._through.clear()
 
     def begin(self) -> None:
-        """Say that a forward pass begins: the first one after a backward pass is not looked at.
+        """Say that a layer is about to be called: after the first backward pass no more is looked.
 
-        Up to there all are, so that what activation checkpointing repeats is what it was.
+        Up to there all is, so that what activation checkpointing repeats is what it was.
         """
         if self._layers.looking and self._went_back:
             self.remove()
 
-    def note_backward(self) -> None:
-        """Say that a backward pass has begun."""
+    def note_backward(self, output: str | None) -> None:
+        """Say that a backward pass has begun.
+
+        Args:
+            output: The output, where it was not named.
+
+        Raises:
+            AttachError: if weights behind it lead to no layer.
+        """
         self._went_back = True
+        for name, before in self._before.items():
+            if (output, ()) in before and name not in self._leading:
+                raise AttachError(
+                    f"output: expected the last neuron to be the output, got weights behind it: "
+                    f"{name!r} is called with what {output!r} returned, and the error would come "
+                    f"to that through their transpose; name the one that is meant, "
+                    f"output={name!r} or output={output!r}"
+                )
 
     def look_for(self, name: str) -> None:
         """See that the ways from a layer, which has just been called, are looked for once.
@@ -101,9 +118,10 @@ class Ways:
         """Return where a value comes from: walk its graph up to the nearest marks."""
         found: set[Source] = set()
         start = value.grad_fn if isinstance(value, Tensor) else None
-        seen, open_ = {start}, [start] if start is not None else []
+        seen, open_, repeats = {start}, [start] if start is not None else [], False
         while open_:
             node = open_.pop()
+            repeats |= node.name() == "CheckpointFunctionBackward"
             mark = marks_of(node).get(self._key)
             if mark is not None:
                 found |= mark
@@ -112,6 +130,12 @@ class Ways:
                 if below is not None and below not in seen:
                     seen.add(below)
                     open_.append(below)
+        if repeats and found:
+            raise AttachError(
+                "net: expected activation checkpointing with use_reentrant=False after a hidden "
+                "layer, got it with True, which gives no gradient where nothing comes in that "
+                "wants one"
+            )
         return frozenset(found)
 
     def mark(self, name: str, t: Tensor) -> None:
@@ -126,13 +150,13 @@ class Ways:
 
     @property
     def _idle(self) -> bool:
-        return not (self.active and self._layers.looking)
+        return not (self.active and self._layers.looking and torch.is_grad_enabled())
 
     def _before_weights(self, name: str, args: Any, kwargs: Any) -> None:
         if self._idle:
             return
         before = self._sources(args[0] if args else kwargs.get("input"))
-        self._called.setdefault(name, set()).update(source for source, _ in before)
+        self._before.setdefault(name, set()).update(before)
         # Of more than two nothing more is asked; without end they would grow in a loop over time.
         sources = frozenset((s, (*w, name)[-2:]) for s, w in before)
         if name in self._layers.modules:  # a plain readout
@@ -151,45 +175,17 @@ class Ways:
             self._note(name, self._sources(current))
 
     def _note(self, name: str, sources: frozenset[Source]) -> None:
+        leading = _last_weights(sources)
+        while leading:
+            last = leading.pop()
+            if last not in self._leading:
+                self._leading.add(last)
+                leading += _last_weights(self._before[last])
         for source, weights in sources:
-            self._leading.update(weights)
             if source != name:  # a layer's way to itself is none to the output
                 self._found.setdefault(source, set()).add((weights, name))
 
     # -- what was seen -----------------------------------------------------------------------------
-
-    def check(self, kind: str) -> None:
-        """Refuse a kind that is made of all weights on the way, where layers on it are left out.
-
-        Raises:
-            FeedbackError: if ``hidden=`` has left out a spiking layer before the output.
-        """
-        if kind not in (PRODUCT, TRANSPOSE) or self._layers.output is None:
-            return
-        order = {name: at for at, (name, _) in enumerate(self._net.named_modules())}
-        first, end = min(order[n] for n in self._layers.hidden), order[self._layers.output]
-        for name in spiking_layers(self._net):
-            if name not in self._layers.modules and first < order[name] < end:
-                raise FeedbackError(
-                    f"feedback: {kind!r} expects every spiking layer between hidden ones and the "
-                    f"output to be hidden, got {name!r} left out of hidden=; name it too, or use "
-                    f"'gaussian'"
-                )
-
-    def refuse_readout(self, output: str) -> None:
-        """Refuse weights behind an output that was not named.
-
-        Raises:
-            AttachError: if there are some that lead to no layer.
-        """
-        for name, sources in self._called.items():
-            if output in sources and name not in self._leading:
-                raise AttachError(
-                    f"output: expected the last neuron to be the output, got weights behind it: "
-                    f"{name!r} is called with what {output!r} returned, and the error would come "
-                    f"to that through their transpose; name the one that is meant, "
-                    f"output={name!r} or output={output!r}"
-                )
 
     def weight(self, layer: str) -> Tensor:
         """Return a layer's weight.
@@ -234,3 +230,7 @@ class Ways:
             found.append(weights[0])
             passed.append(to)
         return found
+
+
+def _last_weights(sources: Iterable[Source]) -> list[str]:
+    return [weights[-1] for _, weights in sources if weights]

@@ -117,7 +117,6 @@ class Wiring:
             _refusals.refuse_unled(self._bank.gathers and not self._bank.led)
             return
         self._states.begin()
-        self._ways.begin()
         if self._bank.gathers and not self._bank.led and torch.is_grad_enabled():
             self._bank.learn()
 
@@ -134,11 +133,8 @@ class Wiring:
 
     def _check_outputs(self) -> None:
         """Refuse another output than the one that is known."""
-        out = self.layers.output
-        if not self._output_given and out is not None:
-            self._ways.refuse_readout(out)
         if self._fences is not None and not self.layers.named:
-            _refusals.refuse_second_output(self._learn, out, self._fences.taken)
+            _refusals.refuse_second_output(self._learn, self.layers.output, self._fences.taken)
 
     def _end_pass(self) -> None:
         """Settle which layer is the output; refuse spikes that no call of it has matched."""
@@ -163,6 +159,7 @@ class Wiring:
             _refusals.refuse_repetition(name, module, whole=self._repeated)
         elif self.active:
             self._states.check(name, module)
+            self._ways.begin()
         if not self.active or not torch.is_grad_enabled():
             return None
         kwargs = dict(kwargs)
@@ -213,12 +210,13 @@ class Wiring:
         is_output = self.layers.output == name
         self._calls[name] += 1
         self._shapes[name] = credited[0].shape
+        learns = self._fences is not None and self._fences.learns(credited[0])
         if not is_output:
-            sends = self._rule is not None and credited[0].requires_grad
+            sends = learns and self._rule is not None
             self._kept[name].append(credited[0] if sends else None)
             if sends:
                 self._ways.look_for(name)
-        if credited[0].requires_grad:
+        if learns:
             self._learn.add(name)
         if is_output or self.layers.output is None:
             return self._join(name, module, credited)
@@ -253,9 +251,9 @@ class Wiring:
             errors: Sequence[Tensor | None], spikes: Sequence[Tensor]
         ) -> list[Tensor | None] | None:
             self._end_pass()
-            self._ways.note_backward()
             if self.layers.output != name:
                 return None
+            self._ways.note_backward(None if self._output_given else name)
             present = [e for e in errors if e is not None]
             if not present or self._rule is None:
                 return [None] * len(sinks)

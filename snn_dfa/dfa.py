@@ -124,9 +124,10 @@ class DFA:
         if isinstance(feedback, Mapping):
             check_names(feedback, list(weights) or layers.may_be_hidden, "feedback")
         ways = Ways(net, layers)
-        forward = _alignment.OwnWeight(weights) if weights else ways
-        self._bank = FeedbackBank(feedback, scale, seed, forward)
-        forward.check(self._bank.kind)
+        own = _alignment.OwnWeight(weights)
+        self._bank = FeedbackBank(feedback, scale, seed, own if weights else ways)
+        if weights:
+            _alignment.check_feedback(self._bank.kind)
         at_current = credits_at_current(layers, derivative) if credit == "current" else {}
         self._net = net
         self._names = list(weights) or list(layers.modules)
@@ -168,10 +169,7 @@ class DFA:
 
     @property
     def sites(self) -> Mapping[str, tuple[int, ...]]:
-        r"""Layer name to the shape [C, \*S] of its feedback, in the order of their calls.
-
-        Empty until an output has met the layers.
-        """
+        r"""Layer name to the shape [C, \*S] of its feedback, in the order of calls; empty at first."""
         return MappingProxyType(self._bank.sites)
 
     @property
@@ -273,9 +271,11 @@ class DFA:
         Raises:
             FeedbackError: if it is of another network; nothing is changed then.
         """
-        known = [n for n in self._names if n != self.output]
-        if self._options["rule"] == "fa" or state.get("kind") == PRODUCT:
-            known = list(synapses(self._net))
+        fa, kind = self._options["rule"] == "fa", state.get("kind", "")
+        if fa:
+            _alignment.check_feedback(kind)
+        own = [n for n in self._names if n != self.output]
+        known = list(synapses(self._net)) if fa or kind == PRODUCT else own
         check_names(state.get("matrices", {}), known, "state_dict")
         self._bank.load_state_dict(state)
 

@@ -82,10 +82,15 @@ def test_a_readout_that_is_registered_early_is_the_last_weight():
 
 def test_a_layer_that_is_left_out_on_the_way_is_refused():
     for kind in ("kolen-pollack-product", "transpose"):
-        with pytest.raises(FeedbackError, match=r"got '3' left out of hidden=; name it too"):
-            DFA(network(), output="5", hidden=["1"], feedback=kind)
+        net = network()
+        with (
+            DFA(net, output="5", hidden=["1"], feedback=kind),
+            pytest.raises(FeedbackError, match=r"found '2' and '4' to '5'; use another kind"),
+        ):
+            loop(net, batch(0)[0]).sum().backward()
         net = network()  # the neuron after a readout is not on the way
-        DFA(net, output="4", hidden=["1", "3"], feedback=kind).remove()
+        with DFA(net, output="4", hidden=["1", "3"], feedback=kind):
+            loop(net, batch(0)[0])
 
 
 def test_weights_that_are_no_parameters_are_refused():

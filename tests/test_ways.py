@@ -182,33 +182,128 @@ class Readout(nn.Module):
     def __init__(self, back=False):
         super().__init__()
         self.fc1, self.lif1, self.fc2, self.lif2 = nn.Linear(8, 8), lif(), nn.Linear(8, 6), lif()
-        self.out, self.back = nn.Linear(6, 8), back
+        self.out = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 8))
+        self.back, self.value, self.seen = back, 0.0, None
 
     def forward(self, x):
-        value, outputs = 0.0, []
-        for step in x:
-            spk = self.lif2(self.fc2(self.lif1(self.fc1(step + value))))
-            outputs.append(self.out(spk))
-            value = outputs[-1] if self.back else 0.0
-        return torch.stack(outputs)
+        spk = self.lif2(self.fc2(self.lif1(self.fc1(x + self.value))))
+        if self.back is None:
+            with torch.no_grad():
+                self.seen = self.out(spk)
+            return spk
+        value = self.out(spk)
+        self.value = value if self.back else 0.0
+        return value
 
 
 def test_weights_behind_an_output_that_is_not_named_are_refused():
-    x = batch(0)[0]
     net = Readout()
     with DFA(net):
         for _ in range(2):
-            with pytest.raises(AttachError, match=r"'out' is called with what 'lif2' returned"):
-                net(x)
-            reset(net)
-    for output in ("out", "lif2"):
+            with pytest.raises(AttachError, match=r"'out.0' is called with what 'lif2' returned"):
+                passed(net)
+    for output in ("out.2", "lif2"):
         with DFA(net, output=output) as dfa:
-            net(x).sum().backward()
-            reset(net)
+            passed(net)
             assert dfa.output == output
-    with DFA(Readout(back=True)) as dfa:  # they lead to the first layer
-        dfa.net(x)
+
+
+@pytest.mark.parametrize("back", [True, None])
+def test_weights_that_lead_to_a_layer_or_only_watch_are_no_readout(back):
+    net = Readout(back)
+    with DFA(net) as dfa:
+        passed(net)
         assert dfa.output == "lif2"
+        assert net.fc1.weight.grad.abs().sum() > 0
+
+
+# -- the first batch is like the others ------------------------------------------------------------
+
+
+def gradients(net, x, loss_of):
+    net.zero_grad()
+    reset(net)
+    torch.manual_seed(1)
+    loss_of([net(step) for step in x]).backward()
+    return {n: None if p.grad is None else p.grad.clone() for n, p in net.named_parameters()}
+
+
+def spikes(outs):
+    return (torch.stack(outs) - 1).square().sum()
+
+
+class Scaled(nn.Module):
+    """Hands out a function of its hidden spikes, which the loss may see."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.lif1, self.fc2, self.lif2 = nn.Linear(8, 8), lif(), nn.Linear(8, 3), lif()
+
+    def forward(self, x):
+        h = self.lif1(self.fc1(x)).flatten(1) * 1.0
+        return self.lif2(self.fc2(h)), h
+
+
+class Heads(nn.Module):
+    """A second spiking layer that leads nowhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.lif1, self.fc2, self.lif2 = nn.Linear(8, 8), lif(), nn.Linear(8, 3), lif()
+        self.fca, self.lifa = nn.Linear(8, 4), lif()
+
+    def forward(self, x):
+        h = self.lif1(self.fc1(x))
+        self.seen = self.lifa(self.fca(h))
+        return self.lif2(self.fc2(h))
+
+
+def row(*between):
+    return nn.Sequential(nn.Linear(8, 8), lif(), *between, nn.Linear(8, 8), lif(),
+                         nn.Linear(8, 3), lif())  # fmt: skip
+
+
+def both(outs):
+    return spikes([o for o, _ in outs]) + spikes([h for _, h in outs])
+
+
+CASES = {
+    "plain": (row, "5", [], spikes, {}),
+    "in place": (lambda: row(nn.Dropout(0.5, inplace=True)), "6", [], spikes, {}),
+    "function": (Scaled, "lif2", [], both, {}),
+    "frozen": (row, "5", ["2"], spikes, {}),
+    "frozen, online": (row, "5", ["2"], spikes, {"credit": "trace"}),
+    "frozen, given": (row, "5", ["2"], spikes, {"feedback": {"1": torch.ones(3, 8)}}),
+    "frozen, learned": (row, "5", ["2"], spikes, {"feedback": "kolen-pollack"}),
+    "frozen head": (Heads, "lif2", ["fca"], spikes, {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("called", ["net", "forward"])
+def test_the_first_batch_is_like_the_others(case, called):
+    make, output, frozen, loss_of, options = CASES[case]
+    torch.manual_seed(0)
+    net, x = make(), batch(0)[0]
+    for name in frozen:
+        net.get_submodule(name).requires_grad_(False)
+    form = net if called == "net" else type("Called", (), {
+        "__call__": lambda _, x: net.forward(x), "zero_grad": net.zero_grad,
+        "named_parameters": net.named_parameters, "modules": net.modules,
+    })()  # fmt: skip
+    with DFA(net, output=output, **options) as dfa:
+        first, second, third = (gradients(form, x, loss_of) for _ in range(3))
+        assert not dfa._wiring.layers.looking
+        hidden = [n for n in dfa.feedback if n not in ("3", "lifa")] if frozen else dfa.feedback
+        assert list(dfa.feedback) == list(hidden)
+    for name, gradient in second.items():
+        if gradient is None:
+            assert first[name] is None
+            continue
+        assert gradient.any()
+        if "learned" not in case:
+            assert torch.equal(first[name], gradient)
+            assert torch.equal(third[name], gradient)
 
 
 @pytest.mark.parametrize("before", [True, False])

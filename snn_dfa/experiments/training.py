@@ -217,8 +217,10 @@ class Trainer:
         if not (settings.clean_statistics and norms):
             return
         generator = torch.Generator(settings.device).manual_seed(settings.seed)
-        part, size = self.data.train, settings.batch_size
-        batches = (torch.split(t[:_NORMALISED], size) for t in (part.x, part.y))
+        part = self.data.train
+        x, y = part.x[:_NORMALISED], part.y[:_NORMALISED]
+        count = -(-len(y) // settings.batch_size)  # of equal size, as all count alike
+        batches = (torch.tensor_split(t, count) for t in (x, y))
         with torch.no_grad(), statistics_anew(self.net, norms):
             for x, y in zip(*batches, strict=True):
                 if len(y) > 1:  # there are no statistics of a single sample
