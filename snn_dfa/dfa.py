@@ -169,7 +169,7 @@ class DFA:
 
     @property
     def sites(self) -> Mapping[str, tuple[int, ...]]:
-        r"""Layer name to the shape [C, \*S] of its feedback, in the order of calls; empty at first."""
+        r"""Layer name to the shape [C, \*S] of its feedback, in order of calls; at first empty."""
         return MappingProxyType(self._bank.sites)
 
     @property

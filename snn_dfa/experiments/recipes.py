@@ -120,7 +120,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         ),
         "zhang2024-augmented": Recipe(
             "the same with an arbitrary slope in place of the exact one: augmented DFA",
-            Settings(**{**_ZHANG, "lr": 10.0}, surrogate="fast-sigmoid", slope=1.0),
+            Settings(**_ZHANG, surrogate="fast-sigmoid", slope=1.0),
             least_updates=0,
         ),
         "notebook": Recipe(
