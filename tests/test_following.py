@@ -200,3 +200,17 @@ def test_layers_are_cut_at_once_when_it_is_known_what_leads_where():
     assert [Layers({}, *more).cut for more in ((None,), ("5",), ("5", False, True))] == [
         False, True, False,
     ]  # fmt: skip
+
+
+def test_a_shared_matrix_is_of_the_size_of_layers_that_are_frozen_too():
+    found = []
+    for frozen in (False, True):
+        net = network()
+        dfa = DFA(net, output="5", feedback="shared")
+        net[0].requires_grad_(not frozen)
+        backward(loop, net, 0)
+        net[0].requires_grad_(True)
+        backward(loop, net, 0)
+        found.append(dict(dfa.feedback))
+    for name, matrix in found[0].items():
+        assert torch.equal(matrix, found[1][name])
