@@ -63,4 +63,4 @@ def test_a_warning_names_the_layer_its_rate_and_what_to_do():
     assert texts == list(said.values())
     assert "layer 'b': 80 % of its neurons never fire (rate 0.010 a step)" in texts[0]
     assert "layer 'c': 98 % of its neurons fire whenever they can (rate 0.245" in texts[1]
-    assert all("nn.BatchNorm1d" in text for text in texts)
+    assert all("batch normalisation" in text for text in texts)
