@@ -170,11 +170,12 @@ def test_a_state_that_the_network_could_not_have_been_given_is_refused():
         DFA(network()).load_state_dict(drawn)
 
 
-def test_zhangs_feedback_does_not_depend_on_what_is_frozen():
+@pytest.mark.parametrize("kind", ["zhang", "shared"])
+def test_feedback_does_not_depend_on_what_is_frozen(kind):
     found = []
     for frozen in (False, True):
         net = network()
-        dfa = DFA(net, output="5", feedback="zhang")
+        dfa = DFA(net, output="5", feedback=kind)
         net[0].requires_grad_(not frozen)
         backward(loop, net, 0)
         net[0].requires_grad_(True)
@@ -200,17 +201,3 @@ def test_layers_are_cut_at_once_when_it_is_known_what_leads_where():
     assert [Layers({}, *more).cut for more in ((None,), ("5",), ("5", False, True))] == [
         False, True, False,
     ]  # fmt: skip
-
-
-def test_a_shared_matrix_is_of_the_size_of_layers_that_are_frozen_too():
-    found = []
-    for frozen in (False, True):
-        net = network()
-        dfa = DFA(net, output="5", feedback="shared")
-        net[0].requires_grad_(not frozen)
-        backward(loop, net, 0)
-        net[0].requires_grad_(True)
-        backward(loop, net, 0)
-        found.append(dict(dfa.feedback))
-    for name, matrix in found[0].items():
-        assert torch.equal(matrix, found[1][name])
