@@ -255,7 +255,7 @@ def _family(args: argparse.Namespace) -> None:
     for row in rows:
         trainer = Trainer(row.settings, row.rule, data)
         memory = {
-            "kept_megabytes": kept_megabytes(trainer),
+            "kept_megabytes": kept_megabytes(Trainer(row.settings, row.rule, data)),
             "peak_megabytes": peak_megabytes(row.settings, row.rule, data.image, data.classes),
         }
         _fit(trainer, row.name, diagnosed=True)
