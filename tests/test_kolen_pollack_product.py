@@ -9,14 +9,7 @@ import torch
 from test_kolen_pollack import DECAY, LR, B, T, adamw, backward, batch, loop, network
 from torch import nn
 
-from snn_dfa import (
-    DFA,
-    FeedbackError,
-    KolenPollackProduct,
-    diagnostics,
-    over_time,
-    reset,
-)
+from snn_dfa import DFA, FeedbackError, KolenPollackProduct, diagnostics, over_time, reset
 from snn_dfa.feedback import generator_for
 
 OPTIONS = KolenPollackProduct(lr=LR, weight_decay=DECAY)
