@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from types import MappingProxyType
@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from snn_dfa import _alignment, _traces
-from snn_dfa._assembly import assemble
+from snn_dfa._attach import feedback_alignment, trace
+from snn_dfa._attach.assemble import assemble
+from snn_dfa._attach.hooks import after_steps
+from snn_dfa._attach.layers import Reference, find_layers
+from snn_dfa._attach.local_gradient import check_choices
+from snn_dfa._attach.paths import Paths
+from snn_dfa._attach.weights import synapses
 from snn_dfa._bank import FeedbackBank
-from snn_dfa._credit import check_choices, credits_at_current
-from snn_dfa._discover import find_layers
-from snn_dfa._hooks import after_steps
 from snn_dfa._kinds import PRODUCT, check_names
 from snn_dfa._refusals import refuse_leader
-from snn_dfa._synapses import synapses
-from snn_dfa._ways import Ways
 from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback import Feedback
 
@@ -41,7 +41,8 @@ class DFA:
     Args:
         net: Any network of snnTorch neurons; the loop over time may be around it or inside.
         output: Name or module of the output layer, where it is not the spiking neuron that is
-            called last; may be a plain readout such as ``nn.Linear``.
+            called last; may be a plain readout such as ``nn.Linear``. Or a list of several: their
+            errors are set side by side, so that each has its own rows of B.
         hidden: Names or modules of the hidden layers, where they are not all other
             ``snntorch.SpikingNeuron``.
         rule: What is broadcast. ``"error"``: e. ``"sign"``: its sign (sDFA). ``"target"``: the
@@ -107,8 +108,8 @@ class DFA:
         self,
         net: nn.Module,
         *,
-        output: str | nn.Module | None = None,
-        hidden: Iterable[str | nn.Module] | None = None,
+        output: Reference | Sequence[Reference] | None = None,
+        hidden: Reference | Iterable[Reference] | None = None,
         rule: str = "error",
         feedback: Feedback = "gaussian",
         scale: float = 1.0,
@@ -117,28 +118,29 @@ class DFA:
         seed: int = 0,
     ) -> None:
         check_choices(rule, credit, derivative)
-        layers = find_layers(net, output, hidden)
-        weights = _alignment.check(net) if rule == "fa" else {}
+        layers, modules = find_layers(net, output, hidden)
+        weights = feedback_alignment.check(net) if rule == "fa" else {}
         if credit == "trace":
-            _traces.check(net, layers, rule)
+            trace.check(net, modules, layers.outputs, rule)
         if isinstance(feedback, Mapping):
-            check_names(feedback, list(weights) or layers.may_be_hidden, "feedback")
-        ways = Ways(net, layers)
-        own = _alignment.OwnWeight(weights)
-        self._bank = FeedbackBank(feedback, scale, seed, own if weights else ways)
+            known = list(weights) or [n for n in layers.names if n not in layers.outputs]
+            check_names(feedback, known, "feedback")
+        paths = Paths(net, layers)
+        own = feedback_alignment.OwnWeight(weights)
+        self._bank = FeedbackBank(feedback, scale, seed, own if weights else paths)
         if weights:
-            _alignment.check_feedback(self._bank.kind)
-        at_current = credits_at_current(layers, derivative) if credit == "current" else {}
+            feedback_alignment.check_feedback(self._bank.kind)
         self._net = net
-        self._names = list(weights) or list(layers.modules)
+        self._names = list(weights) or list(modules)
         self._options: dict[str, Any] = {"rule": rule, "credit": credit, "derivative": derivative}
         # What hidden= gave, by name, so that a copy or an unpickled DFA can be attached alike.
-        self._named_hidden = None if hidden is None else layers.hidden
+        self._named_hidden = layers.hidden if layers.named else None
         self._attached = True
         self._unfollow: Callable[[], None] = lambda: None
-        self._wiring, self._parts = assemble(
-            net, layers, weights, self._bank, rule, at_current, ways, traced=credit == "trace"
-        )
+        self._core, self._parts = assemble(
+            net, layers, modules, self._bank, paths, weights,
+            rule=rule, credit=credit, derivative=derivative,
+        )  # fmt: skip
 
     @property
     def net(self) -> nn.Module:
@@ -146,14 +148,15 @@ class DFA:
         return self._net
 
     @property
-    def output(self) -> str | None:
-        """Name of the output layer; ``None`` until the first forward pass has shown which it is."""
-        return self._wiring.layers.output
+    def output(self) -> str | tuple[str, ...] | None:
+        """Name of the output layer, or of several; ``None`` until a forward pass has shown it."""
+        outputs = self._core.layers.outputs
+        return outputs if len(outputs) > 1 else next(iter(outputs), None)
 
     @property
     def hidden(self) -> tuple[str, ...]:
         """Names of the hidden layers; empty until the output is known."""
-        return tuple(self._wiring.layers.hidden)
+        return tuple(self._core.layers.hidden)
 
     @property
     def feedback(self) -> Mapping[str, Tensor]:
@@ -218,7 +221,7 @@ class DFA:
         It acts on the forward passes inside the block: a graph keeps the kind that it was built
         with.
         """
-        before = self._wiring.active
+        before = self._core.active
         self._activate(False)
         try:
             yield
@@ -226,8 +229,10 @@ class DFA:
             self._activate(before)
 
     def _activate(self, active: bool) -> None:
+        self._core.active = active
         for part in self._parts:
-            part.active = active
+            if hasattr(part, "active"):
+                part.active = active
 
     @contextmanager
     def targets(self, y: Tensor) -> Iterator[None]:
@@ -249,11 +254,11 @@ class DFA:
             >>> with dfa.targets(y):
             ...     nn.functional.cross_entropy(spk.sum(0), y).backward()
         """
-        before, self._wiring.targets = self._wiring.targets, y
+        before, self._core.targets = self._core.targets, y
         try:
             yield
         finally:
-            self._wiring.targets = before
+            self._core.targets = before
 
     def __enter__(self) -> DFA:
         return self
@@ -273,15 +278,16 @@ class DFA:
         """
         fa, kind = self._options["rule"] == "fa", state.get("kind", "")
         if fa:
-            _alignment.check_feedback(kind)
-        own = [n for n in self._names if n != self.output]
+            feedback_alignment.check_feedback(kind)
+        own = [n for n in self._names if n not in self._core.layers.outputs]
         known = list(synapses(self._net)) if fa or kind == PRODUCT else own
         check_names(state.get("matrices", {}), known, "state_dict")
         self._bank.load_state_dict(state)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle the network with it, and attach anew to that."""
-        options = {**self._options, "output": self.output, "hidden": self._named_hidden}
+        outputs = list(self._core.layers.outputs) or None
+        options = {**self._options, "output": outputs, "hidden": self._named_hidden}
         if self._bank.kind == "function":
             options["feedback"] = self._bank.draw
         return _rebuild, (self._net, options, self.state_dict(), self._attached)

@@ -11,7 +11,7 @@ from torch.nn.utils import prune
 
 from snn_dfa import DFA, FeedbackError, KolenPollack, KolenPollackProduct, diagnostics
 from snn_dfa._discover import Layers
-from snn_dfa._hooks import after_steps
+from snn_dfa._attach.hooks import after_steps
 
 KINDS = [OPTIONS, KolenPollack(lr=LR, weight_decay=DECAY)]
 

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from snn_dfa._synapses import synapses
+from snn_dfa._attach.weights import synapses
 from snn_dfa.dfa import DFA
 from snn_dfa.errors import FeedbackError
 

@@ -8,11 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snn_dfa._autograd import Detour
+from snn_dfa._attach.functions import Detour
 from snn_dfa._bank import FeedbackBank
-from snn_dfa._hooks import place
+from snn_dfa._attach.hooks import place
 from snn_dfa._kinds import Sites
-from snn_dfa._synapses import gradient_at_input, gradient_at_weight, inside_neurons, synapses
+from snn_dfa._attach.weights import (
+    gradient_at_input,
+    gradient_at_weight,
+    inside_neurons,
+    synapses,
+)
 from snn_dfa.errors import AttachError, FeedbackError
 
 __all__ = ["Alignment", "OwnWeight", "check", "check_feedback"]
@@ -96,8 +101,6 @@ class Alignment:
         if not self.active or not torch.is_grad_enabled():
             return None
         x = args[0] if args else kwargs["input"]
-        if not x.requires_grad:
-            return None
         self._inputs[name] = x
         return (x.detach(),), {}
 
@@ -105,6 +108,8 @@ class Alignment:
         x = self._inputs.pop(name, None)
         if x is None:
             return None
+        if not x.requires_grad:
+            return Detour.apply(None, output, x)
         self._bank.require({name: tuple(module.weight.shape)})
 
         def back(error: Tensor, x: Tensor) -> Tensor:
