@@ -8,13 +8,13 @@ from torch import nn
 
 from snn_dfa._alignment import Alignment
 from snn_dfa._autograd import AtCurrent
-from snn_dfa._bank import FeedbackBank
 from snn_dfa._discover import Layers
 from snn_dfa._fences import Fences
 from snn_dfa._hooks import sweep_inert
 from snn_dfa._traces import Traces
 from snn_dfa._ways import Ways
 from snn_dfa._wiring import Wiring
+from snn_dfa.feedback.base import FeedbackWeights
 from snn_dfa.rules import RULES
 
 __all__ = ["Part", "assemble"]
@@ -26,7 +26,7 @@ def assemble(
     net: nn.Module,
     layers: Layers,
     weights: dict[str, nn.Module],
-    bank: FeedbackBank,
+    feedback: FeedbackWeights,
     rule: str,
     at_current: dict[str, AtCurrent],
     ways: Ways,
@@ -43,7 +43,7 @@ def assemble(
         net: The network, which has been found fit.
         layers: Its layers.
         weights: For ``rule="fa"`` the modules whose transposes are replaced; else empty.
-        bank: The feedback.
+        feedback: Its matrices.
         rule: Its name.
         at_current: For ``credit="current"``, by layer.
         ways: What finds out which weights lie between layers, where an error is sent.
@@ -52,8 +52,8 @@ def assemble(
     sweep_inert(net)
     fences = None if weights else Fences(net, layers)
     traces = Traces(net, layers, fences) if traced and fences is not None else None
-    wiring = Wiring(net, layers, bank, RULES[rule], at_current, fences=fences, ways=ways)
-    alignment = Alignment(weights, bank) if weights else None
+    wiring = Wiring(net, layers, feedback, RULES[rule], at_current, fences=fences, ways=ways)
+    alignment = Alignment(weights, feedback) if weights else None
     if fences is not None and RULES[rule] is not None:
         ways.open()
     if traces is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping, Sequence
 
 from torch import nn
-from torch.optim import Optimizer
 
 from snn_dfa.errors import AttachError, FeedbackError
 
@@ -13,10 +12,8 @@ __all__ = [
     "other_steps",
     "out_of_step",
     "refuse_gone",
-    "refuse_leader",
     "refuse_repetition",
     "refuse_second_output",
-    "refuse_unfollowed",
     "refuse_unled",
 ]
 
@@ -116,45 +113,4 @@ def refuse_unled(learns: bool) -> None:
         raise FeedbackError(
             "feedback: expected one that does not learn with the passes of the network, which "
             "activation checkpointing repeats; call dfa.follow(optimizer)"
-        )
-
-
-def refuse_unfollowed(learns: bool) -> None:
-    """Refuse feedback that takes its step with the weights' optimiser, where it follows none.
-
-    Raises:
-        FeedbackError: if it is such.
-    """
-    if learns:
-        raise FeedbackError(
-            "feedback: 'kolen-pollack-product' learns at the steps of the weights' optimiser, and "
-            "follows none that is still there; call dfa.follow(optimizer) before a backward pass, "
-            "after a copy too, or use 'kolen-pollack'"
-        )
-
-
-def refuse_leader(optimizer: Optimizer, net: nn.Module | None) -> None:
-    """Refuse an optimiser whose steps feedback cannot follow.
-
-    Args:
-        optimizer: Which may be anything.
-        net: The network whose weights it must have, where their gradients are followed.
-
-    Raises:
-        FeedbackError: if it is none, has none of them, or goes up the gradient.
-    """
-    if not isinstance(optimizer, Optimizer):
-        raise FeedbackError(
-            f"follow: expected a torch.optim.Optimizer, got {type(optimizer).__name__}"
-        )
-    if any(group.get("maximize") for group in optimizer.param_groups):
-        raise FeedbackError(
-            "follow: expected an optimiser that minimises, as feedback that learns does, got one "
-            "with maximize=True; negate the loss"
-        )
-    its = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if net is not None and its.isdisjoint(map(id, net.parameters())):
-        raise FeedbackError(
-            "follow: expected an optimiser of the network's parameters, got one that has none of "
-            "them; give the one whose step() changes the weights"
         )

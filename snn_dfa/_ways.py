@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from snn_dfa._discover import Layers
 from snn_dfa._fences import marks_of
 from snn_dfa._hooks import place
-from snn_dfa._kinds import Sites
 from snn_dfa._nested import map_tensors
 from snn_dfa._synapses import synapses
 from snn_dfa.errors import AttachError, FeedbackError
+from snn_dfa.feedback.base import Shapes
 
 __all__ = ["Ways"]
 
@@ -201,7 +201,7 @@ class Ways:
             )
         return known.weight
 
-    def names(self, name: str, path: Sites) -> list[str]:
+    def names(self, name: str, path: Shapes) -> list[str]:
         """Return the layers with weights from a hidden layer to the output, first to last.
 
         Args:

@@ -24,7 +24,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from snn_dfa import _refusals
 from snn_dfa._autograd import AtCurrent, CurrentCredit, Join, in_backward
-from snn_dfa._bank import FeedbackBank
 from snn_dfa._broadcast import broadcast_signal, check_finite
 from snn_dfa._discover import Layers, batch_dims
 from snn_dfa._distributed import States
@@ -34,7 +33,7 @@ from snn_dfa._nested import like_spikes, map_tensors
 from snn_dfa._ways import Ways
 from snn_dfa.errors import OutOfStepError
 from snn_dfa.feedback import project
-from snn_dfa.kolen_pollack import correlation
+from snn_dfa.feedback.base import FeedbackWeights
 from snn_dfa.rules import Rule
 
 __all__ = ["Wiring"]
@@ -48,7 +47,7 @@ class Wiring:
     Args:
         net: The network.
         layers: Who takes part; ``layers.output`` is filled in when it is seen.
-        bank: The feedback matrices.
+        feedback: The feedback matrices.
         rule: What is broadcast, ``None`` for nothing.
         fences: What cuts hidden spikes; ``None`` where they are neither cut nor joined.
         ways: What finds out which weights lie between layers.
@@ -60,7 +59,7 @@ class Wiring:
         self,
         net: nn.Module,
         layers: Layers,
-        bank: FeedbackBank,
+        feedback: FeedbackWeights,
         rule: Rule | None,
         at_current: dict[str, AtCurrent],
         *,
@@ -71,7 +70,7 @@ class Wiring:
         self.targets: Tensor | None = None
         self._repeated = False  # the pass is one that activation checkpointing does again
         self.layers = layers
-        self._bank = bank
+        self.feedback = feedback
         self._rule = rule
         self._at_current = at_current
         self._fences = fences
@@ -114,11 +113,15 @@ class Wiring:
         self._clear()
         self._repeated = in_backward()
         if self._repeated:
-            _refusals.refuse_unled(self._bank.gathers and not self._bank.led)
+            _refusals.refuse_unled(self.feedback.accumulates and not self.feedback.has_optimizer)
             return
         self._states.begin()
-        if self._bank.gathers and not self._bank.led and torch.is_grad_enabled():
-            self._bank.learn()
+        if (
+            self.feedback.accumulates
+            and not self.feedback.has_optimizer
+            and torch.is_grad_enabled()
+        ):
+            self.feedback.learn()
 
     def _after_pass(self, result: Any) -> None:
         if not self.active:
@@ -261,18 +264,18 @@ class Wiring:
             e = sum(present[1:], present[0]).reshape(*shape[:dims], shape[dims:].numel())
             check_finite(e, name)
             signal = broadcast_signal(self._rule, e, self.targets if targets is None else targets)
-            if self._bank.gathers and spikes:
+            feedback, projected = self.feedback, list[Tensor | None]()
+            if feedback.accumulates and spikes:
                 for h, spk in zip(sinks, spikes, strict=True):
-                    self._bank.learning().gather(h, correlation(signal, spk))
-            return [
-                self._bank.sent(
-                    h, project(signal, self._bank.moved(h, signal), dtype).expand(where)
-                )
-                for h, (where, dtype) in sinks.items()
-            ]
+                    feedback.accumulate(h, signal, spk)
+            for h, (where, dtype) in sinks.items():
+                error = project(signal, feedback.matrix(h, signal), dtype).expand(where)
+                feedback.notify(h, error)
+                projected.append(error)
+            return projected
 
         given = (*outputs, *joined.values())
-        return list(Join.apply(broadcast, self._bank.gathers, len(outputs), *given))
+        return list(Join.apply(broadcast, self.feedback.accumulates, len(outputs), *given))
 
     def _take(self, hidden: str, step: int) -> Tensor | None:
         """Return the spikes that belong to the output's call number ``step`` of this pass."""
@@ -289,9 +292,9 @@ class Wiring:
         self, sinks: Sinks, path: dict[str, torch.Size], output: torch.Size, dims: int
     ) -> None:
         """See that each joined layer has a feedback matrix that fits; draw the new ones."""
-        sites, outputs = {}, output[dims:].numel()
+        shapes, outputs = {}, output[dims:].numel()
         for name, (spikes, _) in sinks.items():
             if spikes[:dims] != output[:dims]:
                 raise OutOfStepError(_refusals.other_steps(name, spikes, output, dims))
-            sites[name] = (outputs, *spikes[dims:])
-        self._bank.require(sites, {n: (outputs, *s[dims:]) for n, s in path.items()})
+            shapes[name] = (outputs, *spikes[dims:])
+        self.feedback.require(shapes, {n: (outputs, *s[dims:]) for n, s in path.items()})

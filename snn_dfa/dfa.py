@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
@@ -15,18 +14,20 @@ from torch.optim import Optimizer
 
 from snn_dfa import _alignment, _traces
 from snn_dfa._assembly import assemble
-from snn_dfa._bank import FeedbackBank
 from snn_dfa._credit import check_choices, credits_at_current
 from snn_dfa._discover import find_layers
 from snn_dfa._hooks import after_steps
-from snn_dfa._kinds import PRODUCT, check_names
-from snn_dfa._refusals import refuse_leader
 from snn_dfa._synapses import synapses
 from snn_dfa._ways import Ways
+from snn_dfa._wiring import Wiring
 from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback import Feedback
+from snn_dfa.feedback.base import FeedbackWeights
+from snn_dfa.feedback.make import check_names, learned, load, make, type_of
 
 __all__ = ["DFA"]
+
+_SINGLE = torch.zeros((), dtype=torch.float32, device="cpu")
 
 
 class DFA:
@@ -125,9 +126,9 @@ class DFA:
             check_names(feedback, list(weights) or layers.may_be_hidden, "feedback")
         ways = Ways(net, layers)
         own = _alignment.OwnWeight(weights)
-        self._bank = FeedbackBank(feedback, scale, seed, own if weights else ways)
+        self._feedback = make(feedback, scale, seed, own if weights else ways)
         if weights:
-            _alignment.check_feedback(self._bank.kind)
+            _alignment.check_feedback(type(self._feedback), self._feedback.type_name)
         at_current = credits_at_current(layers, derivative) if credit == "current" else {}
         self._net = net
         self._names = list(weights) or list(layers.modules)
@@ -137,7 +138,7 @@ class DFA:
         self._attached = True
         self._unfollow: Callable[[], None] = lambda: None
         self._wiring, self._parts = assemble(
-            net, layers, weights, self._bank, rule, at_current, ways, traced=credit == "trace"
+            net, layers, weights, self._feedback, rule, at_current, ways, traced=credit == "trace"
         )
 
     @property
@@ -163,14 +164,14 @@ class DFA:
         and one that is a product, is there once a forward pass has shown the layers' shapes.
         """
         tensors = chain(self._net.parameters(), self._net.buffers())
-        like = next((t for t in tensors if t.is_floating_point()), torch.zeros(()))
-        names = [n for n in self._names if n in self._bank.known()]
-        return MappingProxyType({name: self._bank.moved(name, like) for name in names})
+        like = next((t for t in tensors if t.is_floating_point()), _SINGLE)
+        names = [n for n in self._names if n in self._feedback.known()]
+        return MappingProxyType({name: self._feedback.matrix(name, like) for name in names})
 
     @property
     def sites(self) -> Mapping[str, tuple[int, ...]]:
         r"""Layer name to the shape [C, \*S] of its feedback, in order of calls; at first empty."""
-        return MappingProxyType(self._bank.sites)
+        return MappingProxyType(self._feedback.shapes)
 
     @property
     def feedback_lr(self) -> float:
@@ -179,13 +180,13 @@ class DFA:
         Raises:
             FeedbackError: if the feedback is fixed, or the rate below zero.
         """
-        return self._bank.learning().lr
+        return learned(self._feedback).feedback_optimizer.lr
 
     @feedback_lr.setter
     def feedback_lr(self, lr: float) -> None:
         if not lr >= 0:
             raise FeedbackError(f"feedback_lr: expected zero or more, got {lr}")
-        self._bank.learning().lr = lr
+        learned(self._feedback).feedback_optimizer.lr = lr
 
     def follow(self, optimizer: Optimizer) -> None:
         """Let feedback that learns take a step whenever this optimiser takes one, and only then.
@@ -198,11 +199,9 @@ class DFA:
         Raises:
             FeedbackError: if the feedback is fixed, or the optimiser is none that it can follow.
         """
-        self._bank.learning()
-        refuse_leader(optimizer, self._net if self._bank.kind == PRODUCT else None)
+        learned(self._feedback).follow(optimizer, self._net.parameters())
         self._unfollow()
-        self._bank.leader = weakref.ref(optimizer)
-        self._unfollow = after_steps(optimizer, self._bank.learn)
+        self._unfollow = after_steps(optimizer, lambda stepped: self._feedback.learn(stepped))
 
     def remove(self) -> None:
         """Take everything off: the network is the plain snnTorch network that it was."""
@@ -263,7 +262,7 @@ class DFA:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the feedback, tensors and plain values, to be saved beside the network's state."""
-        return self._bank.state_dict()
+        return self._feedback.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a saved feedback.
@@ -271,25 +270,30 @@ class DFA:
         Raises:
             FeedbackError: if it is of another network; nothing is changed then.
         """
-        fa, kind = self._options["rule"] == "fa", state.get("kind", "")
+        fa, feedback = self._options["rule"] == "fa", type_of(state)
         if fa:
-            _alignment.check_feedback(kind)
+            _alignment.check_feedback(feedback, state["kind"])
         own = [n for n in self._names if n != self.output]
-        known = list(synapses(self._net)) if fa or kind == PRODUCT else own
-        check_names(state.get("matrices", {}), known, "state_dict")
-        self._bank.load_state_dict(state)
+        known = list(synapses(self._net)) if fa or feedback.by_weight else own
+        check_names(state["matrices"], known, "state_dict")
+        self._replace_feedback(load(state, self._feedback))
+
+    def _replace_feedback(self, feedback: FeedbackWeights) -> None:
+        self._feedback = feedback
+        for part in self._parts:
+            if isinstance(part, Wiring | _alignment.Alignment):
+                part.feedback = feedback
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle the network with it, and attach anew to that."""
-        options = {**self._options, "output": self.output, "hidden": self._named_hidden}
-        if self._bank.kind == "function":
-            options["feedback"] = self._bank.draw
+        options = {**self._options, "output": self.output, "hidden": self._named_hidden,
+                   "feedback": self._feedback.argument}  # fmt: skip
         return _rebuild, (self._net, options, self.state_dict(), self._attached)
 
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={v!r}" for k, v in self._options.items() if v is not None)
         state = f"output={self.output!r}, hidden={self.hidden}" if self._attached else "removed"
-        return f"DFA({options}, feedback={self._bank.kind!r}, {state})"
+        return f"DFA({options}, feedback={self._feedback.type_name!r}, {state})"
 
 
 def _rebuild(net: nn.Module, options: dict[str, Any], state: dict[str, Any], attached: bool) -> DFA:
