@@ -3,6 +3,12 @@
 from snn_dfa.feedback.apply import correlation
 from snn_dfa.feedback.kolen_pollack import KolenPollack
 from snn_dfa.feedback.kolen_pollack_product import KolenPollackProduct
-from snn_dfa.feedback.learning import FeedbackOptimizer
+from snn_dfa.feedback.learning import FeedbackOptimizer, LearningOptions
 
-__all__ = ["FeedbackOptimizer", "KolenPollack", "KolenPollackProduct", "correlation"]
+__all__ = [
+    "FeedbackOptimizer",
+    "KolenPollack",
+    "KolenPollackProduct",
+    "LearningOptions",
+    "correlation",
+]

@@ -4,35 +4,37 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from snn_dfa.feedback.learning import Learned, Options
+from snn_dfa.feedback.learning import Learned, LearningOptions
 
 __all__ = ["KolenPollack", "KolenPollackFeedback"]
 
 
 @dataclass(frozen=True)
-class KolenPollack(Options):
-    r"""Feedback matrices that learn from what meets at them, without seeing a forward weight.
+class KolenPollack(LearningOptions):
+    r"""Feedback matrices that learn from the broadcast signal and the spikes of their layer.
 
-    B follows AdamW on the sum over time and batch of the outer products of broadcast signal and the
-    layer's own spikes: the gradient that a weight from this layer straight to the output would
-    have. Where a weight and its feedback get the same updates and both decay, they become alike,
-    whatever they were; in the last hidden layer this is what happens here.
+    AdamW updates B. The gradient is the sum over time and batch of the outer products of the
+    broadcast signal and the layer's spikes. A weight from this layer straight to the output would
+    have this gradient. B never uses a forward weight.
 
-    They become alike as far as both get the same updates: give the weights the optimiser of B,
-    AdamW, and B their rate and decay; where their rate changes, set ``dfa.feedback_lr``.
+    If a weight and its feedback get the same updates and both decay, they become equal. This
+    happens in the last hidden layer. For equal updates, train the weights with AdamW, and give B
+    their learning rate and decay. If their rate changes, set ``dfa.feedback_lr``.
 
-    An update is made when the next forward pass begins, one for each backward pass; or, after
-    ``dfa.follow(optimizer)``, with each step of the weights' optimiser.
-    Under a ``GradScaler`` B learns from the scaled error; AdamW's step does not depend on a factor
-    that stays, and for some steps after the scale has changed it is off by less than that factor.
+    B is updated once for each backward pass, when the next forward pass begins. After
+    ``dfa.follow(optimizer)`` it is updated at each step of the weights' optimiser.
+
+    Under a ``GradScaler`` B learns from the scaled error. A constant factor does not change the
+    steps of AdamW. For some steps after the scale has changed, the step is off by less than the
+    change of the scale.
 
     Args:
         lr: Learning rate of AdamW.
-        weight_decay: Of AdamW: at each update B loses the share ``lr * weight_decay``.
+        weight_decay: Of AdamW: each update multiplies B by ``1 - lr * weight_decay``.
         initial: Factor on the standard deviation of the first B, beside ``scale``.
-        over_ranks: Where ``torch.distributed`` was started with several processes, B follows the
-            mean over them, as the weights do in ``DistributedDataParallel``, and stays the same in
-            each; every process then has to make the same passes. ``False``: each has its own B.
+        over_ranks: With several processes of ``torch.distributed``, average the gradient of B over
+            them, as ``DistributedDataParallel`` does for weights. All processes then have the same
+            B, and have to make the same passes. ``False``: each process has its own B.
 
     Sources: Kolen and Pollack 1994, "Backpropagation without weight transport"; Akrout et al.
     2019, arXiv 1904.05391; for direct feedback Webster et al. 2020, "Learning the connections in

@@ -16,39 +16,38 @@ from snn_dfa._distributed import whole
 from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback.apply import product
 from snn_dfa.feedback.base import FeedbackWeights, Forward, Shapes
-from snn_dfa.feedback.learning import Learned, Options
+from snn_dfa.feedback.learning import Learned, LearningOptions
 
 __all__ = ["KolenPollackProduct", "KolenPollackProductFeedback"]
 
 
 @dataclass(frozen=True)
-class KolenPollackProduct(Options):
-    r"""Feedback matrices that are products of factors, one for each weight above, that learn.
+class KolenPollackProduct(LearningOptions):
+    r"""Feedback matrices that are products of factors; one factor for each weight after a layer.
 
-    Each weight W [N_out, N_in] that leads from a hidden layer towards the output has a factor V of
-    its shape, drawn at random and never told what W is. At each step of the weights' optimiser V
-    follows AdamW on W's own gradient, which is what meets at the two ends of the connection. A
-    layer's B is the product of the factors after it, V_L ... V_(l+1), so that one error at the
-    output still goes to each layer by one matrix. Where W and V get the same updates and decay
-    alike, V becomes W: every layer's B becomes the product of the weights, where with
-    :class:`KolenPollack` that is so in the last hidden layer alone.
+    Each weight W [N_out, N_in] after a hidden layer has a factor V of the same shape. V is drawn at
+    random, and never uses W. At each step of the weights' optimiser, AdamW updates V by the
+    gradient of W. The B of a layer is the product of the factors after it, V_L ... V_(l+1):
+    each layer still gets the error at the output by one matrix. If W and V get the same updates and
+    the same decay, V becomes W, and the B of every layer becomes the product of the weights. With
+    :class:`KolenPollack` this happens in the last hidden layer alone.
 
-    For dense layers; ``dfa.follow(optimizer)`` has to be called before the first backward pass.
-    Which weight lies between two layers is seen in the first batch, and more than one way from a
-    layer on is refused. With ``rule="fa"``, for convolutions too, each factor is the B of its own
-    layer. As W's gradient is taken as the optimiser had it, averaged over processes, clipped and
-    unscaled where it was, nothing of that is done again.
+    The layers after a hidden layer have to be dense. Call ``dfa.follow(optimizer)`` before the
+    first backward pass. The first batch shows which weight lies between two layers; if there is
+    more than one path after a layer, ``DFA`` raises an error. With ``rule="fa"``, for convolutions
+    too, each factor is the B of its own layer. V uses the gradient of W as the optimiser had it:
+    averaged over processes, clipped and unscaled, if the program does so.
 
     Args:
-        lr: Learning rate of AdamW, that of the weights; where theirs changes, set
+        lr: Learning rate of AdamW; use the rate of the weights. If their rate changes, set
             ``dfa.feedback_lr``.
-        weight_decay: Of AdamW, that of the weights.
-        initial: Factor on the standard deviation of each first V, 1 / sqrt(N_in), beside ``scale``;
-            with 1 the first B are of the size of ``"gaussian"`` ones.
+        weight_decay: Of AdamW; use the decay of the weights.
+        initial: Factor on the standard deviation of each first V, 1 / sqrt(N_in), beside ``scale``.
+            With 1 the first B have the size of ``"gaussian"`` matrices.
 
     Sources: Kolen and Pollack 1994, "Backpropagation without weight transport"; Akrout et al.
-    2019, arXiv 1904.05391, whose reciprocal weights these factors are. The product of them in
-    place of a chain of errors from layer to layer is ours.
+    2019, arXiv 1904.05391: the factors are their reciprocal weights. The product of the factors,
+    in place of a chain of errors from layer to layer, is ours.
 
     Raises:
         FeedbackError: if a number is out of its range.

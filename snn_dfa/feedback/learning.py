@@ -17,11 +17,11 @@ from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback.base import FeedbackWeights, Forward
 from snn_dfa.feedback.draw import gaussian, generator_for
 
-__all__ = ["FeedbackOptimizer", "Learned", "Options"]
+__all__ = ["FeedbackOptimizer", "Learned", "LearningOptions"]
 
 
 @dataclass(frozen=True)
-class Options:
+class LearningOptions:
     """The options of every feedback type that learns.
 
     Args:
@@ -31,6 +31,10 @@ class Options:
 
     Raises:
         FeedbackError: if a number is out of its range.
+
+    Example:
+        >>> LearningOptions(lr=1e-2)
+        LearningOptions(lr=0.01, weight_decay=0.0, initial=1.0)
     """
 
     lr: float = 3e-3
@@ -61,7 +65,7 @@ class FeedbackOptimizer:
 
     Example:
         >>> matrices = {"lif1": torch.zeros(2, 3)}
-        >>> optimizer = FeedbackOptimizer(Options(lr=0.1))
+        >>> optimizer = FeedbackOptimizer(LearningOptions(lr=0.1))
         >>> optimizer.accumulate("lif1", torch.ones(2, 3))
         >>> optimizer.step(matrices)
         ['lif1']
@@ -69,7 +73,7 @@ class FeedbackOptimizer:
         tensor([-0.1000, -0.1000, -0.1000])
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: LearningOptions) -> None:
         self.options = options
         self.lr = options.lr
         self.over_ranks = options.over_ranks
@@ -140,7 +144,7 @@ class Learned(FeedbackWeights):
     A subclass names its :attr:`options`, and says which gradients the matrices follow.
     """
 
-    options: ClassVar[type[Options]] = Options
+    options: ClassVar[type[LearningOptions]] = LearningOptions
 
     def __init__(
         self, type_name: str, scale: float, seed: int, forward: Forward, given: Any = None
