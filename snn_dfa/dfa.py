@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -20,13 +19,14 @@ from snn_dfa._attach.layers import Reference, find_layers
 from snn_dfa._attach.local_gradient import check_choices
 from snn_dfa._attach.paths import Paths
 from snn_dfa._attach.weights import synapses
-from snn_dfa._bank import FeedbackBank
-from snn_dfa._kinds import PRODUCT, check_names
-from snn_dfa._refusals import refuse_leader
 from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback import Feedback
+from snn_dfa.feedback.base import FeedbackWeights
+from snn_dfa.feedback.make import check_names, learned, load, make, type_of
 
 __all__ = ["DFA"]
+
+_SINGLE = torch.zeros((), dtype=torch.float32, device="cpu")
 
 
 class DFA:
@@ -127,9 +127,9 @@ class DFA:
             check_names(feedback, known, "feedback")
         paths = Paths(net, layers)
         own = feedback_alignment.OwnWeight(weights)
-        self._bank = FeedbackBank(feedback, scale, seed, own if weights else paths)
+        matrices = make(feedback, scale, seed, own if weights else paths)
         if weights:
-            feedback_alignment.check_feedback(self._bank.kind)
+            feedback_alignment.check_feedback(type(matrices), matrices.type_name)
         self._net = net
         self._names = list(weights) or list(modules)
         self._options: dict[str, Any] = {"rule": rule, "credit": credit, "derivative": derivative}
@@ -138,9 +138,13 @@ class DFA:
         self._attached = True
         self._unfollow: Callable[[], None] = lambda: None
         self._core, self._parts = assemble(
-            net, layers, modules, self._bank, paths, weights,
+            net, layers, modules, matrices, paths, weights,
             rule=rule, credit=credit, derivative=derivative,
         )  # fmt: skip
+
+    @property
+    def _feedback(self) -> FeedbackWeights:
+        return self._core.feedback
 
     @property
     def net(self) -> nn.Module:
@@ -166,14 +170,14 @@ class DFA:
         and one that is a product, is there once a forward pass has shown the layers' shapes.
         """
         tensors = chain(self._net.parameters(), self._net.buffers())
-        like = next((t for t in tensors if t.is_floating_point()), torch.zeros(()))
-        names = [n for n in self._names if n in self._bank.known()]
-        return MappingProxyType({name: self._bank.moved(name, like) for name in names})
+        like = next((t for t in tensors if t.is_floating_point()), _SINGLE)
+        names = [n for n in self._names if n in self._feedback.known()]
+        return MappingProxyType({name: self._feedback.matrix(name, like) for name in names})
 
     @property
     def sites(self) -> Mapping[str, tuple[int, ...]]:
         r"""Layer name to the shape [C, \*S] of its feedback, in order of calls; at first empty."""
-        return MappingProxyType(self._bank.sites)
+        return MappingProxyType(self._feedback.shapes)
 
     @property
     def feedback_lr(self) -> float:
@@ -182,13 +186,13 @@ class DFA:
         Raises:
             FeedbackError: if the feedback is fixed, or the rate below zero.
         """
-        return self._bank.learning().lr
+        return learned(self._feedback).feedback_optimizer.lr
 
     @feedback_lr.setter
     def feedback_lr(self, lr: float) -> None:
         if not lr >= 0:
             raise FeedbackError(f"feedback_lr: expected zero or more, got {lr}")
-        self._bank.learning().lr = lr
+        learned(self._feedback).feedback_optimizer.lr = lr
 
     def follow(self, optimizer: Optimizer) -> None:
         """Let feedback that learns take a step whenever this optimiser takes one, and only then.
@@ -201,11 +205,9 @@ class DFA:
         Raises:
             FeedbackError: if the feedback is fixed, or the optimiser is none that it can follow.
         """
-        self._bank.learning()
-        refuse_leader(optimizer, self._net if self._bank.kind == PRODUCT else None)
+        learned(self._feedback).follow(optimizer, self._net.parameters())
         self._unfollow()
-        self._bank.leader = weakref.ref(optimizer)
-        self._unfollow = after_steps(optimizer, self._bank.learn)
+        self._unfollow = after_steps(optimizer, lambda stepped: self._feedback.learn(stepped))
 
     def remove(self) -> None:
         """Take everything off: the network is the plain snnTorch network that it was."""
@@ -221,18 +223,11 @@ class DFA:
         It acts on the forward passes inside the block: a graph keeps the kind that it was built
         with.
         """
-        before = self._core.active
-        self._activate(False)
+        before, self._core.active = self._core.active, False
         try:
             yield
         finally:
-            self._activate(before)
-
-    def _activate(self, active: bool) -> None:
-        self._core.active = active
-        for part in self._parts:
-            if hasattr(part, "active"):
-                part.active = active
+            self._core.active = before
 
     @contextmanager
     def targets(self, y: Tensor) -> Iterator[None]:
@@ -268,7 +263,7 @@ class DFA:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the feedback, tensors and plain values, to be saved beside the network's state."""
-        return self._bank.state_dict()
+        return self._feedback.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a saved feedback.
@@ -276,26 +271,24 @@ class DFA:
         Raises:
             FeedbackError: if it is of another network; nothing is changed then.
         """
-        fa, kind = self._options["rule"] == "fa", state.get("kind", "")
+        fa, feedback = self._options["rule"] == "fa", type_of(state)
         if fa:
-            feedback_alignment.check_feedback(kind)
+            feedback_alignment.check_feedback(feedback, state["kind"])
         own = [n for n in self._names if n not in self._core.layers.outputs]
-        known = list(synapses(self._net)) if fa or kind == PRODUCT else own
-        check_names(state.get("matrices", {}), known, "state_dict")
-        self._bank.load_state_dict(state)
+        known = list(synapses(self._net)) if fa or feedback.by_weight else own
+        check_names(state["matrices"], known, "state_dict")
+        self._core.feedback = load(state, self._feedback)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle the network with it, and attach anew to that."""
-        outputs = list(self._core.layers.outputs) or None
-        options = {**self._options, "output": outputs, "hidden": self._named_hidden}
-        if self._bank.kind == "function":
-            options["feedback"] = self._bank.draw
+        options = {**self._options, "output": list(self._core.layers.outputs) or None,
+                   "hidden": self._named_hidden, "feedback": self._feedback.argument}  # fmt: skip
         return _rebuild, (self._net, options, self.state_dict(), self._attached)
 
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={v!r}" for k, v in self._options.items() if v is not None)
         state = f"output={self.output!r}, hidden={self.hidden}" if self._attached else "removed"
-        return f"DFA({options}, feedback={self._bank.kind!r}, {state})"
+        return f"DFA({options}, feedback={self._feedback.type_name!r}, {state})"
 
 
 def _rebuild(net: nn.Module, options: dict[str, Any], state: dict[str, Any], attached: bool) -> DFA:

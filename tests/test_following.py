@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from snn_dfa import DFA, FeedbackError, KolenPollack, KolenPollackProduct, diagnostics
-from snn_dfa._discover import Layers
+from snn_dfa._attach.calls import Layers
 from snn_dfa._attach.hooks import after_steps
 
 KINDS = [OPTIONS, KolenPollack(lr=LR, weight_decay=DECAY)]

@@ -15,7 +15,7 @@ from snn_dfa._attach.hooks import sweep
 from snn_dfa._attach.local_gradient import LocalGradient
 from snn_dfa._attach.paths import Paths
 from snn_dfa._attach.trace import Traces
-from snn_dfa._bank import FeedbackBank
+from snn_dfa.feedback.base import FeedbackWeights
 from snn_dfa._distributed import States
 from snn_dfa.rules import RULES
 
@@ -33,7 +33,7 @@ def assemble(
     net: nn.Module,
     layers: Layers,
     modules: Mapping[str, nn.Module],
-    bank: FeedbackBank,
+    feedback: FeedbackWeights,
     paths: Paths,
     weights: Mapping[str, Any],
     *,
@@ -47,7 +47,7 @@ def assemble(
         net: The network.
         layers: Its layers.
         modules: Their modules by name.
-        bank: The feedback.
+        feedback: The feedback.
         paths: Finds which weights lie between layers.
         weights: For ``rule="fa"`` the modules whose transposes are replaced; else empty.
         rule: Name of the rule.
@@ -59,12 +59,12 @@ def assemble(
     """
     sweep(net)
     local = LocalGradient(modules, layers.outputs, derivative) if credit == "current" else None
-    core = Core(layers, RULES[rule], bank, paths, parameters_of(net)())
+    core = Core(layers, RULES[rule], feedback, paths, parameters_of(net)())
     core.aligned = bool(weights)
     parts: list[Part] = []
     inside: Credit | None = local
     if weights:
-        parts.append(Alignment(dict(weights), bank))
+        parts.append(Alignment(dict(weights), core))
     elif credit == "trace":
         traces = Traces(net, modules, core)
         inside = traces

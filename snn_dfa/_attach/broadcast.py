@@ -9,12 +9,10 @@ from torch import Tensor
 
 from snn_dfa._attach import messages
 from snn_dfa._attach.calls import Call, Layers
-from snn_dfa._bank import FeedbackBank
-from snn_dfa._broadcast import broadcast_signal, check_finite
+from snn_dfa.feedback.base import FeedbackWeights
 from snn_dfa.errors import AttachError, OutOfStepError
 from snn_dfa.feedback import project
-from snn_dfa.kolen_pollack import correlation
-from snn_dfa.rules import Rule
+from snn_dfa.rules import Rule, broadcast_signal, check_finite
 
 __all__ = ["Broadcast"]
 
@@ -29,7 +27,7 @@ class Broadcast:
     Args:
         layers: The layers.
         rule: What is broadcast.
-        bank: The feedback.
+        feedback: The feedback.
         shapes: Of the spikes of each layer, then of all that it returned, in order of calls.
         targets: For the rule that sends them.
     """
@@ -38,11 +36,11 @@ class Broadcast:
         self,
         layers: Layers,
         rule: Rule,
-        bank: FeedbackBank,
+        feedback: FeedbackWeights,
         shapes: Mapping[str, Sequence[torch.Size]],
         targets: Tensor | None,
     ) -> None:
-        self._layers, self._rule, self._bank = layers, rule, bank
+        self._layers, self._rule, self._feedback = layers, rule, feedback
         self._shapes, self._targets = shapes, targets
         self._signals: dict[tuple[int, ...], Tensor] = {}
 
@@ -67,7 +65,7 @@ class Broadcast:
                     if n not in self._layers.outputs
                 }
         if sites:
-            self._bank.require(sites, path)
+            self._feedback.require(sites, path)
         return [sent for each in signals for sent in self._send(*each)]
 
     def _steps(
@@ -164,15 +162,16 @@ class Broadcast:
 
     def _send(self, name: str, calls: Sequence[Call], signal: Tensor) -> Arrivals:
         """Return what the steps of one layer are sent."""
-        if self._bank.gathers:
+        if self._feedback.accumulates:
             spikes = [call.spikes.detach() for call in calls if call.spikes is not None]
             joined = spikes[0] if len(spikes) == 1 else torch.stack(spikes)
-            self._bank.learning().gather(name, correlation(signal, joined))
+            self._feedback.accumulate(name, signal, joined)
         spikes0 = calls[0].spikes
         dtype = signal.dtype if spikes0 is None else spikes0.dtype
-        sent = project(signal, self._bank.moved(name, signal), dtype)
+        sent = project(signal, self._feedback.matrix(name, signal), dtype)
         shape = calls[0].shape if len(calls) == 1 else (len(calls), *calls[0].shape)
-        sent = self._bank.sent(name, sent.expand(shape))
+        sent = sent.expand(shape)
+        self._feedback.notify(name, sent)
         return [(call, (sent if len(calls) == 1 else sent[k],)) for k, call in enumerate(calls)]
 
 

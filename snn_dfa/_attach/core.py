@@ -28,7 +28,7 @@ from snn_dfa._attach.collector import Arrivals, Collector, Run
 from snn_dfa._attach.functions import Bridge, Port, Replay, Stale
 from snn_dfa._attach.graph import PORT, origin_of
 from snn_dfa._attach.paths import Paths
-from snn_dfa._bank import FeedbackBank
+from snn_dfa.feedback.base import FeedbackWeights
 from snn_dfa.errors import AttachError
 from snn_dfa.rules import Rule
 
@@ -41,7 +41,7 @@ class Core:
     Args:
         layers: The layers.
         rule: What is broadcast, ``None`` for nothing.
-        bank: The feedback.
+        feedback: The feedback.
         paths: Finds which weights lie between layers.
         parameters: Those of the network, as they are now.
     """
@@ -50,11 +50,11 @@ class Core:
         self,
         layers: Layers,
         rule: Rule | None,
-        bank: FeedbackBank,
+        feedback: FeedbackWeights,
         paths: Paths,
         parameters: Sequence[Tensor],
     ) -> None:
-        self.layers, self._rule, self.bank, self.paths = layers, rule, bank, paths
+        self.layers, self._rule, self.feedback, self.paths = layers, rule, feedback, paths
         self.active = True
         self.aligned = False  # errors go from layer to layer, and nothing is cut
         self.targets: Tensor | None = None
@@ -272,7 +272,7 @@ class Core:
         if self._rule is None:
             return []
         self._refuse_second_output(arrived)
-        return Broadcast(self.layers, self._rule, self.bank, self._shapes, self.targets)(arrived)
+        return Broadcast(self.layers, self._rule, self.feedback, self._shapes, self.targets)(arrived)
 
     def _look_at_heads(self) -> None:
         """See which layers the loss reads through weights."""

@@ -257,13 +257,13 @@ class NetworkForward(Forward):
         if not core.active:
             return self.plain(*args, **kwargs)
         learns, again = torch.is_grad_enabled(), in_backward()
-        bank = core.bank
+        feedback = core.feedback
         if again:
-            messages.refuse_unled(bank.gathers and not bank.led)
+            messages.refuse_unled(feedback.accumulates and not feedback.has_optimizer)
         else:
             self._states.begin()
-            if bank.gathers and not bank.led and learns:
-                bank.learn()
+            if feedback.accumulates and not feedback.has_optimizer and learns:
+                feedback.learn()
         since = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
         if learns:
             parameters = self._parameters()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from snn_dfa._attach.calls import Layers
 from snn_dfa._attach.graph import sources_of
 from snn_dfa._attach.weights import synapses
-from snn_dfa._kinds import Sites
+from snn_dfa.feedback.base import Shapes
 from snn_dfa.errors import FeedbackError
 
 __all__ = ["Paths"]
@@ -97,7 +97,7 @@ class Paths:
         weight: Tensor = known.weight
         return weight
 
-    def names(self, name: str, path: Sites) -> list[str]:
+    def names(self, name: str, path: Shapes) -> list[str]:
         """Return the layers with weights from a hidden layer to the output, first to last.
 
         Args:

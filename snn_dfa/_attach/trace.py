@@ -108,7 +108,6 @@ class Traces:
     """
 
     def __init__(self, net: nn.Module, modules: Mapping[str, nn.Module], core: Core) -> None:
-        self.active = True
         self._core = core
         # Also one behind a plain readout: its past is cut like that of the others.
         self._neurons = spiking_layers(net)
@@ -151,12 +150,12 @@ class Traces:
 
     @property
     def _idle(self) -> bool:
-        return not self.active or not torch.is_grad_enabled()
+        return not self._core.active or not torch.is_grad_enabled()
 
     # -- between layers ----------------------------------------------------------------------------
 
     def _note(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if self.active and in_backward():
+        if self._core.active and in_backward():
             raise AttachError(
                 f"credit='trace': a {type(module).__name__} is called in a backward pass, as "
                 f"activation checkpointing does, which would carry its trace on twice; there is "

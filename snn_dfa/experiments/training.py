@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snn_dfa._kinds import LEARNED
 from snn_dfa.dfa import DFA
 from snn_dfa.diagnostics import Activity, activity, complaints, projected_errors
 from snn_dfa.experiments.data import Part, Splits
@@ -26,6 +25,7 @@ from snn_dfa.experiments.progress import Progress, mask_states, own_masks, refus
 from snn_dfa.experiments.ranks import my_part, ranks, share, share_sums
 from snn_dfa.experiments.settings import Settings, UsageError
 from snn_dfa.experiments.statistics import batch_norms, statistics_anew
+from snn_dfa.feedback import LEARNED
 from snn_dfa.sequence import over_time
 
 __all__ = ["Trainer"]
