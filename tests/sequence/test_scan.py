@@ -9,15 +9,15 @@ from snntorch import surrogate as snn_surrogate
 from torch import nn
 
 from snn_dfa import DFA, over_time
-from snn_dfa.scan import compiled, credit_at_current, leaky_scan, plain
-from snn_dfa.sequence import dynamics_of
+from snn_dfa.sequence.over_time import dynamics_of
+from snn_dfa.sequence.scan import cpu, credit_at_current, leaky_scan, reference
 from snn_dfa.surrogate import exact, fast_sigmoid
 
 SG = fast_sigmoid(10)
 
 
 numba = pytest.mark.skipif(
-    not compiled.available(torch.zeros(1), dynamics()), reason="numba is not installed"
+    not cpu.available(torch.zeros(1), dynamics()), reason="numba is not installed"
 )
 
 
@@ -28,14 +28,14 @@ numba = pytest.mark.skipif(
 def test_compiled_equals_plain(options, dtype, once, generator):
     dyn = dynamics(dtype, **options)
     x = torch.rand(1 if once else 9, 2, 1030, generator=generator, dtype=dtype)
-    reference = plain.forward(x, dyn, 9, dtype, True, True)
-    fast = compiled.forward(x, dyn, 9, dtype, True, True)
-    assert 0.05 < reference[0].mean() < 1
-    assert all(torch.equal(a, b) for a, b in zip(fast, reference, strict=True))
+    expected = reference.forward(x, dyn, 9, dtype, True, True)
+    fast = cpu.forward(x, dyn, 9, dtype, True, True)
+    assert 0.05 < expected[0].mean() < 1
+    assert all(torch.equal(a, b) for a, b in zip(fast, expected, strict=True))
     gs, gm = torch.randn(2, 9, 2, 1030, generator=generator, dtype=dtype)
     for grads in ((gs, gm), (gs, None), (None, gm), (gs[:1].expand_as(gs), None)):
-        args = (*grads, reference[1], dyn, dtype, once)
-        torch.testing.assert_close(compiled.backward(*args), plain.backward(*args))
+        args = (*grads, expected[1], dyn, dtype, once)
+        torch.testing.assert_close(cpu.backward(*args), reference.backward(*args))
 
 
 @numba
@@ -43,23 +43,23 @@ def test_compiled_takes_the_slope_of_any_surrogate(generator):
     x, gs = torch.rand(2, 9, 2, 50, generator=generator)
     for surrogate in (exact(0.3, 5.0, 1.0), fast_sigmoid(7), snn_surrogate.atan(3.0)):
         dyn = dynamics_of(snn.Leaky(torch.linspace(0.3, 0.9, 50), 0.3, spike_grad=surrogate))
-        distance = plain.forward(x, dyn, 9, x.dtype, False, True)[1]
-        args = (gs, None, distance, dyn, x.dtype, False)
-        torch.testing.assert_close(compiled.backward(*args), plain.backward(*args))
+        margin = reference.forward(x, dyn, 9, x.dtype, False, True)[1]
+        args = (gs, None, margin, dyn, x.dtype, False)
+        torch.testing.assert_close(cpu.backward(*args), reference.backward(*args))
 
 
-@pytest.mark.parametrize("implementation", [plain, pytest.param(compiled, marks=numba)])
+@pytest.mark.parametrize("implementation", [reference, pytest.param(cpu, marks=numba)])
 def test_bfloat16_in_and_out_with_the_membrane_in_single(implementation, generator):
     dyn = dynamics()
     x = torch.rand(9, 2, 70, generator=generator).bfloat16()
-    spikes, distance, _ = implementation.forward(x, dyn, 9, torch.bfloat16, False, True)
-    single = plain.forward(x.float(), dyn, 9, torch.float32, False, True)
+    spikes, margin, _ = implementation.forward(x, dyn, 9, torch.bfloat16, False, True)
+    single = reference.forward(x.float(), dyn, 9, torch.float32, False, True)
     assert spikes.dtype == torch.bfloat16
     assert torch.equal(spikes.float(), single[0])
-    assert torch.equal(distance, single[1].bfloat16())
+    assert torch.equal(margin, single[1].bfloat16())
     gs = torch.randn(9, 2, 70, generator=generator)
-    got = implementation.backward(gs, None, distance, dyn, torch.bfloat16, False)
-    wanted = plain.backward(gs, None, distance, dyn, torch.float32, False)
+    got = implementation.backward(gs, None, margin, dyn, torch.bfloat16, False)
+    wanted = reference.backward(gs, None, margin, dyn, torch.float32, False)
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got, wanted.bfloat16(), rtol=1e-2, atol=1e-6)
 
@@ -90,10 +90,10 @@ def test_scan_keeps_no_more_than_one_tensor():
 
 def test_scan_keeps_nothing_where_no_gradient_is_wanted(generator):
     x = torch.rand(9, 2, 30, generator=generator)
-    for implementation in (plain, *([compiled] if compiled.has_numba() else [])):
+    for implementation in (reference, *([cpu] if cpu.has_numba() else [])):
         with_it = implementation.forward(x, dynamics(), 9, x.dtype, True, True)
-        spikes, distance, mems = implementation.forward(x, dynamics(), 9, x.dtype, True, False)
-        assert distance is None
+        spikes, margin, mems = implementation.forward(x, dynamics(), 9, x.dtype, True, False)
+        assert margin is None
         assert torch.equal(spikes, with_it[0])
         assert torch.equal(mems, with_it[2])
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snn_dfa._slopes import exact_derivative, fast_sigmoid_derivative
 from snn_dfa.errors import AttachError
+from snn_dfa.surrogate.slopes import exact_derivative, fast_sigmoid_derivative
 
 __all__ = [
     "ATan",

@@ -1,4 +1,4 @@
-"""The kernels of :mod:`snn_dfa.events`, compiled by numba at their first use."""
+"""The kernels of :mod:`snn_dfa.sequence.spike_linear`, compiled by numba at their first use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from snn_dfa._numba import compile_parallel, for_kernels, read_bfloat16, write_bfloat16
+from snn_dfa.sequence.numba_tools import (
+    compile_parallel,
+    for_kernels,
+    read_bfloat16,
+    write_bfloat16,
+)
 
 __all__ = ["add_rows", "by_column", "count", "fill"]
 
@@ -17,6 +22,7 @@ WIDTH = 128  # columns of a job: its rows of the source stay in the second cache
 
 @functools.cache
 def count() -> Callable[..., Any]:
+    """Return the kernel that counts the ones of each row."""
     from numba import prange
 
     def kernel(x, one, counts):
@@ -38,6 +44,7 @@ def count() -> Callable[..., Any]:
 
 @functools.cache
 def fill() -> Callable[..., Any]:
+    """Return the kernel that writes down in which columns the ones are."""
     from numba import prange
 
     def kernel(x, starts, columns):
@@ -57,6 +64,7 @@ def fill() -> Callable[..., Any]:
 
 @functools.cache
 def by_column() -> Callable[..., Any]:
+    """Return the kernel that sorts the ones by column."""
     from numba import prange
 
     def kernel(starts, columns, features, chunk):
@@ -105,6 +113,12 @@ def _add(total: Any, source: Any, chosen: Any, lo: int, hi: int) -> None:
 
 @functools.cache
 def add_rows(bits_in: bool, bits_out: bool) -> Callable[..., Any]:
+    """Return the kernel that adds up chosen rows.
+
+    Args:
+        bits_in: Whether the rows are the 16 bits of bfloat16.
+        bits_out: Whether the sums are to be.
+    """
     from numba import prange
 
     read, write = for_kernels(read_bfloat16), for_kernels(write_bfloat16)

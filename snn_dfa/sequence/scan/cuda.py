@@ -12,7 +12,7 @@ import os
 import torch
 from torch import Tensor
 
-from snn_dfa.scan.dynamics import Dynamics, distance_dtype, one_step_if_constant
+from snn_dfa.sequence.scan.dynamics import Dynamics, margin_dtype, one_step_if_constant
 from snn_dfa.surrogate import inline_form
 
 __all__ = ["available", "backward", "forward"]
@@ -28,10 +28,10 @@ if importlib.util.find_spec("triton") is not None:  # it comes with torch on Lin
 
     @triton.jit
     def _forward_kernel(
-        current, beta, threshold, spikes, distance, mems, cells, neurons, num_steps, gain,
+        current, beta, threshold, spikes, margin, mems, cells, neurons, num_steps, gain,
         stride_current, stride_beta, stride_threshold,
-        RESET: tl.constexpr, PROMPT: tl.constexpr, STEPS: tl.constexpr, CLAMP: tl.constexpr,
-        WANT_MEM: tl.constexpr, WANT_DISTANCE: tl.constexpr, BLOCK: tl.constexpr,
+        RESET: tl.constexpr, IMMEDIATE: tl.constexpr, STEPS: tl.constexpr, CLAMP: tl.constexpr,
+        WANT_MEM: tl.constexpr, WANT_MARGIN: tl.constexpr, BLOCK: tl.constexpr,
     ):  # fmt: skip
         cell = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         inside = cell < cells
@@ -44,10 +44,10 @@ if importlib.util.find_spec("triton") is not None:  # it comes with torch on Lin
         for t in range(num_steps):
             drive = tl.load(current + t * stride_current + cell, mask=inside, other=0.0)
             kept = mem
-            if RESET == 1 and not PROMPT:
+            if RESET == 1 and not IMMEDIATE:
                 kept = mem * (1 - spike)
             u = decay * kept + gain * drive.to(mem.dtype)
-            if RESET == 0 and not PROMPT:
+            if RESET == 0 and not IMMEDIATE:
                 u = u - spike * theta
             x = u - theta
             if STEPS > 0:
@@ -59,23 +59,23 @@ if importlib.util.find_spec("triton") is not None:  # it comes with torch on Lin
             if STEPS > 0:
                 wait = tl.where(fired, STEPS, tl.maximum(wait - 1, 0))
             mem = u
-            if PROMPT and RESET == 1:
+            if IMMEDIATE and RESET == 1:
                 mem = u - spike * u
-            if PROMPT and RESET == 0:
+            if IMMEDIATE and RESET == 0:
                 mem = u - spike * theta
             at = t * cells + cell
             tl.store(spikes + at, spike.to(spikes.dtype.element_ty), mask=inside)
-            if WANT_DISTANCE:
-                tl.store(distance + at, x.to(distance.dtype.element_ty), mask=inside)
+            if WANT_MARGIN:
+                tl.store(margin + at, x.to(margin.dtype.element_ty), mask=inside)
             if WANT_MEM:
                 tl.store(mems + at, mem, mask=inside)
 
     @triton.jit
     def _backward_kernel(
-        at_spikes, at_mems, distance, slopes, beta, threshold, result,
+        at_spikes, at_mems, margin, slopes, beta, threshold, result,
         cells, neurons, num_steps, gain, constant_of_slope,
         stride_spikes, stride_mems, stride_beta, stride_threshold,
-        RESET: tl.constexpr, PROMPT: tl.constexpr, CLAMP: tl.constexpr, FORM: tl.constexpr,
+        RESET: tl.constexpr, IMMEDIATE: tl.constexpr, CLAMP: tl.constexpr, FORM: tl.constexpr,
         CONSTANT: tl.constexpr, HAS_SPIKES: tl.constexpr, HAS_MEMS: tl.constexpr,
         BLOCK: tl.constexpr,
     ):  # fmt: skip
@@ -89,7 +89,7 @@ if importlib.util.find_spec("triton") is not None:  # it comes with torch on Lin
         for back in range(num_steps):
             t = num_steps - 1 - back
             at = t * cells + cell
-            x = tl.load(distance + at, mask=inside, other=-1.0).to(decay.dtype)
+            x = tl.load(margin + at, mask=inside, other=-1.0).to(decay.dtype)
             if FORM == 1:
                 root = 1 / (1 + constant_of_slope * tl.abs(x))
                 slope = root * root
@@ -102,10 +102,10 @@ if importlib.util.find_spec("triton") is not None:  # it comes with torch on Lin
             if HAS_MEMS:
                 m = m + tl.load(at_mems + t * stride_mems + cell, mask=inside, other=0.0)
             delta = m
-            if PROMPT and RESET == 1:
+            if IMMEDIATE and RESET == 1:
                 u = tl.where(x == float("-inf"), 0.0, x + theta)
                 delta = tl.where(x > 0, 0.0, m) - m * u * slope
-            if PROMPT and RESET == 0:
+            if IMMEDIATE and RESET == 0:
                 delta = m - m * theta * slope
             if HAS_SPIKES:
                 s = tl.load(at_spikes + t * stride_spikes + cell, mask=inside, other=0.0)
@@ -113,8 +113,8 @@ if importlib.util.find_spec("triton") is not None:  # it comes with torch on Lin
             if CLAMP:
                 delta = tl.where(x == float("-inf"), 0.0, delta)
             later = decay * delta
-            if RESET == 1 and not PROMPT:
-                before = tl.load(distance + at - cells, mask=inside & (at >= cells), other=-1.0)
+            if RESET == 1 and not IMMEDIATE:
+                before = tl.load(margin + at - cells, mask=inside & (at >= cells), other=-1.0)
                 later = tl.where(before > 0, 0.0, later)
             if CONSTANT:
                 total = total + delta
@@ -145,47 +145,47 @@ def forward(
     num_steps: int,
     spikes_dtype: torch.dtype,
     want_mem: bool,
-    want_distance: bool,
+    want_margin: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """As :func:`snn_dfa.scan.plain.forward`."""
+    """As :func:`snn_dfa.sequence.scan.reference.forward`."""
     once, batch, neurons = current.shape
     shape, dtype = (num_steps, batch, neurons), dyn.beta.dtype
     spikes = current.new_empty(shape, dtype=spikes_dtype)
-    kept = distance_dtype(current.dtype, dtype)
-    distance = current.new_empty(shape if want_distance else (1,), dtype=kept)
+    kept = margin_dtype(current.dtype, dtype)
+    margin = current.new_empty(shape if want_margin else (1,), dtype=kept)
     mems = current.new_empty(shape if want_mem else (1,), dtype=dtype)
     cells = batch * neurons
     _forward_kernel[_grid(cells)](
-        current.contiguous(), dyn.beta, dyn.threshold, spikes, distance, mems,
+        current.contiguous(), dyn.beta, dyn.threshold, spikes, margin, mems,
         cells, neurons, num_steps, dyn.gain,
         0 if once == 1 else cells, _stride(dyn.beta), _stride(dyn.threshold),
-        RESET=_RESETS[dyn.reset], PROMPT=dyn.prompt, STEPS=dyn.refractory_steps, CLAMP=dyn.clamp,
-        WANT_MEM=want_mem, WANT_DISTANCE=want_distance, BLOCK=_BLOCK,
+        RESET=_RESETS[dyn.reset], IMMEDIATE=dyn.immediate_reset, CLAMP=dyn.clamp,
+        STEPS=dyn.refractory_steps, WANT_MEM=want_mem, WANT_MARGIN=want_margin, BLOCK=_BLOCK,
     )  # fmt: skip
-    return spikes, distance if want_distance else None, mems if want_mem else None
+    return spikes, margin if want_margin else None, mems if want_mem else None
 
 
 def backward(
     at_spikes: Tensor | None,
     at_mems: Tensor | None,
-    distance: Tensor,
+    margin: Tensor,
     dyn: Dynamics,
     current_dtype: torch.dtype,
     constant: bool,
 ) -> Tensor:
-    """As :func:`snn_dfa.scan.plain.backward`."""
-    num_steps, batch, neurons = distance.shape
+    """As :func:`snn_dfa.sequence.scan.reference.backward`."""
+    num_steps, batch, neurons = margin.shape
     cells = batch * neurons
     form, steepness = inline_form(dyn.surrogate)
-    slopes = distance if form else dyn.surrogate.derivative(distance.to(dyn.beta.dtype))
-    result = distance.new_empty((1 if constant else num_steps, batch, neurons), dtype=current_dtype)
+    slopes = margin if form else dyn.surrogate.derivative(margin.to(dyn.beta.dtype))
+    result = margin.new_empty((1 if constant else num_steps, batch, neurons), dtype=current_dtype)
     grads = [None if g is None else _steps(g) for g in (at_spikes, at_mems)]
     strides = [0 if g is None or g.shape[0] == 1 else cells for g in grads]
     _backward_kernel[_grid(cells)](
-        *(distance if g is None else g for g in grads), distance, slopes, dyn.beta, dyn.threshold,
+        *(margin if g is None else g for g in grads), margin, slopes, dyn.beta, dyn.threshold,
         result, cells, neurons, num_steps, dyn.gain, steepness,
         *strides, _stride(dyn.beta), _stride(dyn.threshold),
-        RESET=_RESETS[dyn.reset], PROMPT=dyn.prompt, CLAMP=dyn.clamp, FORM=_FORMS[form],
+        RESET=_RESETS[dyn.reset], IMMEDIATE=dyn.immediate_reset, CLAMP=dyn.clamp, FORM=_FORMS[form],
         CONSTANT=constant, HAS_SPIKES=at_spikes is not None, HAS_MEMS=at_mems is not None,
         BLOCK=_BLOCK,
     )  # fmt: skip

@@ -12,15 +12,15 @@ from torch import nn
 from snn_dfa import DFA, AttachError, RefractoryLeaky, over_time, reset
 from snn_dfa.diagnostics import activity
 from snn_dfa.encoding import constant
-from snn_dfa.scan import compiled
-from snn_dfa.sequence import dynamics_of
+from snn_dfa.sequence.over_time import dynamics_of
+from snn_dfa.sequence.scan import cpu
 from snn_dfa.surrogate import exact
 
 
 @pytest.fixture
 def in_torch(monkeypatch):
     """The plain implementation; that the compiled one equals it has tests of its own."""
-    monkeypatch.setattr(compiled, "available", lambda *_: False)
+    monkeypatch.setattr(cpu, "available", lambda *_: False)
 
 
 def net_of(make, output=None):

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from snn_dfa import _event_kernels as kernels
-from snn_dfa._numba import as_array, has_numba
+from snn_dfa.sequence import spike_kernels as kernels
+from snn_dfa.sequence.numba_tools import as_array, has_numba
 
 __all__ = ["Events", "events_of", "linear"]
 

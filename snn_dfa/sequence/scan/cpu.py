@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snn_dfa._numba import (
+from snn_dfa.sequence.numba_tools import (
     as_array,
     compile_parallel,
     for_kernels,
@@ -24,7 +24,7 @@ from snn_dfa._numba import (
     read_bfloat16,
     write_bfloat16,
 )
-from snn_dfa.scan.dynamics import Dynamics, distance_dtype, one_step_if_constant
+from snn_dfa.sequence.scan.dynamics import Dynamics, margin_dtype, one_step_if_constant
 from snn_dfa.surrogate import inline_form
 
 __all__ = ["available", "backward", "forward"]
@@ -58,57 +58,57 @@ def forward(
     num_steps: int,
     spikes_dtype: torch.dtype,
     want_mem: bool,
-    want_distance: bool,
+    want_margin: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """As :func:`snn_dfa.scan.plain.forward`."""
+    """As :func:`snn_dfa.sequence.scan.reference.forward`."""
     _, batch, neurons = current.shape
     shape = (num_steps, batch, neurons)
     spikes = torch.empty(shape, dtype=spikes_dtype)
-    kept = distance_dtype(current.dtype, dyn.beta.dtype)
-    distance = torch.empty(shape if want_distance else (0, 0, 0), dtype=kept)
+    kept = margin_dtype(current.dtype, dyn.beta.dtype)
+    margin = torch.empty(shape if want_margin else (0, 0, 0), dtype=kept)
     mems = torch.empty(shape if want_mem else (0, 0, 0), dtype=dyn.beta.dtype)
     kernel = _forward_kernel(
-        dyn.reset, dyn.prompt, dyn.refractory_steps, dyn.clamp, _alike(dyn),
+        dyn.reset, dyn.immediate_reset, dyn.refractory_steps, dyn.clamp, _alike(dyn),
         current.dtype == torch.bfloat16, spikes_dtype == torch.bfloat16, want_mem,
         kept == torch.bfloat16,
     )  # fmt: skip
     gain = np.asarray(dyn.gain, dtype=as_array(mems).dtype)[()]
     kernel(
         as_array(current.contiguous()), _row(dyn.beta, neurons), _row(dyn.threshold, neurons), gain,
-        as_array(spikes), as_array(distance), as_array(mems),
+        as_array(spikes), as_array(margin), as_array(mems),
     )  # fmt: skip
-    return spikes, distance if want_distance else None, mems if want_mem else None
+    return spikes, margin if want_margin else None, mems if want_mem else None
 
 
 def backward(
     at_spikes: Tensor | None,
     at_mems: Tensor | None,
-    distance: Tensor,
+    margin: Tensor,
     dyn: Dynamics,
     current_dtype: torch.dtype,
     constant: bool,
 ) -> Tensor:
-    """As :func:`snn_dfa.scan.plain.backward`."""
-    num_steps, batch, neurons = distance.shape
+    """As :func:`snn_dfa.sequence.scan.reference.backward`."""
+    num_steps, batch, neurons = margin.shape
     kind, steepness = inline_form(dyn.surrogate)
     dtype = dyn.beta.dtype
     slope = dyn.beta.new_empty((0, 0, 0))
     if not kind:
-        slope = dyn.surrogate.derivative(distance.to(dtype))
+        slope = dyn.surrogate.derivative(margin.to(dtype))
     each = 0 if constant else num_steps
     result = torch.empty((each, batch, neurons), dtype=current_dtype)
     sums = torch.empty((batch, neurons) if constant else (0, 0), dtype=dtype)
     kernel = _backward_kernel(
-        dyn.reset, dyn.prompt, dyn.clamp, kind, constant, _alike(dyn),
+        dyn.reset, dyn.immediate_reset, dyn.clamp, kind, constant, _alike(dyn),
         at_spikes is not None, at_mems is not None, current_dtype == torch.bfloat16,
-        distance.dtype == torch.bfloat16,
+        margin.dtype == torch.bfloat16,
     )  # fmt: skip
     one = np.ones((), dtype=as_array(slope).dtype)
     none = dyn.beta.new_empty((0, 0, 0))
     kernel(
         as_array(_steps(at_spikes, dtype) if at_spikes is not None else none),
         as_array(_steps(at_mems, dtype) if at_mems is not None else none),
-        as_array(distance), as_array(slope), one * steepness, one * dyn.gain,
+        as_array(margin), as_array(slope), one * steepness, one * dyn.gain,
         _row(dyn.beta, neurons), _row(dyn.threshold, neurons), as_array(result), as_array(sums),
     )  # fmt: skip
     return sums.unsqueeze(0).to(current_dtype) if constant else result
@@ -126,17 +126,17 @@ def _steps(grad: Tensor, dtype: torch.dtype) -> Tensor:
 
 @functools.cache
 def _forward_kernel(
-    reset: str, prompt: bool, steps: int, clamp: bool,
-    alike: bool, bits_in: bool, bits_out: bool, mem_out: bool, distance_bits: bool,
+    reset: str, immediate_reset: bool, steps: int, clamp: bool,
+    alike: bool, bits_in: bool, bits_out: bool, mem_out: bool, margin_bits: bool,
 ) -> Callable[..., None]:  # fmt: skip
     from numba import prange
 
     read, write = for_kernels(read_bfloat16), for_kernels(write_bfloat16)
-    late_zero = reset == "zero" and not prompt
-    late_subtract = reset == "subtract" and not prompt
+    late_zero = reset == "zero" and not immediate_reset
+    late_subtract = reset == "subtract" and not immediate_reset
     silent = np.int32(steps)
 
-    def kernel(current, beta, threshold, gain, spikes, distance, mems):
+    def kernel(current, beta, threshold, gain, spikes, margin, mems):
         num_steps, batch, neurons = spikes.shape
         zero, one = mems.dtype.type(0), mems.dtype.type(1)
         minus_infinity = mems.dtype.type(-np.inf)
@@ -151,11 +151,11 @@ def _forward_kernel(
             betas, thresholds = beta[lo:hi], threshold[lo:hi]
             mem = np.zeros(hi - lo, mems.dtype)
             wait = np.zeros(hi - lo if steps else 0, np.int32)
-            unwanted = np.empty(hi - lo, distance.dtype)
+            unwanted = np.empty(hi - lo, margin.dtype)
             for t in range(num_steps):
                 currents = current[min(t, last), b, lo:hi]
                 out = spikes[t, b, lo:hi]
-                distances = distance[t, b, lo:hi] if len(distance) else unwanted
+                margins = margin[t, b, lo:hi] if len(margin) else unwanted
                 if mem_out:
                     mem_row = mems[t, b, lo:hi]
                 for i in range(hi - lo):
@@ -178,14 +178,14 @@ def _forward_kernel(
                         left = wait[i] - unit
                         left = left if left > nil else nil
                         wait[i] = silent if x > zero else left
-                    distances[i] = write(x) if distance_bits else x
+                    margins[i] = write(x) if margin_bits else x
                     if bits_out:
                         out[i] = on if x > zero else off
                     else:
                         out[i] = one if x > zero else zero
-                    if prompt and reset == "zero":
+                    if immediate_reset and reset == "zero":
                         u = zero if x > zero else u
-                    if prompt and reset == "subtract":
+                    if immediate_reset and reset == "subtract":
                         u = u - (theta if x > zero else zero)
                     mem[i] = u
                     if mem_out:
@@ -196,19 +196,17 @@ def _forward_kernel(
 
 @functools.cache
 def _backward_kernel(
-    reset: str, prompt: bool, clamp: bool, kind: str, constant: bool,
+    reset: str, immediate_reset: bool, clamp: bool, kind: str, constant: bool,
     alike: bool, has_spikes: bool, has_mems: bool, bits_out: bool,
-    distance_bits: bool,
+    margin_bits: bool,
 ) -> Callable[..., None]:  # fmt: skip
     from numba import prange
 
     read, write = for_kernels(read_bfloat16), for_kernels(write_bfloat16)
-    late_zero = reset == "zero" and not prompt
+    late_zero = reset == "zero" and not immediate_reset
 
-    def kernel(
-        at_spikes, at_mems, distance, slopes, steepness, gain, beta, threshold, result, sums
-    ):
-        num_steps, batch, neurons = distance.shape
+    def kernel(at_spikes, at_mems, margin, slopes, steepness, gain, beta, threshold, result, sums):
+        num_steps, batch, neurons = margin.shape
         zero, one = beta.dtype.type(0), beta.dtype.type(1)
         minus_infinity = beta.dtype.type(-np.inf)
         pi = beta.dtype.type(np.pi)
@@ -223,8 +221,8 @@ def _backward_kernel(
             total = np.zeros(hi - lo if constant else 0, beta.dtype)
             for back in range(num_steps):
                 t = num_steps - 1 - back
-                distances = distance[t, b, lo:hi]
-                before = distance[max(t - 1, 0), b, lo:hi]
+                margins = margin[t, b, lo:hi]
+                before = margin[max(t - 1, 0), b, lo:hi]
                 if not kind:
                     given = slopes[t, b, lo:hi]
                 if has_spikes:
@@ -236,7 +234,7 @@ def _backward_kernel(
                 for i in range(hi - lo):
                     decay = beta_of_all if alike else betas[i]
                     theta = threshold_of_all if alike else thresholds[i]
-                    x = read(distances[i]) if distance_bits else distances[i]
+                    x = read(margins[i]) if margin_bits else margins[i]
                     if kind == "fast_sigmoid":
                         root = one / (one + steepness * abs(x))
                         slope = root * root
@@ -249,10 +247,10 @@ def _backward_kernel(
                     if has_mems:
                         m = m + mem_row[i]
                     delta = m
-                    if prompt and reset == "zero":
+                    if immediate_reset and reset == "zero":
                         u = zero if x == minus_infinity else x + theta
                         delta = (zero if x > zero else m) - m * u * slope
-                    if prompt and reset == "subtract":
+                    if immediate_reset and reset == "subtract":
                         delta = m - m * theta * slope
                     if has_spikes:
                         delta = delta + spike_row[i] * slope
@@ -260,7 +258,7 @@ def _backward_kernel(
                         delta = zero if x == minus_infinity else delta
                     m = decay * delta
                     if late_zero:
-                        earlier = read(before[i]) if distance_bits else before[i]
+                        earlier = read(before[i]) if margin_bits else before[i]
                         m = zero if earlier > zero else m
                     later[i] = m
                     if constant:

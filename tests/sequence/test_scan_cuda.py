@@ -38,7 +38,7 @@ def runs_here():
 
 from scan_kinds import KINDS, dynamics  # noqa: E402
 
-from snn_dfa.scan import gpu, plain  # noqa: E402
+from snn_dfa.sequence.scan import cuda, reference  # noqa: E402
 from snn_dfa.surrogate import ATan, exact  # noqa: E402
 
 kernels = pytest.mark.skipif(not runs_here(), reason="no GPU and not in the interpreter")
@@ -55,15 +55,15 @@ def on_device(dyn):
 def test_kernels_equal_plain(options, once, generator):
     dyn = on_device(dynamics(torch.float64, **options))
     x = torch.rand(1 if once else 7, 3, 130, generator=generator, dtype=torch.float64).to(DEVICE)
-    reference = plain.forward(x, dyn, 7, x.dtype, True, True)
-    got = gpu.forward(x, dyn, 7, x.dtype, True, True)
-    assert 0.05 < reference[0].mean() < 1
-    for a, b in zip(got, reference, strict=True):
+    expected = reference.forward(x, dyn, 7, x.dtype, True, True)
+    got = cuda.forward(x, dyn, 7, x.dtype, True, True)
+    assert 0.05 < expected[0].mean() < 1
+    for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
     gs, gm = torch.randn(2, 7, 3, 130, generator=generator, dtype=x.dtype).to(DEVICE)
     for grads in ((gs, gm), (gs, None), (None, gm), (gs[:1].expand_as(gs), None)):
-        args = (*grads, reference[1], dyn, x.dtype, once)
-        torch.testing.assert_close(gpu.backward(*args), plain.backward(*args))
+        args = (*grads, expected[1], dyn, x.dtype, once)
+        torch.testing.assert_close(cuda.backward(*args), reference.backward(*args))
 
 
 @kernels
@@ -74,10 +74,10 @@ def test_slopes_and_constants_of_each_neuron(surrogate, generator):
     rows = {k: v.double().to(DEVICE) for k, v in rows.items()}
     dyn = type(dyn)(**{**dyn.__dict__, **rows, "surrogate": surrogate})
     x, gs = torch.rand(2, 7, 2, 50, generator=generator, dtype=torch.float64).to(DEVICE)
-    spikes, distance, _ = plain.forward(x, dyn, 7, x.dtype, False, True)
-    assert torch.equal(gpu.forward(x, dyn, 7, x.dtype, False, True)[0], spikes)
-    args = (gs, None, distance, dyn, x.dtype, False)
-    torch.testing.assert_close(gpu.backward(*args), plain.backward(*args))
+    spikes, margin, _ = reference.forward(x, dyn, 7, x.dtype, False, True)
+    assert torch.equal(cuda.forward(x, dyn, 7, x.dtype, False, True)[0], spikes)
+    args = (gs, None, margin, dyn, x.dtype, False)
+    torch.testing.assert_close(cuda.backward(*args), reference.backward(*args))
 
 
 @kernels
@@ -85,18 +85,20 @@ def test_slopes_and_constants_of_each_neuron(surrogate, generator):
 def test_half_precision_with_the_membrane_in_single(dtype, generator):
     dyn = on_device(dynamics())
     x = torch.rand(7, 2, 50, generator=generator).to(DEVICE, dtype)
-    reference = plain.forward(x, dyn, 7, dtype, False, True)
-    got = gpu.forward(x, dyn, 7, dtype, False, True)
+    expected = reference.forward(x, dyn, 7, dtype, False, True)
+    got = cuda.forward(x, dyn, 7, dtype, False, True)
     assert got[0].dtype == dtype
     assert got[1].dtype == (torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
-    assert torch.equal(got[0], reference[0])
+    assert torch.equal(got[0], expected[0])
     gs = torch.randn(7, 2, 50, generator=generator).to(DEVICE)
-    args = (gs, None, reference[1], dyn, dtype, False)
-    torch.testing.assert_close(gpu.backward(*args), plain.backward(*args), rtol=2e-2, atol=1e-5)
+    args = (gs, None, expected[1], dyn, dtype, False)
+    torch.testing.assert_close(
+        cuda.backward(*args), reference.backward(*args), rtol=2e-2, atol=1e-5
+    )
 
 
 @kernels
 def test_the_function_chooses_them():
-    from snn_dfa.scan.function import _implementation
+    from snn_dfa.sequence.scan.function import _implementation
 
-    assert _implementation(torch.zeros(1, 1, 1, device=DEVICE), on_device(dynamics())) is gpu
+    assert _implementation(torch.zeros(1, 1, 1, device=DEVICE), on_device(dynamics())) is cuda

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from snn_dfa.surrogate import Surrogate
 
-__all__ = ["Dynamics", "distance_dtype", "one_step_if_constant"]
+__all__ = ["Dynamics", "margin_dtype", "one_step_if_constant"]
 
 
 def one_step_if_constant(sequence: Tensor) -> Tensor:
@@ -18,8 +18,8 @@ def one_step_if_constant(sequence: Tensor) -> Tensor:
     return sequence[:1] if constant else sequence
 
 
-def distance_dtype(current: torch.dtype, membrane: torch.dtype) -> torch.dtype:
-    """Return how distances to the threshold are kept between the passes.
+def margin_dtype(current: torch.dtype, membrane: torch.dtype) -> torch.dtype:
+    """Return how margins (membrane minus threshold) are kept between the passes.
 
     Where the current has the eight bits of a bfloat16, its slope need not be known better; the
     sign, which is the spike, is exact. A float16 would lose the sign of what is nearly zero.
@@ -31,7 +31,7 @@ def distance_dtype(current: torch.dtype, membrane: torch.dtype) -> torch.dtype:
 class Dynamics:
     r"""A leaky neuron with a threshold above zero, from rest.
 
-    With :math:`r_t` the spike of the step before (0 with ``prompt``) and all else elementwise:
+    With :math:`r_t` the spike of the step before (0 with ``immediate_reset``), elementwise:
 
     .. math::
         u_t &= \beta\, m_{t-1} + g\, I_t - r_t \theta & \text{(subtract)} \\
@@ -39,8 +39,8 @@ class Dynamics:
         u_t &= \beta\, m_{t-1} + g\, I_t              & \text{(none)}
 
     In a refractory step u is 0 (``clamp``) or goes on. The spike is :math:`s_t = H(u_t - \theta)`,
-    0 in a refractory step. :math:`m_t = u_t`, or with ``prompt`` the membrane after its reset by
-    :math:`s_t`.
+    0 in a refractory step. :math:`m_t = u_t`, or with ``immediate_reset`` the membrane after its
+    reset by :math:`s_t`.
 
     Args:
         beta: Decay a step, [] or [N], in [0, 1].
@@ -48,7 +48,7 @@ class Dynamics:
         surrogate: Gives the spike's derivative.
         gain: g, a factor on the current.
         reset: ``"subtract"``, ``"zero"`` or ``"none"``.
-        prompt: Reset in the step of the spike instead of one later.
+        immediate_reset: Reset in the step of the spike instead of one later.
         refractory_steps: Silent steps after a spike.
         clamp: Hold the membrane at zero in these.
     """
@@ -58,6 +58,6 @@ class Dynamics:
     surrogate: Surrogate
     gain: float = 1.0
     reset: str = "subtract"
-    prompt: bool = False
+    immediate_reset: bool = False
     refractory_steps: int = 0
     clamp: bool = False

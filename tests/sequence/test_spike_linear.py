@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from snn_dfa import _numba, events, over_time
-from snn_dfa.events import linear
+from snn_dfa import over_time
+from snn_dfa.sequence import numba_tools, spike_linear
+from snn_dfa.sequence.spike_linear import linear
 
 numba = pytest.importorskip("numba")
 
@@ -18,7 +19,7 @@ numba = pytest.importorskip("numba")
 @pytest.fixture(autouse=True)
 def any_size(monkeypatch):
     """Layers of any size are worth a look."""
-    monkeypatch.setattr(events, "_SMALL", 0)
+    monkeypatch.setattr(spike_linear, "_SMALL", 0)
 
 
 def spikes(*shape, rate=0.1, dtype=torch.float64):
@@ -97,7 +98,7 @@ def test_half_precision_sums_in_single(x_dtype):
 def test_what_is_no_spike_goes_through_the_dense_product(value, dtype):
     x = spikes(40, 30, dtype=dtype)
     x[3, 4] = value
-    assert events.events_of(x, 1.0) is None
+    assert spike_linear.events_of(x, 1.0) is None
     weight, bias = (t.detach().to(dtype).requires_grad_() for t in layer(30, 5))
     got, wanted = linear(x, weight, bias), functional.linear(x, weight, bias)
     assert not adds(got)
@@ -106,10 +107,10 @@ def test_what_is_no_spike_goes_through_the_dense_product(value, dtype):
 
 def test_events_are_the_ones_row_by_row():
     x = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0], [1.0, -0.0, 0.0]])
-    found = events.events_of(x, 0.5)
+    found = spike_linear.events_of(x, 0.5)
     assert found.starts.tolist() == [0, 2, 2, 3]
     assert found.columns.tolist() == [1, 2, 0]
-    assert events.events_of(x, 0.2) is None  # a third is too many
+    assert spike_linear.events_of(x, 0.2) is None  # a third is too many
 
 
 def test_many_spikes_go_through_the_dense_product():
@@ -140,7 +141,7 @@ def test_a_weight_changed_before_the_backward_pass_is_told():
 
 
 def test_without_numba_it_is_the_dense_product(monkeypatch):
-    monkeypatch.setattr(_numba.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(numba_tools.importlib.util, "find_spec", lambda _: None)
     assert not adds(linear(spikes(40, 30), *layer(30, 5)))
 
 
@@ -158,15 +159,16 @@ def test_a_hook_on_the_layer_is_run(hooked):
 PROCESS = """
 import snntorch, torch
 from torch import nn
-from snn_dfa import _numba, events, over_time
-from snn_dfa.scan import compiled
+from snn_dfa import over_time
+from snn_dfa.sequence import numba_tools, spike_linear
+from snn_dfa.sequence.scan import cpu
 
-kernels, compile_parallel = [], _numba.compile_parallel
+kernels, compile_parallel = [], numba_tools.compile_parallel
 def noting(kernel):
     kernels.append(compile_parallel(kernel))
     return kernels[-1]
-events.kernels.compile_parallel = compiled.compile_parallel = noting
-events._SMALL = 0
+spike_linear.kernels.compile_parallel = cpu.compile_parallel = noting
+spike_linear._SMALL = 0
 
 net = nn.Sequential(nn.Linear(64, 8), snntorch.Leaky(beta=0.9, init_hidden=True))
 x = torch.arange(5 * 64 * 64).view(5, 64, 64) % 97 == 0
@@ -191,9 +193,10 @@ def test_a_later_process_compiles_nothing(tmp_path):
 THREADS = """
 import numba, snntorch, torch
 from torch import nn
-from snn_dfa import events, over_time
+from snn_dfa import over_time
+from snn_dfa.sequence import spike_linear
 
-events._SMALL = 0
+spike_linear._SMALL = 0
 torch.set_num_threads(1)
 net = nn.Sequential(nn.Linear(64, 8), snntorch.Leaky(beta=0.9, init_hidden=True))
 x = (torch.arange(5 * 64 * 64).view(5, 64, 64) % 97 == 0).float()

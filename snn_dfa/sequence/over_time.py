@@ -1,4 +1,4 @@
-"""Whole sequences: a snnTorch network turned inside out, each layer over all steps at once."""
+"""The network whose layers each run over the whole sequence, and how it is made."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 
-from snn_dfa import events
 from snn_dfa.errors import AttachError, InputError
 from snn_dfa.neurons import RefractoryLeaky
-from snn_dfa.scan import Dynamics, leaky_scan
+from snn_dfa.sequence import spike_linear
+from snn_dfa.sequence.scan import Dynamics, leaky_scan
 from snn_dfa.state import reset
 from snn_dfa.surrogate import recognise
 
@@ -85,8 +85,8 @@ def dynamics_of(neuron: Any) -> Dynamics | None:
     if not bool((neuron.threshold > 0).all()):
         return None
     steps = neuron.refractory_steps if refractory else 0
-    prompt = not neuron.reset_delay
-    if prompt and not steps and neuron.reset_mechanism == "subtract":
+    immediate_reset = not neuron.reset_delay
+    if immediate_reset and not steps and neuron.reset_mechanism == "subtract":
         return None  # what is left above the threshold is then reset once more, one step later
     return Dynamics(
         beta=neuron.beta.clamp(0, 1),
@@ -94,7 +94,7 @@ def dynamics_of(neuron: Any) -> Dynamics | None:
         surrogate=surrogate,
         gain=neuron.input_gain if refractory else 1.0,
         reset=_mechanism(neuron),
-        prompt=prompt,
+        immediate_reset=immediate_reset,
         refractory_steps=steps,
         clamp=refractory and neuron.refractory == "clamp",
     )
@@ -135,7 +135,7 @@ class AtOnce(nn.Module):
         if isinstance(self.module, _DROPOUTS):
             return x * self.module(torch.ones_like(x[0])) if self.module.training else x
         if isinstance(self.module, nn.Linear) and _is_plain(self.module):
-            return events.linear(x, self.module.weight, self.module.bias)
+            return spike_linear.linear(x, self.module.weight, self.module.bias)
         return self.module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from snn_dfa.scan.dynamics import Dynamics, distance_dtype
+from snn_dfa.sequence.scan.dynamics import Dynamics, margin_dtype
 
 __all__ = ["backward", "forward"]
 
@@ -16,9 +16,9 @@ def forward(
     num_steps: int,
     spikes_dtype: torch.dtype,
     want_mem: bool,
-    want_distance: bool,
+    want_margin: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return spikes and, where wanted, distances to the threshold and membranes, each [T, B, N].
+    """Return spikes and, where wanted, margins and membranes, each [T, B, N].
 
     Args:
         current: [T, B, N], or [1, B, N] for a current that is the same at every step.
@@ -26,16 +26,16 @@ def forward(
         num_steps: T.
         spikes_dtype: Of the spikes; the membrane is in the dtype of ``dyn.beta``.
         want_mem: Whether to return membranes.
-        want_distance: Whether to return distances, which :func:`backward` needs.
+        want_margin: Whether to return margins, which :func:`backward` needs.
 
-    Distances are in :func:`distance_dtype`, minus infinity in refractory steps: no spike,
+    Margins are in :func:`margin_dtype`, minus infinity in refractory steps: no spike,
     and a slope of zero.
     """
     shape = (num_steps, *current.shape[1:])
     dtype = dyn.beta.dtype
     spikes = current.new_empty(shape, dtype=spikes_dtype)
-    kept = distance_dtype(current.dtype, dtype)
-    distance = current.new_empty(shape, dtype=kept) if want_distance else None
+    kept = margin_dtype(current.dtype, dtype)
+    margin = current.new_empty(shape, dtype=kept) if want_margin else None
     mems = current.new_empty(shape, dtype=dtype) if want_mem else None
     mem = spike = current.new_zeros(shape[1:], dtype=dtype)
     wait = current.new_zeros(shape[1:], dtype=torch.int32)
@@ -43,7 +43,7 @@ def forward(
         drive = current[t if len(current) > 1 else 0].to(dtype)
         if dyn.gain != 1.0:
             drive = dyn.gain * drive
-        late = spike if not dyn.prompt else torch.zeros_like(spike)
+        late = spike if not dyn.immediate_reset else torch.zeros_like(spike)
         left = mem * (1 - late) if dyn.reset == "zero" else mem
         u = dyn.beta * left + drive
         if dyn.reset == "subtract":
@@ -57,13 +57,13 @@ def forward(
         spike = (x > 0).to(dtype)
         if dyn.refractory_steps:
             wait = torch.where(spike > 0, dyn.refractory_steps, (wait - 1).clamp(min=0))
-        mem = _reset(u, spike, dyn) if dyn.prompt else u
+        mem = _reset(u, spike, dyn) if dyn.immediate_reset else u
         spikes[t] = spike
-        if distance is not None:
-            distance[t] = x
+        if margin is not None:
+            margin[t] = x
         if mems is not None:
             mems[t] = mem
-    return spikes, distance, mems
+    return spikes, margin, mems
 
 
 def _reset(u: Tensor, spike: Tensor, dyn: Dynamics) -> Tensor:
@@ -77,7 +77,7 @@ def _reset(u: Tensor, spike: Tensor, dyn: Dynamics) -> Tensor:
 def backward(
     at_spikes: Tensor | None,
     at_mems: Tensor | None,
-    distance: Tensor,
+    margin: Tensor,
     dyn: Dynamics,
     current_dtype: torch.dtype,
     constant: bool,
@@ -87,29 +87,29 @@ def backward(
     Args:
         at_spikes: dL/ds, [T, B, N].
         at_mems: dL/dm, [T, B, N].
-        distance: From :func:`forward`.
+        margin: From :func:`forward`.
         dyn: The neuron.
         current_dtype: Of the result.
         constant: Whether the current was the same at every step.
     """
-    num_steps = len(distance)
+    num_steps = len(margin)
     steps = 1 if constant else num_steps
-    result = distance.new_zeros((steps, *distance.shape[1:]), dtype=current_dtype)
+    result = margin.new_zeros((steps, *margin.shape[1:]), dtype=current_dtype)
     dtype = dyn.beta.dtype
-    zero = distance.new_zeros((), dtype=dtype)
-    total = distance.new_zeros(distance.shape[1:], dtype=dtype)
+    zero = margin.new_zeros((), dtype=dtype)
+    total = margin.new_zeros(margin.shape[1:], dtype=dtype)
     later = torch.zeros_like(total)  # what reaches m_t from step t + 1
     for t in reversed(range(num_steps)):
-        x = distance[t].to(dtype)
+        x = margin[t].to(dtype)
         spike = (x > 0).to(x.dtype)
         slope = dyn.surrogate.derivative(x)
         s = zero if at_spikes is None else at_spikes[t].to(x.dtype)
         m = later if at_mems is None else later + at_mems[t]
         at_u = m
-        if dyn.prompt and dyn.reset == "zero":
+        if dyn.immediate_reset and dyn.reset == "zero":
             u = torch.where(x == -torch.inf, 0.0, x + dyn.threshold)
             at_u = m * (1 - spike) - m * u * slope
-        elif dyn.prompt and dyn.reset == "subtract":
+        elif dyn.immediate_reset and dyn.reset == "subtract":
             at_u = m - m * dyn.threshold * slope
         delta = s * slope + at_u
         if dyn.clamp:
@@ -119,8 +119,8 @@ def backward(
         else:
             result[t] = dyn.gain * delta
         later = dyn.beta * delta
-        if dyn.reset == "zero" and not dyn.prompt and t:
-            later = later * (distance[t - 1] <= 0)
+        if dyn.reset == "zero" and not dyn.immediate_reset and t:
+            later = later * (margin[t - 1] <= 0)
     if constant:
         result[0] = dyn.gain * total
     return result

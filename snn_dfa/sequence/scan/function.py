@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snn_dfa.scan import compiled, gpu, plain
-from snn_dfa.scan.dynamics import Dynamics, one_step_if_constant
+from snn_dfa.sequence.scan import cpu, cuda, reference
+from snn_dfa.sequence.scan.dynamics import Dynamics, one_step_if_constant
 from snn_dfa.surrogate import Surrogate
 
 __all__ = ["Dynamics", "credit_at_current", "leaky_scan"]
@@ -75,9 +75,9 @@ def credit_at_current(
         errors = one_step_if_constant(errors).mean(0, keepdim=True)
     memoryless = Dynamics(torch.zeros(()), threshold, surrogate, reset="none")
     dyn = _of_flat(memoryless, current)
-    distance = once - dyn.threshold
+    margin = once - dyn.threshold
     kernels = _implementation(once, dyn)
-    result = kernels.backward(errors, None, distance, dyn, current.dtype, False)
+    result = kernels.backward(errors, None, margin, dyn, current.dtype, False)
     return result.view(-1, *shape[1:]).expand(shape)
 
 
@@ -98,11 +98,11 @@ def _of_flat(dyn: Dynamics, current: Tensor) -> Dynamics:
 
 
 def _implementation(current: Tensor, dyn: Dynamics) -> ModuleType:
-    return next((m for m in (gpu, compiled) if m.available(current, dyn)), plain)
+    return next((m for m in (cuda, cpu) if m.available(current, dyn)), reference)
 
 
 class _LeakyScan(torch.autograd.Function):
-    """Spikes and membranes of a scan; keeps the distances to the threshold and nothing else."""
+    """Spikes and membranes of a scan; keeps the margins (membrane minus threshold) only."""
 
     @staticmethod
     def forward(
@@ -112,11 +112,11 @@ class _LeakyScan(torch.autograd.Function):
         constant = len(once) < len(current)
         kernels = _implementation(current, dyn)
         wanted = ctx.needs_input_grad[0]
-        spikes, distance, mems = kernels.forward(
+        spikes, margin, mems = kernels.forward(
             once, dyn, len(current), spikes_dtype, want_mem, wanted
         )
         if wanted:
-            ctx.save_for_backward(distance)
+            ctx.save_for_backward(margin)
         ctx.dyn, ctx.kernels, ctx.constant = dyn, kernels, constant
         ctx.dtype, ctx.shape = current.dtype, current.shape
         ctx.set_materialize_grads(False)
@@ -127,8 +127,8 @@ class _LeakyScan(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None, None]:
         if all(g is None for g in grads):
             return None, None, None, None
-        (distance,) = ctx.saved_tensors
-        result = ctx.kernels.backward(*grads, distance, ctx.dyn, ctx.dtype, ctx.constant)
+        (margin,) = ctx.saved_tensors
+        result = ctx.kernels.backward(*grads, margin, ctx.dyn, ctx.dtype, ctx.constant)
         if ctx.constant:
             # Each step's share of the sum: expanding it costs nothing, and the sum over steps
             # that follows gives the whole back.
