@@ -1,5 +1,7 @@
 """What every test starts from: one thread's arithmetic, a known seed, no matplotlib window."""
 
+from pathlib import Path
+
 import matplotlib
 import pytest
 import snntorch as snn
@@ -9,6 +11,12 @@ from snn_dfa.experiments.data import load
 from snn_dfa.experiments.settings import Settings
 
 matplotlib.use("Agg")
+
+
+def pytest_configure(config):
+    """Let the asserts of tests/support say what they compared, too."""
+    support = Path(__file__).parent / "support"
+    pytest.register_assert_rewrite(*(file.stem for file in support.glob("*.py")))
 
 
 @pytest.fixture(autouse=True)

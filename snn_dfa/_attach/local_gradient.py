@@ -11,8 +11,8 @@ from snn_dfa._attach.functions import AtCurrent, CurrentCredit
 from snn_dfa._attach.layers import is_spiking
 from snn_dfa.errors import AttachError
 from snn_dfa.rules import RULES
-from snn_dfa.scan import credit_at_current
 from snn_dfa.sequence import Scan
+from snn_dfa.sequence.scan import credit_at_current
 from snn_dfa.surrogate import derivative_of, recognise
 
 __all__ = ["LocalGradient", "check_choices"]

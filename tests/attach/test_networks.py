@@ -1,0 +1,107 @@
+"""Networks of every shape: what each hidden layer learns, and what is refused."""
+
+import pytest
+import torch
+from shapes import SHAPES, B, N, Net, T, X, compare, count_loss, lif, made
+from torch import nn
+
+from snn_dfa import DFA, AttachError, OutOfStepError
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize("output", [None, "lif3"])
+def test_shapes(kind, output):
+    compare(*made(kind), count_loss, output=output)
+
+
+def test_a_penalty_on_hidden_spikes_reaches_them_under_shallow():
+    net, x = made()
+    with DFA(net, rule="shallow", output="lif3"):
+        count_loss(*net(x)).backward()
+        assert net.fc1.weight.grad is None
+        spk, _, below = net(x)
+        (spk.sum() + below["lif2"].sum()).backward()
+        assert net.fc2.weight.grad.any()
+        assert net.fc1.weight.grad is None  # the second layer sees values only
+
+
+# -- several outputs, and layers that are used twice ------------------------------------------------
+
+
+class TwoHeads(Net):
+    def __init__(self):
+        super().__init__()
+        self.fc4, self.lif4 = nn.Linear(N, 2), lif()
+
+    def forward(self, x):
+        mems = [m.reset_mem() for m in (self.lif1, self.lif3, self.lif4)]
+        one, two = [], []
+        for step in x:
+            spk, mems[0] = self.lif1(self.fc1(step), mems[0])
+            a, mems[1] = self.lif3(self.fc3(spk), mems[1])
+            b, mems[2] = self.lif4(self.fc4(spk), mems[2])
+            one.append(a)
+            two.append(b)
+        return torch.stack(one), torch.stack(two)
+
+
+def test_a_second_output_is_refused_by_name_and_may_be_left_to_its_own_loss():
+    torch.manual_seed(0)
+    net = TwoHeads()
+    del net.fc2, net.lif2
+    x = torch.rand(T, B, X) * 3
+    for output in (None, "lif4"):
+        with (
+            DFA(net, output=output),
+            pytest.raises(AttachError, match="layer 'lif3': expected its spikes"),
+        ):
+            one, two = net(x)
+            (one.sum() + two.sum()).backward()
+        assert all(p.grad is None for p in net.parameters())
+    with DFA(net, output="lif4", hidden="lif1"):
+        one, two = net(x)
+        with pytest.warns(UserWarning, match="the loss reads layer 'lif1' through 'fc3'"):
+            (one.sum() + two.sum()).backward()
+        both = net.fc1.weight.grad.clone()
+        assert net.fc3.weight.grad.any()
+        net.zero_grad()
+        net(x)[1].sum().backward()
+        assert not torch.equal(net.fc1.weight.grad, both)  # the other head is a penalty on lif1
+
+
+class Reused(Net):
+    """The neuron of the first layer is called again in place of the second one's."""
+
+    def forward(self, x):
+        mem1, mem2, mem3 = (m.reset_mem() for m in (self.lif1, self.lif1, self.lif3))
+        out = []
+        for step in x:
+            spk, mem1 = self.lif1(self.fc1(step), mem1)
+            spk, mem2 = self.lif1(self.fc2(spk), mem2)
+            spk, mem3 = self.lif3(self.fc3(spk), mem3)
+            out.append(spk)
+        return torch.stack(out)
+
+
+@pytest.mark.parametrize("named", [{}, {"output": "lif3", "hidden": "lif1"}])
+def test_a_neuron_that_is_called_twice_a_step_is_refused_with_what_to_do(named):
+    net = Reused()
+    del net.lif2
+    with (
+        DFA(net, **named),
+        pytest.raises(OutOfStepError, match=r"'lif1' was called 10 times .* a neuron of its own"),
+    ):
+        net(torch.rand(T, B, X))
+
+
+def test_frozen_layers_stay_and_the_others_learn():
+    net, x = made()
+    net.fc2.requires_grad_(False)
+    expected = compare(net, x, count_loss)
+    assert expected["fc2.weight"] is None
+    net.fc1.requires_grad_(False)
+    net.zero_grad()
+    with DFA(net):
+        count_loss(*net(x)).backward()
+        assert net.fc1.weight.grad is None
+        assert net.fc3.weight.grad.any()

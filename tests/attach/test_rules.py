@@ -1,0 +1,211 @@
+"""The rules against loops, and what they refuse."""
+
+import itertools
+from functools import partial
+
+import problems
+import pytest
+import reference as ref
+import snntorch as snn
+import torch
+from parity import Y, assert_grads, check, loss_weights, pass_back
+from problems import problem
+from torch import nn
+
+from snn_dfa import DFA, AttachError, FeedbackError, KolenPollack, TargetError, over_time, reset
+from snn_dfa.feedback import sparse
+from snn_dfa.rules import target
+from snn_dfa.surrogate import fast_sigmoid
+
+CREDITS = {"membrane": ref.Neuron, "current": ref.CurrentNeuron, "trace": ref.TraceNeuron}
+
+
+@pytest.mark.parametrize("rule", ["error", "sign", "target"])
+@pytest.mark.parametrize("credit", CREDITS)
+@pytest.mark.parametrize("network", ["sequential", "loop-inside"])
+def test_broadcast_rules(network, credit, rule):
+    check(problem(network, "leaky"), CREDITS[credit], rule=rule, credit=credit)
+
+
+@pytest.mark.parametrize("credit", CREDITS)
+def test_shallow_teaches_the_output_block_alone(credit):
+    p = problem("sequential", "leaky")
+    blocks = p.blocks(CREDITS[credit])
+    ref.run(blocks, p.x)
+    with DFA(p.net, rule="shallow", credit=credit, output="4"):
+        spk, mem = p.forward(p.net, p.x)
+        ws, wm = loss_weights(spk, mem)
+        ((spk * ws).sum() + (mem * wm).sum()).backward()
+    ref.dfa(blocks, [torch.zeros(problems.C, n).double() for n in (problems.N1, problems.N2)],
+            ws, wm)  # fmt: skip
+    assert [p.net[0].weight.grad, p.net[2][0].weight.grad] == [None, None]
+    torch.testing.assert_close(
+        p.net[3].weight.grad, blocks[-1][0].grads["weight"], rtol=1e-10, atol=1e-10
+    )
+
+
+@pytest.mark.parametrize("y", [Y, nn.functional.one_hot(Y, problems.C).double()])
+def test_targets_may_be_given_around_forward_or_backward(y):
+    p = problem("sequential", "leaky")
+    dfa = DFA(p.net, rule="target", output="4")
+    grads = []
+    for around_forward in (True, False):
+        reset(p.net)
+        p.net.zero_grad()
+        if around_forward:
+            with dfa.targets(y):
+                spk, _ = p.forward(p.net, p.x)
+            spk.sum().backward()
+        else:
+            spk, _ = p.forward(p.net, p.x)
+            with dfa.targets(y):
+                spk.sum().backward()
+        grads.append(p.net[0].weight.grad)
+    assert grads[0].abs().sum() > 0
+    assert torch.equal(*grads)
+
+
+def test_targets_that_are_missing_or_do_not_fit_are_refused():
+    p = problem("sequential", "leaky")
+    dfa = DFA(p.net, rule="target", output="4")
+    spk, _ = p.forward(p.net, p.x)
+    with pytest.raises(TargetError, match=r"write `with dfa\.targets"):
+        spk.sum().backward()
+    with pytest.raises(TargetError, match="expected classes from 0 to 2, got 0 to 3"):
+        target(spk, torch.tensor([0, 3, 1]))
+    with pytest.raises(TargetError, match=r"class indices of shape \[3\] or .*, got \[4\]"):
+        target(spk, torch.tensor([0, 1, 1, 2]))
+    with dfa.targets(Y):
+        pass
+    with pytest.raises(TargetError):
+        p.forward(p.net, p.x)[0].sum().backward()
+
+
+# -- feedback alignment ---------------------------------------------------------------------------
+
+
+def fa_check(p, neuron_class, **options):
+    """Compare with the reference, layer by layer through the matrices that were drawn."""
+    dfa = DFA(p.net, rule="fa", **options)
+    modules = [m for m in problems.in_order(p.net) if isinstance(m, (nn.Linear, nn.Conv2d))]
+    names = {m: n for n, m in p.net.named_modules()}
+    for _ in range(2):
+        _, _, ws, wm = pass_back(p, dfa)
+        blocks = p.blocks(neuron_class)
+        ref.run(blocks, p.x)
+        pieces = [q for block in blocks for q in block if isinstance(q, ref.Linear)]
+        matrices = {
+            piece: dfa.feedback[names[module]]
+            for piece, module in zip(pieces, modules, strict=True)
+            if names[module] in dfa.feedback
+        }
+        assert len(matrices) == len(pieces) - 1, "the first layer sends nothing on"
+        ref.fa(blocks, matrices, ws, wm)
+        assert_grads(p.net, blocks)
+    return dfa
+
+
+@pytest.mark.parametrize("network", problems.NETWORKS)
+@pytest.mark.parametrize("neuron", ["leaky", "synaptic", "refractory-clamp"])
+def test_feedback_alignment(network, neuron):
+    fa_check(problem(network, neuron), ref.Neuron)
+
+
+@pytest.mark.parametrize("network", ["sequential", "convolutional"])
+def test_feedback_alignment_with_current_credit(network):
+    fa_check(problem(network, "leaky"), ref.CurrentNeuron, credit="current")
+
+
+HALF = partial(sparse, density=0.5)
+
+
+@pytest.mark.parametrize(
+    "feedback",
+    ["uniform", "orthogonal", HALF, "kolen-pollack"],
+    ids=["uniform", "orthogonal", "sparse", "kolen-pollack"],
+)
+@pytest.mark.parametrize("network", ["sequential", "convolutional"])
+def test_feedback_alignment_over_kinds(network, feedback):
+    fa_check(problem(network, "leaky"), ref.Neuron, feedback=feedback)
+
+
+@pytest.mark.parametrize("network", problems.NETWORKS)
+def test_transposes_make_feedback_alignment_backpropagation(network):
+    p = problem(network, "leaky")
+
+    def grads():
+        p.net.zero_grad()
+        reset(p.net)
+        spk, mem = p.forward(p.net, p.x)
+        (spk.square().sum() + mem.sum()).backward()
+        return [q.grad.clone() for q in p.net.parameters()]
+
+    wanted = grads()
+    with DFA(p.net, rule="fa", feedback="transpose"):
+        for got, want in zip(grads(), wanted, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    assert all(torch.equal(a, b) for a, b in zip(grads(), wanted, strict=True))
+
+
+def test_kolen_pollack_brings_weights_and_feedback_of_every_layer_together():
+    """Both follow the same gradient under the same optimiser: only their difference decays."""
+    torch.manual_seed(0)
+    sizes, lr, decay = (8, 7, 6, 3), 0.02, 0.1
+    layers = []
+    for n_in, n in itertools.pairwise(sizes):
+        layers += [nn.Linear(n_in, n),
+                   snn.Leaky(0.8, 0.3, spike_grad=fast_sigmoid(5), init_hidden=True)]  # fmt: skip
+    net = nn.Sequential(*layers)
+    with torch.no_grad():
+        for linear in layers[::2]:
+            linear.weight.mul_(2)
+    dfa = DFA(net, rule="fa", feedback=KolenPollack(lr=lr, weight_decay=decay, initial=0.5))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=decay)
+    differences = []
+    for seed in range(25):
+        torch.manual_seed(seed)
+        optimizer.zero_grad()
+        reset(net)
+        spk = torch.stack([net(step) for step in torch.rand(6, 5, 8)])
+        before = {n: net.get_submodule(n).weight.detach().clone() for n in ("2", "4")}
+        nn.functional.cross_entropy(spk.sum(0), torch.arange(5) % 3).backward()
+        differences.append({n: before[n] - dfa.feedback[n] for n in before})
+        optimizer.step()
+    for name, first in differences[0].items():
+        assert first.abs().max() > 0.1
+        wanted = first * (1 - lr * decay) ** 24
+        torch.testing.assert_close(differences[-1][name], wanted, rtol=0, atol=1e-3)
+
+
+def test_feedback_alignment_of_a_whole_sequence_is_that_of_the_loop():
+    p = problem("normalised", "leaky")
+    p.net.eval()  # batch statistics are over time in one form and of a step in the other
+    p.net[-1].output = False
+    grads = []
+    for form in ("loop", "sequence"):
+        net = over_time(p.net) if form == "sequence" else p.net
+        p.net.zero_grad()
+        reset(p.net)
+        with DFA(net, rule="fa") as dfa:
+            spk = net(p.x) if form == "sequence" else torch.stack([net(x) for x in p.x])
+            spk.square().sum().backward()
+            assert list(dfa.feedback) == ["3", "6"]
+        grads.append([q.grad.clone() for q in p.net.parameters()])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_what_feedback_alignment_refuses():
+    neuron = snn.Leaky(0.9, init_hidden=True)
+    net = nn.Sequential(nn.Bilinear(2, 2, 3), neuron, nn.Linear(3, 2), snn.Leaky(0.9))
+    with pytest.raises(
+        AttachError, match=r"rule='fa': expected weights in nn.Linear .* '0' of type"
+    ):
+        DFA(net, rule="fa")
+    net = problem("sequential", "leaky").net
+    with pytest.raises(FeedbackError, match="rule='fa' a kind that has the shape of weights"):
+        DFA(net, rule="fa", feedback="shared")
+    with pytest.raises(FeedbackError, match=r"layers among \['0', '2.0', '3'\], got one for '1'"):
+        DFA(net, rule="fa", feedback={"1": torch.ones(3, 4)})
+    with pytest.raises(AttachError, match="rule='fa', which needs the errors of later steps"):
+        DFA(net, rule="fa", credit="trace")
