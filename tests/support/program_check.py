@@ -98,8 +98,7 @@ class _Pair:
         for batch in range(spec.batches):
             with _plainly():
                 self.oracle.clear()
-                records, states = programs.run(spec, self.plain, batch)
-                losses = programs.losses(spec, records)
+                records, states, losses = programs.run(spec, self.plain, batch)
                 if not any(loss.requires_grad for loss in losses):
                     raise ValueError("the loss has no graph")
             if self.dfa is None:
@@ -144,7 +143,7 @@ class _Pair:
     ) -> None:
         attached = self.attached
         attached.zero_grad(set_to_none=True)
-        records_dfa, states_dfa = programs.run(self.spec, attached, batch)
+        records_dfa, states_dfa, losses_dfa = programs.run(self.spec, attached, batch, _backward)
         _compare_values("recorded", records, records_dfa)
         _compare_values("final state", states, states_dfa)
         buffers = [
@@ -152,8 +151,7 @@ class _Pair:
             for net in (self.plain, attached)
         ]
         _compare_values("buffer", *buffers)
-        losses_dfa = programs.losses(self.spec, records_dfa)
-        _backward(losses_dfa)
+        found = self._backward(losses_dfa)
         with _plainly():
             feedback = dict(self.dfa.feedback)
             shapes = self.oracle.feedback_shapes()
@@ -167,8 +165,20 @@ class _Pair:
             expected = self.oracle.gradients(total, feedback)
             # Last, as it frees the graph: the plain program trains, too.
             _backward(losses)
-        found = {n: p.grad for n, p in attached.named_parameters()}
         _compare_gradients(batch, expected, found)
+
+    def _backward(self, losses: list[Tensor]) -> dict[str, Tensor | None]:
+        """Go backward as the program does, and return the gradients by name."""
+        params = dict(self.attached.named_parameters())
+        learn = {n: p for n, p in params.items() if p.requires_grad}
+        if self.spec.backward == "grad":
+            grads = torch.autograd.grad(losses[0], list(learn.values()), allow_unused=True)
+            return {n: None for n in params} | dict(zip(learn, grads, strict=True))
+        if self.spec.backward == "inputs":
+            losses[0].backward(inputs=list(learn.values()))
+        elif self.spec.backward != "steps":
+            _backward(losses)
+        return {n: p.grad for n, p in params.items()}
 
     @torch.no_grad()
     def _run_without_grad(self, batch: int) -> None:
@@ -178,6 +188,7 @@ class _Pair:
 
 
 def _backward(losses: list[Tensor]) -> None:
+    losses = [loss for loss in losses if loss.requires_grad]
     for i, loss in enumerate(losses):
         loss.backward(retain_graph=i + 1 < len(losses))
 

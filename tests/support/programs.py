@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from types import SimpleNamespace
 from typing import Any
@@ -38,17 +39,19 @@ STATES = {
     "SLSTM": ("syn", "mem"),
     "SConv2dLSTM": ("syn", "mem"),
     "DeltaLeaky": ("mem",),
+    "Tanh": (),  # no neuron, but a module that is named in hidden=
 }
 RECURRENT = ("RLeaky", "RSynaptic")
 
 LAYER_CHOICES: dict[str, tuple[Any, ...]] = {
-    "neuron": tuple(STATES),
+    "neuron": tuple(name for name in STATES if name != "Tanh"),
     # hidden: inside the neuron. returned: inside, and returned with the spikes (output=True).
-    # explicit: handed in and out. keyword: handed in by name.
-    "states": ("hidden", "returned", "explicit", "keyword"),
+    # explicit: handed in and out. keyword: handed in by name. kept: inside, without init_hidden.
+    "states": ("hidden", "returned", "explicit", "keyword", "kept"),
     "reset": ("subtract", "zero", "none"),
     "reset_delay": (True, False),
-    "learns": ("", "beta", "threshold", "both"),
+    "learns": ("", "beta", "threshold", "both", "graded"),
+    "inhibition": (False, True),
     "surrogate": ("fast_sigmoid", "atan"),
     # What makes the current: a module, F.linear with a parameter, times a learned scalar, with
     # normalisation behind it, or a module that takes an object that carries the spikes.
@@ -56,11 +59,14 @@ LAYER_CHOICES: dict[str, tuple[Any, ...]] = {
     # What the program does to the membrane between two steps.
     "state_change": (
         "", "mask", "mask_", "where", "masked_fill_", "clone", "detach", "detach_", "gate", "slice_",
+        "from_below",
     ),
     # What is added to the current, or to the spikes, from the layer's input.
     "residual": ("", "spikes", "spikes_", "current", "current_", "leaf_current"),
     # What is done to the spikes on their way to the next layer.
-    "between": ("", "relu_", "dropout", "view", "slice_", "scale", "mask_", "tanh", "chunks"),
+    "between": (
+        "", "relu_", "dropout", "view", "slice_", "scale", "mask_", "tanh", "chunks", "function",
+    ),
     "call": ("module", "forward"),
     "recurrent": ("", "own", "own_gated", "top_down"),
     # What else enters the layer: the membrane of the layer below, as it was returned or kept.
@@ -70,6 +76,10 @@ LAYER_CHOICES: dict[str, tuple[Any, ...]] = {
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "conv": (False, True),
+    # nested: neurons in modules of their own. blocks: hidden= names modules with weights and neuron.
+    # tanh: the first hidden layer is no neuron.
+    "hidden_kind": ("neurons", "nested", "blocks", "tanh"),
+    "pool": ("", "avg", "max"),  # between a convolutional layer and the readout
     "steps": (2, 3, 4),
     "batches": (2, 3),
     "loop": ("inside", "around"),
@@ -83,7 +93,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "sees": ("spikes", "membrane", "both", "attribute"),
     "when": ("all", "sum", "last", "ends", "never"),
     # How the loss comes by what is neither spikes nor membrane of the output.
-    "recorded": ("returned", "self", "hooks"),
+    # reduced: a number for each step, kept on the network.
+    "recorded": ("returned", "self", "hooks", "reduced"),
     "returns": ("tuple", "dict", "object"),
     "branch": ("", "add", "cat", "add_"),
     "between_value": ("", "returned"),  # the last hidden layer's current goes to the loss, too
@@ -97,9 +108,15 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "feedback": ("drawn", "given"),
     "carry": ("reset", "detach"),
     "initial": ("zeros", "learned"),  # first membranes of explicit states
-    "backward": ("once", "twice"),
+    # twice: loss and penalties apart. steps: after each step, and then states are detached.
+    "backward": ("once", "twice", "steps"),
     "without_grad": (False, True),  # a pass under no_grad between the batches
+    "burn_in": (False, True),  # the first step under no_grad
+    "input_grad": (False, True),  # the input asks for a gradient, too
 }  # fmt: skip
+
+# Drawn only where a choice is asked for by name: what the library may say no to.
+EXTRA: dict[str, tuple[Any, ...]] = {"backward": ("grad", "inputs")}
 
 
 @dataclass(frozen=True)
@@ -111,6 +128,7 @@ class Layer:
     reset: str = "subtract"
     reset_delay: bool = True
     learns: str = ""
+    inhibition: bool = False
     surrogate: str = "fast_sigmoid"
     synapse: str = "module"
     state_change: str = ""
@@ -133,6 +151,8 @@ class Spec:
     layers: tuple[Layer, ...] = (Layer(),)
     output: Layer = Layer()
     conv: bool = False
+    hidden_kind: str = "neurons"
+    pool: str = ""
     steps: int = 2
     batches: int = 2
     loop: str = "inside"
@@ -155,6 +175,8 @@ class Spec:
     initial: str = "zeros"
     backward: str = "once"
     without_grad: bool = False
+    burn_in: bool = False
+    input_grad: bool = False
 
     def __repr__(self) -> str:
         return _short(self, CHOICES)
@@ -203,6 +225,8 @@ def draw(seed: int, plain: float = 0.6, only: frozenset[str] = frozenset()) -> S
     def choose(choices: dict[str, tuple[Any, ...]], keep: float) -> dict[str, Any]:
         chosen = {}
         for name, values in choices.items():
+            if name in only:
+                values = values + EXTRA.get(name, ())
             value = values[0] if rng.random() < keep else rng.choice(values)
             chosen[name] = value if not only or name in only else values[0]
         return chosen
@@ -225,20 +249,25 @@ def draw(seed: int, plain: float = 0.6, only: frozenset[str] = frozenset()) -> S
 
 
 def _with_neuron(layer: Layer, rng: random.Random) -> Layer:
-    neuron = rng.choice(tuple(STATES)) if rng.random() < 0.6 else layer.neuron
+    neuron = rng.choice(LAYER_CHOICES["neuron"]) if rng.random() < 0.6 else layer.neuron
     return replace(layer, neuron=neuron, states=rng.choice(LAYER_CHOICES["states"]))
 
 
 def valid(spec: Spec) -> Spec:
     """Return the nearest program that plain torch and snnTorch run."""
     spec = _valid_network(spec)
+    if spec.hidden_kind == "tanh":
+        first = replace(spec.layers[0], neuron="Tanh")
+        spec = replace(spec, layers=(first, *spec.layers[1:]))
     layers = tuple(_valid_layer(spec, each, i) for i, each in enumerate(spec.layers))
     return replace(spec, layers=layers, output=_valid_output(spec))
 
 
 def _valid_network(spec: Spec) -> Spec:
     change: dict[str, Any] = {}
-    if spec.conv:
+    if not spec.conv:
+        change["pool"] = ""
+    if spec.conv or spec.hidden_kind == "blocks":
         change["shared_weights"] = False
     if not spec.conv and spec.readout == "conv":
         change["readout"] = "linear"
@@ -248,21 +277,31 @@ def _valid_network(spec: Spec) -> Spec:
         change |= {"branch": "", "shared_weights": False}
     if spec.hooks == "full_backward" and (spec.conv or spec.recorded == "hooks"):
         change["hooks"] = "look"
-    neurons = {each.neuron for each in spec.layers}
-    if spec.carry == "detach" and "DeltaLeaky" in neurons | {spec.output.neuron}:
-        change["carry"] = "reset"
+    # torch lets nobody change in place what a module with such a hook returned.
+    if spec.hooks == "full_backward" and any(e.residual == "current_" for e in spec.layers):
+        change["hooks"] = "look"
+    if spec.backward == "steps":
+        change["loop"] = "around"
+        change["initial"] = "zeros"  # a learned one's graph would be gone after the first step
     return replace(spec, **change)
 
 
 def _valid_layer(spec: Spec, layer: Layer, i: int) -> Layer:
     change: dict[str, Any] = {}
     layer = _valid_neuron(spec, layer)
-    if layer.synapse in ("functional", "normalised") and spec.conv:
+    if (layer.synapse == "functional" and spec.conv) or spec.hidden_kind == "blocks":
         change["synapse"] = "module"
+    if spec.hidden_kind == "blocks":
+        if layer.states in ("explicit", "keyword"):
+            change["states"] = "returned"
+        if layer.residual == "current_":  # what enters the block is another layer's own value
+            change["residual"] = "current"
     if spec.shared_weights and i < 2:
         change["synapse"] = "functional"
     if i == 0 or (spec.branch and i == len(spec.layers) - 1):
         change["membrane_below"] = ""
+        if layer.state_change == "from_below":
+            change["state_change"] = "clone"
     elif layer.membrane_below == "cat" and (spec.conv or spec.shared_weights):
         change["membrane_below"] = "add"
     if spec.conv and layer.recurrent:
@@ -278,6 +317,14 @@ def _valid_layer(spec: Spec, layer: Layer, i: int) -> Layer:
 def _valid_neuron(spec: Spec, layer: Layer) -> Layer:
     change: dict[str, Any] = {}
     neuron = layer.neuron
+    if neuron == "Tanh":
+        if spec.hidden_kind == "tanh":
+            return replace(
+                Layer(), neuron="Tanh", synapse=layer.synapse, residual=layer.residual,
+                between=layer.between, recurrent=layer.recurrent, membrane_below=layer.membrane_below,
+                penalty="spikes" if layer.penalty else "",
+            )  # fmt: skip
+        neuron = "Leaky"
     if spec.conv and neuron in ("SLSTM", *RECURRENT):
         neuron = "SConv2dLSTM"
     if not spec.conv and neuron == "SConv2dLSTM":
@@ -288,6 +335,10 @@ def _valid_neuron(spec: Spec, layer: Layer) -> Layer:
     # Lapicque makes its resistance from a learned beta once, with a graph that one pass frees.
     if neuron in ("SLSTM", "SConv2dLSTM", "Lapicque") and layer.learns:
         change["learns"] = "threshold"
+    elif layer.learns == "graded" and neuron not in ("Leaky", "RefractoryLeaky"):
+        change["learns"] = "both"
+    if spec.conv or neuron in ("SLSTM", "DeltaLeaky"):
+        change["inhibition"] = False
     if neuron == "Alpha":
         change["reset"] = "zero" if layer.reset == "subtract" else layer.reset
     if neuron == "DeltaLeaky":
@@ -309,6 +360,8 @@ def _valid_output(spec: Spec) -> Layer:
     if layer.neuron == "SConv2dLSTM":
         layer = replace(layer, neuron="Leaky")
     layer = replace(layer, recurrent="", membrane_below="", penalty="")
+    if layer.state_change == "from_below":
+        layer = replace(layer, state_change="clone")
     if spec.readout == "block":
         layer = replace(layer, call="module", state_change="")
         if layer.states in ("explicit", "keyword"):
@@ -330,12 +383,17 @@ def neuron(layer: Layer, width: int, conv: bool) -> nn.Module:
         "spike_grad": _surrogate(layer.surrogate),
         "init_hidden": inside,
         "output": inside and layer.states == "returned",
+        "inhibition": layer.inhibition,
         "reset_mechanism": layer.reset,
         "threshold": 0.6,
         "learn_threshold": layer.learns in ("threshold", "both"),
     }
     kind = layer.neuron
     learned = {"learn_beta": layer.learns in ("beta", "both")}
+    if kind == "Tanh":
+        return nn.Tanh()
+    if layer.learns == "graded":
+        options["learn_graded_spikes_factor"] = True
     if kind == "SConv2dLSTM":
         return snn.SConv2dLSTM(CHANNELS, CHANNELS, 3, **{**options, "threshold": 0.1})
     if kind == "SLSTM":
@@ -384,14 +442,27 @@ class Squeezed(nn.Linear):
 
 
 class Block(nn.Module):
-    """A linear layer and its neuron as one module."""
+    """Weights and their neuron as one module, or a neuron in a module of its own."""
 
-    def __init__(self, n_in: int, n_out: int, layer: Layer) -> None:
+    def __init__(self, weights: nn.Module | None, lif: nn.Module) -> None:
         super().__init__()
-        self.fc, self.lif = nn.Linear(n_in, n_out), neuron(layer, n_out, False)
+        self.fc, self.lif = weights, lif
 
     def forward(self, x: Tensor) -> Any:
-        return self.lif(self.fc(x))
+        return self.lif(x if self.fc is None else self.fc(x))
+
+
+class Softened(torch.autograd.Function):
+    """A function of the user's own, with an argument that is no tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.sign() * factor
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.factor * grads[0], None
 
 
 class Network(nn.Module):
@@ -402,14 +473,14 @@ class Network(nn.Module):
         self.spec = spec
         for i, layer in enumerate(spec.layers):
             self._add_hidden(i, layer)
-        self.n_features = CHANNELS * SIDE * SIDE if spec.conv else WIDTH
+        side = SIDE // 2 if spec.pool else SIDE
+        self.n_features = CHANNELS * side * side if spec.conv else WIDTH
         n_in = self.n_features * (2 if spec.branch == "cat" else 1)
         self._add_readout(n_in)
         if spec.plain_head:
             self.head = nn.Linear(self.n_features, 2)
-        self.order = [getattr(self, f"lif{i}") for i in range(len(spec.layers))]
         if spec.listed:  # a plain list, beside the names by which they are registered
-            self.layers_list = self.order
+            self.order = [self.layer(name) for name in self.hidden_names()]
         self.kept: dict[str, list[Tensor]] = {}
         self._make_spike()
         self._freeze()
@@ -430,6 +501,8 @@ class Network(nn.Module):
             if not (self.spec.shared_weights and i == 1):
                 self.register_parameter(f"weight{i}", weight)
             self.register_parameter(f"bias{i}", nn.Parameter(torch.zeros(n)))
+        elif self.spec.hidden_kind == "blocks":
+            setattr(self, f"block{i}", Block(weights, neuron(layer, WIDTH, self.spec.conv)))
         elif layer.synapse == "object":
             setattr(self, f"fc{i}", FromPacket(weights))
         else:
@@ -437,7 +510,8 @@ class Network(nn.Module):
         if layer.synapse == "scaled":
             self.register_parameter(f"scale{i}", nn.Parameter(torch.tensor(1.2)))
         if layer.synapse == "normalised":
-            setattr(self, f"norm{i}", nn.BatchNorm1d(n))
+            kind = nn.BatchNorm2d if self.spec.conv else nn.BatchNorm1d
+            setattr(self, f"norm{i}", kind(n))
         if layer.state_change == "gate":
             self.register_parameter(f"gate{i}", nn.Parameter(torch.tensor(0.9)))
         if layer.between == "scale":
@@ -449,7 +523,10 @@ class Network(nn.Module):
         if layer.recurrent == "top_down":
             setattr(self, f"down{i}", nn.Linear(CLASSES, n, bias=False))
         self._add_initial(f"init{i}", layer, (n, SIDE, SIDE) if self.spec.conv else (n,))
-        setattr(self, f"lif{i}", neuron(layer, WIDTH, self.spec.conv))
+        if self.spec.hidden_kind == "nested":
+            setattr(self, f"stage{i}", Block(None, neuron(layer, WIDTH, self.spec.conv)))
+        elif self.spec.hidden_kind != "blocks":
+            setattr(self, f"lif{i}", neuron(layer, WIDTH, self.spec.conv))
 
     def _add_initial(self, name: str, layer: Layer, shape: tuple[int, ...]) -> None:
         explicit = layer.states in ("explicit", "keyword") and layer.neuron != "DeltaLeaky"
@@ -468,7 +545,7 @@ class Network(nn.Module):
         elif spec.readout == "scalar":
             self.readout = Squeezed(n_in, 1)
         elif spec.readout == "block":
-            self.readout = Block(n_in, CLASSES, spec.output)
+            self.readout = Block(nn.Linear(n_in, CLASSES), neuron(spec.output, CLASSES, False))
         elif spec.readout in ("two", "two_neurons"):
             self.policy_fc, self.value_fc = nn.Linear(n_in, CLASSES), nn.Linear(n_in, 1)
             if spec.readout == "two_neurons":
@@ -485,7 +562,7 @@ class Network(nn.Module):
     def _make_spike(self) -> None:
         """Scale weights up, and biases too, so that neurons fire now and then."""
         for name, p in self.named_parameters():
-            if name.startswith("lif") and ("beta" in name or "threshold" in name):
+            if name.endswith(("beta", "threshold", "factor")):
                 continue
             if p.dim() > 1:
                 p.mul_(2.5)
@@ -515,7 +592,7 @@ class Network(nn.Module):
             elif self.spec.hooks == "tensor":
                 module.register_forward_hook(_look_at_gradient)
             if self.spec.recorded == "hooks" and isinstance(module, snn.SpikingNeuron):
-                module.register_forward_hook(self._recorder(name))
+                module.register_forward_hook(self._recorder(name.replace(".", "_")))
 
     def _recorder(self, name: str) -> Any:
         def record(module: nn.Module, args: Any, result: Any) -> None:
@@ -537,15 +614,21 @@ class Network(nn.Module):
 
     def hidden_names(self) -> list[str]:
         """Return the names of the hidden layers."""
-        return [f"lif{i}" for i in range(len(self.spec.layers))]
+        form = {"nested": "stage{}.lif", "blocks": "block{}"}.get(self.spec.hidden_kind, "lif{}")
+        return [form.format(i) for i in range(len(self.spec.layers))]
+
+    def layer(self, name: str) -> Any:
+        """Return a layer by its qualified name."""
+        return self.get_submodule(name)
 
     def arguments(self) -> dict[str, Any]:
         """Return what ``DFA`` has to be told, and no more unless the spec says so."""
         spec, outputs = self.spec, self.output_names()
         given: dict[str, Any] = {}
-        if spec.readout != "neuron" or spec.named:
+        if spec.readout != "neuron" or spec.named or spec.hidden_kind == "blocks":
             given["output"] = outputs[0] if len(outputs) == 1 else outputs
-        if spec.readout in ("linear_neuron", "block") or spec.named:
+        other = spec.hidden_kind in ("blocks", "tanh")
+        if spec.readout in ("linear_neuron", "block") or spec.named or other:
             given["hidden"] = self.hidden_names()
         return given
 
@@ -553,6 +636,8 @@ class Network(nn.Module):
 
     def _synapse(self, i: int, x: Tensor) -> Tensor:
         kind = self.spec.layers[i].synapse
+        if self.spec.hidden_kind == "blocks":
+            return x
         if kind == "functional":
             weight = getattr(
                 self, "weight0" if self.spec.shared_weights and i == 1 else f"weight{i}"
@@ -571,15 +656,15 @@ class Network(nn.Module):
         self, name: str, at: str, layer: Layer, current: Tensor, states: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
         """Call a neuron with its states; return spikes and membrane."""
-        lif = getattr(self, name)
-        call = lif.forward if layer.call == "forward" else lif
-        if layer.states == "hidden":
+        module = self.layer(name)
+        call = module.forward if layer.call == "forward" else module
+        if layer.neuron == "Tanh":
+            spikes = call(current)
+            return spikes, spikes
+        if layer.states in ("hidden", "returned", "kept"):
             result = call(current)
-            spikes = result[0] if layer.neuron == "DeltaLeaky" else result
-            return spikes, self._change_kept(lif, at, layer)
-        if layer.states == "returned":
-            result = call(current)
-            return result[0], self._change_kept(lif, at, layer)
+            spikes = result if isinstance(result, Tensor) else result[0]
+            return spikes, self._change_kept(getattr(module, "lif", module), at, layer)
         names = (("spk",) if layer.neuron in RECURRENT else ()) + STATES[layer.neuron]
         if name not in states:
             states[name] = self._first(layer, names, at, current)
@@ -636,6 +721,8 @@ class Network(nn.Module):
             return mem.detach_()
         if change == "gate":
             return mem * getattr(self, f"gate{at}", 0.9)
+        if change == "from_below":
+            return mem + 0.2 * self.below
         if change == "slice_":
             mem[:, :2].mul_(0.5)
         return mem
@@ -656,6 +743,8 @@ class Network(nn.Module):
             return spikes.mul_((torch.arange(spikes.shape[-1]) % 3 != 1).to(spikes))
         if kind == "tanh":
             return torch.tanh(2 * spikes)
+        if kind == "function":
+            return Softened.apply(spikes, 0.8)
         if kind == "chunks":
             first, second = spikes.split([1, spikes.shape[1] - 1], 1)
             return torch.cat([0.5 * first, second], 1)
@@ -663,8 +752,8 @@ class Network(nn.Module):
 
     def _hidden(self, i: int, x: Tensor, below: Tensor | None, states: dict[str, Any]) -> Tensor:
         """Return a hidden layer's spikes, as they go on."""
-        layer, name = self.spec.layers[i], f"lif{i}"
-        enters = x
+        layer, name = self.spec.layers[i], self.hidden_names()[i]
+        enters, self.below = x, below
         if layer.membrane_below == "add":
             enters = x + 0.5 * below
         elif layer.membrane_below == "cat":
@@ -696,7 +785,9 @@ class Network(nn.Module):
 
     def _with_recurrence(self, i: int, current: Tensor, states: dict[str, Any]) -> Tensor:
         layer = self.spec.layers[i]
-        last = states.get("out.last" if layer.recurrent == "top_down" else f"lif{i}.last")
+        last = states.get(
+            "out.last" if layer.recurrent == "top_down" else f"{self.hidden_names()[i]}.last"
+        )
         if not layer.recurrent or last is None:
             return current
         if layer.recurrent == "top_down":
@@ -705,6 +796,8 @@ class Network(nn.Module):
         return current + (torch.sigmoid(back) * 0.5 if layer.recurrent == "own_gated" else back)
 
     def _keep(self, name: str, value: Tensor) -> None:
+        if self.spec.recorded == "reduced" and not name.startswith("out"):
+            value = (value - 0.1).pow(2).sum()
         self.kept.setdefault(name, []).append(value)
 
     def _step(self, x: Tensor, states: dict[str, Any]) -> None:
@@ -727,13 +820,16 @@ class Network(nn.Module):
                 x += other
         if spec.plain_head:
             at = other if spec.branch else x
-            self._keep(
-                "head", self.head((at if spec.plain_head == "spikes" else self.membrane).flatten(1))
-            )
+            at = at if spec.plain_head == "spikes" else self.membrane
+            at = functional.avg_pool2d(at, 2) if spec.pool else at
+            self._keep("head", self.head(at.flatten(1)))
         self._read(x, first, after_first, states)
 
     def _read(self, x: Tensor, first: Tensor, after_first: Tensor, states: dict[str, Any]) -> None:
         spec = self.spec
+        if spec.pool:
+            pool = functional.avg_pool2d if spec.pool == "avg" else functional.max_pool2d
+            x, first, after_first = (pool(each, 2) for each in (x, first, after_first))
         if spec.readout != "conv":
             x = x.flatten(1)
             if spec.skip_to_readout:
@@ -768,20 +864,18 @@ class Network(nn.Module):
         if self.spec.sees in ("membrane", "both"):
             self._keep(f"out.{prefix}membrane", mem)
         if self.spec.sees == "attribute":
-            self._keep(f"out.{prefix}attribute", getattr(self, name).mem)
+            self._keep(f"out.{prefix}attribute", self.layer(name).mem)
         return spikes
 
     def forward(self, x: Tensor, states: dict[str, Any] | None = None, t: int | None = None) -> Any:
         """Take a sequence, or a step and the states; return the records by name, and the states."""
-        recorded = self.kept if t is not None or self.spec.recorded == "hooks" else {}
-        self.kept = {} if t in (None, 0) else recorded
+        if t in (None, 0):
+            self.kept = {}
         states = {} if states is None else dict(states)
-        if t is None:
-            for self.t, x_t in enumerate(x):
+        for self.t, x_t in enumerate(x) if t is None else [(t, x)]:
+            grad = torch.is_grad_enabled() and not (self.spec.burn_in and self.t == 0)
+            with torch.set_grad_enabled(grad):
                 self._step(x_t, states)
-        else:
-            self.t = t
-            self._step(x, states)
         mine = {k: v for k, v in self.kept.items() if k.startswith("out")}
         rest = {k: v for k, v in self.kept.items() if not k.startswith("out")}
         if t is not None:
@@ -824,35 +918,72 @@ def inputs(spec: Spec, batch: int) -> Tensor:
     return 2 * torch.rand(spec.steps, BATCH, *shape, generator=g)
 
 
-def run(spec: Spec, net: Network, batch: int) -> tuple[dict[str, list[Tensor]], Any]:
-    """Run a batch; return the records by name, a value for each step, and the last states."""
+def run(
+    spec: Spec, net: Network, batch: int, backward: Callable[[list[Tensor]], None] | None = None
+) -> tuple[dict[str, list[Tensor]], Any, list[Tensor]]:
+    """Run a batch; return the records by name, a value for each step, the last states, the losses.
+
+    Args:
+        spec: The program.
+        net: Its network.
+        batch: Which batch.
+        backward: Called with each step's losses where the program goes backward after each step;
+            otherwise the caller goes backward.
+    """
     torch.manual_seed(7 * spec.seed + batch)  # dropout
     _begin(spec, net)
-    x = inputs(spec, batch)
+    x = inputs(spec, batch).requires_grad_(spec.input_grad)
     if spec.loop == "inside":
         values, states = _unpack(net, net(x))
-        records = {k: list(v) for k, v in values.items()}
-    else:
-        records, states = {}, {}
-        for t, x_t in enumerate(x):
-            values, states = _unpack(net, net(x_t, states, t))
-            for k, v in values.items():
-                records.setdefault(k, []).extend(v)
-    if spec.recorded != "returned":
-        records = {**{k: list(v) for k, v in net.kept.items()}, **records}
-    return records, states
+        records = _complete(spec, net, {k: list(v) for k, v in values.items()})
+        return records, states, losses(spec, records)
+    records, states, found = {}, {}, []
+    for t, x_t in enumerate(x):
+        values, states = _unpack(net, net(x_t, states, t))
+        for k, v in values.items():
+            records.setdefault(k, []).extend(v)
+        if spec.backward == "steps":
+            step = _complete(spec, net, {k: list(v) for k, v in values.items()})
+            now = losses(spec, {k: v[-1:] for k, v in step.items()})
+            found += now
+            if backward is not None:
+                backward(now)
+            states = _detached(states)
+            _detach_neurons(net)
+    records = _complete(spec, net, records)
+    return records, states, found or losses(spec, records)
+
+
+def _complete(
+    spec: Spec, net: Network, records: dict[str, list[Tensor]]
+) -> dict[str, list[Tensor]]:
+    """Return what the network returned, and what it kept on itself instead."""
+    return records if spec.recorded == "returned" else {**net.kept, **records}
 
 
 def _begin(spec: Spec, net: Network) -> None:
+    if spec.carry == "detach":
+        _detach_neurons(net)
+        return
     for module in net.modules():
-        if not hasattr(module, "reset_mem"):
-            continue
-        if spec.carry == "reset":
+        if hasattr(module, "reset_mem"):
             module.reset_mem()
-        else:
-            for name, state in list(module.named_buffers(recurse=False)):
-                if state.grad_fn is not None:
+
+
+def _detach_neurons(net: Network) -> None:
+    for module in net.modules():
+        if hasattr(module, "reset_mem"):
+            for name, state in [*module._buffers.items(), *vars(module).items()]:
+                if isinstance(state, Tensor) and state.grad_fn is not None:
                     setattr(module, name, state.detach())
+
+
+def _detached(states: Any) -> Any:
+    if isinstance(states, dict):
+        return {k: _detached(v) for k, v in states.items()}
+    if isinstance(states, tuple):
+        return tuple(_detached(v) for v in states)
+    return states.detach() if isinstance(states, Tensor) else states
 
 
 def _unpack(net: Network, returned: Any) -> tuple[dict[str, Any], Any]:
