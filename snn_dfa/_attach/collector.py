@@ -150,6 +150,7 @@ class Run:
                 _add(total, found)
                 arrived, self.losses = self.losses, None
                 reached += arrived
+            arrived = _merged(arrived)
             sent = core.broadcast(arrived)
             if roots := _roots(arrived + sent):
                 found = gradients(roots, [*self._at, core.leaf], keep=twice)
@@ -160,6 +161,23 @@ class Run:
             for call, _ in reached + sent:
                 call.release()
         return total
+
+
+def _merged(arrivals: Arrivals) -> Arrivals:
+    """Return each call once, with the sums of the gradients that have arrived at its values."""
+    calls: dict[int, tuple[Call, Sequence[Tensor | None]]] = {}
+    for call, grads in arrivals:
+        known = calls.get(id(call))
+        if known is not None:
+            grads = [_sum(a, b) for a, b in zip(known[1], grads, strict=True)]
+        calls[id(call)] = call, grads
+    return list(calls.values())
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
 
 
 def _roots(arrivals: Arrivals) -> list[tuple[Tensor, Tensor]]:
@@ -177,8 +195,7 @@ def _roots(arrivals: Arrivals) -> list[tuple[Tensor, Tensor]]:
 
 def _add(total: list[Tensor | None], more: Iterable[Tensor | None]) -> None:
     for i, (known, new) in enumerate(zip(total, more, strict=False)):
-        if new is not None:
-            total[i] = new if known is None else known + new
+        total[i] = _sum(known, new)
 
 
 def _accumulate(tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:

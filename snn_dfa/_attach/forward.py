@@ -117,7 +117,8 @@ class LayerForward(Forward):
         self._name, self._closed, self._credit, self._states = name, closed, credit, states
         self._own = list(module.parameters())
         self._is_neuron = name in core.layers.neurons
-        self._stores: list[dict[str, Any]] = [module._buffers, vars(module)]  # type: ignore[list-item]
+        holders = [module] if closed else list(module.modules())
+        self._stores: list[dict[str, Any]] = [s for m in holders for s in (m._buffers, vars(m))]  # type: ignore[misc]
 
     @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -53,6 +53,8 @@ def _surroundings() -> Iterator[None]:
             warnings.simplefilter("error")
             # torch says so of a layer whose input asks for no gradient, with DFA of each layer.
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            # The library says so of a plain head that is no output, as it is meant here.
+            warnings.filterwarnings("ignore", message="the loss reads layer")
             yield
     finally:
         torch.set_default_dtype(before)
