@@ -89,6 +89,7 @@ class _Pair:
         self.dfa: Any = None
         self.attached: programs.Network | None = None
         self.fired: dict[str, list[float]] = {}
+        self.grads: dict[str, Tensor | None] = {}
 
     def run(self) -> None:
         spec = self.spec
@@ -96,7 +97,9 @@ class _Pair:
             self.plain = programs.build(spec)
             for name in self.plain.hidden_names():
                 self._count(name)
-            self.oracle = Oracle(self.plain, self.plain.hidden_names(), self.plain.output_names())
+            hidden, outputs = self.plain.hidden_names(), self.plain.output_names()
+            dims = 2 if spec.loop == "sequence" else 1
+            self.oracle = Oracle(self.plain, hidden, outputs, batch_dims=dims)
         for batch in range(spec.batches):
             with _plainly():
                 self.oracle.clear()
@@ -113,10 +116,13 @@ class _Pair:
         return tuple(sum(v) / max(len(v), 1) for v in self.fired.values())
 
     def written(self) -> bool:
-        """Whether a parameter has a gradient that was not there before the batch."""
-        return self.attached is not None and any(
-            p.grad is not None for p in self.attached.parameters()
-        )
+        """Whether a gradient was changed since the last backward pass that went well."""
+        now = self._grads() if self.attached is not None else {}
+        return any(not _same(g, self.grads.get(n)) for n, g in now.items())
+
+    def _grads(self) -> dict[str, Tensor | None]:
+        params = self.attached.named_parameters()
+        return {n: None if p.grad is None else p.grad.clone() for n, p in params}
 
     def _count(self, name: str) -> None:
         """Note how often a layer fires, whatever the program does to its spikes later."""
@@ -145,7 +151,9 @@ class _Pair:
     ) -> None:
         attached = self.attached
         attached.zero_grad(set_to_none=True)
-        records_dfa, states_dfa, losses_dfa = programs.run(self.spec, attached, batch, _backward)
+        self.grads = {}
+        run = programs.run(self.spec, attached, batch, self._each_backward)
+        records_dfa, states_dfa, losses_dfa = run
         _compare_values("recorded", records, records_dfa)
         _compare_values("final state", states, states_dfa)
         buffers = [
@@ -179,8 +187,14 @@ class _Pair:
         if self.spec.backward == "inputs":
             losses[0].backward(inputs=list(learn.values()))
         elif self.spec.backward != "steps":
-            _backward(losses)
+            self._each_backward(losses)
         return {n: p.grad for n, p in params.items()}
+
+    def _each_backward(self, losses: list[Tensor]) -> None:
+        _backward(losses, after=self._note_grads)
+
+    def _note_grads(self) -> None:
+        self.grads = self._grads()
 
     @torch.no_grad()
     def _run_without_grad(self, batch: int) -> None:
@@ -189,10 +203,15 @@ class _Pair:
         self.oracle.clear()
 
 
-def _backward(losses: list[Tensor]) -> None:
+def _backward(losses: list[Tensor], after: Callable[[], None] = lambda: None) -> None:
     losses = [loss for loss in losses if loss.requires_grad]
     for i, loss in enumerate(losses):
         loss.backward(retain_graph=i + 1 < len(losses))
+        after()
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
 @contextmanager
