@@ -69,6 +69,7 @@ class Core:
         self._intervals: list[tuple[int, int, str]] = []  # calls whose insides may come out
         self._warned = False
         self._learning = False  # the call that is going on
+        self._seen: list[tuple[torch.Size, ...]] = []  # shapes for which there is feedback
         self.bind(parameters)
 
     def bind(self, parameters: Sequence[Tensor]) -> None:
@@ -157,7 +158,8 @@ class Core:
 
     def _original(self, layer: str, node: Any, index: int) -> Tensor:
         if node.call.released:
-            stale: Tensor = Stale.apply([torch.zeros(())], self.leaf)
+            lost = torch.zeros((), device=self.leaf.device).expand(node.call.sizes[index])
+            stale: Tensor = Stale.apply([lost], self.leaf)
             return stale
         original: Tensor = node.call.values[index]
         return original if node.call.layer == layer else self.enter(layer, original)
@@ -253,6 +255,15 @@ class Core:
             OutOfStepError: if a layer was not called as often as the output.
         """
         self.now.end(self.layers)
+        if torch.is_grad_enabled() and self._rule is not None and not self.aligned:
+            first = [c[0] for n, c in self.now.calls.items() if n in self.layers.outputs]
+            shapes = [(call.shape, *(c.shape for c in call.below.values() if c.learns)) for call in first]
+            if shapes != self._seen:
+                self._broadcast().require(first)
+                self._seen = shapes
+
+    def _broadcast(self) -> Broadcast:
+        return Broadcast(self.layers, self._rule, self.feedback, self._shapes, self.targets)
 
     # -- what is broadcast -------------------------------------------------------------------------
 
@@ -272,7 +283,7 @@ class Core:
         if self._rule is None:
             return []
         self._refuse_second_output(arrived)
-        return Broadcast(self.layers, self._rule, self.feedback, self._shapes, self.targets)(arrived)
+        return self._broadcast()(arrived)
 
     def _look_at_heads(self) -> None:
         """See which layers the loss reads through weights."""
