@@ -291,6 +291,9 @@ def _valid_network(spec: Spec) -> Spec:
     # torch lets nobody change in place what a module with such a hook returned.
     if spec.hooks == "full_backward" and any(e.residual == "current_" for e in spec.layers):
         change["hooks"] = "look"
+    # The last step of a program has a graph.
+    if spec.burn_in or spec.output.state_change in ("detach", "detach_"):
+        change["steps"] = max(spec.steps, 3)
     if spec.backward == "steps" and spec.loop == "sequence":
         change["backward"] = "once"
     elif spec.backward == "steps":
@@ -359,15 +362,20 @@ def _valid_layer(spec: Spec, layer: Layer, i: int) -> Layer:
         change["membrane_below"] = ""
         if layer.state_change == "from_below":
             change["state_change"] = "clone"
-    elif layer.membrane_below == "cat" and (spec.conv or spec.shared_weights):
+    elif layer.membrane_below == "cat" and (
+        spec.conv or spec.shared_weights or spec.hidden_kind == "blocks"
+    ):
         change["membrane_below"] = "add"
     if spec.conv and layer.recurrent:
         change["recurrent"] = ""
     elif spec.readout not in ("neuron", "linear") and layer.recurrent == "top_down":
         change["recurrent"] = "own"
-    # Saved by the layer's own backward formulas, and so not to be changed in place.
-    if layer.residual == "spikes_" and layer.between in ("relu_",):
+    # A formula's saved result is not to be changed in place.
+    saved = layer.neuron == "Tanh" or (layer.learns == "graded" and not layer.reset_delay)
+    if layer.residual == "spikes_" and (saved or layer.between == "relu_"):
         change["residual"] = "spikes"
+    if saved and layer.between in ("relu_", "slice_", "mask_"):
+        change["between"] = "chunks"
     return replace(layer, **change)
 
 

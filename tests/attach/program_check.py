@@ -70,15 +70,21 @@ def check(spec: Spec, dfa_class: Callable[..., Any] = snn_dfa.DFA) -> Outcome:
         except _Plain as error:
             cause = error.__cause__
             return Outcome(INVALID, f"{type(cause).__name__}: {cause}")
-        except _Different as error:
-            return Outcome(WRONG, str(error), pair.rates())
-        except snn_dfa.DFAError as error:
-            if pair.written():
-                return Outcome(WRONG, f"refused after .grad was written: {error}", pair.rates())
-            return Outcome(REFUSED, f"{type(error).__name__}: {error}", pair.rates())
         except Exception as error:
-            return Outcome(CRASHED, f"{type(error).__name__}: {error}", pair.rates())
+            if (plain := pair.plain_fails()) is not None:
+                return Outcome(INVALID, f"{type(plain).__name__}: {plain}")
+            return Outcome(*_kind(error, pair.written()), pair.rates())
         return Outcome(EQUAL, "", pair.rates())
+
+
+def _kind(error: Exception, written: bool) -> tuple[str, str]:
+    """Return the outcome of an error, and what is said of it."""
+    if isinstance(error, _Different):
+        return WRONG, str(error)
+    said = f"{type(error).__name__}: {error}"
+    if not isinstance(error, snn_dfa.DFAError):
+        return CRASHED, said
+    return (WRONG, f"refused after .grad was written: {error}") if written else (REFUSED, said)
 
 
 class _Pair:
@@ -88,6 +94,8 @@ class _Pair:
         self.spec, self.dfa_class = spec, dfa_class
         self.dfa: Any = None
         self.attached: programs.Network | None = None
+        self.losses: list[Tensor] = []
+        self.trained = False  # whether the plain program has gone backward in this batch
         self.fired: dict[str, list[float]] = {}
         self.grads: dict[str, Tensor | None] = {}
 
@@ -106,6 +114,7 @@ class _Pair:
                 records, states, losses = programs.run(spec, self.plain, batch)
                 if not any(loss.requires_grad for loss in losses):
                     raise ValueError("the loss has no graph")
+            self.losses, self.trained = losses, False
             if self.dfa is None:
                 self._attach()
             self._compare_batch(batch, records, states, losses)
@@ -119,6 +128,15 @@ class _Pair:
         """Whether a gradient was changed since the last backward pass that went well."""
         now = self._grads() if self.attached is not None else {}
         return any(not _same(g, self.grads.get(n)) for n, g in now.items())
+
+    def plain_fails(self) -> Exception | None:
+        """Go backward in the plain program's last batch, if that is not done; return its error."""
+        try:
+            if not self.trained:
+                _backward(self.losses)
+        except Exception as error:
+            return error
+        return None
 
     def _grads(self) -> dict[str, Tensor | None]:
         params = self.attached.named_parameters()
@@ -174,6 +192,7 @@ class _Pair:
             total = sum(losses[1:], losses[0])
             expected = self.oracle.gradients(total, feedback)
             # Last, as it frees the graph: the plain program trains, too.
+            self.trained = True
             _backward(losses)
         _compare_gradients(batch, expected, found)
 
