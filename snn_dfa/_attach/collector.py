@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd import Variable
 
 from snn_dfa._attach.calls import Call
 from snn_dfa._attach.functions import Deliver, Emit, Gather, gradients, second_time
@@ -46,6 +47,7 @@ class Collector:
         self.gather: Tensor = Gather.apply(me, core.leaf)
         self.bridged = False  # a part of the graph is passed by itself, and then with the rest
         self._task, self._partial = -1, False
+        self._silenced: list[tuple[dict[int, Any], dict[int, Any]]] = []
         self._replays: list[tuple[Tensor, Tensor]] = []
         self._arrived: Arrivals = []
         self._results: Sequence[Tensor | None] | None = None  # `()` once they are handed out
@@ -93,7 +95,8 @@ class Collector:
             values, grads = zip(*replays, strict=True)
             torch.autograd.backward(values, grads, retain_graph=keep)
         own = len(self.parameters)
-        _accumulate(others, results[own:])
+        if not self._partial:
+            _accumulate(others, results[own:])
         if any(call.linked for call, _ in arrived):
             self._results = results[:own]
         else:
@@ -112,7 +115,25 @@ class Collector:
             finally:
                 self._partial = False
         results, self._results = self._results, ()
-        return results or nothing
+        results = results or nothing
+        self._silence([p for p, g in zip(self.parameters, results, strict=True) if g is None])
+        return results
+
+    def _silence(self, parameters: Iterable[Tensor]) -> None:
+        """Let autograd call no hook of parameters that get no gradient, until its pass has ended."""
+        self.restore()
+        hooks = (p._backward_hooks for p in parameters)
+        self._silenced = [(h, dict(h)) for h in hooks if h]
+        if self._silenced:
+            for known, _ in self._silenced:
+                known.clear()
+            Variable._execution_engine.queue_callback(self.restore)
+
+    def restore(self) -> None:
+        """Put hooks back."""
+        for known, were in self._silenced:
+            known.update(were)
+        self._silenced = []
 
 
 class Run:

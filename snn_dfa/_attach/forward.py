@@ -139,7 +139,8 @@ class LayerForward(Forward):
 
     def _call(self, args: Any, kwargs: Any) -> Any:
         core, name, module = self.core, self._name, self.module
-        core.call(name, any([p.requires_grad for p in self._own]))
+        learns = any([p.requires_grad for p in self._own])
+        core.call(name, learns=learns, closed=self._closed)
 
         def enter(t: Tensor) -> Tensor:
             return core.enter(name, t) if t.requires_grad else t
@@ -267,9 +268,7 @@ class NetworkForward(Forward):
                 feedback.learn()
         since = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
         if learns:
-            parameters = self._parameters()
-            if [*map(id, parameters)] != [*map(id, core.collector.parameters)]:
-                core.bind(parameters)
+            core.bind(self._parameters())
             args, kwargs = map_tensors(self._enter, args), map_tensors(self._enter, kwargs)
         before = core.begin(repeats=again)
         try:
