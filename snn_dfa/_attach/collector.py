@@ -13,11 +13,11 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Variable
 
 from snn_dfa._attach.calls import Call
-from snn_dfa._attach.functions import Deliver, Emit, Gather, gradients, second_time
+from snn_dfa._attach.functions import Deliver, Emit, Gather, accumulate, gradients, second_time
 from snn_dfa.errors import BackwardError
 
 if TYPE_CHECKING:
@@ -87,7 +87,10 @@ class Collector:
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         others = self.core.others(self)
         arrived, self._arrived = self._arrived, []
-        results = Run(self.core, [*self.parameters, *others]).gradients(
+        # Parameters that come and go, as those of a network in shards, are accumulated where they
+        # are, inside the pass, since hooks around it count on that.
+        inside = [] if self._partial else [t for t in others if isinstance(t, nn.Parameter)]
+        results = Run(self.core, [*self.parameters, *others], inside).gradients(
             arrived, keep=keep, twice=keep or self.bridged
         )
         replays, self._replays = self._replays, []
@@ -142,10 +145,11 @@ class Run:
     Args:
         core: The attachment, of which this is what runs now.
         at: The leaves whose gradients are wanted.
+        inside: Those among them at which layers' gradients are accumulated in the pass itself.
     """
 
-    def __init__(self, core: Core, at: Sequence[Tensor]) -> None:
-        self._core, self._at = core, at
+    def __init__(self, core: Core, at: Sequence[Tensor], inside: Sequence[Tensor]) -> None:
+        self._core, self._at, self._inside = core, at, inside
         #: What the loss gives at ports, while that is asked; ``None`` in a layer's own graph.
         self.losses: Arrivals | None = None
 
@@ -174,8 +178,12 @@ class Run:
             arrived = _merged(arrived)
             sent = core.broadcast(arrived)
             if roots := _roots(arrived + sent):
-                found = gradients(roots, [*self._at, core.leaf], keep=twice)
-                _add(total, found)
+                inside = {id(t) for t in self._inside}
+                at = [core.leaf if id(t) in inside else t for t in self._at]
+                found = gradients(roots, [*at, core.leaf], keep=twice or bool(inside))
+                _add(total, [None if id(t) in inside else g for t, g in zip(self._at, found, strict=False)])
+                if inside:
+                    accumulate(roots, self._inside, keep=twice)
         finally:
             core.running = None
         if not keep:

@@ -75,6 +75,11 @@ class Core:
         self.collector: Collector
         self.bind(parameters)
 
+    @property
+    def sends_nothing(self) -> bool:
+        """Whether the rule is that only the output block learns."""
+        return self._rule is None and not self.aligned
+
     def bind(self, parameters: Sequence[Tensor]) -> None:
         """Take note of the parameters that want a gradient, where they are others than before."""
         kinds = [(id(p), p.dtype, p.device) for p in parameters]

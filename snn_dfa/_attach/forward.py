@@ -22,7 +22,7 @@ from snn_dfa._attach.core import Core
 from snn_dfa._attach.functions import in_backward
 from snn_dfa._attach.graph import PORT, functional_weights
 from snn_dfa._attach.tensors import map_tensors
-from snn_dfa._distributed import States
+from snn_dfa._distributed import States, runs_distributed
 
 __all__ = ["Credit", "LayerForward", "NetworkForward", "is_attached", "parameters_of"]
 
@@ -268,6 +268,8 @@ class NetworkForward(Forward):
                 feedback.learn()
         since = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
         if learns:
+            if core.sends_nothing and runs_distributed():
+                raise messages.shallow_distributed()
             core.bind(self._parameters())
             args, kwargs = map_tensors(self._enter, args), map_tensors(self._enter, kwargs)
         before = core.begin(repeats=again)
