@@ -14,7 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from snn_dfa._distributed import mean_over_ranks, ranks
 from snn_dfa.experiments.settings import UsageError
 
-__all__ = ["first_alone", "is_first", "joined", "my_part", "ranks", "share", "share_sums"]
+__all__ = [
+    "all_reduce_gradients", "first_alone", "is_rank_zero", "joined", "local_slice", "ranks",
+    "share_sums",
+]  # fmt: skip
 
 
 def _number(name: str, default: int) -> int:
@@ -29,7 +32,7 @@ def _rank() -> int:
     return _number("RANK", 0) if _number("WORLD_SIZE", 1) > 1 else 0
 
 
-def is_first() -> bool:
+def is_rank_zero() -> bool:
     """Whether this is the process that writes files and speaks."""
     return _rank() == 0
 
@@ -63,19 +66,19 @@ def joined() -> Iterator[None]:
 @contextmanager
 def first_alone() -> Iterator[None]:
     """Let the first process go ahead, as where something may have to be downloaded."""
-    if not is_first():
+    if not is_rank_zero():
         dist.barrier()
     yield
-    if is_first() and ranks() > 1:
+    if is_rank_zero() and ranks() > 1:
         dist.barrier()
 
 
-def my_part() -> slice:
+def local_slice() -> slice:
     """Return which samples of a batch are this process's."""
     return slice(_rank(), None, ranks())
 
 
-def share(net: nn.Module) -> None:
+def all_reduce_gradients(net: nn.Module) -> None:
     """Give gradients and the statistics of normalisation their means over all processes."""
     if ranks() == 1:
         return
