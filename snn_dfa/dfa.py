@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from types import MappingProxyType
@@ -13,20 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from snn_dfa import _alignment, _traces
-from snn_dfa._assembly import assemble
-from snn_dfa._bank import FeedbackBank
-from snn_dfa._credit import check_choices, credits_at_current
-from snn_dfa._discover import find_layers
-from snn_dfa._hooks import after_steps
-from snn_dfa._kinds import PRODUCT, check_names
-from snn_dfa._refusals import refuse_leader
-from snn_dfa._synapses import synapses
-from snn_dfa._ways import Ways
+from snn_dfa._attach import feedback_alignment, trace
+from snn_dfa._attach.assemble import assemble
+from snn_dfa._attach.hooks import after_steps
+from snn_dfa._attach.layers import Reference, find_layers
+from snn_dfa._attach.local_gradient import check_choices
+from snn_dfa._attach.paths import Paths
+from snn_dfa._attach.weights import synapses
 from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback import Feedback
+from snn_dfa.feedback.base import FeedbackWeights
+from snn_dfa.feedback.make import check_names, learned, load, make, type_of
 
 __all__ = ["DFA"]
+
+_SINGLE = torch.zeros((), dtype=torch.float32, device="cpu")
 
 
 class DFA:
@@ -41,7 +41,8 @@ class DFA:
     Args:
         net: Any network of snnTorch neurons; the loop over time may be around it or inside.
         output: Name or module of the output layer, where it is not the spiking neuron that is
-            called last; may be a plain readout such as ``nn.Linear``.
+            called last; may be a plain readout such as ``nn.Linear``. Or a list of several: their
+            errors are set side by side, so that each has its own rows of B.
         hidden: Names or modules of the hidden layers, where they are not all other
             ``snntorch.SpikingNeuron``.
         rule: What is broadcast. ``"error"``: e. ``"sign"``: its sign (sDFA). ``"target"``: the
@@ -107,8 +108,8 @@ class DFA:
         self,
         net: nn.Module,
         *,
-        output: str | nn.Module | None = None,
-        hidden: Iterable[str | nn.Module] | None = None,
+        output: Reference | Sequence[Reference] | None = None,
+        hidden: Reference | Iterable[Reference] | None = None,
         rule: str = "error",
         feedback: Feedback = "gaussian",
         scale: float = 1.0,
@@ -117,28 +118,33 @@ class DFA:
         seed: int = 0,
     ) -> None:
         check_choices(rule, credit, derivative)
-        layers = find_layers(net, output, hidden)
-        weights = _alignment.check(net) if rule == "fa" else {}
+        layers, modules = find_layers(net, output, hidden)
+        weights = feedback_alignment.check(net) if rule == "fa" else {}
         if credit == "trace":
-            _traces.check(net, layers, rule)
+            trace.check(net, modules, layers.outputs, rule)
         if isinstance(feedback, Mapping):
-            check_names(feedback, list(weights) or layers.may_be_hidden, "feedback")
-        ways = Ways(net, layers)
-        own = _alignment.OwnWeight(weights)
-        self._bank = FeedbackBank(feedback, scale, seed, own if weights else ways)
+            known = list(weights) or [n for n in layers.names if n not in layers.outputs]
+            check_names(feedback, known, "feedback")
+        paths = Paths(net, layers)
+        own = feedback_alignment.OwnWeight(weights)
+        matrices = make(feedback, scale, seed, own if weights else paths)
         if weights:
-            _alignment.check_feedback(self._bank.kind)
-        at_current = credits_at_current(layers, derivative) if credit == "current" else {}
+            feedback_alignment.check_feedback(type(matrices), matrices.type_name)
         self._net = net
-        self._names = list(weights) or list(layers.modules)
+        self._names = list(weights) or list(modules)
         self._options: dict[str, Any] = {"rule": rule, "credit": credit, "derivative": derivative}
         # What hidden= gave, by name, so that a copy or an unpickled DFA can be attached alike.
-        self._named_hidden = None if hidden is None else layers.hidden
+        self._named_hidden = layers.hidden if layers.named else None
         self._attached = True
         self._unfollow: Callable[[], None] = lambda: None
-        self._wiring, self._parts = assemble(
-            net, layers, weights, self._bank, rule, at_current, ways, traced=credit == "trace"
-        )
+        self._core, self._parts = assemble(
+            net, layers, modules, matrices, paths, weights,
+            rule=rule, credit=credit, derivative=derivative,
+        )  # fmt: skip
+
+    @property
+    def _feedback(self) -> FeedbackWeights:
+        return self._core.feedback
 
     @property
     def net(self) -> nn.Module:
@@ -146,14 +152,15 @@ class DFA:
         return self._net
 
     @property
-    def output(self) -> str | None:
-        """Name of the output layer; ``None`` until the first forward pass has shown which it is."""
-        return self._wiring.layers.output
+    def output(self) -> str | tuple[str, ...] | None:
+        """Name of the output layer, or of several; ``None`` until a forward pass has shown it."""
+        outputs = self._core.layers.outputs
+        return outputs if len(outputs) > 1 else next(iter(outputs), None)
 
     @property
     def hidden(self) -> tuple[str, ...]:
         """Names of the hidden layers; empty until the output is known."""
-        return tuple(self._wiring.layers.hidden)
+        return tuple(self._core.layers.hidden)
 
     @property
     def feedback(self) -> Mapping[str, Tensor]:
@@ -163,14 +170,14 @@ class DFA:
         and one that is a product, is there once a forward pass has shown the layers' shapes.
         """
         tensors = chain(self._net.parameters(), self._net.buffers())
-        like = next((t for t in tensors if t.is_floating_point()), torch.zeros(()))
-        names = [n for n in self._names if n in self._bank.known()]
-        return MappingProxyType({name: self._bank.moved(name, like) for name in names})
+        like = next((t for t in tensors if t.is_floating_point()), _SINGLE)
+        names = [n for n in self._names if n in self._feedback.known()]
+        return MappingProxyType({name: self._feedback.matrix(name, like) for name in names})
 
     @property
     def sites(self) -> Mapping[str, tuple[int, ...]]:
         r"""Layer name to the shape [C, \*S] of its feedback, in order of calls; at first empty."""
-        return MappingProxyType(self._bank.sites)
+        return MappingProxyType(self._feedback.shapes)
 
     @property
     def feedback_lr(self) -> float:
@@ -179,13 +186,13 @@ class DFA:
         Raises:
             FeedbackError: if the feedback is fixed, or the rate below zero.
         """
-        return self._bank.learning().lr
+        return learned(self._feedback).feedback_optimizer.lr
 
     @feedback_lr.setter
     def feedback_lr(self, lr: float) -> None:
         if not lr >= 0:
             raise FeedbackError(f"feedback_lr: expected zero or more, got {lr}")
-        self._bank.learning().lr = lr
+        learned(self._feedback).feedback_optimizer.lr = lr
 
     def follow(self, optimizer: Optimizer) -> None:
         """Let feedback that learns take a step whenever this optimiser takes one, and only then.
@@ -198,11 +205,9 @@ class DFA:
         Raises:
             FeedbackError: if the feedback is fixed, or the optimiser is none that it can follow.
         """
-        self._bank.learning()
-        refuse_leader(optimizer, self._net if self._bank.kind == PRODUCT else None)
+        learned(self._feedback).follow(optimizer, self._net.parameters())
         self._unfollow()
-        self._bank.leader = weakref.ref(optimizer)
-        self._unfollow = after_steps(optimizer, self._bank.learn)
+        self._unfollow = after_steps(optimizer, lambda stepped: self._feedback.learn(stepped))
 
     def remove(self) -> None:
         """Take everything off: the network is the plain snnTorch network that it was."""
@@ -218,16 +223,11 @@ class DFA:
         It acts on the forward passes inside the block: a graph keeps the kind that it was built
         with.
         """
-        before = self._wiring.active
-        self._activate(False)
+        before, self._core.active = self._core.active, False
         try:
             yield
         finally:
-            self._activate(before)
-
-    def _activate(self, active: bool) -> None:
-        for part in self._parts:
-            part.active = active
+            self._core.active = before
 
     @contextmanager
     def targets(self, y: Tensor) -> Iterator[None]:
@@ -249,11 +249,11 @@ class DFA:
             >>> with dfa.targets(y):
             ...     nn.functional.cross_entropy(spk.sum(0), y).backward()
         """
-        before, self._wiring.targets = self._wiring.targets, y
+        before, self._core.targets = self._core.targets, y
         try:
             yield
         finally:
-            self._wiring.targets = before
+            self._core.targets = before
 
     def __enter__(self) -> DFA:
         return self
@@ -263,7 +263,7 @@ class DFA:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the feedback, tensors and plain values, to be saved beside the network's state."""
-        return self._bank.state_dict()
+        return self._feedback.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a saved feedback.
@@ -271,25 +271,24 @@ class DFA:
         Raises:
             FeedbackError: if it is of another network; nothing is changed then.
         """
-        fa, kind = self._options["rule"] == "fa", state.get("kind", "")
+        fa, feedback = self._options["rule"] == "fa", type_of(state)
         if fa:
-            _alignment.check_feedback(kind)
-        own = [n for n in self._names if n != self.output]
-        known = list(synapses(self._net)) if fa or kind == PRODUCT else own
-        check_names(state.get("matrices", {}), known, "state_dict")
-        self._bank.load_state_dict(state)
+            feedback_alignment.check_feedback(feedback, state["kind"])
+        own = [n for n in self._names if n not in self._core.layers.outputs]
+        known = list(synapses(self._net)) if fa or feedback.by_weight else own
+        check_names(state["matrices"], known, "state_dict")
+        self._core.feedback = load(state, self._feedback)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle the network with it, and attach anew to that."""
-        options = {**self._options, "output": self.output, "hidden": self._named_hidden}
-        if self._bank.kind == "function":
-            options["feedback"] = self._bank.draw
+        options = {**self._options, "output": list(self._core.layers.outputs) or None,
+                   "hidden": self._named_hidden, "feedback": self._feedback.argument}  # fmt: skip
         return _rebuild, (self._net, options, self.state_dict(), self._attached)
 
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={v!r}" for k, v in self._options.items() if v is not None)
         state = f"output={self.output!r}, hidden={self.hidden}" if self._attached else "removed"
-        return f"DFA({options}, feedback={self._bank.kind!r}, {state})"
+        return f"DFA({options}, feedback={self._feedback.type_name!r}, {state})"
 
 
 def _rebuild(net: nn.Module, options: dict[str, Any], state: dict[str, Any], attached: bool) -> DFA:

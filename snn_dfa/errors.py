@@ -2,6 +2,7 @@
 
 __all__ = [
     "AttachError",
+    "BackwardError",
     "DFAError",
     "ExportError",
     "FeedbackError",
@@ -18,6 +19,10 @@ class DFAError(Exception):
 
 class AttachError(DFAError, ValueError):
     """The network, or an argument about it, cannot be used; nothing was changed."""
+
+
+class BackwardError(DFAError, RuntimeError):
+    """A part of the graph that a gradient needs was used up by an earlier backward pass."""
 
 
 class ExportError(DFAError, ValueError):

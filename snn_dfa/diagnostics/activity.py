@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from snn_dfa._discover import batch_dims, spiking_layers
-from snn_dfa._hooks import place
+from snn_dfa._attach.layers import spiking_layers, takes_sequences
+from snn_dfa._attach.hooks import place
 
 __all__ = ["Activity", "ActivityWarning", "activity", "complaints", "warn"]
 
@@ -70,7 +70,7 @@ def activity(net: nn.Module) -> Iterator[dict[str, Activity]]:
 
     def count(name: str, module: nn.Module, output: Any) -> None:
         spk = (output[0] if isinstance(output, (tuple, list)) else output).detach()
-        dims = batch_dims(module, spk)
+        dims = min(2 if takes_sequences(module) else 1, spk.dim() - 1)
         flat = spk.reshape(spk.shape[:dims].numel(), -1)
         counts[name] = counts.get(name, 0) + flat.ne(0).sum(0)
         rows[name] = rows.get(name, 0) + len(flat)

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from snn_dfa._synapses import synapses
+from snn_dfa._attach.weights import synapses
 from snn_dfa.dfa import DFA
 from snn_dfa.errors import FeedbackError
 
@@ -72,10 +72,7 @@ def gradient_angles(
     for paused in (False, True):
         twin = copy.deepcopy(dfa, _without_graphs(dfa.net))
         twin.net.zero_grad()
-        if dfa._bank.led or not twin._bank.gathers:
-            twin._bank.leader = lambda: True  # which takes no step
-        if twin._bank.learner is not None:
-            twin._bank.learner.over_ranks = False  # the copy is in this process alone
+        twin._feedback.measure_like(dfa._feedback)
         given = nullcontext() if targets is None else twin.targets(targets)
         with torch.random.fork_rng(devices=cuda), twin.paused() if paused else nullcontext(), given:
             torch.autograd.backward(loss(twin.net))
@@ -125,7 +122,7 @@ def feedback_angles(dfa: DFA) -> dict[str, float]:
     found = {}
     for name, matrix in dfa.feedback.items():
         try:
-            wanted = dfa._bank.stands_for(name)
+            wanted = dfa._feedback.target_weights(name)
         except FeedbackError:
             continue
         found[name] = _rounded(angle(matrix.expand(wanted.shape), wanted))
@@ -164,9 +161,9 @@ def projected_errors(dfa: DFA, sums: Sums | None = None) -> Iterator[dict[str, f
         square, count = so_far.get(name, (torch.zeros((), device=error.device), 0))
         so_far[name] = (square + error.float().square().sum(), count + error.numel())
 
-    dfa._bank.observer = note
+    dfa._feedback.observer = note
     try:
         yield sent
     finally:
-        dfa._bank.observer = None
+        dfa._feedback.observer = None
     sent.update({name: math.sqrt(s.item() / count) for name, (s, count) in so_far.items()})

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TextIO
 import torch
 from tqdm import tqdm
 
-from snn_dfa._version import __version__
+from snn_dfa import __version__
 from snn_dfa.experiments.arguments import layers, numbers, one_or_more, rule, rules, seconds
 from snn_dfa.experiments.data import SHOWN, Splits, load
 from snn_dfa.experiments.files import Checkpoint, load_checkpoint, make_folder, refuse_overwrite

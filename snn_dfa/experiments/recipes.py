@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any
 
-from snn_dfa._kinds import KOLEN_POLLACK, PRODUCT
 from snn_dfa.experiments.settings import Settings, option, shown
 
 __all__ = [
@@ -205,8 +204,8 @@ def fitted(
     fitting: dict[str, Any] = {"epochs": epochs_for(name, settings, samples)}
     if image[1] == 1:
         fitting["input_dropout"] = 0.0
-    if settings.is_convolutional and settings.feedback == PRODUCT:
-        fitting["feedback"] = KOLEN_POLLACK
+    if settings.is_convolutional and settings.feedback == "kolen-pollack-product":
+        fitting["feedback"] = "kolen-pollack"
     return replace(settings, **{k: v for k, v in fitting.items() if k not in given})
 
 
@@ -224,6 +223,6 @@ def describe(name: str) -> str:
                 lines[-1] += f"  # or more, to {recipe.least_updates} updates"
             if each.name == "input_dropout" and value:
                 lines[-1] += "  # of images; features of other samples are kept"
-            if value == PRODUCT:
-                lines[-1] += f"  # {KOLEN_POLLACK} with convolutions"
+            if value == "kolen-pollack-product":
+                lines[-1] += "  # kolen-pollack with convolutions"
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, TypeAlias
 
-from snn_dfa._kinds import NAMES, TRANSPOSE, ZHANG
+from snn_dfa.feedback import NAMES
 from snn_dfa.rules import canonical
 
 __all__ = ["Block", "Settings", "UsageError", "option", "shown"]
@@ -228,7 +228,7 @@ class Settings:
             "0 with another feedback than gaussian",
         )  # fmt: skip
         yield (
-            self.feedback in (ZHANG, TRANSPOSE) and convolves, "feedback",
+            self.feedback in ("zhang", "transpose") and convolves, "feedback",
             "gaussian, channelwise or kolen-pollack with convolutions",
         )  # fmt: skip
         yield self.dt > self.tau, "dt", f"at most the {self.tau:g} ms of --tau"

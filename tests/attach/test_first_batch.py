@@ -83,7 +83,7 @@ def test_the_first_batch_is_like_the_others(case, called):
     })()  # fmt: skip
     with DFA(net, output=output, **options) as dfa:
         first, second, third = (gradients(form, x, loss_of) for _ in range(3))
-        assert not dfa._wiring.layers.looking
+        assert not dfa._core.paths.tracing
         hidden = [n for n in dfa.feedback if n not in ("3", "lifa")] if frozen else dfa.feedback
         assert list(dfa.feedback) == list(hidden)
     for name, gradient in second.items():

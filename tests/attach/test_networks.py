@@ -55,15 +55,18 @@ def test_a_second_output_is_refused_by_name_and_may_be_left_to_its_own_loss():
             DFA(net, output=output),
             pytest.raises(AttachError, match="layer 'lif3': expected its spikes"),
         ):
-            net(x)  # fmt: skip
+            one, two = net(x)
+            (one.sum() + two.sum()).backward()
+        assert all(p.grad is None for p in net.parameters())
     with DFA(net, output="lif4", hidden="lif1"):
         one, two = net(x)
-        (one.sum() + two.sum()).backward()
+        with pytest.warns(UserWarning, match="the loss reads layer 'lif1' through 'fc3'"):
+            (one.sum() + two.sum()).backward()
         both = net.fc1.weight.grad.clone()
         assert net.fc3.weight.grad.any()
         net.zero_grad()
         net(x)[1].sum().backward()
-        assert torch.equal(net.fc1.weight.grad, both)  # the other head's error does not come here
+        assert not torch.equal(net.fc1.weight.grad, both)  # the other head is a penalty on lif1
 
 
 class Reused(Net):

@@ -128,7 +128,7 @@ def test_projected_errors(rule):
     def watch(name, sent):
         seen.setdefault(name, []).append(sent.flatten())
 
-    dfa._bank.observer = watch
+    dfa._feedback.observer = watch
     loss(net).backward()
     with projected_errors(dfa) as sent:
         loss(net).backward()

@@ -17,11 +17,10 @@ from problems import N1, N2, C, problem
 from torch import nn
 
 from snn_dfa import DFA, FeedbackError, KolenPollack, feedback, over_time, reset
-from snn_dfa._bank import FeedbackBank
-from snn_dfa._discover import Layers
-from snn_dfa._kinds import NAMES
-from snn_dfa._ways import Ways
-from snn_dfa.feedback import KINDS, channelwise, generator_for, orthogonal, project, sparse
+from snn_dfa._attach.calls import Layers
+from snn_dfa._attach.paths import Paths
+from snn_dfa.feedback import KINDS, NAMES, channelwise, generator_for, orthogonal, project, sparse
+from snn_dfa.feedback.make import make
 from snn_dfa.zhang import zhang_feedback
 
 CREDITS = {"membrane": ref.Neuron, "current": ref.CurrentNeuron, "trace": ref.TraceNeuron}
@@ -132,14 +131,14 @@ def test_shared_keeps_one_matrix_of_the_largest_layer():
     net = dense()
     dfa = DFA(net, feedback="shared")
     run(net)
-    bank = dfa._bank
+    bank = dfa._feedback
     assert {n: m.numel() for n, m in bank.matrices.items()} == {"1": 27, "3": 15, "5": 12}
     assert len(storages(bank.matrices.values())) == 1
     base = bank.matrices["1"].flatten()
     for matrix in bank.matrices.values():
         assert torch.equal(matrix.flatten(), base[: matrix.numel()])
     net.double()
-    moved = [bank.moved(name, torch.zeros((), dtype=torch.float64)) for name in bank.matrices]
+    moved = [bank.matrix(name, torch.zeros((), dtype=torch.float64)) for name in bank.matrices]
     assert len(storages(moved)) == 1
 
     saved = io.BytesIO()
@@ -147,9 +146,9 @@ def test_shared_keeps_one_matrix_of_the_largest_layer():
     saved.seek(0)
     other = DFA(dense(), feedback="shared", seed=7)
     other.load_state_dict(torch.load(saved, weights_only=True))
-    assert len(storages(other._bank.matrices.values())) == 1
+    assert len(storages(other._feedback.matrices.values())) == 1
     for name, matrix in bank.matrices.items():
-        assert torch.equal(other._bank.matrices[name], matrix)
+        assert torch.equal(other._feedback.matrices[name], matrix)
 
 
 def test_shared_feedback_for_no_layer_at_all():
@@ -252,5 +251,6 @@ def test_kinds_that_need_dense_layers_say_so():
 
 def test_the_public_module_names_what_it_has():
     assert set(feedback.KINDS) <= set(NAMES)
-    forward = Ways(nn.Linear(1, 1), Layers({}, None))
-    assert FeedbackBank("gaussian", 1.0, 0, forward).known() == []
+    net = nn.Linear(1, 1)
+    forward = Paths(net, Layers([], set(), set()))
+    assert make("gaussian", 1.0, 0, forward).known() == []

@@ -10,8 +10,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from snn_dfa import DFA, FeedbackError, KolenPollack, KolenPollackProduct, diagnostics
-from snn_dfa._discover import Layers
-from snn_dfa._hooks import after_steps
+from snn_dfa._attach.hooks import after_steps
 
 KINDS = [OPTIONS, KolenPollack(lr=LR, weight_decay=DECAY)]
 
@@ -195,9 +194,3 @@ def test_angles_between_a_backward_pass_and_a_step_are_those_of_the_feedback_as_
     before = angles()
     backward(loop, net, 3)
     assert angles() == before
-
-
-def test_layers_are_cut_at_once_when_it_is_known_what_leads_where():
-    assert [Layers({}, *more).cut for more in ((None,), ("5",), ("5", False, True))] == [
-        False, True, False,
-    ]  # fmt: skip

@@ -10,7 +10,7 @@ from kp_network import DECAY, LR, SIZES, B, T, adamw, backward, batch, loop, net
 from torch import nn
 
 from snn_dfa import DFA, FeedbackError, KolenPollack, over_time, reset
-from snn_dfa.kolen_pollack import Learner, correlation
+from snn_dfa.kolen_pollack import FeedbackOptimizer, correlation
 
 OPTIONS = KolenPollack(lr=LR, weight_decay=DECAY, initial=0.5)
 
@@ -116,12 +116,12 @@ def test_a_saved_state_goes_on_where_it_stopped():
 
 
 def test_a_gradient_that_is_not_finite_is_dropped():
-    learner, matrices = Learner(OPTIONS), {"1": torch.ones(3, 4)}
-    learner.gather("1", torch.full((3, 4), math.inf))
-    assert learner.step(matrices) == []
+    optimizer, matrices = FeedbackOptimizer(OPTIONS), {"1": torch.ones(3, 4)}
+    optimizer.accumulate("1", torch.full((3, 4), math.inf))
+    assert optimizer.step(matrices) == []
     assert torch.equal(matrices["1"], torch.ones(3, 4))
-    learner.gather("1", torch.ones(3, 4))
-    assert learner.step(matrices) == ["1"]
+    optimizer.accumulate("1", torch.ones(3, 4))
+    assert optimizer.step(matrices) == ["1"]
     assert not torch.equal(matrices["1"], torch.ones(3, 4))
 
 

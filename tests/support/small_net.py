@@ -41,4 +41,5 @@ def equal(a, b):
 
 
 def hooks_left(net):
-    return [hook for m in net.modules() for name in HOOKS for hook in getattr(m, name).values()]
+    hooks = [hook for m in net.modules() for name in HOOKS for hook in getattr(m, name).values()]
+    return hooks + [m for m in net.modules() if "forward" in vars(m)]

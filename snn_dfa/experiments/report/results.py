@@ -17,7 +17,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from snn_dfa._version import __version__
+from snn_dfa import __version__
 from snn_dfa.experiments.files import atomic_write
 from snn_dfa.experiments.report.html import render
 from snn_dfa.experiments.settings import Settings

@@ -7,11 +7,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from snn_dfa._kinds import LEARNED, PRODUCT
 from snn_dfa.dfa import DFA
 from snn_dfa.errors import AttachError, FeedbackError
 from snn_dfa.experiments.settings import Settings, UsageError
-from snn_dfa.feedback import Feedback
+from snn_dfa.feedback import LEARNED, Feedback
 from snn_dfa.rules import canonical
 
 __all__ = ["RULES", "attach", "feedback_of", "rule_called"]
@@ -26,8 +25,9 @@ RULES: dict[str, str | None] = {
     "shallow": "shallow",
 }
 
-#: Rules that a product of factors serves in convolutional networks, too: none is sent directly.
-_PRODUCT = ("fa", "shallow")
+_PRODUCT = "kolen-pollack-product"
+#: Rules that send no error directly: a product of factors serves them in convolutional networks.
+_PRODUCT_RULES = ("fa", "shallow")
 
 
 def rule_called(name: str) -> str | None:
@@ -47,10 +47,11 @@ def attach(settings: Settings, rule: str, net: nn.Module) -> DFA | None:
     broadcast = RULES[rule]
     if broadcast is None:
         return None
-    if settings.feedback == PRODUCT and settings.is_convolutional and broadcast not in _PRODUCT:
+    is_product, direct = settings.feedback == _PRODUCT, broadcast not in _PRODUCT_RULES
+    if is_product and direct and settings.is_convolutional:
         raise UsageError(
             f"--feedback: expected gaussian, channelwise or kolen-pollack with convolutions and "
-            f"rule {rule}, got {PRODUCT!r}"
+            f"rule {rule}, got {_PRODUCT!r}"
         )
     *hidden, last = (n for n in net._modules if n.startswith("neuron"))
     at_current = settings.error_at == "current"
@@ -70,7 +71,7 @@ def attach(settings: Settings, rule: str, net: nn.Module) -> DFA | None:
 
 
 def feedback_of(settings: Settings) -> Feedback:
-    """Return a kind, the options of a learned kind, or what draws with a given deviation."""
+    """Return a name, options of feedback that learns, or a function with a given deviation."""
     if settings.feedback in LEARNED:
         return LEARNED[settings.feedback](settings.feedback_lr, settings.feedback_decay)
     if settings.feedback_std:
@@ -79,4 +80,4 @@ def feedback_of(settings: Settings) -> Feedback:
 
 
 def _normal(std: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return std * torch.randn(shape, generator=generator)
+    return std * torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")

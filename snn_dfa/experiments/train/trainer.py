@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snn_dfa._kinds import LEARNED
 from snn_dfa.dfa import DFA
 from snn_dfa.diagnostics import Activity, activity, complaints, projected_errors
 from snn_dfa.experiments.data import Part, Splits
@@ -26,6 +25,7 @@ from snn_dfa.experiments.train.optimization import make_loss, make_optimizer, ma
 from snn_dfa.experiments.train.passes import make_losses
 from snn_dfa.experiments.train.progress import Progress, mask_states, own_masks, refuse_another
 from snn_dfa.experiments.train.statistics import batch_norms, recalibrate_batch_norm
+from snn_dfa.feedback import LEARNED
 from snn_dfa.sequence import over_time
 
 __all__ = ["Trainer"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from types import MethodType
 from typing import Any, TypeAlias
 
 import torch
@@ -11,13 +12,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["after_steps", "is_attached", "place", "sweep_inert"]
+__all__ = ["after_steps", "place", "sweep"]
 
 #: ``before(args, kwargs)`` returns the new ones or ``None``; ``after(output)`` likewise.
 Before: TypeAlias = Callable[[Any, Any], Any]
 After: TypeAlias = Callable[[Any], Any]
-
-_HOOK_DICTS = ("_forward_pre_hooks", "_forward_hooks")
 
 
 def _inert(*_: Any, **__: Any) -> None:
@@ -46,20 +45,13 @@ class _Hook:
         return _make_inert, ()
 
 
-def is_attached(net: nn.Module) -> bool:
-    """Whether a module of the network carries a hook of this library."""
-    return any(
-        isinstance(hook, _Hook)
-        for module in net.modules()
-        for hooks in _HOOK_DICTS
-        for hook in getattr(module, hooks).values()
-    )
-
-
-def sweep_inert(net: nn.Module) -> None:
-    """Take out what the hooks of an attached network left behind in this copy of it."""
+def sweep(net: nn.Module) -> None:
+    """Take out what an attached network left behind in this copy of it."""
     for module in net.modules():
-        for hooks in _HOOK_DICTS:
+        plain = vars(module).get("forward")
+        if isinstance(plain, MethodType) and plain.__func__ is type(module).forward:
+            del module.forward
+        for hooks in ("_forward_pre_hooks", "_forward_hooks"):
             for key in [k for k, hook in getattr(module, hooks).items() if hook is _inert]:
                 del getattr(module, hooks)[key]
                 getattr(module, f"{hooks}_with_kwargs").pop(key, None)

@@ -8,7 +8,7 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 
-from snn_dfa.kolen_pollack import correlation
+from snn_dfa.feedback.apply import correlation
 from snn_dfa.sequence import AtOnce
 
 __all__ = [

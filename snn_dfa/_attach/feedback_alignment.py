@@ -8,16 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snn_dfa._autograd import Detour
-from snn_dfa._bank import FeedbackBank
-from snn_dfa._hooks import place
-from snn_dfa._kinds import Sites
-from snn_dfa._synapses import gradient_at_input, gradient_at_weight, inside_neurons, synapses
+from snn_dfa._attach.core import Core
+from snn_dfa._attach.functions import Detour
+from snn_dfa._attach.hooks import place
+from snn_dfa._attach.weights import (
+    gradient_at_input,
+    gradient_at_weight,
+    inside_neurons,
+    synapses,
+)
 from snn_dfa.errors import AttachError, FeedbackError
+from snn_dfa.feedback.base import FeedbackWeights, Shapes
 
 __all__ = ["Alignment", "OwnWeight", "check", "check_feedback"]
-
-_DIRECT = ("channelwise", "shared", "zhang")
 
 
 def check(net: nn.Module) -> dict[str, nn.Module]:
@@ -40,15 +43,19 @@ def check(net: nn.Module) -> dict[str, nn.Module]:
     return dict(known)
 
 
-def check_feedback(kind: str) -> None:
-    """Refuse feedback that leads from the output to a layer, and so has no weight's shape.
+def check_feedback(feedback: type[FeedbackWeights], name: str) -> None:
+    """Check that feedback of a type can have the shape of a weight.
+
+    Args:
+        feedback: The type.
+        name: Its name.
 
     Raises:
-        FeedbackError: if it is of such a kind.
+        FeedbackError: if it cannot.
     """
-    if kind in _DIRECT:
+    if not feedback.for_weights:
         raise FeedbackError(
-            f"feedback: expected for rule='fa' a kind that has the shape of weights, got {kind!r}; "
+            f"feedback: expected for rule='fa' a kind that has the shape of weights, got {name!r}; "
             f"use 'gaussian'"
         )
 
@@ -59,7 +66,7 @@ class OwnWeight:
     def __init__(self, weights: dict[str, Any]) -> None:
         self._weights = weights
 
-    def names(self, name: str, path: Sites) -> list[str]:
+    def names(self, name: str, path: Shapes) -> list[str]:
         """Return the layer's own name."""
         return [name]
 
@@ -75,9 +82,8 @@ class Alignment:
     The detour is the module's own backward pass, with the feedback in place of its weight.
     """
 
-    def __init__(self, weights: dict[str, nn.Module], bank: FeedbackBank) -> None:
-        self.active = True
-        self._bank = bank
+    def __init__(self, weights: dict[str, nn.Module], core: Core) -> None:
+        self._core = core
         self._inputs: dict[str, Tensor] = {}
         self._handles = []
         for name, module in weights.items():
@@ -93,11 +99,9 @@ class Alignment:
 
     def _before(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._inputs.pop(name, None)
-        if not self.active or not torch.is_grad_enabled():
+        if not self._core.active or not torch.is_grad_enabled():
             return None
         x = args[0] if args else kwargs["input"]
-        if not x.requires_grad:
-            return None
         self._inputs[name] = x
         return (x.detach(),), {}
 
@@ -105,13 +109,17 @@ class Alignment:
         x = self._inputs.pop(name, None)
         if x is None:
             return None
-        self._bank.require({name: tuple(module.weight.shape)})
+        if not x.requires_grad:
+            return Detour.apply(None, output, x)
+        self._core.feedback.require({name: tuple(module.weight.shape)})
 
         def back(error: Tensor, x: Tensor) -> Tensor:
-            if self._bank.gathers:
-                self._bank.learning().gather(name, gradient_at_weight(module, x, error))
-            feedback = self._bank.moved(name, error)
-            at_input = gradient_at_input(module, x, feedback, error).to(x.dtype)
-            return self._bank.sent(name, at_input)
+            feedback = self._core.feedback
+            if feedback.accumulates:
+                feedback.accumulate_gradient(name, gradient_at_weight(module, x, error))
+            matrix = feedback.matrix(name, error)
+            at_input = gradient_at_input(module, x, matrix, error).to(x.dtype)
+            feedback.notify(name, at_input)
+            return at_input
 
         return Detour.apply(back, output, x)

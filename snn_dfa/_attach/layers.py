@@ -1,50 +1,23 @@
-"""Finding a network's spiking layers and its output; every refusal happens here, before a hook."""
+"""Finding a network's layers and its outputs; the errors about arguments are raised here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+
+from typing import TypeAlias
 
 import snntorch as snn
-from torch import Tensor, nn
+from torch import nn
 
-from snn_dfa._hooks import is_attached
+from snn_dfa._attach.calls import Layers
+from snn_dfa._attach.forward import is_attached
 from snn_dfa.errors import AttachError
 from snn_dfa.sequence import Scan
 
-__all__ = ["Layers", "batch_dims", "find_layers", "is_spiking", "spiking_layers"]
+__all__ = ["find_layers", "is_spiking", "spiking_layers", "takes_sequences"]
 
 # They take a whole sequence [T, B, ...] in one call, where the other neurons take a step [B, ...].
 _SEQUENCE_NEURONS = (snn.StateLeaky, snn.AssociativeLeaky, snn.LeakyParallel, Scan)
-
-
-@dataclass
-class Layers:
-    """The layers that take part, by qualified name, in the order in which they are registered.
-
-    ``output`` is ``None`` while it is not known which of them is called last. ``named`` says that
-    the user said which are hidden, ``looking`` that it is being found out what leads where.
-    """
-
-    modules: dict[str, nn.Module]
-    output: str | None
-    named: bool = False
-    looking: bool = False
-
-    @property
-    def cut(self) -> bool:
-        """Whether hidden layers are cut off at once, and not only in the backward pass."""
-        return self.output is not None and not self.looking
-
-    @property
-    def hidden(self) -> list[str]:
-        """Names of all but the output; empty while the output is not known."""
-        return [n for n in self.modules if n != self.output] if self.output is not None else []
-
-    @property
-    def may_be_hidden(self) -> list[str]:
-        """Names of all that are not known to be the output."""
-        return [n for n in self.modules if n != self.output]
 
 
 def is_spiking(module: nn.Module) -> bool:
@@ -58,15 +31,9 @@ def spiking_layers(net: nn.Module) -> dict[str, nn.Module]:
     return {n: m for n, m in net.named_modules() if is_spiking(m) and m not in inside}
 
 
-def batch_dims(module: nn.Module, output: Tensor) -> int:
-    """Return how many leading dimensions of an output layer's result are not features.
-
-    One for a step [B, C], two for a sequence [T, B, C], none for a lone sample [C]. A neuron may
-    have several feature dimensions, a plain readout has one.
-    """
-    if not is_spiking(module):
-        return output.dim() - 1
-    return min(2 if isinstance(module, _SEQUENCE_NEURONS) else 1, output.dim() - 1)
+def takes_sequences(module: nn.Module) -> bool:
+    """Return whether a layer takes a whole sequence [T, B, ...] in one call."""
+    return isinstance(module, _SEQUENCE_NEURONS)
 
 
 def _resolve(
@@ -107,17 +74,30 @@ def _refuse_wrapped(net: nn.Module) -> None:
             )
 
 
+#: What names a layer: its name or itself.
+Reference: TypeAlias = str | nn.Module
+
+
+def _listed(references: Reference | Iterable[Reference] | None) -> list[Reference] | None:
+    if references is None:
+        return None
+    return [references] if isinstance(references, (str, nn.Module)) else list(references)
+
+
 def find_layers(
     net: nn.Module,
-    output: str | nn.Module | None,
-    hidden: Iterable[str | nn.Module] | None,
-) -> Layers:
-    """Find who is hidden and who is the output.
+    output: Reference | Sequence[Reference] | None,
+    hidden: Reference | Iterable[Reference] | None,
+) -> tuple[Layers, dict[str, nn.Module]]:
+    """Find who is hidden and who is an output.
 
     Args:
         net: The network.
-        output: Name or module; ``None`` for the spiking neuron that is called last.
-        hidden: Names or modules; ``None`` for every spiking neuron but the output.
+        output: Name or module, or several; ``None`` for the spiking neuron that is called last.
+        hidden: Names or modules; ``None`` for every spiking neuron but the outputs.
+
+    Returns:
+        The layers, and their modules by name.
 
     Raises:
         AttachError: if a reference is not in the network or nothing is left to be trained.
@@ -130,29 +110,37 @@ def find_layers(
         )
     names = {module: name for name, module in net.named_modules()}
     neurons = spiking_layers(net)
-    if isinstance(hidden, (str, nn.Module)):
-        hidden = [hidden]
-    chosen = None if hidden is None else dict(_resolve(names, h, "hidden") for h in hidden)
+    listed, outputs = _listed(hidden), _listed(output)
+    chosen = None if listed is None else dict(_resolve(names, h, "hidden") for h in listed)
     if not neurons and chosen is None:
         raise AttachError(
             "net: expected at least one snntorch.SpikingNeuron, found none; name the layers with "
-            "hidden= and output="
+            "hidden= and output=; neurons in a plain list are not seen, put them in an "
+            "nn.ModuleList"
         )
-    out = None if output is None else _resolve(names, output, "output")
-    if out is None and chosen is not None:
-        out = _only_neuron_left(neurons, chosen)
+    outs = {} if outputs is None else dict(_resolve(names, o, "output") for o in outputs)
+    if outputs is None and chosen is not None:
+        outs = dict([_only_neuron_left(neurons, chosen)])
     modules = dict(neurons if chosen is None else chosen)
-    if out is not None:
-        if chosen is not None and out[0] in chosen:
-            raise AttachError(f"hidden: {out[0]!r} is the output too; name it once")
-        modules.pop(out[0], None)
-        modules[out[0]] = out[1]
-    if len(modules) < 2:
+    for name, module in outs.items():
+        if chosen is not None and name in chosen:
+            raise AttachError(f"hidden: {name!r} is the output too; name it once")
+        modules.pop(name, None)
+        modules[name] = module
+    if len(modules) < 2 or len(modules) == len(outs):
         raise AttachError(
             f"net: expected an output and at least one hidden spiking layer, found only "
             f"{next(iter(modules))!r}; name others with hidden= and output="
         )
-    return Layers(modules, None if out is None else out[0], named=chosen is not None)
+    layers = Layers(
+        names=list(modules),
+        neurons={n for n, m in modules.items() if is_spiking(m)},
+        sequences={n for n, m in modules.items() if takes_sequences(m)},
+        outputs=tuple(outs),
+        named=chosen is not None,
+        given=bool(outs),
+    )
+    return layers, modules
 
 
 def _only_neuron_left(

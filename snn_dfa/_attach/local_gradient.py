@@ -1,21 +1,21 @@
-"""How an error at a layer's spikes becomes a gradient at its input current, for each neuron."""
+"""The credit `current`: from the error at a layer's spikes to the gradient at its current."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from snn_dfa._autograd import AtCurrent
-from snn_dfa._discover import Layers, is_spiking
+from snn_dfa._attach.functions import AtCurrent, CurrentCredit
+from snn_dfa._attach.layers import is_spiking
 from snn_dfa.errors import AttachError
 from snn_dfa.rules import RULES
 from snn_dfa.sequence import Scan
 from snn_dfa.sequence.scan import credit_at_current
 from snn_dfa.surrogate import derivative_of, recognise
 
-__all__ = ["check_choices", "credits_at_current"]
+__all__ = ["LocalGradient", "check_choices"]
 
 
 _CREDITS = ("current", "membrane", "trace")
@@ -38,18 +38,62 @@ def check_choices(rule: str, credit: str, derivative: Callable[[Tensor], Tensor]
         )
 
 
-def credits_at_current(
-    layers: Layers, derivative: Callable[[Tensor], Tensor] | None
-) -> dict[str, AtCurrent]:
-    """Return, for ``credit="current"``, each layer's map from error and current to gradient.
+class LocalGradient:
+    """Makes a layer's values functions of the current of the same step alone.
+
+    Args:
+        modules: The layers by name.
+        outputs: Those that are outputs.
+        derivative: The slope; ``None`` for that of each neuron's surrogate.
 
     Raises:
         AttachError: if a layer has no slope to give, or parameters that would get no gradient.
     """
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        outputs: Sequence[str],
+        derivative: Callable[[Tensor], Tensor] | None,
+    ) -> None:
+        self._slopes = _slopes(modules, outputs, derivative)
+        self._current: Tensor | None = None
+
+    def cuts(self, name: str) -> bool:
+        """Return whether the layer has a slope; a plain readout keeps its own graph."""
+        return name in self._slopes
+
+    def before(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Note the current."""
+        if name not in self._slopes:
+            return args, kwargs
+        if not args and "input_" in kwargs:  # snnTorch's name for the current
+            kwargs = dict(kwargs)
+            args = (kwargs.pop("input_"),)
+        self._current = args[0]
+        return args, kwargs
+
+    def after(self, name: str, module: nn.Module, values: list[Tensor]) -> list[Tensor]:
+        """Return the values as functions of the current."""
+        current, self._current = self._current, None
+        if current is None or not current.requires_grad:
+            return values
+        alike = [v for v in values if v.shape == values[0].shape]
+        bare = [v.detach() for v in alike]  # the module goes on with its own as they are
+        made = CurrentCredit.apply(self._slopes[name], current, *bare)
+        by_id = {id(old): new for old, new in zip(alike, made, strict=True)}
+        return [by_id.get(id(v), v) for v in values]
+
+
+def _slopes(
+    modules: Mapping[str, nn.Module],
+    outputs: Sequence[str],
+    derivative: Callable[[Tensor], Tensor] | None,
+) -> dict[str, AtCurrent]:
     found = {}
-    for name, module in layers.modules.items():
+    for name, module in modules.items():
         if not is_spiking(module):
-            if name == layers.output:
+            if name in outputs:
                 continue  # a plain readout keeps its own graph
             raise AttachError(
                 f"credit='current': hidden layer {name!r} is a {type(module).__name__}, expected a "

@@ -7,6 +7,7 @@ trace has is known once its output reaches a neuron, which is long before the ba
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from snn_dfa._autograd import Traced, in_backward
-from snn_dfa._discover import Layers, is_spiking, spiking_layers
-from snn_dfa._fences import Fences
-from snn_dfa._hooks import place
-from snn_dfa._synapses import SYNAPSES, gradient_at_weight, inside_neurons, synapses
+from snn_dfa._attach.core import Core
+from snn_dfa._attach.functions import Traced, in_backward
+from snn_dfa._attach.hooks import place
+from snn_dfa._attach.layers import is_spiking, spiking_layers
+from snn_dfa._attach.weights import SYNAPSES, gradient_at_weight, inside_neurons, synapses
 from snn_dfa.eligibility import advance
 from snn_dfa.errors import AttachError
 from snn_dfa.neurons import RefractoryLeaky
@@ -37,7 +38,9 @@ _BETWEEN = (
 )  # fmt: skip
 
 
-def check(net: nn.Module, layers: Layers, rule: str) -> None:
+def check(
+    net: nn.Module, modules: Mapping[str, nn.Module], outputs: Sequence[str], rule: str
+) -> None:
     """Refuse neurons whose past no trace holds, and a rule that needs what is to come.
 
     Raises:
@@ -48,9 +51,9 @@ def check(net: nn.Module, layers: Layers, rule: str) -> None:
             "credit='trace': expected a rule that sends errors straight to each layer, got "
             "rule='fa', which needs the errors of later steps; use credit='membrane'"
         )
-    for name, module in {**layers.modules, **spiking_layers(net)}.items():
+    for name, module in {**modules, **spiking_layers(net)}.items():
         where = f"credit='trace': layer {name!r}"
-        if not is_spiking(module) and name == layers.output:
+        if not is_spiking(module) and name in outputs:
             continue  # a plain readout has no past
         if type(module) not in _NEURONS:
             known = ", ".join(sorted(kind.__name__ for kind in _NEURONS))
@@ -96,19 +99,16 @@ class _Call:
 
 
 class Traces:
-    """Hooks on synapses and, once :meth:`watch_neurons` is called, neurons; traces between steps.
+    """Hooks on synapses, what layers do before and after a call, and traces between steps.
 
     Args:
         net: The network; what :func:`check` has passed.
-        layers: Its spiking layers.
-        fences: What knows where a hidden layer ends.
+        modules: Its layers by name.
+        core: The attachment.
     """
 
-    def __init__(self, net: nn.Module, layers: Layers, fences: Fences) -> None:
-        self.active = True
-        self._fences = fences
-        self._net = net
-        self._layers = layers
+    def __init__(self, net: nn.Module, modules: Mapping[str, nn.Module], core: Core) -> None:
+        self._core = core
         # Also one behind a plain readout: its past is cut like that of the others.
         self._neurons = spiking_layers(net)
         self._inputs: dict[nn.Module, Tensor] = {}
@@ -118,23 +118,20 @@ class Traces:
         # Membranes, kept so that no other tensor has their place in memory.
         self._last: dict[str, Tensor] = {}
         self._handles: list[Any] = []
+        layers = set(modules.values())
         for synapse in synapses(net).values():
-            self._hook(synapse, self._note, partial(self._after_synapse, synapse))
+            if synapse in layers:  # a readout: its values have a port by now
+                self._handles += place(synapse, None, partial(self._after_port, synapse))
+            else:
+                self._hook(synapse, self._note, partial(self._after_synapse, synapse))
         within = inside_neurons(net)
         for module in net.modules():
             if isinstance(module, _BETWEEN) and module not in within:
                 self._hook(module, self._note, partial(self._after_between, module))
-
-    def watch_neurons(self) -> None:
-        """Place the hooks that must run after those that cut and join."""
-        weights = synapses(self._net).values()
-        for output in self._layers.modules.values():
-            if output in weights:  # its result is another tensor once it is joined
-                self._handles += place(output, None, partial(self._after_joined, output))
         for name, neuron in self._neurons.items():
-            self._hook(
-                neuron, partial(self._before_neuron, name), partial(self._after_neuron, name)
-            )
+            if neuron not in layers:
+                before = partial(self._before_neuron, name)
+                self._hook(neuron, before, partial(self._after_neuron, name))
             recurrent = getattr(neuron, "recurrent", None)
             if isinstance(recurrent, SYNAPSES):
                 after = partial(self._after_recurrent, name, neuron, recurrent)
@@ -153,12 +150,12 @@ class Traces:
 
     @property
     def _idle(self) -> bool:
-        return not self.active or not torch.is_grad_enabled()
+        return not self._core.active or not torch.is_grad_enabled()
 
     # -- between layers ----------------------------------------------------------------------------
 
     def _note(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if self.active and in_backward():
+        if self._core.active and in_backward():
             raise AttachError(
                 f"credit='trace': a {type(module).__name__} is called in a backward pass, as "
                 f"activation checkpointing does, which would carry its trace on twice; there is "
@@ -171,13 +168,15 @@ class Traces:
         x = self._inputs.pop(module, None)
         if x is None or not any(p.requires_grad for p in module.parameters()):
             return None
-        below = self._fences.learns(x)
+        below = self._core.learns(x)
         call = _Call(module, x.detach(), torch.ones_like(x[..., :1].flatten()[:1]), below)
         handed = Traced.apply(call.gradients, output.detach(), module.weight, module.bias)
+        if self._core.paths.tracing:
+            handed.grad_fn.below = x.grad_fn
         self._calls[handed] = self._latest[module] = call
         return handed
 
-    def _after_joined(self, module: nn.Module, output: Tensor) -> None:
+    def _after_port(self, module: nn.Module, output: Tensor) -> None:
         if not self._idle and module in self._latest:
             self._calls[output] = self._latest[module]
 
@@ -185,6 +184,31 @@ class Traces:
         x = self._inputs.pop(module, None)
         if x is not None and x in self._calls:
             self._calls[output] = self._calls[x]
+
+    # -- a call of a layer -------------------------------------------------------------------------
+
+    def cuts(self, name: str) -> bool:
+        """Return that layers run with their graph, which ends at their states."""
+        return False
+
+    def before(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Cut a neuron's states and carry its trace on; note a readout's input."""
+        if name in self._neurons:
+            if not args and "input_" in kwargs:  # snnTorch's name for the current
+                kwargs = dict(kwargs)
+                args = (kwargs.pop("input_"),)
+            changed: tuple[Any, Any] = self._before_neuron(name, module, args, kwargs)
+            return changed
+        self._note(module, args, kwargs)
+        return args, kwargs
+
+    def after(self, name: str, module: nn.Module, values: list[Tensor]) -> list[Tensor]:
+        """Note where a neuron is; return a readout's value with the gradient of its trace."""
+        if name in self._neurons:
+            self._after_neuron(name, None)
+            return values
+        handed = self._after_synapse(module, values[0])
+        return values if handed is None else [handed, *values[1:]]
 
     # -- one call of a neuron ----------------------------------------------------------------------
 
@@ -204,7 +228,7 @@ class Traces:
         if self._is_new(name, mem, current):
             for key in [k for k in self._traces if k[0] == name]:
                 del self._traces[key]
-        if self._fences.learns(current):
+        if current in self._calls or self._core.learns(current):
             self._carry(name, neuron, self._call_of(name, current))
         return args, kwargs
 

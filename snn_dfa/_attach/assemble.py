@@ -1,0 +1,94 @@
+"""All parts of one attachment, in the order in which they must be placed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from snn_dfa._attach.calls import Layers
+from snn_dfa._attach.core import Core
+from snn_dfa._attach.feedback_alignment import Alignment
+from snn_dfa._attach.forward import Credit, LayerForward, NetworkForward, parameters_of
+from snn_dfa._attach.hooks import sweep
+from snn_dfa._attach.local_gradient import LocalGradient
+from snn_dfa._attach.paths import Paths
+from snn_dfa._attach.trace import Traces
+from snn_dfa.feedback.base import FeedbackWeights
+from snn_dfa._distributed import States
+from snn_dfa.rules import RULES
+
+__all__ = ["Part", "assemble"]
+
+
+class Part(Protocol):
+    """What can be taken off."""
+
+    def remove(self) -> None:
+        """Take it off."""
+
+
+def assemble(
+    net: nn.Module,
+    layers: Layers,
+    modules: Mapping[str, nn.Module],
+    feedback: FeedbackWeights,
+    paths: Paths,
+    weights: Mapping[str, Any],
+    *,
+    rule: str,
+    credit: str,
+    derivative: Callable[[Tensor], Tensor] | None,
+) -> tuple[Core, list[Part]]:
+    """Attach to a network that has been found fit; return the core, and all that can be removed.
+
+    Args:
+        net: The network.
+        layers: Its layers.
+        modules: Their modules by name.
+        feedback: The feedback.
+        paths: Finds which weights lie between layers.
+        weights: For ``rule="fa"`` the modules whose transposes are replaced; else empty.
+        rule: Name of the rule.
+        credit: Name of the credit.
+        derivative: Slope for ``credit="current"``.
+
+    Raises:
+        AttachError: if a layer cannot have the credit; nothing is changed then.
+    """
+    sweep(net)
+    local = LocalGradient(modules, layers.outputs, derivative) if credit == "current" else None
+    core = Core(layers, RULES[rule], feedback, paths, parameters_of(net)())
+    core.aligned = bool(weights)
+    parts: list[Part] = []
+    inside: Credit | None = local
+    if weights:
+        parts.append(Alignment(dict(weights), core))
+    elif credit == "trace":
+        traces = Traces(net, modules, core)
+        inside = traces
+        parts.append(traces)
+    states = States()
+    for name, module in modules.items():
+        parts.append(
+            LayerForward(name, module, core, closed=_is_closed(module), credit=inside, states=states)
+        )
+    own = {id(module.weight): name for name, module in weights.items()}
+    parts.append(NetworkForward(net, core, modules, states, own))
+    return core, parts[::-1]
+
+
+def _is_closed(module: nn.Module) -> bool:
+    """Return whether values come out of a module by its result and its own attributes alone.
+
+    So it is with snnTorch's neurons and this library's; of others it is not known.
+    """
+    origin = type(module).__module__.partition(".")[0]
+    plain = "forward" not in vars(module)
+    return plain and (origin in ("snntorch", "snn_dfa") or _is_torch_leaf(module))
+
+
+def _is_torch_leaf(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.modules") and not module._modules
+

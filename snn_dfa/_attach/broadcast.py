@@ -1,0 +1,194 @@
+"""From the errors at the outputs to what each hidden layer is sent: all steps in one product."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from snn_dfa._attach import messages
+from snn_dfa._attach.calls import Call, Layers
+from snn_dfa.feedback.base import FeedbackWeights
+from snn_dfa.errors import AttachError, OutOfStepError
+from snn_dfa.feedback import project
+from snn_dfa.rules import Rule, broadcast_signal, check_finite
+
+__all__ = ["Broadcast"]
+
+Arrivals = list[tuple[Call, Sequence[Tensor | None]]]
+#: The errors at the outputs of one step, by the output's name.
+Errors = dict[str, Tensor]
+
+
+class Broadcast:
+    """One backward pass's broadcast.
+
+    Args:
+        layers: The layers.
+        rule: What is broadcast.
+        feedback: The feedback.
+        shapes: Of the spikes of each layer, then of all that it returned, in order of calls.
+        targets: For the rule that sends them.
+    """
+
+    def __init__(
+        self,
+        layers: Layers,
+        rule: Rule,
+        feedback: FeedbackWeights,
+        shapes: Mapping[str, Sequence[torch.Size]],
+        targets: Tensor | None,
+    ) -> None:
+        self._layers, self._rule, self._feedback = layers, rule, feedback
+        self._shapes, self._targets = shapes, targets
+        self._signals: dict[tuple[int, ...], Tensor] = {}
+
+    def __call__(self, arrived: Sequence[tuple[Call, Sequence[Tensor | None]]]) -> Arrivals:
+        """Return the hidden calls with what each is sent at its spikes.
+
+        Args:
+            arrived: Calls, and the loss's gradients at their values.
+        """
+        steps = self._steps(arrived)
+        signals: list[tuple[str, list[Call], Tensor]] = []
+        sites: dict[str, tuple[int, ...]] = {}
+        path: dict[str, tuple[int, ...]] = {}
+        for name, calls in steps.items():
+            for group in _alike(calls):
+                signal, dims = self._signal(name, group)
+                sites[name] = (signal.shape[-1], *group[0][0].shape[dims:])
+                signals.append((name, [call for call, _ in group], signal))
+                path = path or {
+                    n: (signal.shape[-1], *shapes[0][dims:])
+                    for n, shapes in self._shapes.items()
+                    if n not in self._layers.outputs
+                }
+        if sites:
+            self._feedback.require(sites, path)
+        return [sent for each in signals for sent in self._send(*each)]
+
+    def _steps(
+        self, arrived: Sequence[tuple[Call, Sequence[Tensor | None]]]
+    ) -> dict[str, dict[Call, Errors]]:
+        """Return for each hidden layer its calls, with the errors at the outputs of their step."""
+        steps: dict[str, dict[Call, Errors]] = {}
+        for call, grads in arrived:
+            if call.layer not in self._layers.outputs or all(g is None for g in grads):
+                continue
+            error = self._error(call, grads)
+            for name, hidden in call.below.items():
+                if hidden.learns:
+                    steps.setdefault(name, {}).setdefault(hidden, {})[call.layer or ""] = error
+        order = [n for n in self._shapes if n in steps]
+        return {name: steps[name] for name in order}
+
+    def _error(self, call: Call, grads: Sequence[Tensor | None]) -> Tensor:
+        """Return the error [*batch, C] at one call of an output.
+
+        Values of the spikes' shape are those of the same neurons: their errors add up. Others that
+        a readout returned are further outputs.
+        """
+        dims, parts = self._dims(call), []
+        alike = [g for g, v in zip(grads, call.values, strict=True)
+                 if g is not None and v.shape == call.shape]  # fmt: skip
+        parts.append(sum(alike[1:], alike[0]) if alike else None)
+        for grad, value, i in zip(grads, call.values, range(len(grads)), strict=True):
+            if value.shape == call.shape:
+                continue
+            if i < call.returned and call.layer not in self._layers.neurons:
+                parts.append(grad if grad is not None else torch.zeros_like(value))
+            elif grad is not None:
+                raise AttachError(
+                    f"output {call.layer!r}: the loss reads a state of shape {list(value.shape)}, "
+                    f"expected the shape of the spikes, {list(call.shape)}; return the value "
+                    f"through a module and name that module with output="
+                )
+        if parts[0] is None:
+            like = next(g for g in grads if g is not None)
+            parts[0] = like.new_zeros(call.shape)
+        flat = [p.reshape(*p.shape[:dims], p.shape[dims:].numel()) for p in parts]
+        return flat[0] if len(flat) == 1 else torch.cat(flat, -1)
+
+    def _dims(self, call: Call) -> int:
+        """Return how many leading dimensions of an output are samples and steps, not features.
+
+        A lone sample has none: then the hidden layers have no dimension in common with the output.
+        """
+        dims = 2 if self._layers.sequences else 1
+        if len(call.shape) == 1:
+            hidden = next(iter(call.below.values()), None)
+            if hidden is None or len(hidden.shape) == 1 or hidden.shape[0] != call.shape[0]:
+                return 0
+        return min(dims, len(call.shape))
+
+    def _signal(self, name: str, group: Sequence[tuple[Call, Errors]]) -> tuple[Tensor, int]:
+        """Return what the rule makes of the errors of some steps, and how many dimensions of a
+        call are not features.
+
+        Returns:
+            [*batch, C] of one step, [K, *batch, C] of K.
+        """
+        key = tuple(id(e) for _, errors in group for e in errors.values())
+        first = next(iter(group[0][1].values()))
+        batch = first.shape[:-1]
+        shape = group[0][0].shape
+        if shape[: len(batch)] != batch or len(shape) < len(batch):
+            raise OutOfStepError(messages.other_steps(name, shape, first.shape, len(batch)))
+        if key not in self._signals:
+            errors = [self._joined(each) for _, each in group]
+            e = _stacked(errors)
+            check_finite(e, " and ".join(self._layers.outputs))
+            targets = self._targets if self._targets is not None else group[0][0].targets
+            self._signals[key] = broadcast_signal(self._rule, e, targets)
+        return self._signals[key], len(batch)
+
+    def _joined(self, errors: Errors) -> Tensor:
+        """Return the errors of all outputs side by side; one that the loss did not read is zero."""
+        if len(self._layers.outputs) == 1:
+            return next(iter(errors.values()))
+        like = next(iter(errors.values()))
+        parts = []
+        for output in self._layers.outputs:
+            if output in errors:
+                parts.append(errors[output])
+                continue
+            spikes, *returned = self._shapes[output]
+            others = [s for s in returned if s != spikes and output not in self._layers.neurons]
+            dims = like.dim() - 1
+            count = sum(s[dims:].numel() for s in (spikes, *others))
+            parts.append(like.new_zeros(*like.shape[:-1], count))
+        return torch.cat(parts, -1)
+
+    def _send(self, name: str, calls: Sequence[Call], signal: Tensor) -> Arrivals:
+        """Return what the steps of one layer are sent."""
+        if self._feedback.accumulates:
+            spikes = [call.spikes.detach() for call in calls if call.spikes is not None]
+            joined = spikes[0] if len(spikes) == 1 else torch.stack(spikes)
+            self._feedback.accumulate(name, signal, joined)
+        spikes0 = calls[0].spikes
+        dtype = signal.dtype if spikes0 is None else spikes0.dtype
+        sent = project(signal, self._feedback.matrix(name, signal), dtype)
+        shape = calls[0].shape if len(calls) == 1 else (len(calls), *calls[0].shape)
+        sent = sent.expand(shape)
+        self._feedback.notify(name, sent)
+        return [(call, (sent if len(calls) == 1 else sent[k],)) for k, call in enumerate(calls)]
+
+
+def _alike(calls: Mapping[Call, Errors]) -> list[list[tuple[Call, Errors]]]:
+    """Return the calls in groups of the same shapes."""
+    groups: dict[object, list[tuple[Call, Errors]]] = {}
+    for call, errors in calls.items():
+        key = (call.shape, tuple((n, e.shape) for n, e in errors.items()))
+        groups.setdefault(key, []).append((call, errors))
+    return list(groups.values())
+
+
+def _stacked(errors: Sequence[Tensor]) -> Tensor:
+    """Return [K, ...]; where all steps have the same error, in the memory of one."""
+    first = errors[0]
+    if len(errors) == 1:
+        return first
+    if all(e.data_ptr() == first.data_ptr() and e.stride() == first.stride() for e in errors):
+        return first.expand(len(errors), *first.shape)
+    return torch.stack(list(errors))

@@ -1,0 +1,138 @@
+"""The calls of one forward pass: which call of an output belongs with which of a hidden layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from snn_dfa._attach import messages
+from snn_dfa.errors import OutOfStepError
+
+if TYPE_CHECKING:
+    from snn_dfa._attach.collector import Collector
+
+__all__ = ["Call", "Layers", "Pass"]
+
+
+@dataclass
+class Layers:
+    """The layers that take part, by name alone, in the order in which they are registered.
+
+    Args:
+        names: All of them.
+        neurons: Those that are spiking neurons.
+        sequences: Those that take a whole sequence [T, B, ...] in one call.
+        outputs: The outputs; empty while no forward pass has shown which neuron is called last.
+        named: Whether the user said which are hidden.
+        given: Whether the user said which are the outputs.
+    """
+
+    names: list[str]
+    neurons: set[str]
+    sequences: set[str]
+    outputs: tuple[str, ...] = ()
+    named: bool = False
+    given: bool = False
+
+    @property
+    def hidden(self) -> list[str]:
+        """Names of all but the outputs; empty while these are not known."""
+        return [n for n in self.names if n not in self.outputs] if self.outputs else []
+
+    def may_be_output(self, name: str) -> bool:
+        """Return whether a layer is an output, or may turn out to be one."""
+        return name in self.outputs if self.outputs else name in self.neurons
+
+
+class Call:
+    """One call of a layer; with ``layer=None`` what the network has returned.
+
+    Args:
+        layer: Name of the layer.
+        values: The tensors that have a port; where the spikes have one, they come first.
+        spikes: The first tensor that was returned.
+        returned: How many of the values were returned; the others are states.
+        learns: Whether anything but other layers went into it that wants a gradient.
+        linked: Whether the graph leads from the port to the parameters.
+        collector: Receives what comes back.
+    """
+
+    __slots__ = (
+        "below", "collector", "layer", "learns", "linked", "released", "returned", "shape", "spikes",
+        "targets", "values",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        layer: str | None,
+        values: Sequence[Tensor],
+        spikes: Tensor | None,
+        returned: int,
+        learns: bool,
+        linked: bool,
+        collector: Collector,
+    ) -> None:
+        self.layer, self.values, self.spikes = layer, values, spikes
+        self.returned, self.learns, self.linked = returned, learns, linked
+        self.collector = collector
+        self.shape = torch.Size() if spikes is None else spikes.shape
+        self.below: dict[str, Call] = {}
+        self.targets: Tensor | None = None
+        self.released = False
+
+    def release(self) -> None:
+        """Forget the layer's own graph, which a backward pass has used up."""
+        self.values, self.spikes, self.below, self.released = (), None, {}, True
+
+
+@dataclass
+class Pass:
+    """One forward pass of the network."""
+
+    calls: dict[str, list[Call]] = field(default_factory=dict)
+    last: str | None = None  # the neuron that was called last
+
+    def note(self, call: Call, layers: Layers) -> None:
+        """Note a call; what may be an output's gets the hidden calls of its step."""
+        name = call.layer or ""
+        before = self.calls.setdefault(name, [])
+        step = len(before)
+        before.append(call)
+        if layers.may_be_output(name):
+            call.below = {
+                other: calls[step]
+                for other, calls in self.calls.items()
+                if len(calls) > step and other != name and other not in layers.outputs
+            }
+
+    def is_even(self, layers: Layers) -> bool:
+        """Return whether every layer that was called has been called as often as the outputs."""
+        counts = set(self.counts().values())
+        return len(counts) == 1 and all(output in self.calls for output in layers.outputs or [""])
+
+    def counts(self) -> Mapping[str, int]:
+        """Return how often each layer was called."""
+        return {name: len(calls) for name, calls in self.calls.items()}
+
+    def end(self, layers: Layers) -> None:
+        """Settle which layer is the output; see that all layers kept step with it.
+
+        Raises:
+            OutOfStepError: naming a layer that did not.
+        """
+        if not layers.outputs and self.last is not None:
+            layers.outputs = (self.last,)
+        counts = self.counts()
+        for output in layers.outputs:
+            for name in layers.names:
+                if name in counts and counts[name] != counts.get(output, 0):
+                    raise OutOfStepError(messages.out_of_step(name, output, counts))
+            hidden = [n for n in counts if n not in layers.outputs]
+            for call in self.calls.get(output, ()):
+                late = [name for name in hidden if name not in call.below]
+                if late:
+                    raise OutOfStepError(messages.called_late(late[0], output))

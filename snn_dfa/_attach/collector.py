@@ -1,0 +1,191 @@
+"""The backward pass: what the loss gives, what is broadcast, and what each layer makes of it.
+
+Autograd runs the user's ``loss.backward()`` up to the ports, where each layer's graph ends. When
+every port has been reached, :meth:`Collector.finish` adds the projected errors and goes on through
+the layers' own graphs to the parameters. No part of the graph leads from one layer to another, so
+that no product with a transposed weight is computed.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from torch import Tensor
+
+from snn_dfa._attach.calls import Call
+from snn_dfa._attach.functions import Deliver, Emit, Gather, gradients, second_time
+from snn_dfa.errors import BackwardError
+
+if TYPE_CHECKING:
+    from snn_dfa._attach.core import Core
+
+__all__ = ["Arrivals", "Collector"]
+
+#: Calls, and the gradients at their values.
+Arrivals: TypeAlias = list[tuple[Call, Sequence[Tensor | None]]]
+
+
+class Collector:
+    """Collects the loss's gradients at the ports, and turns them into those of the parameters.
+
+    Args:
+        core: The attachment.
+        parameters: Those that want a gradient; the graph leads to them by ``deliver``, so that
+            ``torch.autograd.grad``, hooks on parameters and DistributedDataParallel find them.
+    """
+
+    def __init__(self, core: Core, parameters: Sequence[Tensor]) -> None:
+        self.core = core
+        self.parameters = tuple(parameters)
+        self.known = {id(p) for p in parameters}
+        me = weakref.ref(self)  # the graph holds the collector by its ports alone
+        self.deliver: Tensor = Deliver.apply(me, core.leaf, *parameters)
+        self.gather: Tensor = Gather.apply(me, core.leaf)
+        self.bridged = False  # a part of the graph is passed by itself, and then with the rest
+        self._task, self._partial = -1, False
+        self._replays: list[tuple[Tensor, Tensor]] = []
+        self._arrived: Arrivals = []
+        self._results: Sequence[Tensor | None] | None = None  # `()` once they are handed out
+
+    def replay(self, value: Tensor, grad: Tensor) -> None:
+        """Note a value behind reentrant checkpointing, for a pass of its own."""
+        if self._partial:
+            raise BackwardError(
+                "torch.autograd.grad and backward(inputs=...) do not pass reentrant activation "
+                "checkpointing; use checkpoint(..., use_reentrant=False), or loss.backward()"
+            )
+        self._replays.append((value, grad))
+
+    # -- what autograd calls -----------------------------------------------------------------------
+
+    def arrive(self, call: Call, grads: Sequence[Tensor | None]) -> None:
+        """Take the gradients at the values of one call."""
+        running = self.core.running
+        if running is not None:  # between two layers nothing passes
+            if running.losses is not None:
+                running.losses.append((call, grads))
+            return
+        task = torch._C._current_graph_task_id()
+        if task != self._task:
+            self._task, self._arrived, self._results = task, [], None
+        elif self._results is not None:
+            raise BackwardError(
+                "backward: the loss reads a value of a layer after the network's gradients were "
+                "handed out, since one lies on another device; return the value from the network"
+            )
+        self._arrived.append((call, grads))
+
+    def finish(self) -> None:
+        """Turn what has arrived into gradients; those that ``deliver`` has not, accumulate."""
+        if self.core.running is not None or not self._arrived:
+            return
+        keep = torch._C._autograd._get_current_graph_task_keep_graph()
+        others = self.core.others(self)
+        arrived, self._arrived = self._arrived, []
+        results = Run(self.core, [*self.parameters, *others]).gradients(
+            arrived, keep=keep, twice=keep or self.bridged
+        )
+        replays, self._replays = self._replays, []
+        if replays:
+            values, grads = zip(*replays, strict=True)
+            torch.autograd.backward(values, grads, retain_graph=keep)
+        own = len(self.parameters)
+        _accumulate(others, results[own:])
+        if any(call.linked for call, _ in arrived):
+            self._results = results[:own]
+        else:
+            _accumulate(self.parameters, results[:own])
+
+    def hand_out(self) -> Sequence[Tensor | None]:
+        """Return the parameters' gradients to autograd, once."""
+        nothing = (None,) * len(self.parameters)
+        if self.core.running is not None:
+            return nothing
+        if not self._results:
+            # Asked for the gradients at some tensors, autograd does not run `gather`.
+            self._partial = True
+            try:
+                self.finish()
+            finally:
+                self._partial = False
+        results, self._results = self._results, ()
+        return results or nothing
+
+
+class Run:
+    """One way through the layers' own graphs.
+
+    Args:
+        core: The attachment, of which this is what runs now.
+        at: The leaves whose gradients are wanted.
+    """
+
+    def __init__(self, core: Core, at: Sequence[Tensor]) -> None:
+        self._core, self._at = core, at
+        #: What the loss gives at ports, while that is asked; ``None`` in a layer's own graph.
+        self.losses: Arrivals | None = None
+
+    def gradients(self, arrived: Arrivals, *, keep: bool, twice: bool) -> list[Tensor | None]:
+        """Return the gradients of the leaves.
+
+        Args:
+            arrived: The loss's gradients.
+            keep: Whether the user keeps the graph.
+            twice: Whether parts of the graph have to last for one pass more.
+        """
+        core, reached = self._core, list(arrived)
+        total: list[Tensor | None] = [None] * len(self._at)
+        if any(call.released for call, grads in arrived if any(g is not None for g in grads)):
+            raise second_time()
+        core.running = self
+        try:
+            while roots := _roots([a for a in arrived if a[0].layer is None]):
+                # Through what lies between the layers and what the network has returned, which
+                # may be a value that has left it, come in and left again.
+                self.losses = [a for a in arrived if a[0].layer is not None]
+                *found, _ = gradients(roots, [*self._at, core.leaf], keep=True)
+                _add(total, found)
+                arrived, self.losses = self.losses, None
+                reached += arrived
+            sent = core.broadcast(arrived)
+            if roots := _roots(arrived + sent):
+                found = gradients(roots, [*self._at, core.leaf], keep=twice)
+                _add(total, found)
+        finally:
+            core.running = None
+        if not keep:
+            for call, _ in reached + sent:
+                call.release()
+        return total
+
+
+def _roots(arrivals: Arrivals) -> list[tuple[Tensor, Tensor]]:
+    """Return values with the sums of the gradients that have arrived at them."""
+    roots: dict[int, tuple[Tensor, Tensor]] = {}
+    for call, grads in arrivals:
+        if call.released and any(g is not None for g in grads):
+            raise second_time()  # the error of this step is sent to one that is used up
+        for value, grad in zip(call.values, grads, strict=False):
+            if grad is not None and value.requires_grad:
+                known = roots.get(id(value))
+                roots[id(value)] = value, grad if known is None else known[1] + grad
+    return list(roots.values())
+
+
+def _add(total: list[Tensor | None], more: Iterable[Tensor | None]) -> None:
+    for i, (known, new) in enumerate(zip(total, more, strict=False)):
+        if new is not None:
+            total[i] = new if known is None else known + new
+
+
+def _accumulate(tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+    """Let autograd accumulate gradients at leaves, with their hooks."""
+    pairs = [(t, g) for t, g in zip(tensors, grads, strict=True) if g is not None]
+    if pairs:
+        leaves, found = zip(*pairs, strict=True)
+        with torch.enable_grad():
+            root = Emit.apply(found, *leaves)
+        torch.autograd.backward(root)

@@ -1,0 +1,295 @@
+"""Where a layer begins and ends: what comes in, what goes out, and what is sent to it.
+
+Each call of a layer is an island of autograd's graph. What it returns, and every state that it
+leaves in its attributes, is handed out by a :class:`~snn_dfa._attach.functions.Port`, where the
+graph ends. What comes in is looked up in the graph, never by the identity of an object:
+
+- the layer's own value, as it was handed out: exchanged for the original;
+- a value that the program made of the layer's own: passes a ``Bridge``;
+- everything else: its graph ends at other layers' ports, and is left as it is.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from snn_dfa._attach import messages
+from snn_dfa._attach.broadcast import Broadcast
+from snn_dfa._attach.calls import Call, Layers, Pass
+from snn_dfa._attach.collector import Arrivals, Collector, Run
+from snn_dfa._attach.functions import Bridge, Port, Replay, Stale
+from snn_dfa._attach.graph import PORT, origin_of
+from snn_dfa._attach.paths import Paths
+from snn_dfa.feedback.base import FeedbackWeights
+from snn_dfa.errors import AttachError
+from snn_dfa.rules import Rule
+
+__all__ = ["Core"]
+
+
+class Core:
+    """What is known of one attached network. It holds no module, since graphs hold it.
+
+    Args:
+        layers: The layers.
+        rule: What is broadcast, ``None`` for nothing.
+        feedback: The feedback.
+        paths: Finds which weights lie between layers.
+        parameters: Those of the network, as they are now.
+    """
+
+    def __init__(
+        self,
+        layers: Layers,
+        rule: Rule | None,
+        feedback: FeedbackWeights,
+        paths: Paths,
+        parameters: Sequence[Tensor],
+    ) -> None:
+        self.layers, self._rule, self.feedback, self.paths = layers, rule, feedback, paths
+        self.active = True
+        self.aligned = False  # errors go from layer to layer, and nothing is cut
+        self.targets: Tensor | None = None
+        self.running: Run | None = None
+        self.now = Pass()
+        self.within = False  # a pass of the network is going on
+        self.repeats = False  # the pass is one that activation checkpointing does again
+        self.inside: str | None = None
+        self._shapes: dict[str, list[torch.Size]] = {}  # of what a layer returned, by layer
+        self._taken: set[str] = set()  # layers whose values another layer was given
+        self._others: dict[int, weakref.ref[Tensor]] = {}  # leaves that are no parameters
+        self._intervals: list[tuple[int, int, str]] = []  # calls whose insides may come out
+        self._warned = False
+        self._learning = False  # the call that is going on
+        self.bind(parameters)
+
+    def bind(self, parameters: Sequence[Tensor]) -> None:
+        """Take note of the parameters that want a gradient from here on."""
+        device = parameters[0].device if parameters else torch.device("cpu")
+        self.leaf = torch.zeros((), dtype=torch.float32, device=device, requires_grad=True)
+        self.collector = Collector(self, parameters)
+
+    def others(self, collector: Collector) -> list[Tensor]:
+        """Return the leaves that layers were seen to learn from, parameters of the network apart."""
+        found = {key: ref() for key, ref in self._others.items()}
+        self._others = {k: self._others[k] for k, leaf in found.items() if leaf is not None}
+        return [leaf for k, leaf in found.items() if leaf is not None and k not in collector.known]
+
+    # -- what comes into a layer -------------------------------------------------------------------
+
+    def _mine(self, node: Any) -> bool:
+        core: Core = node.call.collector.core
+        return core is self
+
+    def is_port(self, value: Tensor) -> bool:
+        """Return whether a value is one that a layer has handed out, as it was handed out."""
+        node: Any = value.grad_fn
+        return type(node) is PORT and node.call.layer is not None and self._mine(node)
+
+    def own(self, layer: str | None, value: Tensor) -> Tensor | None:
+        """Return the original of a value that a layer (``None``: the network) has handed out."""
+        node: Any = value.grad_fn
+        if type(node) is not PORT or node.call.layer != layer or not self._mine(node):
+            return None
+        if node.call.released:
+            return Stale.apply([value], self.leaf)
+        original: Tensor = node.call.values[value.output_nr]
+        return original if original.data_ptr() == value.data_ptr() else None
+
+    def enter(self, layer: str, value: Tensor) -> Tensor:
+        """Return a value that comes into a layer, with the graph that the layer learns from."""
+        if self.aligned:
+            return value
+        if value.grad_fn is None:
+            if value.requires_grad:
+                self._note_leaf(value)
+            return value
+        original = self.own(layer, value)
+        if original is not None:
+            self._learning |= value.grad_fn.call.learns
+            return original
+        if self.paths.tracing:
+            self.paths.note(layer, value, self._mine)
+        check = self._refuse_insides if self._intervals else None
+        origin = origin_of(value, self._mine, check=check and (lambda node: check(layer, node)))
+        for leaf in origin.leaves.values():
+            self._note_leaf(leaf)
+        own: dict[Any, Tensor] = {}
+        for node, index in origin.ports:
+            of = node.call.layer
+            if of == layer or of is None:
+                self._learning |= node.call.learns
+                own[node, index] = self._original(layer, node, index)
+            else:
+                self._taken.add(of)
+        own = {edge: t for edge, t in own.items() if t.requires_grad}
+        if origin.reentrant:
+            replayed: Tensor = Replay.apply(self.collector.replay, [value], self.leaf)
+            return replayed
+        if not own:
+            return value
+        self.collector.bridged = True
+        at = (*(GradientEdge(*edge) for edge in own), *origin.leaves.values())
+        bridged: Tensor = Bridge.apply([value], at, *own.values(), *origin.leaves.values())
+        return bridged
+
+    def call(self, layer: str, learns: bool) -> None:
+        """Begin a call of a layer.
+
+        Args:
+            layer: Its name.
+            learns: Whether the layer has parameters of its own that want a gradient.
+
+        Raises:
+            AttachError: if another layer is at work.
+        """
+        if self.inside is not None:
+            raise messages.nested(layer, self.inside)
+        self._learning = learns
+
+    def _original(self, layer: str, node: Any, index: int) -> Tensor:
+        if node.call.released:
+            stale: Tensor = Stale.apply([torch.zeros(())], self.leaf)
+            return stale
+        original: Tensor = node.call.values[index]
+        return original if node.call.layer == layer else self.enter(layer, original)
+
+    def learns(self, value: Tensor) -> bool:
+        """Return whether a value was made of anything that learns, layers apart."""
+        if value.grad_fn is None:
+            return value.requires_grad
+        return bool(origin_of(value, self._mine).leaves)
+
+    def _note_leaf(self, leaf: Tensor) -> None:
+        self._learning |= leaf is not self.leaf
+        if id(leaf) not in self.collector.known and leaf is not self.leaf:
+            self._others[id(leaf)] = weakref.ref(leaf)
+
+    def _refuse_insides(self, layer: str, node: Any) -> None:
+        """Raise an error for a node inside a call of another layer."""
+        number = node._sequence_nr()
+        at = bisect_right(self._intervals, (number, float("inf"), "")) - 1
+        if at >= 0 and self._intervals[at][0] <= number < self._intervals[at][1]:
+            of = self._intervals[at][2]
+            if of != layer:
+                raise AttachError(
+                    f"layer {layer!r}: a value from inside layer {of!r}, which {of!r} neither "
+                    f"returns nor keeps as an attribute, comes into it; return the value from "
+                    f"{of!r}, or name the modules inside {of!r} with hidden="
+                )
+
+    def note_insides(self, layer: str, since: int, values: Sequence[Tensor], ends: set[Any]) -> None:
+        """Note a call whose insides are not known: its leaves, and its nodes."""
+        self._intervals.append((since, torch.autograd._get_sequence_nr(), layer))  # type: ignore[attr-defined]
+        for value in values:
+            if value.grad_fn is not None:
+                for leaf in origin_of(value, self._mine, ends).leaves.values():
+                    self._note_leaf(leaf)
+
+    # -- what goes out -----------------------------------------------------------------------------
+
+    def leave(
+        self, layer: str, values: Sequence[Tensor], spikes: Tensor | None, returned: int
+    ) -> tuple[Tensor, ...]:
+        """Note a call of a layer; return its values by a port."""
+        if self.aligned:
+            return tuple(values)
+        linked = self.layers.may_be_output(layer)
+        call = Call(layer, values, spikes, returned, self._learning, linked, self.collector)
+        call.targets = self.targets
+        self.now.note(call, self.layers)
+        if not self.within and self.now.is_even(self.layers):
+            self.now = Pass()  # the layers are called without the network: step by step
+        if spikes is not None:
+            self._shapes[layer] = [spikes.shape, *(v.shape for v in values[:returned])]
+            if call.learns and self._rule is not None:
+                self.paths.look_for(layer)
+        return self._port(call)
+
+    def leave_network(self, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return what the network returns by a port, so that the loss passes no layer's insides."""
+        if self.paths.tracing:
+            for value in values:
+                self.paths.note_returned(value, self._mine)
+        return self._port(Call(None, values, None, len(values), True, True, self.collector))
+
+    def _port(self, call: Call) -> tuple[Tensor, ...]:
+        if not call.values:
+            return ()
+        tokens = [self.collector.gather] + [self.collector.deliver] * call.linked
+        ports: tuple[Tensor, ...] = Port.apply(call.collector, call, call.values, *tokens)
+        return ports
+
+    # -- one forward pass --------------------------------------------------------------------------
+
+    def begin(self, *, repeats: bool) -> tuple[Pass, bool]:
+        """Begin a pass; return the one that was going on, for :meth:`restore`.
+
+        Args:
+            repeats: Whether activation checkpointing does a pass again.
+        """
+        before = self.now, self.repeats
+        self.now, self.repeats, self.within, self.inside = Pass(), repeats, True, None
+        self._intervals = []
+        return before
+
+    def restore(self, before: tuple[Pass, bool]) -> None:
+        """Go on after a pass, whether or not it came to its end."""
+        again, self.inside, self.within = self.repeats, None, False
+        self.now, self.repeats = before if again else (Pass(), False)
+
+    def end(self) -> None:
+        """End a pass.
+
+        Raises:
+            OutOfStepError: if a layer was not called as often as the output.
+        """
+        self.now.end(self.layers)
+
+    # -- what is broadcast -------------------------------------------------------------------------
+
+    def broadcast(self, arrived: Arrivals) -> Arrivals:
+        """Return what each hidden call is sent for the errors that have arrived at the outputs.
+
+        Raises:
+            AttachError: if the loss reads a layer that may be a second output.
+            OutOfStepError: if a hidden layer has other steps or samples than the output.
+            FeedbackError: if a matrix does not fit.
+        """
+        if not self.layers.outputs:
+            self.now.end(self.layers)
+        if self.paths.tracing:
+            self._look_at_heads()
+            self.paths.tracing = False
+        if self._rule is None:
+            return []
+        self._refuse_second_output(arrived)
+        return Broadcast(self.layers, self._rule, self.feedback, self._shapes, self.targets)(arrived)
+
+    def _look_at_heads(self) -> None:
+        """See which layers the loss reads through weights."""
+        outputs, found = self.layers.outputs, self.paths.heads
+        for name, of in found.items():
+            if of in outputs and not self.layers.given:
+                raise AttachError(messages.unnamed_readout(name, of))
+        heads = {name: of for name, of in found.items() if of not in outputs}
+        if heads and not self._warned:
+            self._warned = True
+            warnings.warn(messages.heads(heads, outputs), stacklevel=2)
+
+    def _refuse_second_output(self, arrived: Arrivals) -> None:
+        if self.layers.named:
+            return
+        for call, grads in arrived:
+            name = call.layer or ""
+            alone = name not in self.layers.outputs and name not in self._taken
+            if alone and call.learns and any(g is not None for g in grads):
+                raise AttachError(messages.second_output(name, self.layers.outputs[0]))

@@ -1,0 +1,316 @@
+"""What stands in place of a module's ``forward`` while DFA is attached.
+
+Hooks do not suffice. A program may call ``lif.forward(...)``, which runs no hook. Of the hooks on
+one module, those that a user places may run before ours or after, so that they would see a layer's
+own graph, or change what comes in after it was looked at. An object in place of ``forward`` on the
+instance sees exactly what the layer computes with, and every hook sees what the layer hands out.
+"""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from snn_dfa._attach import messages
+from snn_dfa._attach.core import Core
+from snn_dfa._attach.functions import in_backward
+from snn_dfa._attach.graph import PORT, functional_weights
+from snn_dfa._attach.tensors import map_tensors
+from snn_dfa._distributed import States
+
+__all__ = ["Credit", "LayerForward", "NetworkForward", "is_attached", "parameters_of"]
+
+
+#: An attribute of a module: where it is kept, its name and its value.
+State: TypeAlias = tuple[dict[str, Any], str, Tensor]
+
+
+class Credit(Protocol):
+    """Replaces what autograd does inside a layer."""
+
+    def cuts(self, name: str) -> bool:
+        """Return whether the module runs without a graph, and :meth:`after` makes one."""
+
+    def before(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Return the arguments that the module is called with."""
+
+    def after(self, name: str, module: nn.Module, values: list[Tensor]) -> list[Tensor]:
+        """Return the layer's values with the graph that it learns by."""
+
+
+class Forward:
+    """An object in place of a module's ``forward``; in a copy of the module it is the plain one."""
+
+    def __init__(self, module: nn.Module, core: Core) -> None:
+        self.module, self.core = module, core
+        self._had = "forward" in vars(module)
+        self.plain: Callable[..., Any] = module.forward
+        module.forward = self  # type: ignore[method-assign]
+
+    def remove(self) -> None:
+        """Put the plain ``forward`` back."""
+        if vars(self.module).get("forward") is self:
+            del self.module.forward
+            if self._had:
+                self.module.forward = self.plain  # type: ignore[method-assign]
+
+    def __reduce__(self) -> Any:
+        return _plain, (self.module,)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return _plain(copy.deepcopy(self.module, memo))
+
+
+def _plain(module: nn.Module) -> Any:
+    return types.MethodType(type(module).forward, module)
+
+
+def is_attached(net: nn.Module) -> bool:
+    """Return whether a module of the network has a ``forward`` of this library."""
+    return any(isinstance(vars(m).get("forward"), Forward) for m in net.modules())
+
+
+def parameters_of(net: nn.Module) -> Callable[[], list[Tensor]]:
+    """Return a function that lists the parameters that want a gradient, without a walk."""
+    slots = [(m._parameters, name) for m in net.modules() for name in m._parameters]
+
+    def listed() -> list[Tensor]:
+        found = {}
+        for slot, name in slots:
+            p = slot.get(name)
+            if p is not None and p.requires_grad and not is_lazy(p):
+                found[id(p)] = p
+        return list(found.values())
+
+    return listed
+
+
+class LayerForward(Forward):
+    """In place of a layer's ``forward``.
+
+    Args:
+        name: Of the layer.
+        module: The layer.
+        core: The attachment.
+        closed: Whether values come out by the result and the module's own attributes alone.
+        credit: Replaces what autograd does inside; ``None`` to leave it.
+        states: Sees that no membrane is one of another process.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        core: Core,
+        *,
+        closed: bool,
+        credit: Credit | None,
+        states: States,
+    ) -> None:
+        super().__init__(module, core)
+        self._name, self._closed, self._credit, self._states = name, closed, credit, states
+        self._own = list(module.parameters())
+        self._is_neuron = name in core.layers.neurons
+        self._stores: list[dict[str, Any]] = [module._buffers, vars(module)]  # type: ignore[list-item]
+
+    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        core = self.core
+        if not core.active:
+            return self.plain(*args, **kwargs)
+        if self._is_neuron:
+            core.now.last = self._name
+        if in_backward():
+            messages.refuse_repetition(self._name, self.module, whole=core.repeats)
+        self._states.check(self._name, self.module)
+        if not torch.is_grad_enabled() or (core.aligned and self._credit is None):
+            result = self.plain(*args, **kwargs)
+        else:
+            result = self._call(args, kwargs)
+        self._states.note(self._name, self.module)
+        return result
+
+    def _call(self, args: Any, kwargs: Any) -> Any:
+        core, name, module = self.core, self._name, self.module
+        core.call(name, any([p.requires_grad for p in self._own]))
+
+        def enter(t: Tensor) -> Tensor:
+            return core.enter(name, t) if t.requires_grad else t
+
+        held = [(store, key, old, enter(old)) for store, key, old in self._graphs()]
+        args = map_tensors(enter, args)
+        if kwargs:
+            kwargs = map_tensors(enter, kwargs)
+        for store, key, _, new in held:
+            store[key] = new
+        cuts = self._credit is not None and self._credit.cuts(name)
+        before = self._attributes() if cuts else []
+        if self._credit is not None:
+            args, kwargs = self._credit.before(name, module, args, kwargs)
+        since = 0 if self._closed else torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+        core.inside = name
+        try:
+            with torch.set_grad_enabled(not cuts):
+                result = self.plain(*args, **kwargs)
+        except BaseException:
+            for store, key, old, _ in held:
+                store[key] = old
+            raise
+        finally:
+            core.inside = None
+        for store, key, old, new in held:
+            if store.get(key) is new:  # the module has not touched it
+                store[key] = old
+        if not self._closed:
+            ends = {t.grad_fn for t in _tensors((args, kwargs)) if t.grad_fn is not None}
+            ends |= {new.grad_fn for *_, new in held if new.grad_fn is not None}
+            core.note_insides(name, since, _tensors(result), ends)
+        known = {id(old) for _, _, old, _ in held} | {id(old) for _, _, old in before}
+        new = self._attributes() if cuts else [s for s in self._graphs() if s[2].grad_fn is not None]
+        new = [s for s in new if id(s[2]) not in known]
+        return self._hand_out(result, new)
+
+    def _attributes(self) -> list[State]:
+        """Return the module's attributes that hold numbers."""
+        return [
+            (store, key, value)
+            for store in self._stores
+            for key, value in store.items()
+            if isinstance(value, Tensor) and value.is_floating_point()
+        ]
+
+    def _graphs(self) -> list[State]:
+        """Return the module's attributes that have a graph or ask for one: store, key and value."""
+        return [
+            (store, key, value)
+            for store in self._stores
+            for key, value in store.items()
+            if isinstance(value, Tensor) and value.requires_grad
+        ]
+
+    def _hand_out(self, result: Any, new: list[State]) -> Any:
+        """Give out the result, and the states that the call has left, by a port."""
+        core, name = self.core, self._name
+        found: dict[int, Tensor] = {}
+        first: list[Tensor] = []
+        every = self._credit is not None or core.layers.may_be_output(name)
+
+        def note(t: Tensor) -> Tensor:
+            if not first:
+                first.append(t)
+            if t.grad_fn is not None or (every and t.is_floating_point()):
+                found[id(t)] = t
+            return t
+
+        map_tensors(note, result)
+        returned = list(found)
+        found.update((id(value), value) for *_, value in new)
+        values = list(found.values())
+        if self._credit is not None and values:
+            values = self._credit.after(name, self.module, values)
+        learnt = dict(zip(found, values, strict=True))
+        if not core.layers.may_be_output(name):
+            learnt = {key: t for key, t in learnt.items() if t.requires_grad}
+        spikes = learnt.get(id(first[0]), first[0]) if first else None
+        count = sum(key in learnt for key in returned)
+        handed = core.leave(name, list(learnt.values()), spikes, count)
+        ports = dict(zip(learnt, handed, strict=True))
+        if not ports:
+            return result
+        for store, key, value in new:
+            store[key] = ports.get(id(value), value)
+        return map_tensors(lambda t: ports.get(id(t), t), result)
+
+
+class NetworkForward(Forward):
+    """In place of the network's ``forward``: where a pass begins and ends.
+
+    Args:
+        net: The network.
+        core: The attachment.
+        modules: Its layers by name.
+        states: Sees that no membrane is one of another process.
+        weights: For feedback alignment: identity of each weight that has feedback to its layer.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        core: Core,
+        modules: Mapping[str, nn.Module],
+        states: States,
+        weights: Mapping[int, str],
+    ) -> None:
+        super().__init__(net, core)
+        self._modules, self._states, self._weights = modules, states, weights
+        self._parameters = parameters_of(net)
+
+    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        core = self.core
+        if not core.active:
+            return self.plain(*args, **kwargs)
+        learns, again = torch.is_grad_enabled(), in_backward()
+        feedback = core.feedback
+        if again:
+            messages.refuse_unled(feedback.accumulates and not feedback.has_optimizer)
+        else:
+            self._states.begin()
+            if feedback.accumulates and not feedback.has_optimizer and learns:
+                feedback.learn()
+        since = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+        if learns:
+            parameters = self._parameters()
+            if [*map(id, parameters)] != [*map(id, core.collector.parameters)]:
+                core.bind(parameters)
+            args, kwargs = map_tensors(self._enter, args), map_tensors(self._enter, kwargs)
+        before = core.begin(repeats=again)
+        try:
+            result = self.plain(*args, **kwargs)
+            if learns and not core.aligned:
+                called = core.now.calls
+                missing = [n for n in self._modules if n not in called]
+                messages.refuse_gone(self.module, self._modules, missing)
+            core.end()
+        finally:
+            core.restore(before)
+        if not learns:
+            return result
+        if core.aligned:
+            return self._aligned(result, since)
+        return self._hand_out(result)
+
+    def _enter(self, t: Tensor) -> Tensor:
+        original = self.core.own(None, t) if t.grad_fn is not None else None
+        return t if original is None else original
+
+    def _hand_out(self, result: Any) -> Any:
+        """Give out what the network returns, values of layers apart, by a port."""
+        values = {
+            id(t): t
+            for t in _tensors(result)
+            if t.grad_fn is not None and not self.core.is_port(t)
+        }
+        if not values:
+            return result
+        ports = dict(zip(values, self.core.leave_network(list(values.values())), strict=True))
+        return map_tensors(lambda t: ports.get(id(t), t), result)
+
+    def _aligned(self, result: Any, since: int) -> Any:
+        """See that every weight is used by its layer alone."""
+        found = functional_weights(_tensors(result), self._weights, since)
+        if found:
+            raise messages.functional_weight(sorted(found)[0])
+        return result
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    map_tensors(lambda t: found.append(t) or t, value)  # type: ignore[func-returns-value]
+    return found

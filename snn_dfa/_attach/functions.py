@@ -1,0 +1,344 @@
+"""The autograd functions: tensors in, tensors out; they know of no module and no snnTorch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from snn_dfa.errors import BackwardError, DFAError
+
+__all__ = [
+    "AtCurrent",
+    "Bridge",
+    "CurrentCredit",
+    "Deliver",
+    "Detour",
+    "Emit",
+    "Gather",
+    "Port",
+    "Replay",
+    "Stale",
+    "Traced",
+    "in_backward",
+    "second_time",
+]
+
+#: From the error at the spikes and the current of the same steps to the gradient at that current.
+AtCurrent: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+
+def in_backward() -> bool:
+    """Return whether autograd is running: a forward pass is then one that checkpointing repeats."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def second_time() -> BackwardError:
+    """Return the error of a graph that a backward pass has gone through already."""
+    return BackwardError(
+        "backward: the gradient needs a part of the graph that an earlier backward pass has used "
+        "up. Three programs do this. A state of the last batch goes on in this one: call "
+        "reset(net), or detach the states. The loss reads a value between two layers that the "
+        "network does not return: return the value. One graph is passed twice: call "
+        "backward(retain_graph=True)"
+    )
+
+
+def _first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Raise an error for a second derivative, which would leave out what e B depends on."""
+    once = torch.autograd.function.once_differentiable(backward)
+
+    @functools.wraps(backward)
+    def checked(ctx: Any, *grads: Tensor | None) -> Any:
+        if torch.is_grad_enabled():
+            raise DFAError(
+                "create_graph=True: an error that is sent back directly has no derivative; take "
+                "second derivatives in `with dfa.paused():`, where the gradient is that of "
+                "back-propagation"
+            )
+        return once(ctx, *grads)
+
+    return checked
+
+
+# -- where layers begin and end --------------------------------------------------------------------
+
+
+class Receiver(Protocol):
+    """Receives what comes back to one call of a layer."""
+
+    def arrive(self, call: Any, grads: Sequence[Tensor | None]) -> None:
+        """Take the gradients at the values that the call returned."""
+
+    def finish(self) -> None:
+        """Turn all that has arrived in this backward pass into gradients of the parameters."""
+
+    def hand_out(self) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the parameters, in order."""
+
+
+class Port(Function):
+    """The values that a call returned, in a graph that ends here.
+
+    ``Port.apply(receiver, call, values, *tokens)`` returns the values. They share storage and
+    version counter with the originals, so that in-place changes act on both. Backward: the
+    gradients go to ``receiver.arrive`` and no further.
+
+    Args:
+        receiver: The receiver.
+        call: The call, handed to ``arrive`` as it is.
+        values: The tensors that the call returned.
+        tokens: Results of :class:`Gather` and, where the loss may reach the network here, of
+            :class:`Deliver`; autograd runs both after all ports.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, receiver: Receiver, call: Any, values: Sequence[Tensor], *tokens: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.receiver, ctx.call, ctx.tokens = receiver, call, len(tokens)
+        ctx.set_materialize_grads(False)
+        return tuple([value.detach() for value in values])
+
+    @staticmethod
+    @_first_order
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
+        ctx.receiver.arrive(ctx.call, grads)
+        return (None,) * (3 + ctx.tokens)
+
+
+class Gather(Function):
+    """A token that all ports have; backward: every port that the pass reaches has been run."""
+
+    @staticmethod
+    def forward(ctx: Any, receiver: Callable[[], Receiver | None], leaf: Tensor) -> Tensor:
+        ctx.receiver = receiver
+        ctx.set_materialize_grads(False)
+        return leaf.detach().clone()
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor | None) -> tuple[None, None]:
+        receiver = ctx.receiver()
+        if receiver is not None:
+            receiver.finish()
+        return None, None
+
+
+class Deliver(Function):
+    """A token that ports of an output have; backward: hands the parameters their gradients.
+
+    It is made before :class:`Gather`'s token, so that autograd runs it after: of the nodes that
+    are ready it takes the one that was made last.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, receiver: Callable[[], Receiver | None], leaf: Tensor, *parameters: Tensor) -> Tensor:  # fmt: skip  # noqa: E501
+        ctx.receiver, ctx.count = receiver, len(parameters)
+        ctx.set_materialize_grads(False)
+        return leaf.detach().clone()
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        receiver = ctx.receiver()
+        grads = (None,) * ctx.count if receiver is None else receiver.hand_out()
+        return None, None, *grads
+
+
+class Emit(Function):
+    """One scalar over many tensors; backward gives each of them its own gradient.
+
+    ``Emit.apply(grads, *tensors)``: autograd's functions check each root that they are given,
+    which for the steps of a sequence costs as much as a step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, grads: Sequence[Tensor], *tensors: Tensor) -> Tensor:
+        ctx.grads = grads
+        return torch.zeros((), device=tensors[0].device)
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *ctx.grads
+
+
+class Bridge(Function):
+    """A value that a program made of a layer's own earlier values, on its way back into the layer.
+
+    ``Bridge.apply(value, at, *inputs)``: ``at`` are the tensors and edges of the value's graph
+    that stand for the inputs. Backward is exact, whatever the program did, by autograd on the
+    value's own graph.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: list[Tensor], at: Sequence[Any], *inputs: Tensor) -> Tensor:
+        ctx.value, ctx.at = value[0], at
+        return value[0].detach()
+
+    @staticmethod
+    @_first_order
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        try:
+            found = torch.autograd.grad(
+                ctx.value, ctx.at, grad, retain_graph=True, allow_unused=True
+            )
+        except RuntimeError as error:
+            raise _explained(error) from error
+        return None, None, *found
+
+
+class Stale(Function):
+    """A state whose graph is used up: it can be used as a value; backward raises an error."""
+
+    @staticmethod
+    def forward(ctx: Any, value: list[Tensor], leaf: Tensor) -> Tensor:
+        return value[0].detach()
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> Any:
+        raise second_time()
+
+
+class Replay(Function):
+    """A value behind reentrant checkpointing, which autograd passes with all leaves or not at all.
+
+    ``Replay.apply(later, value, leaf)``; backward: ``later(value, grad)``, which has a pass of its
+    own go on from there.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, later: Callable[[Tensor, Tensor], None], value: list[Tensor], leaf: Tensor
+    ) -> Tensor:
+        ctx.later, ctx.value = later, value[0]
+        return value[0].detach()
+
+    @staticmethod
+    @_first_order
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:
+        ctx.later(ctx.value, grad)
+        return None, None, None
+
+
+def _explained(error: RuntimeError) -> RuntimeError:
+    used_up = "graph a second time" in str(error) or "already been freed" in str(error)
+    return second_time() if used_up else error
+
+
+def gradients(
+    roots: Sequence[tuple[Tensor, Tensor]], at: Sequence[Tensor], *, keep: bool
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients at some tensors of values that have these gradients.
+
+    A hook on one of the tensors is not called: it will be when the result is accumulated.
+
+    Args:
+        roots: Values and the gradients at them.
+        at: Where the gradients are wanted, leaves or not.
+        keep: Whether the graph can be passed once more.
+
+    Raises:
+        BackwardError: if a part of the graph has been used up.
+    """
+    values, grads = zip(*roots, strict=True)
+    hooked = [(t._backward_hooks, dict(t._backward_hooks)) for t in at if t._backward_hooks]
+    for hooks, _ in hooked:
+        hooks.clear()
+    try:
+        with torch.enable_grad():
+            root = Emit.apply(grads, *values)
+        return torch.autograd.grad(root, at, retain_graph=keep, allow_unused=True)
+    except RuntimeError as error:
+        explained = _explained(error)
+        if explained is error:
+            raise
+        raise explained from error
+    finally:
+        for hooks, were in hooked:
+            hooks.update(were)
+
+
+# -- what a layer's own graph is replaced by -------------------------------------------------------
+
+
+class CurrentCredit(Function):
+    """The spikes as a function of this step's input current alone, with a given slope.
+
+    ``CurrentCredit.apply(credit, current, spikes, *states)`` returns spikes and states, which must
+    have no graph, with this one.
+    Backward: ``credit(gradient at the spikes, current)``, plus the gradients at the states, whose
+    derivative with respect to the current of the same step is taken as 1.
+
+    Source: Zhang et al. 2024, arXiv 2409.07776 (augmented DFA).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, credit: AtCurrent, current: Tensor, *outputs: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.credit = credit
+        ctx.save_for_backward(current)
+        ctx.set_materialize_grads(False)
+        ctx.mark_dirty(*outputs)  # nothing is written, but so nothing is copied
+        return outputs
+
+    @staticmethod
+    @_first_order
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        (current,) = ctx.saved_tensors
+        at_spikes, *at_states = grads
+        parts = [g for g in at_states if g is not None]
+        if at_spikes is not None:
+            parts.append(ctx.credit(at_spikes, current))
+        total = sum(parts[1:], parts[0]) if parts else None
+        if total is not None:
+            total = total.to(current.dtype)
+        return (None, total, *(None for _ in grads))
+
+
+class Detour(Function):
+    """Identity on an output; backward also sends ``back(error, x)`` to x, which it did not see.
+
+    ``Detour.apply(back, output, x)`` returns the output, made of x cut from its graph. With
+    ``back=None`` nothing is sent; the node says that a layer used its own weight.
+
+    Source: Lillicrap et al. 2016, Nat. Commun. 7, 13276 (feedback alignment).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, back: Callable[[Tensor, Tensor], Tensor] | None, output: Tensor, x: Tensor
+    ) -> Tensor:
+        ctx.back = back
+        ctx.save_for_backward(*[x] * (back is not None))
+        return output.view_as(output)
+
+    @staticmethod
+    @_first_order
+    def backward(ctx: Any, error: Tensor) -> tuple[Any, ...]:
+        sent = ctx.back(error, *ctx.saved_tensors) if ctx.back is not None else None
+        return None, error, sent
+
+
+class Traced(Function):
+    """An output without its graph, as a function of weight and bias with gradients of its own.
+
+    ``Traced.apply(gradients, output, weight, bias)`` returns the output; backward:
+    ``gradients(error)``, at weight and bias.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, gradients: Callable[[Tensor], tuple[Tensor, Tensor | None]], output: Tensor,
+        *_: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        ctx.gradients = gradients
+        return output.view_as(output)
+
+    @staticmethod
+    @_first_order
+    def backward(ctx: Any, error: Tensor) -> tuple[Any, ...]:
+        return (None, None, *ctx.gradients(error))

@@ -1,0 +1,181 @@
+"""One walk over autograd's graph: the calls, leaves and weights that a value was made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+
+from snn_dfa._attach.functions import Detour, Port
+from snn_dfa.errors import AttachError
+
+__all__ = ["Origin", "PORT", "Source", "functional_weights", "origin_of", "sources_of"]
+
+PORT = Port._backward_cls  # type: ignore[attr-defined]
+_DETOUR = Detour._backward_cls  # type: ignore[attr-defined]
+LEAF: Any = type(torch.autograd.graph.get_gradient_edge(torch.ones(1, requires_grad=True)).node)
+
+#: Where a value comes from: a layer, and the first and the last layer with weights after it.
+Source: TypeAlias = tuple[str, tuple[str, ...]]
+
+
+class Origin(NamedTuple):
+    """What a value was made of: the ports (node, which of its results) and the leaves.
+
+    ``reentrant`` says that reentrant activation checkpointing lies on the way.
+    """
+
+    ports: list[tuple[Any, int]]
+    leaves: dict[int, Tensor]
+    reentrant: bool
+
+
+def origin_of(
+    value: Tensor,
+    mine: Callable[[Any], bool],
+    seen: set[Node] | None = None,
+    check: Callable[[Node], None] | None = None,
+) -> Origin:
+    """Walk the graph of a value up to the nearest ports.
+
+    Args:
+        value: A tensor with a graph.
+        mine: Whether a port belongs to this network.
+        seen: Nodes that are not entered.
+        check: Called with each node.
+
+    Raises:
+        AttachError: if reentrant checkpointing lies on the way from a port.
+    """
+    ports: dict[tuple[Any, int], None] = {}
+    leaves: dict[int, Tensor] = {}
+    seen = set() if seen is None else seen
+    reentrant = False
+    todo: list[tuple[Any, int]] = [(value.grad_fn, value.output_nr)]
+    while todo:
+        node, index = todo.pop()
+        if node is None or node in seen:
+            continue
+        kind = type(node)
+        if kind is PORT and mine(node):
+            ports[node, index] = None
+            continue
+        seen.add(node)
+        if kind is LEAF:
+            leaf = node.variable
+            leaves[id(leaf)] = leaf
+            continue
+        reentrant |= kind.__name__ == "CheckpointFunctionBackward"
+        if check is not None:
+            check(node)
+        todo.extend(node.next_functions)
+    if reentrant and ports:
+        raise AttachError(
+            "net: expected activation checkpointing with use_reentrant=False after a hidden "
+            "layer, got it with True, which gives no gradient where nothing comes in that "
+            "wants one"
+        )
+    return Origin(list(ports), leaves, reentrant)
+
+
+def sources_of(
+    value: Tensor, mine: Callable[[Any], bool], weights: Mapping[int, str]
+) -> frozenset[Source]:
+    """Return the layers that a value was made of, with the first and last weights after each.
+
+    A weight lies on the way from a layer if a node of the graph joins both. A weight that is
+    frozen is no leaf; it is told by the memory that the node keeps it in.
+
+    Args:
+        value: A tensor with a graph.
+        mine: Whether a port belongs to this network.
+        weights: Identity of a parameter, and address of its memory, to the name of its layer.
+    """
+    known: dict[Node, frozenset[Source]] = {}
+    passing: dict[Node, frozenset[str]] = {}  # weights below a node that no source lies below
+    todo: list[tuple[Any, bool]] = [(value.grad_fn, False)]
+    while todo:
+        node, done = todo.pop()
+        if node in known:
+            continue
+        if type(node) is PORT and mine(node):
+            known[node] = _of_port(node)
+        elif type(node) is LEAF:
+            known[node] = frozenset()
+            name = weights.get(id(node.variable))
+            passing[node] = frozenset() if name is None else frozenset([name])
+        elif done:
+            below = _below(node)
+            known[node], passing[node] = _joined(node, below, known, passing, weights)
+        else:
+            todo.append((node, True))
+            todo += [(n, False) for n in _below(node)]
+    return known.get(value.grad_fn, frozenset())
+
+
+def _below(node: Any) -> list[Any]:
+    traced = getattr(node, "below", None)  # of an input whose graph a trace has in its place
+    return [n for n in (*(n for n, _ in node.next_functions), traced) if n is not None]
+
+
+def _of_port(node: Any) -> frozenset[Source]:
+    layer = node.call.layer
+    return frozenset() if layer is None else frozenset([(layer, ())])
+
+
+def _joined(
+    node: Any,
+    below: Iterable[Node],
+    known: Mapping[Node, frozenset[Source]],
+    passing: Mapping[Node, frozenset[str]],
+    weights: Mapping[int, str],
+) -> tuple[frozenset[Source], frozenset[str]]:
+    sources = frozenset().union(*(known.get(n, frozenset()) for n in below))
+    names = frozenset().union(*(passing.get(n, frozenset()) for n in below))
+    if not sources:
+        return sources, names
+    if not names:
+        names = frozenset(_kept(node, weights))
+    for name in sorted(names):
+        sources = frozenset((layer, (*way[:1], name)) for layer, way in sources)
+    return sources, frozenset()
+
+
+def _kept(node: Any, weights: Mapping[int, str]) -> list[str]:
+    """Return the layer whose frozen weight a node keeps for its backward pass."""
+    for attribute in ("_saved_mat2", "_saved_weight", "_saved_mat1", "_saved_self"):
+        kept = getattr(node, attribute, None)
+        if isinstance(kept, Tensor) and kept.dim() > 1 and kept.data_ptr() in weights:
+            return [weights[kept.data_ptr()]]
+    return []
+
+
+def functional_weights(
+    values: Iterable[Tensor], weights: Mapping[int, str], since: int
+) -> set[str]:
+    """Return the layers whose weights a function used, by a way that no :class:`Detour` replaces.
+
+    Args:
+        values: Results of a forward pass.
+        weights: Identity of a weight to the name of its layer.
+        since: Sequence number of the first node of this pass; older ones are not entered.
+    """
+    found: set[str] = set()
+    seen: set[Any] = set()
+    todo: list[Any] = [v.grad_fn for v in values]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if type(node) is LEAF:
+            name = weights.get(id(node.variable))
+            if name is not None:
+                found.add(name)
+        elif node._sequence_nr() >= since:
+            after = [n for n, _ in node.next_functions]
+            todo += after[-1:] if type(node) is _DETOUR else after
+    return found

@@ -1,0 +1,153 @@
+"""The errors of a network that runs, in words: who, what was expected, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from snn_dfa.errors import AttachError, FeedbackError
+
+__all__ = [
+    "called_late",
+    "heads",
+    "other_steps",
+    "out_of_step",
+    "refuse_gone",
+    "refuse_repetition",
+    "refuse_unled",
+    "second_output",
+    "unnamed_readout",
+]
+
+
+def out_of_step(hidden: str, output: str | None, calls: Mapping[str, int]) -> str:
+    """Say that a hidden layer and the output were not called equally often."""
+    return (
+        f"hidden layer {hidden!r} was called {calls.get(hidden, 0)} times and the output "
+        f"{output!r} {calls.get(output or '', 0)} times in one forward pass; expected as many "
+        f"calls of each: if {output!r} is not the output, name the one that is with output=, and "
+        f"name the layers that keep step with it with hidden=; a neuron that stands for several "
+        f"layers must be a neuron of its own for each, which may share weights"
+    )
+
+
+def called_late(hidden: str, output: str) -> str:
+    """Say that a layer was called after the output of its step."""
+    return (
+        f"hidden layer {hidden!r} is called after the output {output!r} of its step; expected the "
+        f"output last: if {output!r} is not the output, name the one that is with output=; if "
+        f"{hidden!r} lies behind the output, name the layers before it with hidden="
+    )
+
+
+def other_steps(hidden: str, spikes: Sequence[int], output: Sequence[int], dims: int) -> str:
+    """Say that a layer has another number of steps or samples than the output."""
+    return (
+        f"hidden layer {hidden!r}: expected spikes of shape {list(output[:dims])} followed by its "
+        f"neurons, since the output has shape {list(output)}, got {list(spikes)}"
+    )
+
+
+def second_output(other: str, output: str) -> str:
+    """Say that the loss reads a layer whose values go to no other layer."""
+    return (
+        f"layer {other!r}: expected its spikes to go on to another layer, and they go to the loss "
+        f"alone, like those of the output {output!r}; name all outputs, output=[{output!r}, "
+        f"{other!r}], or name the layers that learn from the error of {output!r} with hidden="
+    )
+
+
+def unnamed_readout(name: str, output: str) -> str:
+    """Say that the loss reads the output through weights."""
+    return (
+        f"output: expected the last neuron to be the output, got weights behind it: {name!r} is "
+        f"called with what {output!r} returned, and the error would come to that through their "
+        f"transpose; name the one that is meant, output={name!r} or output={output!r}"
+    )
+
+
+def heads(found: Mapping[str, str], outputs: Sequence[str]) -> str:
+    """Say that the loss reads layers through weights that are no output."""
+    first, layer = next(iter(found.items()))
+    named = ", ".join(map(repr, [*outputs, *found]))
+    return (
+        f"the loss reads layer {layer!r} through {first!r}, which is no output: its loss goes "
+        f"through the true weights of {first!r} into {layer!r} and no further; if {first!r} is an "
+        f"output too, name it: output=[{named}]"
+    )
+
+
+def refuse_gone(net: nn.Module, layers: Mapping[str, nn.Module], names: Sequence[str]) -> None:
+    """Raise an error for layers that another module has taken the place of.
+
+    Args:
+        net: The network.
+        layers: Its layers as they were.
+        names: Those that were not called.
+
+    Raises:
+        AttachError: if one of these is no longer there.
+    """
+    there = set(net.modules()) if names else set()
+    for name in names:
+        if layers[name] not in there:
+            raise AttachError(
+                f"layer {name!r} is no longer a part of the network, and what has taken its place "
+                f"would be left to back-propagation; call remove(), and attach DFA to the network "
+                f"as it is"
+            )
+
+
+def refuse_repetition(name: str, module: nn.Module, *, whole: bool) -> None:
+    """Raise an error for a call that activation checkpointing repeats, where it is another call.
+
+    Args:
+        name: Of the layer.
+        module: The layer.
+        whole: Whether the whole network's pass is repeated.
+
+    Raises:
+        AttachError: if only some layers are repeated, or the layer's state is hidden in it.
+    """
+    said = f"layer {name!r} is called in a backward pass, as activation checkpointing does, and "
+    if not whole:
+        raise AttachError(
+            f"{said}its spikes are joined to the output already; checkpoint the whole network, or "
+            f"layers without spiking neurons"
+        )
+    if getattr(module, "init_hidden", False):
+        raise AttachError(
+            f"{said}its hidden state would go on from another membrane than before; pass states "
+            f"explicitly, use over_time, or checkpoint layers without spiking neurons"
+        )
+
+
+def refuse_unled(learns: bool) -> None:
+    """Raise an error for feedback that takes its step when a pass begins, where passes repeat.
+
+    Raises:
+        FeedbackError: if it is such.
+    """
+    if learns:
+        raise FeedbackError(
+            "feedback: expected one that does not learn with the passes of the network, which "
+            "activation checkpointing repeats; call dfa.follow(optimizer)"
+        )
+
+
+def nested(name: str, inside: str) -> AttachError:
+    """Say that a layer is called inside another one."""
+    return AttachError(
+        f"layer {name!r} is called inside layer {inside!r}; expected layers one after the other: "
+        f"name either {inside!r} or the layers inside it with hidden="
+    )
+
+
+def functional_weight(layer: str) -> AttachError:
+    """Say that a function uses a weight that has feedback."""
+    return AttachError(
+        f"rule='fa': expected the weight of layer {layer!r} to be used by that layer alone, got a "
+        f"function that uses it, and whose error would go through the true weight; call the layer, "
+        f"or use another rule"
+    )

@@ -1,0 +1,128 @@
+"""Which layers with weights lie between two layers: read off autograd's graph."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from snn_dfa._attach.calls import Layers
+from snn_dfa._attach.graph import sources_of
+from snn_dfa._attach.weights import synapses
+from snn_dfa.feedback.base import Shapes
+from snn_dfa.errors import FeedbackError
+
+__all__ = ["Paths"]
+
+
+class Paths:
+    """From each layer the paths to others, by the names of the layers with weights on them.
+
+    The product of the weights from a hidden layer to the output is the matrix that a gradient is
+    multiplied by on its way back, but for the neurons' slopes and a normalisation's factors.
+    Paths are traced in the passes up to the first backward pass, and again when a layer learns for
+    the first time.
+
+    Args:
+        net: The network; it is not kept alive.
+        layers: Its layers.
+    """
+
+    def __init__(self, net: nn.Module, layers: Layers) -> None:
+        self.tracing = False
+        self._net = weakref.ref(net)
+        self._layers = layers
+        self._found: dict[str, set[tuple[tuple[str, ...], str]]] = {}
+        self._looked_for: set[str] = set()
+        self._leading: set[str] = set()  # layers with weights from which a path leads to a layer
+        self._heads: dict[str, str] = {}
+
+    def look_for(self, layer: str) -> None:
+        """See that the paths from a layer that learns are traced once."""
+        if layer not in self._looked_for:
+            self._looked_for.add(layer)
+            self.tracing = True
+
+    def note(self, layer: str, value: Tensor, mine: Callable[[Any], bool]) -> None:
+        """Note where a value that comes into a layer was made."""
+        for source, weights in self.sources(value, mine):
+            if source != layer:
+                if layer in self._synapses():  # a readout
+                    weights = (*weights[:1], layer)
+                self._leading.update(weights)
+                self._found.setdefault(source, set()).add((weights, layer))
+
+    def note_returned(self, value: Tensor, mine: Callable[[Any], bool]) -> None:
+        """Note where a value was made that the network returns."""
+        for source, weights in self.sources(value, mine):
+            if weights:
+                self._heads[weights[0]] = source
+
+    @property
+    def heads(self) -> dict[str, str]:
+        """The first layer with weights after a layer, to that, where they lead to no other layer."""
+        return {name: of for name, of in self._heads.items() if name not in self._leading}
+
+    def sources(
+        self, value: Tensor, mine: Callable[[Any], bool]
+    ) -> frozenset[tuple[str, tuple[str, ...]]]:
+        """Return the layers that a value was made of, with the weights after each."""
+        names: dict[int, str] = {}
+        for name, module in self._synapses().items():
+            for parameter in module.parameters():
+                if parameter.dim() > 1:
+                    names.setdefault(id(parameter), name)
+                    names.setdefault(parameter.data_ptr(), name)
+        return sources_of(value, mine, names)
+
+    def _synapses(self) -> dict[str, Any]:
+        net = self._net()
+        return {} if net is None else dict(synapses(net))
+
+    def weight(self, layer: str) -> Tensor:
+        """Return a layer's weight.
+
+        Raises:
+            FeedbackError: if the layer is gone.
+        """
+        known = self._synapses().get(layer)
+        if known is None:
+            raise FeedbackError(
+                f"feedback: layer {layer!r} had weights and has none now; call remove() and attach "
+                f"DFA to the network as it is"
+            )
+        weight: Tensor = known.weight
+        return weight
+
+    def names(self, name: str, path: Shapes) -> list[str]:
+        """Return the layers with weights from a hidden layer to the output, first to last.
+
+        Args:
+            name: Of the hidden layer.
+            path: All hidden layers with shapes.
+
+        Raises:
+            FeedbackError: if there is no path, or more than one, or another than by one dense layer
+                between any two.
+        """
+        known, found, passed = self._synapses(), [], [name]
+        while passed[-1] not in self._layers.outputs:
+            at = passed[-1]
+            neurons = math.prod(path[at][1:])
+            paths = sorted(self._found.get(at, ()))
+            weights, to = paths[0] if len(paths) == 1 else ((), at)
+            after = math.prod(path[to][1:]) if to in path else path[name][0]
+            dense = len(weights) == 1 and isinstance(known.get(weights[0]), nn.Linear)
+            if not dense or to in passed or known[weights[0]].weight.shape != (after, neurons):
+                seen = [f"{' and '.join(map(repr, w)) or 'no weights'} to {t!r}" for w, t in paths]
+                raise FeedbackError(
+                    f"feedback: a product of weights or factors needs one nn.Linear from the "
+                    f"{neurons} neurons of layer {at!r} to one next layer, found "
+                    f"{', '.join(seen) or 'none'}; use another kind"
+                )
+            found.append(weights[0])
+            passed.append(to)
+        return found

@@ -1,0 +1,61 @@
+"""Tensors inside the arguments and results of a module: tuples, lists, dicts and objects."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["map_tensors"]
+
+_PLAIN = (int, float, bool, str, bytes, complex, type(None), nn.Module, type)
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Return ``value`` with every tensor inside it changed.
+
+    A container or an object in which nothing changes is returned as it is; another one is
+    copied. An object is one with attributes, such as a dataclass or a graph's data.
+    """
+    kind = type(value)
+    if isinstance(value, Tensor):
+        return change(value)
+    if kind is tuple or kind is list:
+        changed = [map_tensors(change, v) for v in value]
+        return value if _same(changed, value) else kind(changed)
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, dict):
+        items = {key: map_tensors(change, v) for key, v in value.items()}
+        if _same(items.values(), value.values()):
+            return value
+        twin = copy.copy(value)
+        twin.update(items)
+        return twin
+    if isinstance(value, (tuple, list)):
+        changed = [map_tensors(change, v) for v in value]
+        if _same(changed, value):
+            return value
+        return kind(*changed) if hasattr(value, "_fields") else kind(changed)
+    return _map_object(change, value)
+
+
+def _same(new: Any, old: Any) -> bool:
+    return all(a is b for a, b in zip(new, old, strict=True))
+
+
+def _map_object(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    slots = [s for k in type(value).__mro__ for s in getattr(k, "__slots__", ())]
+    names = [*getattr(value, "__dict__", ()), *(s for s in slots if hasattr(value, s))]
+    if callable(value):  # a function keeps its attributes to itself
+        return value
+    twin = value
+    for name in names:
+        old = getattr(value, name)
+        new = map_tensors(change, old)
+        if new is not old:
+            twin = copy.copy(value) if twin is value else twin
+            object.__setattr__(twin, name, new)  # a frozen dataclass has no other way
+    return twin

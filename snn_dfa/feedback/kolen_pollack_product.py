@@ -1,0 +1,170 @@
+"""Kolen and Pollack's rule for each weight: a matrix is a product of factors that learn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from snn_dfa._distributed import whole
+from snn_dfa.errors import FeedbackError
+from snn_dfa.feedback.apply import product
+from snn_dfa.feedback.base import FeedbackWeights, Forward, Shapes
+from snn_dfa.feedback.learning import Learned, LearningOptions
+
+__all__ = ["KolenPollackProduct", "KolenPollackProductFeedback"]
+
+
+@dataclass(frozen=True)
+class KolenPollackProduct(LearningOptions):
+    r"""Feedback matrices that are products of factors; one factor for each weight after a layer.
+
+    Each weight W [N_out, N_in] after a hidden layer has a factor V of the same shape. V is drawn at
+    random, and never uses W. At each step of the weights' optimiser, AdamW updates V by the
+    gradient of W. The B of a layer is the product of the factors after it, V_L ... V_(l+1):
+    each layer still gets the error at the output by one matrix. If W and V get the same updates and
+    the same decay, V becomes W, and the B of every layer becomes the product of the weights. With
+    :class:`KolenPollack` this happens in the last hidden layer alone.
+
+    The layers after a hidden layer have to be dense. Call ``dfa.follow(optimizer)`` before the
+    first backward pass. The first batch shows which weight lies between two layers; if there is
+    more than one path after a layer, ``DFA`` raises an error. With ``rule="fa"``, for convolutions
+    too, each factor is the B of its own layer. V uses the gradient of W as the optimiser had it:
+    averaged over processes, clipped and unscaled, if the program does so.
+
+    Args:
+        lr: Learning rate of AdamW; use the rate of the weights. If their rate changes, set
+            ``dfa.feedback_lr``.
+        weight_decay: Of AdamW; use the decay of the weights.
+        initial: Factor on the standard deviation of each first V, 1 / sqrt(N_in), beside ``scale``.
+            With 1 the first B have the size of ``"gaussian"`` matrices.
+
+    Sources: Kolen and Pollack 1994, "Backpropagation without weight transport"; Akrout et al.
+    2019, arXiv 1904.05391: the factors are their reciprocal weights. The product of the factors,
+    in place of a chain of errors from layer to layer, is ours.
+
+    Raises:
+        FeedbackError: if a number is out of its range.
+
+    Example:
+        >>> import snntorch as snn
+        >>> from torch import nn
+        >>> from snn_dfa import DFA
+        >>> net = nn.Sequential(
+        ...     nn.Linear(4, 8), snn.Leaky(beta=0.9, init_hidden=True),
+        ...     nn.Linear(8, 6), snn.Leaky(beta=0.9, init_hidden=True), nn.Linear(6, 2),
+        ... )
+        >>> options = KolenPollackProduct(lr=1e-2, weight_decay=0.1)
+        >>> dfa = DFA(net, output="4", feedback=options)
+        >>> optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=0.1)
+        >>> dfa.follow(optimizer)
+        >>> net(torch.rand(3, 4)).sum().backward()
+        >>> {name: tuple(B.shape) for name, B in dfa.feedback.items()}
+        {'1': (2, 8), '3': (2, 6)}
+    """
+
+
+class KolenPollackProductFeedback(Learned):
+    """Matrices that are products of factors, one factor for each weight after a layer.
+
+    :attr:`matrices` holds the factors by layer with weights.
+    """
+
+    options = KolenPollackProduct
+    by_weight = True
+
+    def __init__(
+        self, type_name: str, scale: float, seed: int, forward: Forward, given: Any = None
+    ) -> None:
+        super().__init__(type_name, scale, seed, forward, given)
+        self._chains: dict[str, list[str]] = {}  # hidden layer to layers with weights after it
+        self._made_for: list[Any] = []
+
+    def _require(self, shapes: Shapes) -> None:
+        wanted = [list(self.shapes.items()), list(self.path.items())]
+        if wanted == self._made_for:
+            return
+        names = [name for name in self.shapes if name in self.path]
+        chains = {name: self.forward.names(name, self.path) for name in names}
+        for layer in dict.fromkeys(layer for chain in chains.values() for layer in chain):
+            known = self.matrices.get(layer)
+            weight = self._weight(layer, None if known is None else known.shape)
+            if known is None:
+                self._check_memory(layer, tuple(weight.shape))
+                self.matrices[layer] = self.draw(layer, tuple(weight.shape))
+        self._chains, self._made_for = chains, wanted
+        self._cache.clear()
+
+    def _weight(self, layer: str, shape: torch.Size | None) -> Tensor:
+        """Return the weight that a factor follows; check the shape of the factor, if it is drawn.
+
+        Raises:
+            FeedbackError: if the weight is no parameter, or has another shape.
+        """
+        weight = self.forward.weight(layer)
+        if not isinstance(weight, Parameter):
+            raise FeedbackError(
+                f"feedback: {self.type_name!r} follows weights that are parameters, that of layer "
+                f"{layer!r} is computed from others; use 'kolen-pollack'"
+            )
+        if shape is not None and not is_lazy(weight) and weight.shape != shape:
+            raise FeedbackError(
+                f"feedback: expected a factor of shape {list(weight.shape)}, that of the weight of "
+                f"layer {layer!r}, got {list(shape)}"
+            )
+        return weight
+
+    def known(self) -> list[str]:
+        """Return the names of the hidden layers whose factors are drawn."""
+        return list(self._chains)
+
+    def _make(self, name: str, device: torch.device) -> Tensor:
+        # Factors that have not learnt yet may lie on another device.
+        factors = [self.matrices[layer].to(device) for layer in self._chains[name]]
+        return product(factors).reshape(self.path[name])
+
+    def notify(self, name: str, error: Tensor) -> None:
+        """Show the observer an error that a layer is about to get.
+
+        Raises:
+            FeedbackError: if no optimiser is followed.
+        """
+        if not self.has_optimizer:
+            raise FeedbackError(
+                "feedback: 'kolen-pollack-product' learns at the steps of the weights' optimiser, "
+                "and follows none that is still there; call dfa.follow(optimizer) before a "
+                "backward pass, after a copy too, or use 'kolen-pollack'"
+            )
+        super().notify(name, error)
+
+    def _check_optimizer(self, optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
+        super()._check_optimizer(optimizer, parameters)
+        its = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if its.isdisjoint(map(id, parameters)):
+            raise FeedbackError(
+                "follow: expected an optimiser of the network's parameters, got one that has none "
+                "of them; give the one whose step() changes the weights"
+            )
+
+    def learn(self, stepped: Iterable[Tensor] = ()) -> None:
+        """Take one step of AdamW with the gradients of the weights that were stepped."""
+        changed = {id(parameter) for parameter in stepped}
+        for layer, factor in self.matrices.items():
+            weight = self._weight(layer, factor.shape)
+            if weight.grad is not None and id(weight) in changed:
+                self.accumulate_gradient(layer, whole(weight.grad))
+        super().learn()
+
+    def measure_like(self, original: FeedbackWeights) -> None:
+        """Need no optimiser: it would only take a step after the pass."""
+        super().measure_like(original)
+        self.optimizer = lambda: original
+
+    def _check_saved(self, name: str, matrix: Tensor, current: FeedbackWeights) -> None:
+        self._weight(name, matrix.shape)
