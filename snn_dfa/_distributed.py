@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from snn_dfa.errors import AttachError
 
-__all__ = ["States", "mean_over_ranks", "ranks", "whole"]
+__all__ = ["States", "mean_over_ranks", "ranks", "runs_distributed", "whole"]
 
 
 def ranks() -> int:
@@ -33,6 +33,11 @@ def whole(t: Any) -> Tensor:
     """Return a tensor itself; of one that processes hold in shards, all of it in each of them."""
     gathered: Tensor = t.full_tensor() if hasattr(t, "full_tensor") else t
     return gathered
+
+
+def runs_distributed() -> bool:
+    """Return whether the pass that begins is one of ``DistributedDataParallel``."""
+    return getattr(DistributedDataParallel, "_active_ddp_module", None) is not None
 
 
 def _broadcasts() -> bool:

@@ -52,21 +52,41 @@ class Broadcast:
         """
         steps = self._steps(arrived)
         signals: list[tuple[str, list[Call], Tensor]] = []
-        sites: dict[str, tuple[int, ...]] = {}
-        path: dict[str, tuple[int, ...]] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for name, calls in steps.items():
             for group in _alike(calls):
                 signal, dims = self._signal(name, group)
-                sites[name] = (signal.shape[-1], *group[0][0].shape[dims:])
+                shapes[name] = (signal.shape[-1], *group[0][0].shape[dims:])
                 signals.append((name, [call for call, _ in group], signal))
-                path = path or {
-                    n: (signal.shape[-1], *shapes[0][dims:])
-                    for n, shapes in self._shapes.items()
-                    if n not in self._layers.outputs
-                }
-        if sites:
-            self._feedback.require(sites, path)
+        if shapes:
+            self._feedback.require(shapes, self._path(signal.shape[-1], dims))
         return [sent for each in signals for sent in self._send(*each)]
+
+    def require(self, outputs: Sequence[Call]) -> None:
+        """See that each hidden layer has a matrix that fits.
+
+        Args:
+            outputs: One call of each output, of the same step.
+        """
+        hidden = {name: call for out in outputs for name, call in out.below.items() if call.learns}
+        if hidden:
+            dims = self._dims(outputs[0])
+            count = sum(self._count(call.layer or "", dims) for call in outputs)
+            shapes = {n: (count, *hidden[n].shape[dims:]) for n in self._shapes if n in hidden}
+            self._feedback.require(shapes, self._path(count, dims))
+
+    def _path(self, count: int, dims: int) -> dict[str, tuple[int, ...]]:
+        return {
+            name: (count, *shapes[0][dims:])
+            for name, shapes in self._shapes.items()
+            if name not in self._layers.outputs
+        }
+
+    def _count(self, output: str, dims: int) -> int:
+        """Return how many numbers of one sample an output has."""
+        spikes, *returned = self._shapes[output]
+        others = [s for s in returned if s != spikes and output not in self._layers.neurons]
+        return sum(shape[dims:].numel() for shape in (spikes, *others))
 
     def _steps(
         self, arrived: Sequence[tuple[Call, Sequence[Tensor | None]]]
@@ -153,10 +173,7 @@ class Broadcast:
             if output in errors:
                 parts.append(errors[output])
                 continue
-            spikes, *returned = self._shapes[output]
-            others = [s for s in returned if s != spikes and output not in self._layers.neurons]
-            dims = like.dim() - 1
-            count = sum(s[dims:].numel() for s in (spikes, *others))
+            count = self._count(output, like.dim() - 1)
             parts.append(like.new_zeros(*like.shape[:-1], count))
         return torch.cat(parts, -1)
 

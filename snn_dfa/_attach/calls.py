@@ -62,8 +62,8 @@ class Call:
     """
 
     __slots__ = (
-        "below", "collector", "layer", "learns", "linked", "released", "returned", "shape", "spikes",
-        "targets", "values",
+        "below", "collector", "layer", "learns", "linked", "released", "returned", "shape", "sizes",
+        "spikes", "targets", "values",
     )  # fmt: skip
 
     def __init__(
@@ -82,10 +82,14 @@ class Call:
         self.shape = torch.Size() if spikes is None else spikes.shape
         self.below: dict[str, Call] = {}
         self.targets: Tensor | None = None
+        self.sizes: list[torch.Size] = []  # of the values that were released
         self.released = False
 
     def release(self) -> None:
         """Forget the layer's own graph, which a backward pass has used up."""
+        if self.released:
+            return
+        self.sizes = [value.shape for value in self.values]
         self.values, self.spikes, self.below, self.released = (), None, {}, True
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import Variable
 
 from snn_dfa._attach.calls import Call
-from snn_dfa._attach.functions import Deliver, Emit, Gather, gradients, second_time
+from snn_dfa._attach.functions import Deliver, Emit, Gather, accumulate, gradients, second_time
 from snn_dfa.errors import BackwardError
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Collector:
         self.gather: Tensor = Gather.apply(me, core.leaf)
         self.bridged = False  # a part of the graph is passed by itself, and then with the rest
         self._task, self._partial = -1, False
+        self._silenced: list[tuple[dict[int, Any], dict[int, Any]]] = []
         self._replays: list[tuple[Tensor, Tensor]] = []
         self._arrived: Arrivals = []
         self._results: Sequence[Tensor | None] | None = None  # `()` once they are handed out
@@ -85,7 +87,10 @@ class Collector:
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         others = self.core.others(self)
         arrived, self._arrived = self._arrived, []
-        results = Run(self.core, [*self.parameters, *others]).gradients(
+        # Parameters that come and go, as those of a network in shards, are accumulated where they
+        # are, inside the pass, since hooks around it count on that.
+        inside = [] if self._partial else [t for t in others if isinstance(t, nn.Parameter)]
+        results = Run(self.core, [*self.parameters, *others], inside).gradients(
             arrived, keep=keep, twice=keep or self.bridged
         )
         replays, self._replays = self._replays, []
@@ -93,7 +98,8 @@ class Collector:
             values, grads = zip(*replays, strict=True)
             torch.autograd.backward(values, grads, retain_graph=keep)
         own = len(self.parameters)
-        _accumulate(others, results[own:])
+        if not self._partial:
+            _accumulate(others, results[own:])
         if any(call.linked for call, _ in arrived):
             self._results = results[:own]
         else:
@@ -112,7 +118,25 @@ class Collector:
             finally:
                 self._partial = False
         results, self._results = self._results, ()
-        return results or nothing
+        results = results or nothing
+        self._silence([p for p, g in zip(self.parameters, results, strict=True) if g is None])
+        return results
+
+    def _silence(self, parameters: Iterable[Tensor]) -> None:
+        """Let autograd call no hook of parameters that get no gradient, until its pass has ended."""
+        self.restore()
+        hooks = (p._backward_hooks for p in parameters)
+        self._silenced = [(h, dict(h)) for h in hooks if h]
+        if self._silenced:
+            for known, _ in self._silenced:
+                known.clear()
+            Variable._execution_engine.queue_callback(self.restore)
+
+    def restore(self) -> None:
+        """Put hooks back."""
+        for known, were in self._silenced:
+            known.update(were)
+        self._silenced = []
 
 
 class Run:
@@ -121,10 +145,11 @@ class Run:
     Args:
         core: The attachment, of which this is what runs now.
         at: The leaves whose gradients are wanted.
+        inside: Those among them at which layers' gradients are accumulated in the pass itself.
     """
 
-    def __init__(self, core: Core, at: Sequence[Tensor]) -> None:
-        self._core, self._at = core, at
+    def __init__(self, core: Core, at: Sequence[Tensor], inside: Sequence[Tensor]) -> None:
+        self._core, self._at, self._inside = core, at, inside
         #: What the loss gives at ports, while that is asked; ``None`` in a layer's own graph.
         self.losses: Arrivals | None = None
 
@@ -150,16 +175,38 @@ class Run:
                 _add(total, found)
                 arrived, self.losses = self.losses, None
                 reached += arrived
+            arrived = _merged(arrived)
             sent = core.broadcast(arrived)
             if roots := _roots(arrived + sent):
-                found = gradients(roots, [*self._at, core.leaf], keep=twice)
-                _add(total, found)
+                inside = {id(t) for t in self._inside}
+                at = [core.leaf if id(t) in inside else t for t in self._at]
+                found = gradients(roots, [*at, core.leaf], keep=twice or bool(inside))
+                _add(total, [None if id(t) in inside else g for t, g in zip(self._at, found, strict=False)])
+                if inside:
+                    accumulate(roots, self._inside, keep=twice)
         finally:
             core.running = None
         if not keep:
             for call, _ in reached + sent:
                 call.release()
         return total
+
+
+def _merged(arrivals: Arrivals) -> Arrivals:
+    """Return each call once, with the sums of the gradients that have arrived at its values."""
+    calls: dict[int, tuple[Call, Sequence[Tensor | None]]] = {}
+    for call, grads in arrivals:
+        known = calls.get(id(call))
+        if known is not None:
+            grads = [_sum(a, b) for a, b in zip(known[1], grads, strict=True)]
+        calls[id(call)] = call, grads
+    return list(calls.values())
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
 
 
 def _roots(arrivals: Arrivals) -> list[tuple[Tensor, Tensor]]:
@@ -177,8 +224,7 @@ def _roots(arrivals: Arrivals) -> list[tuple[Tensor, Tensor]]:
 
 def _add(total: list[Tensor | None], more: Iterable[Tensor | None]) -> None:
     for i, (known, new) in enumerate(zip(total, more, strict=False)):
-        if new is not None:
-            total[i] = new if known is None else known + new
+        total[i] = _sum(known, new)
 
 
 def _accumulate(tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:

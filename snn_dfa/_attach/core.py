@@ -15,6 +15,7 @@ import warnings
 import weakref
 from bisect import bisect_right
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from snn_dfa._attach.functions import Bridge, Port, Replay, Stale
 from snn_dfa._attach.graph import PORT, origin_of
 from snn_dfa._attach.paths import Paths
 from snn_dfa.feedback.base import FeedbackWeights
-from snn_dfa.errors import AttachError
+from snn_dfa.errors import AttachError, BackwardError
 from snn_dfa.rules import Rule
 
 __all__ = ["Core"]
@@ -68,11 +69,26 @@ class Core:
         self._others: dict[int, weakref.ref[Tensor]] = {}  # leaves that are no parameters
         self._intervals: list[tuple[int, int, str]] = []  # calls whose insides may come out
         self._warned = False
-        self._learning = False  # the call that is going on
+        self._learning, self._closed = False, True  # the call that is going on
+        self._seen: list[tuple[torch.Size, ...]] = []  # shapes for which there is feedback
+        self._kinds: list[tuple[int, torch.dtype, torch.device]] | None = None
+        self.collector: Collector
         self.bind(parameters)
 
+    @property
+    def sends_nothing(self) -> bool:
+        """Whether the rule is that only the output block learns."""
+        return self._rule is None and not self.aligned
+
     def bind(self, parameters: Sequence[Tensor]) -> None:
-        """Take note of the parameters that want a gradient from here on."""
+        """Take note of the parameters that want a gradient, where they are others than before."""
+        kinds = [(id(p), p.dtype, p.device) for p in parameters]
+        if kinds == self._kinds:
+            return
+        self._kinds = kinds
+        # First let go of the nodes that autograd has for the old ones: it keeps one for each
+        # parameter, of the dtype that the parameter had.
+        self.__dict__.pop("collector", None)
         device = parameters[0].device if parameters else torch.device("cpu")
         self.leaf = torch.zeros((), dtype=torch.float32, device=device, requires_grad=True)
         self.collector = Collector(self, parameters)
@@ -134,30 +150,36 @@ class Core:
         if origin.reentrant:
             replayed: Tensor = Replay.apply(self.collector.replay, [value], self.leaf)
             return replayed
-        if not own:
+        if not own and self._closed:
             return value
+        if not own and not origin.leaves:
+            return value.detach()
+        # From inside a layer whose values may come out by other ways, such as a hook on a module
+        # in it, no path leads to another layer.
         self.collector.bridged = True
         at = (*(GradientEdge(*edge) for edge in own), *origin.leaves.values())
         bridged: Tensor = Bridge.apply([value], at, *own.values(), *origin.leaves.values())
         return bridged
 
-    def call(self, layer: str, learns: bool) -> None:
+    def call(self, layer: str, *, learns: bool, closed: bool) -> None:
         """Begin a call of a layer.
 
         Args:
             layer: Its name.
             learns: Whether the layer has parameters of its own that want a gradient.
+            closed: Whether values come out by its result and its attributes alone.
 
         Raises:
             AttachError: if another layer is at work.
         """
         if self.inside is not None:
             raise messages.nested(layer, self.inside)
-        self._learning = learns
+        self._learning, self._closed = learns, closed
 
     def _original(self, layer: str, node: Any, index: int) -> Tensor:
         if node.call.released:
-            stale: Tensor = Stale.apply([torch.zeros(())], self.leaf)
+            lost = torch.zeros((), device=self.leaf.device).expand(node.call.sizes[index])
+            stale: Tensor = Stale.apply([lost], self.leaf)
             return stale
         original: Tensor = node.call.values[index]
         return original if node.call.layer == layer else self.enter(layer, original)
@@ -167,6 +189,15 @@ class Core:
         if value.grad_fn is None:
             return value.requires_grad
         return bool(origin_of(value, self._mine).leaves)
+
+    def _refuse_reading(self, layer: str, _: Tensor) -> None:
+        """Raise an error for a loss that reads an output's value before it is handed out."""
+        if self.running is None:
+            raise BackwardError(
+                f"output {layer!r}: the loss reads a value inside the layer, such as one that a "
+                f"hook on a module in it has kept, so that its error is not the output's; read "
+                f"what {layer!r} returns"
+            )
 
     def _note_leaf(self, leaf: Tensor) -> None:
         self._learning |= leaf is not self.leaf
@@ -206,6 +237,10 @@ class Core:
         call = Call(layer, values, spikes, returned, self._learning, linked, self.collector)
         call.targets = self.targets
         self.now.note(call, self.layers)
+        if linked and not self._closed:
+            for value in values:
+                if value.requires_grad:
+                    value.register_hook(partial(self._refuse_reading, layer))
         if not self.within and self.now.is_even(self.layers):
             self.now = Pass()  # the layers are called without the network: step by step
         if spikes is not None:
@@ -236,6 +271,7 @@ class Core:
         Args:
             repeats: Whether activation checkpointing does a pass again.
         """
+        self.collector.restore()
         before = self.now, self.repeats
         self.now, self.repeats, self.within, self.inside = Pass(), repeats, True, None
         self._intervals = []
@@ -253,6 +289,15 @@ class Core:
             OutOfStepError: if a layer was not called as often as the output.
         """
         self.now.end(self.layers)
+        if torch.is_grad_enabled() and self._rule is not None and not self.aligned:
+            first = [c[0] for n, c in self.now.calls.items() if n in self.layers.outputs]
+            shapes = [(call.shape, *(c.shape for c in call.below.values() if c.learns)) for call in first]
+            if shapes != self._seen:
+                self._broadcast().require(first)
+                self._seen = shapes
+
+    def _broadcast(self) -> Broadcast:
+        return Broadcast(self.layers, self._rule, self.feedback, self._shapes, self.targets)
 
     # -- what is broadcast -------------------------------------------------------------------------
 
@@ -272,7 +317,7 @@ class Core:
         if self._rule is None:
             return []
         self._refuse_second_output(arrived)
-        return Broadcast(self.layers, self._rule, self.feedback, self._shapes, self.targets)(arrived)
+        return self._broadcast()(arrived)
 
     def _look_at_heads(self) -> None:
         """See which layers the loss reads through weights."""

@@ -22,7 +22,7 @@ from snn_dfa._attach.core import Core
 from snn_dfa._attach.functions import in_backward
 from snn_dfa._attach.graph import PORT, functional_weights
 from snn_dfa._attach.tensors import map_tensors
-from snn_dfa._distributed import States
+from snn_dfa._distributed import States, runs_distributed
 
 __all__ = ["Credit", "LayerForward", "NetworkForward", "is_attached", "parameters_of"]
 
@@ -117,7 +117,8 @@ class LayerForward(Forward):
         self._name, self._closed, self._credit, self._states = name, closed, credit, states
         self._own = list(module.parameters())
         self._is_neuron = name in core.layers.neurons
-        self._stores: list[dict[str, Any]] = [module._buffers, vars(module)]  # type: ignore[list-item]
+        holders = [module] if closed else list(module.modules())
+        self._stores: list[dict[str, Any]] = [s for m in holders for s in (m._buffers, vars(m))]  # type: ignore[misc]
 
     @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -138,7 +139,8 @@ class LayerForward(Forward):
 
     def _call(self, args: Any, kwargs: Any) -> Any:
         core, name, module = self.core, self._name, self.module
-        core.call(name, any([p.requires_grad for p in self._own]))
+        learns = any([p.requires_grad for p in self._own])
+        core.call(name, learns=learns, closed=self._closed)
 
         def enter(t: Tensor) -> Tensor:
             return core.enter(name, t) if t.requires_grad else t
@@ -266,9 +268,9 @@ class NetworkForward(Forward):
                 feedback.learn()
         since = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
         if learns:
-            parameters = self._parameters()
-            if [*map(id, parameters)] != [*map(id, core.collector.parameters)]:
-                core.bind(parameters)
+            if core.sends_nothing and runs_distributed():
+                raise messages.shallow_distributed()
+            core.bind(self._parameters())
             args, kwargs = map_tensors(self._enter, args), map_tensors(self._enter, kwargs)
         before = core.begin(repeats=again)
         try:

@@ -261,6 +261,22 @@ def gradients(
             hooks.update(were)
 
 
+def accumulate(
+    roots: Sequence[tuple[Tensor, Tensor]], at: Sequence[Tensor], *, keep: bool
+) -> None:
+    """Accumulate gradients at some leaves, in a pass that calls their hooks.
+
+    Args:
+        roots: Values and the gradients at them.
+        at: The leaves.
+        keep: Whether the graph can be passed once more.
+    """
+    values, grads = zip(*roots, strict=True)
+    with torch.enable_grad():
+        root = Emit.apply(grads, *values)
+    torch.autograd.backward(root, inputs=list(at), retain_graph=keep)
+
+
 # -- what a layer's own graph is replaced by -------------------------------------------------------
 
 

@@ -82,7 +82,7 @@ def origin_of(
 
 
 def sources_of(
-    value: Tensor, mine: Callable[[Any], bool], weights: Mapping[int, str]
+    value: Tensor, mine: Callable[[Any], bool], weights: Mapping[Any, str]
 ) -> frozenset[Source]:
     """Return the layers that a value was made of, with the first and last weights after each.
 
@@ -92,7 +92,8 @@ def sources_of(
     Args:
         value: A tensor with a graph.
         mine: Whether a port belongs to this network.
-        weights: Identity of a parameter, and address of its memory, to the name of its layer.
+        weights: Identity of a parameter, address of its memory, or shape of one in shards, to the
+            name of its layer.
     """
     known: dict[Node, frozenset[Source]] = {}
     passing: dict[Node, frozenset[str]] = {}  # weights below a node that no source lies below
@@ -105,8 +106,9 @@ def sources_of(
             known[node] = _of_port(node)
         elif type(node) is LEAF:
             known[node] = frozenset()
-            name = weights.get(id(node.variable))
-            passing[node] = frozenset() if name is None else frozenset([name])
+            leaf = node.variable
+            name = weights.get(id(leaf)) or weights.get(leaf.shape)
+            passing[node] = frozenset([name] if name else [])
         elif done:
             below = _below(node)
             known[node], passing[node] = _joined(node, below, known, passing, weights)
@@ -131,7 +133,7 @@ def _joined(
     below: Iterable[Node],
     known: Mapping[Node, frozenset[Source]],
     passing: Mapping[Node, frozenset[str]],
-    weights: Mapping[int, str],
+    weights: Mapping[Any, str],
 ) -> tuple[frozenset[Source], frozenset[str]]:
     sources = frozenset().union(*(known.get(n, frozenset()) for n in below))
     names = frozenset().union(*(passing.get(n, frozenset()) for n in below))
@@ -144,7 +146,7 @@ def _joined(
     return sources, frozenset()
 
 
-def _kept(node: Any, weights: Mapping[int, str]) -> list[str]:
+def _kept(node: Any, weights: Mapping[Any, str]) -> list[str]:
     """Return the layer whose frozen weight a node keeps for its backward pass."""
     for attribute in ("_saved_mat2", "_saved_weight", "_saved_mat1", "_saved_self"):
         kept = getattr(node, attribute, None)

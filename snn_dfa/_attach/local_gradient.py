@@ -58,6 +58,8 @@ class LocalGradient:
     ) -> None:
         self._slopes = _slopes(modules, outputs, derivative)
         self._current: Tensor | None = None
+        # What each layer's module left last: a neuron may hold its membrane by a weak reference.
+        self._kept: dict[str, list[Tensor]] = {}
 
     def cuts(self, name: str) -> bool:
         """Return whether the layer has a slope; a plain readout keeps its own graph."""
@@ -76,6 +78,7 @@ class LocalGradient:
     def after(self, name: str, module: nn.Module, values: list[Tensor]) -> list[Tensor]:
         """Return the values as functions of the current."""
         current, self._current = self._current, None
+        self._kept[name] = values
         if current is None or not current.requires_grad:
             return values
         alike = [v for v in values if v.shape == values[0].shape]

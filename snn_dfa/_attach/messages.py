@@ -151,3 +151,12 @@ def functional_weight(layer: str) -> AttachError:
         f"function that uses it, and whose error would go through the true weight; call the layer, "
         f"or use another rule"
     )
+
+
+def shallow_distributed() -> AttachError:
+    """Say that hidden parameters would get gradients of zero."""
+    return AttachError(
+        "rule='shallow': DistributedDataParallel gives the parameters of hidden layers gradients of "
+        "zero, by which weight decay would change them; freeze them, requires_grad_(False), and "
+        "train the network without DFA, which is the same"
+    )

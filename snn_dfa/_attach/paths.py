@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from snn_dfa._attach.calls import Layers
 from snn_dfa._attach.graph import sources_of
@@ -70,11 +71,17 @@ class Paths:
         self, value: Tensor, mine: Callable[[Any], bool]
     ) -> frozenset[tuple[str, tuple[str, ...]]]:
         """Return the layers that a value was made of, with the weights after each."""
-        names: dict[int, str] = {}
+        names: dict[Any, str] = {}
         for name, module in self._synapses().items():
             for parameter in module.parameters():
-                if parameter.dim() > 1:
-                    names.setdefault(id(parameter), name)
+                if parameter.dim() < 2 or is_lazy(parameter):
+                    continue
+                if hasattr(parameter, "full_tensor"):  # in shards: the whole one has come and gone
+                    shape = parameter.shape
+                    names[shape] = "" if shape in names else name
+                    continue
+                names.setdefault(id(parameter), name)
+                if parameter.data_ptr():
                     names.setdefault(parameter.data_ptr(), name)
         return sources_of(value, mine, names)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +22,15 @@ __all__ = [
 ]
 
 
+# The processes in which kernels have run. A child by fork inherits its parent's entry, and no
+# threads: there GNU OpenMP, which numba and torch share, ends the process at the first kernel.
+_STARTED_IN: set[int] = set()
+
+
 def has_numba() -> bool:
-    """Whether it is installed."""
+    """Return whether kernels can run: numba is installed, and this is no child of such a process."""
+    if _STARTED_IN and os.getpid() not in _STARTED_IN:
+        return False
     return importlib.util.find_spec("numba") is not None
 
 
@@ -48,6 +56,7 @@ def compile_parallel(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(kernel)
     def call(*args: Any) -> Any:
+        _STARTED_IN.add(os.getpid())
         threads = torch.get_num_threads()
         before = numba.get_num_threads()  # the first time this starts them
         if torch.get_num_threads() != threads:

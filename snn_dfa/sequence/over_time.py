@@ -136,7 +136,32 @@ class AtOnce(nn.Module):
             return x * self.module(torch.ones_like(x[0])) if self.module.training else x
         if isinstance(self.module, nn.Linear) and _is_plain(self.module):
             return spike_linear.linear(x, self.module.weight, self.module.bias)
-        return self.module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        before = _attributes(self.module)
+        out = self.module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        _refuse_state(self.module, before)
+        return out
+
+
+def _attributes(module: nn.Module) -> dict[str, int]:
+    """Return the tensors that modules of a user's own hold, buffers of torch's modules apart."""
+    return {
+        f"{name}.{key}".lstrip("."): id(value)
+        for name, m in module.named_modules()
+        if not type(m).__module__.startswith("torch.nn.")
+        for key, value in (*m._buffers.items(), *vars(m).items())
+        if isinstance(value, Tensor)
+    }
+
+
+def _refuse_state(module: nn.Module, before: dict[str, int]) -> None:
+    """Raise an error for a module that has kept something for the next step."""
+    kept = [k for k, value in _attributes(module).items() if before.get(k) != value]
+    if kept:
+        raise AttachError(
+            f"over_time: a {type(module).__name__} keeps {kept[0]!r} from step to step, expected a "
+            f"module without a state between the neurons, which sees all steps in one call; derive "
+            f"the module from snntorch.SpikingNeuron, or loop over time around the network"
+        )
 
 
 def _is_plain(module: nn.Linear) -> bool:

@@ -1,4 +1,4 @@
-"""The random programs and what runs them are in ``tests/support``; the oracle is beside the tests."""
+"""Put the oracle and what runs programs, beside this file, and ``tests/support`` on the path."""
 
 import sys
 from pathlib import Path

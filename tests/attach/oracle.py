@@ -175,7 +175,7 @@ class Oracle:
             self._add_feedback(starts, arrived, feedback)
             for name, roots in starts.items():
                 _sweep(roots, lambda node, n=name: self.owner(node) in (None, n), at_leaves)
-        return {n: at_leaves.get(p) for n, p in self.net.named_parameters()}
+        return {n: _hooked(p, at_leaves.get(p)) for n, p in self.net.named_parameters()}
 
     def owner(self, node: Node) -> str | None:
         """Return the layer in one of whose calls a node was made."""
@@ -318,6 +318,14 @@ def _run_custom(node: Node, grads: Mapping[int, Tensor], metadata: Any) -> list[
     out = list(out) if isinstance(out, tuple) else [out]
     wanted = iter([g for g, needs in zip(out, node.needs_input_grad, strict=False) if needs])
     return [None if below is None else next(wanted) for below, _ in node.next_functions]
+
+
+def _hooked(parameter: Tensor, grad: Tensor | None) -> Tensor | None:
+    """Let a parameter's own hooks change its gradient, as ``LeakyParallel``'s does."""
+    for hook in (parameter._backward_hooks or {}).values() if grad is not None else ():
+        changed = hook(grad)
+        grad = grad if changed is None else changed
+    return grad
 
 
 def _is_leaf(node: Node) -> bool:

@@ -7,6 +7,7 @@ import pytest
 import snntorch as snn
 import torch
 from oracle import Oracle, OracleError
+from programs import Layer, Spec
 from torch import nn
 
 from snn_dfa.surrogate import fast_sigmoid
@@ -58,6 +59,13 @@ class One(nn.Module):
 
 
 @pytest.fixture
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
 def x():
     return 2 * torch.rand(STEPS, BATCH, 4, dtype=torch.float64)
 
@@ -95,6 +103,25 @@ def test_a_loop_over_time_around_the_network_is_the_loop_inside(x):
     found = oracle.gradients(out.pow(2).sum(), {"1": B["lif1"]})
     names = {"0": "fc1", "1": "lif1", "2": "fc2"}
     equal({f"{names[n[0]]}{n[1:]}": g for n, g in found.items()}, inside)
+
+
+HALVED = torch.tensor([0.5, 0.5, 1, 1, 1])  # what a program does to spikes in place, by "slice_"
+
+
+@pytest.mark.parametrize("kind", ["neurons", "blocks"])
+@pytest.mark.parametrize("neuron", programs.LAYER_CHOICES["neuron"])
+@pytest.mark.parametrize("states", programs.LAYER_CHOICES["states"])
+def test_one_layer_of_any_neuron_with_its_weight_as_feedback(kind, neuron, states, float64):
+    """Spikes that are changed in place are the neuron's state, too; their path stays."""
+    layer = Layer(neuron=neuron, between="slice_", states=states)
+    spec = Spec(seed=5, layers=(layer,), hidden_kind=kind, readout="linear", steps=4)
+    spec = programs.valid(spec)
+    net = programs.build(spec)
+    (name,) = net.hidden_names()
+    oracle = Oracle(net, [name], ["readout"])
+    _, _, (loss,) = programs.run(spec, net, 0)
+    B = {name: net.readout.weight.detach() * HALVED}
+    equal(oracle.gradients(loss, B), gradients(loss, net))
 
 
 # -- programs that are cut by hand -----------------------------------------------------------------
@@ -193,18 +220,13 @@ def test_it_is_autograd_on_the_program_that_is_cut_by_hand(features, x):
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 @pytest.mark.parametrize("chunk", range(4))
-def test_without_layers_it_is_back_propagation(chunk):
-    torch.set_default_dtype(torch.float64)
-    try:
-        for seed in range(25 * chunk, 25 * (chunk + 1)):
-            spec = programs.draw(seed)
-            net = programs.build(spec)
-            oracle = Oracle(net, [], [])
-            _, _, losses = programs.run(spec, net, 0)
-            loss = sum(losses)
-            equal(oracle.gradients(loss, {}), gradients(loss, net))
-    finally:
-        torch.set_default_dtype(torch.float32)
+def test_without_layers_it_is_back_propagation(chunk, float64):
+    for seed in range(25 * chunk, 25 * (chunk + 1)):
+        spec = programs.draw(seed)
+        net = programs.build(spec)
+        oracle = Oracle(net, [], [])
+        _, _, losses = programs.run(spec, net, 0)
+        equal(oracle.gradients(sum(losses), {}), gradients(sum(losses), net))
 
 
 # -- numbers ---------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import snntorch as snn
 import torch
-from test_kolen_pollack import backward, loop, network
+from kp_network import backward, loop, network
 from torch import nn
 
 from snn_dfa import DFA, FeedbackError, feedback, reset

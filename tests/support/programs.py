@@ -40,11 +40,16 @@ STATES = {
     "SConv2dLSTM": ("syn", "mem"),
     "DeltaLeaky": ("mem",),
     "Tanh": (),  # no neuron, but a module that is named in hidden=
+    # They take a whole sequence in one call.
+    "StateLeaky": (),
+    "LinearLeaky": (),
+    "LeakyParallel": (),
 }
+SEQUENCE = ("StateLeaky", "LinearLeaky", "LeakyParallel")
 RECURRENT = ("RLeaky", "RSynaptic")
 
 LAYER_CHOICES: dict[str, tuple[Any, ...]] = {
-    "neuron": tuple(name for name in STATES if name != "Tanh"),
+    "neuron": tuple(name for name in STATES if name not in ("Tanh", *SEQUENCE)),
     # hidden: inside the neuron. returned: inside, and returned with the spikes (output=True).
     # explicit: handed in and out. keyword: handed in by name. kept: inside, without init_hidden.
     "states": ("hidden", "returned", "explicit", "keyword", "kept"),
@@ -82,7 +87,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "pool": ("", "avg", "max"),  # between a convolutional layer and the readout
     "steps": (2, 3, 4),
     "batches": (2, 3),
-    "loop": ("inside", "around"),
+    # sequence: no loop, and neurons that take [T, B, ...] in one call.
+    "loop": ("inside", "around", "sequence"),
     # What is the output: a neuron, or a plain module that is named as output.
     # linear_neuron: a linear layer, with a neuron behind it that is no layer. block: one module with
     # linear layer and neuron. two: two plain heads. two_neurons: a neuron each.
@@ -241,6 +247,9 @@ def draw(seed: int, plain: float = 0.6, only: frozenset[str] = frozenset()) -> S
         output=layer(),
         **choose(CHOICES, keep),
     )
+    if not only and rng.random() < 0.15:  # what only convolutional networks have
+        readout = rng.choice((spec.readout, "conv"))
+        spec = replace(spec, conv=True, pool=rng.choice(CHOICES["pool"]), readout=readout)
     # Neurons and states vary more than the rest: they meet all other choices.
     if not only or "neuron" in only:
         vary = [_with_neuron(each, rng) for each in (*spec.layers, spec.output)]
@@ -259,6 +268,8 @@ def valid(spec: Spec) -> Spec:
     if spec.hidden_kind == "tanh":
         first = replace(spec.layers[0], neuron="Tanh")
         spec = replace(spec, layers=(first, *spec.layers[1:]))
+    if spec.loop == "sequence":
+        return _valid_sequence(spec)
     layers = tuple(_valid_layer(spec, each, i) for i, each in enumerate(spec.layers))
     return replace(spec, layers=layers, output=_valid_output(spec))
 
@@ -280,10 +291,59 @@ def _valid_network(spec: Spec) -> Spec:
     # torch lets nobody change in place what a module with such a hook returned.
     if spec.hooks == "full_backward" and any(e.residual == "current_" for e in spec.layers):
         change["hooks"] = "look"
-    if spec.backward == "steps":
+    # The last step of a program has a graph.
+    if spec.burn_in or spec.output.state_change in ("detach", "detach_"):
+        change["steps"] = max(spec.steps, 3)
+    if spec.backward == "steps" and spec.loop == "sequence":
+        change["backward"] = "once"
+    elif spec.backward == "steps":
         change["loop"] = "around"
         change["initial"] = "zeros"  # a learned one's graph would be gone after the first step
     return replace(spec, **change)
+
+
+def _valid_sequence(spec: Spec) -> Spec:
+    """Leave what networks of whole sequences have: weights, neurons without states, functions."""
+    readout = spec.readout if spec.readout in ("neuron", "linear", "scalar", "two") else "linear"
+    layers = tuple(
+        replace(
+            _sequence_layer(each),
+            membrane_below=each.membrane_below if i and not spec.branch else "",
+            synapse="functional" if spec.shared_weights and i < 2 else each.synapse,
+        )
+        for i, each in enumerate(
+            replace(e, **_SEQUENCE_SYNAPSE.get(e.synapse, {})) for e in spec.layers
+        )
+    )
+    if spec.shared_weights:
+        layers = tuple(replace(e, membrane_below="") for e in layers)
+    output = replace(
+        _sequence_layer(spec.output), residual="", between="", synapse="module", penalty="",
+        membrane_below="",
+    )  # fmt: skip
+    if output.neuron == "LeakyParallel":  # it returns its spikes alone
+        output = replace(output, neuron="StateLeaky")
+    return replace(
+        spec, layers=layers, output=output, readout=readout, conv=False, pool="", carry="reset",
+        hidden_kind="nested" if spec.hidden_kind == "nested" else "neurons", burn_in=False,
+        initial="zeros", sees="spikes" if spec.sees == "attribute" or readout != "neuron" else spec.sees,
+        recorded="self" if spec.recorded == "hooks" else spec.recorded,
+    )  # fmt: skip
+
+
+_SEQUENCE_SYNAPSE: dict[str, dict[str, Any]] = {"normalised": {"synapse": "module"}}
+
+
+def _sequence_layer(layer: Layer) -> Layer:
+    neuron = layer.neuron
+    if neuron not in SEQUENCE:
+        neuron = SEQUENCE[list(STATES).index(neuron) % len(SEQUENCE)]
+    return replace(
+        Layer(), neuron=neuron, learns="both" if layer.learns == "graded" else layer.learns,
+        surrogate=layer.surrogate, synapse=layer.synapse, residual=layer.residual,
+        between=layer.between, call=layer.call, membrane_below=layer.membrane_below,
+        penalty=layer.penalty,
+    )  # fmt: skip
 
 
 def _valid_layer(spec: Spec, layer: Layer, i: int) -> Layer:
@@ -302,15 +362,20 @@ def _valid_layer(spec: Spec, layer: Layer, i: int) -> Layer:
         change["membrane_below"] = ""
         if layer.state_change == "from_below":
             change["state_change"] = "clone"
-    elif layer.membrane_below == "cat" and (spec.conv or spec.shared_weights):
+    elif layer.membrane_below == "cat" and (
+        spec.conv or spec.shared_weights or spec.hidden_kind == "blocks"
+    ):
         change["membrane_below"] = "add"
     if spec.conv and layer.recurrent:
         change["recurrent"] = ""
-    if spec.readout not in ("neuron", "linear") and layer.recurrent == "top_down":
+    elif spec.readout not in ("neuron", "linear") and layer.recurrent == "top_down":
         change["recurrent"] = "own"
-    # Saved by the layer's own backward formulas, and so not to be changed in place.
-    if layer.residual == "spikes_" and layer.between in ("relu_",):
+    # A formula's saved result is not to be changed in place.
+    saved = layer.neuron == "Tanh" or (layer.learns == "graded" and not layer.reset_delay)
+    if layer.residual == "spikes_" and (saved or layer.between == "relu_"):
         change["residual"] = "spikes"
+    if saved and layer.between in ("relu_", "slice_", "mask_"):
+        change["between"] = "chunks"
     return replace(layer, **change)
 
 
@@ -324,6 +389,8 @@ def _valid_neuron(spec: Spec, layer: Layer) -> Layer:
                 between=layer.between, recurrent=layer.recurrent, membrane_below=layer.membrane_below,
                 penalty="spikes" if layer.penalty else "",
             )  # fmt: skip
+        neuron = "Leaky"
+    if neuron in SEQUENCE:
         neuron = "Leaky"
     if spec.conv and neuron in ("SLSTM", *RECURRENT):
         neuron = "SConv2dLSTM"
@@ -392,6 +459,8 @@ def neuron(layer: Layer, width: int, conv: bool) -> nn.Module:
     learned = {"learn_beta": layer.learns in ("beta", "both")}
     if kind == "Tanh":
         return nn.Tanh()
+    if kind in SEQUENCE:
+        return _sequence_neuron(layer, width)
     if layer.learns == "graded":
         options["learn_graded_spikes_factor"] = True
     if kind == "SConv2dLSTM":
@@ -413,6 +482,20 @@ def neuron(layer: Layer, width: int, conv: bool) -> nn.Module:
     if kind == "RefractoryLeaky":
         return RefractoryLeaky(beta=0.8, refractory_steps=1, **options, **learned)
     return getattr(snn, kind)(beta=0.8, **options, **learned)
+
+
+def _sequence_neuron(layer: Layer, width: int) -> nn.Module:
+    options: dict[str, Any] = {
+        "spike_grad": _surrogate(layer.surrogate),
+        "threshold": 0.6,
+        "learn_threshold": layer.learns in ("threshold", "both"),
+        "learn_beta": layer.learns in ("beta", "both"),
+    }
+    if layer.neuron == "StateLeaky":
+        return snn.StateLeaky(0.8, width, **options)
+    if layer.neuron == "LinearLeaky":
+        return snn.LinearLeaky(0.8, width, width, **options)
+    return snn.LeakyParallel(width, width, beta=0.8, **options)
 
 
 @dataclass
@@ -474,6 +557,7 @@ class Network(nn.Module):
         for i, layer in enumerate(spec.layers):
             self._add_hidden(i, layer)
         side = SIDE // 2 if spec.pool else SIDE
+        self.features = 1 if spec.conv else -1
         self.n_features = CHANNELS * side * side if spec.conv else WIDTH
         n_in = self.n_features * (2 if spec.branch == "cat" else 1)
         self._add_readout(n_in)
@@ -661,6 +745,9 @@ class Network(nn.Module):
         if layer.neuron == "Tanh":
             spikes = call(current)
             return spikes, spikes
+        if layer.neuron in SEQUENCE:
+            result = call(current)
+            return result if isinstance(result, tuple) else (result, result)
         if layer.states in ("hidden", "returned", "kept"):
             result = call(current)
             spikes = result if isinstance(result, Tensor) else result[0]
@@ -757,7 +844,7 @@ class Network(nn.Module):
         if layer.membrane_below == "add":
             enters = x + 0.5 * below
         elif layer.membrane_below == "cat":
-            enters = torch.cat([x, below], 1)
+            enters = torch.cat([x, below], self.features)
         current = self._synapse(i, enters)
         current = self._with_recurrence(i, current, states)
         if layer.residual == "current":
@@ -766,7 +853,7 @@ class Network(nn.Module):
             current += 0.5 * x
         elif layer.residual == "leaf_current":
             offset = getattr(self, f"offset{i}")
-            current = current + offset.view(-1, *[1] * (current.dim() - 2))
+            current = current + (offset.view(-1, 1, 1) if self.spec.conv else offset)
         if self.spec.between_value and i == len(self.spec.layers) - 1:
             self._keep("between", current)
         spikes, mem = self._fire(name, str(i), layer, current, states)
@@ -812,7 +899,7 @@ class Network(nn.Module):
         if spec.branch:
             other = self._hidden(n - 1, first, None, states)
             if spec.branch == "cat":
-                x = torch.cat([x, other], 1)
+                x = torch.cat([x, other], self.features)
             elif spec.branch == "add":
                 x = x + other
             else:
@@ -822,8 +909,11 @@ class Network(nn.Module):
             at = other if spec.branch else x
             at = at if spec.plain_head == "spikes" else self.membrane
             at = functional.avg_pool2d(at, 2) if spec.pool else at
-            self._keep("head", self.head(at.flatten(1)))
+            self._keep("head", self.head(self._flat(at)))
         self._read(x, first, after_first, states)
+
+    def _flat(self, x: Tensor) -> Tensor:
+        return x.flatten(1) if self.spec.conv else x
 
     def _read(self, x: Tensor, first: Tensor, after_first: Tensor, states: dict[str, Any]) -> None:
         spec = self.spec
@@ -831,10 +921,10 @@ class Network(nn.Module):
             pool = functional.avg_pool2d if spec.pool == "avg" else functional.max_pool2d
             x, first, after_first = (pool(each, 2) for each in (x, first, after_first))
         if spec.readout != "conv":
-            x = x.flatten(1)
+            x = self._flat(x)
             if spec.skip_to_readout:
                 x = x + self.skip(
-                    (first if spec.skip_to_readout == "input" else after_first).flatten(1)
+                    self._flat(first if spec.skip_to_readout == "input" else after_first)
                 )
         if spec.readout in ("two", "two_neurons"):
             for name in ("policy", "value"):
@@ -872,7 +962,10 @@ class Network(nn.Module):
         if t in (None, 0):
             self.kept = {}
         states = {} if states is None else dict(states)
-        for self.t, x_t in enumerate(x) if t is None else [(t, x)]:
+        steps = list(enumerate(x)) if t is None else [(t, x)]
+        if self.spec.loop == "sequence":
+            steps = [(0, x)]
+        for self.t, x_t in steps:
             grad = torch.is_grad_enabled() and not (self.spec.burn_in and self.t == 0)
             with torch.set_grad_enabled(grad):
                 self._step(x_t, states)
@@ -905,7 +998,7 @@ def _look_at_gradient(module: nn.Module, args: Any, result: Any) -> None:
 
 def build(spec: Spec) -> Network:
     """Return the network of a spec, always with the same weights."""
-    torch.manual_seed(spec.seed)
+    torch.default_generator.manual_seed(spec.seed)  # quicker than torch.manual_seed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # snnTorch's own, about features that are tried out
         return Network(spec)
@@ -930,10 +1023,10 @@ def run(
         backward: Called with each step's losses where the program goes backward after each step;
             otherwise the caller goes backward.
     """
-    torch.manual_seed(7 * spec.seed + batch)  # dropout
+    torch.default_generator.manual_seed(7 * spec.seed + batch)  # dropout
     _begin(spec, net)
     x = inputs(spec, batch).requires_grad_(spec.input_grad)
-    if spec.loop == "inside":
+    if spec.loop != "around":
         values, states = _unpack(net, net(x))
         records = _complete(spec, net, {k: list(v) for k, v in values.items()})
         return records, states, losses(spec, records)

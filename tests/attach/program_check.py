@@ -53,6 +53,8 @@ def _surroundings() -> Iterator[None]:
             warnings.simplefilter("error")
             # torch says so of a layer whose input asks for no gradient, with DFA of each layer.
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            # The library says so of a plain head that is no output, as it is meant here.
+            warnings.filterwarnings("ignore", message="the loss reads layer")
             yield
     finally:
         torch.set_default_dtype(before)
@@ -68,15 +70,21 @@ def check(spec: Spec, dfa_class: Callable[..., Any] = snn_dfa.DFA) -> Outcome:
         except _Plain as error:
             cause = error.__cause__
             return Outcome(INVALID, f"{type(cause).__name__}: {cause}")
-        except _Different as error:
-            return Outcome(WRONG, str(error), pair.rates())
-        except snn_dfa.DFAError as error:
-            if pair.written():
-                return Outcome(WRONG, f"refused after .grad was written: {error}", pair.rates())
-            return Outcome(REFUSED, f"{type(error).__name__}: {error}", pair.rates())
         except Exception as error:
-            return Outcome(CRASHED, f"{type(error).__name__}: {error}", pair.rates())
+            if (plain := pair.plain_fails()) is not None:
+                return Outcome(INVALID, f"{type(plain).__name__}: {plain}")
+            return Outcome(*_kind(error, pair.written()), pair.rates())
         return Outcome(EQUAL, "", pair.rates())
+
+
+def _kind(error: Exception, written: bool) -> tuple[str, str]:
+    """Return the outcome of an error, and what is said of it."""
+    if isinstance(error, _Different):
+        return WRONG, str(error)
+    said = f"{type(error).__name__}: {error}"
+    if not isinstance(error, snn_dfa.DFAError):
+        return CRASHED, said
+    return (WRONG, f"refused after .grad was written: {error}") if written else (REFUSED, said)
 
 
 class _Pair:
@@ -86,7 +94,10 @@ class _Pair:
         self.spec, self.dfa_class = spec, dfa_class
         self.dfa: Any = None
         self.attached: programs.Network | None = None
+        self.losses: list[Tensor] = []
+        self.trained = False  # whether the plain program has gone backward in this batch
         self.fired: dict[str, list[float]] = {}
+        self.grads: dict[str, Tensor | None] = {}
 
     def run(self) -> None:
         spec = self.spec
@@ -94,13 +105,16 @@ class _Pair:
             self.plain = programs.build(spec)
             for name in self.plain.hidden_names():
                 self._count(name)
-            self.oracle = Oracle(self.plain, self.plain.hidden_names(), self.plain.output_names())
+            hidden, outputs = self.plain.hidden_names(), self.plain.output_names()
+            dims = 2 if spec.loop == "sequence" else 1
+            self.oracle = Oracle(self.plain, hidden, outputs, batch_dims=dims)
         for batch in range(spec.batches):
             with _plainly():
                 self.oracle.clear()
                 records, states, losses = programs.run(spec, self.plain, batch)
                 if not any(loss.requires_grad for loss in losses):
                     raise ValueError("the loss has no graph")
+            self.losses, self.trained = losses, False
             if self.dfa is None:
                 self._attach()
             self._compare_batch(batch, records, states, losses)
@@ -111,10 +125,22 @@ class _Pair:
         return tuple(sum(v) / max(len(v), 1) for v in self.fired.values())
 
     def written(self) -> bool:
-        """Whether a parameter has a gradient that was not there before the batch."""
-        return self.attached is not None and any(
-            p.grad is not None for p in self.attached.parameters()
-        )
+        """Whether a gradient was changed since the last backward pass that went well."""
+        now = self._grads() if self.attached is not None else {}
+        return any(not _same(g, self.grads.get(n)) for n, g in now.items())
+
+    def plain_fails(self) -> Exception | None:
+        """Go backward in the plain program's last batch, if that is not done; return its error."""
+        try:
+            if not self.trained:
+                _backward(self.losses)
+        except Exception as error:
+            return error
+        return None
+
+    def _grads(self) -> dict[str, Tensor | None]:
+        params = self.attached.named_parameters()
+        return {n: None if p.grad is None else p.grad.clone() for n, p in params}
 
     def _count(self, name: str) -> None:
         """Note how often a layer fires, whatever the program does to its spikes later."""
@@ -143,7 +169,9 @@ class _Pair:
     ) -> None:
         attached = self.attached
         attached.zero_grad(set_to_none=True)
-        records_dfa, states_dfa, losses_dfa = programs.run(self.spec, attached, batch, _backward)
+        self.grads = {}
+        run = programs.run(self.spec, attached, batch, self._each_backward)
+        records_dfa, states_dfa, losses_dfa = run
         _compare_values("recorded", records, records_dfa)
         _compare_values("final state", states, states_dfa)
         buffers = [
@@ -164,6 +192,7 @@ class _Pair:
             total = sum(losses[1:], losses[0])
             expected = self.oracle.gradients(total, feedback)
             # Last, as it frees the graph: the plain program trains, too.
+            self.trained = True
             _backward(losses)
         _compare_gradients(batch, expected, found)
 
@@ -177,8 +206,14 @@ class _Pair:
         if self.spec.backward == "inputs":
             losses[0].backward(inputs=list(learn.values()))
         elif self.spec.backward != "steps":
-            _backward(losses)
+            self._each_backward(losses)
         return {n: p.grad for n, p in params.items()}
+
+    def _each_backward(self, losses: list[Tensor]) -> None:
+        _backward(losses, after=self._note_grads)
+
+    def _note_grads(self) -> None:
+        self.grads = self._grads()
 
     @torch.no_grad()
     def _run_without_grad(self, batch: int) -> None:
@@ -187,10 +222,15 @@ class _Pair:
         self.oracle.clear()
 
 
-def _backward(losses: list[Tensor]) -> None:
+def _backward(losses: list[Tensor], after: Callable[[], None] = lambda: None) -> None:
     losses = [loss for loss in losses if loss.requires_grad]
     for i, loss in enumerate(losses):
         loss.backward(retain_graph=i + 1 < len(losses))
+        after()
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
 @contextmanager
