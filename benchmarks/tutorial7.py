@@ -26,7 +26,7 @@ from snntorch import surrogate, utils
 from torch import Tensor, nn
 
 from snn_dfa import DFA
-from snn_dfa.experiments.recordings import Recordings, nmnist
+from snn_dfa.experiments.data.recordings import Recordings, nmnist
 
 
 def rows_of_batches(size: int, batch_size: int) -> Iterator[Tensor]:

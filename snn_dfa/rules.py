@@ -16,7 +16,7 @@ from torch import Tensor
 
 from snn_dfa.errors import NonFiniteError, TargetError
 
-__all__ = ["RULES", "Rule", "broadcast_signal", "check_finite", "error", "sign", "target"]
+__all__ = ["RULES", "SYNONYMS", "Rule", "canonical", "error", "sign", "target"]
 
 #: From the error [..., C], and for ``target`` the targets, to what is sent [..., C].
 Rule: TypeAlias = Callable[..., Tensor]
@@ -105,6 +105,33 @@ def target(e: Tensor, y: Tensor) -> Tensor:
 RULES: Mapping[str, Rule | None] = MappingProxyType(
     {"error": error, "sign": sign, "target": target, "shallow": None, "fa": None}
 )
+
+#: Other names of a rule or of a credit, such as the literature has, to the name that is used here.
+SYNONYMS: Mapping[str, str] = MappingProxyType(
+    {
+        "dfa": "error",
+        "sdfa": "sign",
+        "drtp": "target",
+        "last-layer": "shallow",
+        "online": "trace",
+    }
+)
+
+
+def canonical(name: str) -> str:
+    """Return the name that is used here for a rule or a credit.
+
+    Args:
+        name: The name, or one of :data:`SYNONYMS`.
+
+    Returns:
+        The name used here; any other text as it is, for the caller to check.
+
+    Example:
+        >>> canonical("drtp"), canonical("online"), canonical("sign")
+        ('target', 'trace', 'sign')
+    """
+    return SYNONYMS.get(name, name)
 
 
 def broadcast_signal(rule: Rule, e: Tensor, targets: Tensor | None) -> Tensor:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 
-from snn_dfa.experiments.feedback import RULES
+from snn_dfa.experiments.train.feedback import RULES, rule_called
 
-__all__ = ["layers", "numbers", "one_or_more", "rules", "seconds"]
+__all__ = ["layers", "numbers", "one_or_more", "rule", "rules", "seconds"]
 
 
 def layers(text: str) -> tuple[int | str, ...]:
@@ -20,13 +20,21 @@ def numbers(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(",")) if text else ()
 
 
+def rule(text: str) -> str:
+    """Return a rule, which may be called by a name of the library or of the literature, too."""
+    found = rule_called(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"expected one of {','.join(RULES)}, got {text!r}")
+    return found
+
+
 def rules(text: str) -> list[str]:
     """Return rules that are separated by commas, each once."""
-    rules = text.split(",")
-    unknown = [rule for rule in rules if rule not in RULES]
+    found = {name: rule_called(name) for name in text.split(",")}
+    unknown = [name for name, rule in found.items() if rule is None]
     if unknown:
         raise argparse.ArgumentTypeError(f"expected some of {','.join(RULES)}, got {unknown[0]!r}")
-    return list(dict.fromkeys(rules))
+    return list(dict.fromkeys(rule for rule in found.values() if rule is not None))
 
 
 def one_or_more(text: str) -> int:

@@ -13,21 +13,21 @@ from typing import Any, NoReturn, TextIO
 import torch
 from tqdm import tqdm
 
-from snn_dfa._version import __version__
-from snn_dfa.experiments import report
-from snn_dfa.experiments.arguments import layers, numbers, one_or_more, rules, seconds
+from snn_dfa import __version__
+from snn_dfa.experiments.arguments import layers, numbers, one_or_more, rule, rules, seconds
 from snn_dfa.experiments.data import SHOWN, Splits, load
-from snn_dfa.experiments.family import kept_megabytes, members, write_family
-from snn_dfa.experiments.feedback import RULES
-from snn_dfa.experiments.files import Checkpoint, load_checkpoint, make_folder, refuse_loss
-from snn_dfa.experiments.ladder import rungs, write_ladder
+from snn_dfa.experiments.files import Checkpoint, load_checkpoint, make_folder, refuse_overwrite
 from snn_dfa.experiments.memory import keep_freed_memory
-from snn_dfa.experiments.outcome import outcome
-from snn_dfa.experiments.peak import peak_megabytes
-from snn_dfa.experiments.ranks import first_alone, is_first, joined
+from snn_dfa.experiments.ranks import first_alone, is_rank_zero, joined
 from snn_dfa.experiments.recipes import DEFAULT, RECIPES, default_for, describe, fitted
+from snn_dfa.experiments.report import results as report
 from snn_dfa.experiments.settings import Settings, UsageError, option
-from snn_dfa.experiments.training import Trainer
+from snn_dfa.experiments.studies.comparison import kept_megabytes, runs, write_comparison
+from snn_dfa.experiments.studies.ladder import rungs, write_ladder
+from snn_dfa.experiments.studies.peak import peak_megabytes
+from snn_dfa.experiments.train.feedback import RULES
+from snn_dfa.experiments.train.metrics import metrics
+from snn_dfa.experiments.train.trainer import Trainer
 
 __all__ = ["main"]
 
@@ -54,7 +54,9 @@ def _parser() -> _Parser:
     )  # fmt: skip
     compare.add_argument("--out", type=Path, default=Path("runs/compare"), help="%(default)s")
     train = commands.add_parser("train", help="train one rule, with checkpoints to go on from")
-    train.add_argument("--rule", choices=RULES, default="dfa", help="%(default)s")
+    train.add_argument(
+        "--rule", type=rule, default="dfa", metavar="{" + ",".join(RULES) + "}", help="%(default)s"
+    )  # fmt: skip
     train.add_argument("--out", type=Path, default=Path("runs/train"), help="%(default)s")
     train.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
     train.add_argument(
@@ -143,7 +145,7 @@ def _data(settings: Settings) -> Splits:
 
 def _say(text: str, to: TextIO | None = None) -> None:
     """Print once, however many processes there are, and above a progress bar."""
-    if is_first():
+    if is_rank_zero():
         tqdm.write(text, file=to or sys.stdout)
 
 
@@ -154,7 +156,7 @@ def _fit(
     settings, said = trainer.settings, set[str]()
     total = settings.epochs * trainer.batches
     with tqdm(
-        total=total, initial=trainer.behind, desc=name, unit="step", disable=not is_first()
+        total=total, initial=trainer.behind, desc=name, unit="step", disable=not is_rank_zero()
     ) as bar:
 
         def after_batch() -> None:
@@ -191,7 +193,7 @@ def _compare(args: argparse.Namespace) -> None:
             folder = make_folder(args.out)  # once nothing is left to be refused
             name = rule if args.seeds == 1 else f"{rule}, seed {seed}"
             _fit(trainer, name, diagnosed=args.diagnose)
-            results[rule].append(outcome(trainer))
+            results[rule].append(metrics(trainer))
             # Written after each run: a long comparison that is interrupted leaves its parts.
             done = {r: runs for r, runs in results.items() if runs}
             paths = report.write(folder, args.recipe, settings, done)
@@ -203,7 +205,7 @@ def _train(args: argparse.Namespace) -> None:
     checkpoint = Checkpoint(args.out / "checkpoint.pt", args.save_every)
     state = load_checkpoint(checkpoint.path) if args.resume else None
     if state is None:
-        refuse_loss(checkpoint.path)
+        refuse_overwrite(checkpoint.path)
     data = _data(settings)
     settings = _fitted(settings, args, data)
     trainer = Trainer(settings, args.rule, data)
@@ -212,7 +214,7 @@ def _train(args: argparse.Namespace) -> None:
     folder = make_folder(args.out)
     try:
         _fit(trainer, args.rule, checkpoint, diagnosed=args.diagnose)
-        results = {args.rule: [outcome(trainer)]}
+        results = {args.rule: [metrics(trainer)]}
         paths = report.write(folder, args.recipe, settings, results)
     except KeyboardInterrupt:
         kept = args.resume or checkpoint.saved
@@ -238,17 +240,17 @@ def _ladder(args: argparse.Namespace) -> None:
         rung = rung.fitted(len(data.train), data.image)
         trainer = Trainer(rung.settings, "dfa", data)
         _fit(trainer, rung.name)
-        results.append((rung, outcome(trainer)))
+        results.append((rung, metrics(trainer)))
         table = write_ladder(folder, results)
     _say(table)
 
 
 def _family(args: argparse.Namespace) -> None:
     given = {"epochs": 2, **_given(args)}
-    first = next(members(**given)).settings
+    first = next(runs(**given)).settings
     _check_device(first)
     data = _data(first)
-    rows = [row.fitted(len(data.train), data.image, vars(args)) for row in members(**given)]
+    rows = [row.fitted(len(data.train), data.image, vars(args)) for row in runs(**given)]
     for row in rows:  # what cannot be made is refused before any is trained
         Trainer(row.settings, row.rule, data)
     folder, results = make_folder(args.out), []
@@ -259,8 +261,8 @@ def _family(args: argparse.Namespace) -> None:
             "peak_megabytes": peak_megabytes(row.settings, row.rule, data.image, data.classes),
         }
         _fit(trainer, row.name, diagnosed=True)
-        results.append((row, {**outcome(trainer), **memory}))
-        table = write_family(folder, results)
+        results.append((row, {**metrics(trainer), **memory}))
+        table = write_comparison(folder, results)
     _say(table)
 
 

@@ -14,16 +14,21 @@ from typing import Any, BinaryIO
 
 import torch
 
-from snn_dfa.experiments.ranks import is_first
+from snn_dfa.experiments.ranks import is_rank_zero
 from snn_dfa.experiments.settings import UsageError
 
 __all__ = [
-    "DAMAGE", "Checkpoint", "load_checkpoint", "make_folder", "on_one_line", "refuse_loss",
-    "write_whole",
+    "READ_ERRORS",
+    "Checkpoint",
+    "atomic_write",
+    "load_checkpoint",
+    "make_folder",
+    "on_one_line",
+    "refuse_overwrite",
 ]  # fmt: skip
 
 #: What reading a file raises that is not whole, or not what it should be.
-DAMAGE = (
+READ_ERRORS = (
     OSError, RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError,
     zipfile.BadZipFile, zlib.error, struct.error,
 )  # fmt: skip
@@ -40,7 +45,7 @@ def make_folder(path: Path) -> Path:
     Raises:
         UsageError: if it cannot be made.
     """
-    if not is_first():
+    if not is_rank_zero():
         return path
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -54,7 +59,7 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write beside ``path`` and put it in its place once it is whole and on the disk.
 
     Of several processes only the first one writes.
@@ -62,7 +67,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Raises:
         UsageError: if it cannot be written; what stood at ``path`` is still there.
     """
-    if not is_first():
+    if not is_rank_zero():
         return
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -98,12 +103,12 @@ class Checkpoint:
         return time.monotonic() - self._last >= self.every
 
     def save(self, state: dict[str, Any]) -> None:
-        """Save a state; see :func:`write_whole`."""
-        write_whole(self.path, lambda file: torch.save(state, file))
+        """Save a state; see :func:`atomic_write`."""
+        atomic_write(self.path, lambda file: torch.save(state, file))
         self.saved, self._last = True, time.monotonic()
 
 
-def refuse_loss(path: Path) -> None:
+def refuse_overwrite(path: Path) -> None:
     """Refuse to write over a checkpoint of a run that has not ended.
 
     Raises:
@@ -137,7 +142,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UsageError(
             f"--resume: expected a checkpoint at {path}, found none; train without --resume first"
         ) from error
-    except DAMAGE as error:
+    except READ_ERRORS as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:100]
         raise UsageError(
             f"--resume: {path} is not a checkpoint, or damaged ({reason}); train anew without "

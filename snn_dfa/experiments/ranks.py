@@ -11,10 +11,23 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from snn_dfa._distributed import mean_over_ranks, ranks
 from snn_dfa.experiments.settings import UsageError
 
-__all__ = ["first_alone", "is_first", "joined", "my_part", "ranks", "share", "share_sums"]
+__all__ = [
+    "all_reduce_gradients", "first_alone", "is_rank_zero", "joined", "local_slice", "ranks",
+    "share_sums",
+]  # fmt: skip
+
+
+def ranks() -> int:
+    """Return how many processes work together; one where ``torch.distributed`` was not started."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _mean_over_ranks(t: Tensor) -> Tensor:
+    total = t.contiguous().clone()
+    dist.all_reduce(total)
+    return total / ranks()
 
 
 def _number(name: str, default: int) -> int:
@@ -29,7 +42,7 @@ def _rank() -> int:
     return _number("RANK", 0) if _number("WORLD_SIZE", 1) > 1 else 0
 
 
-def is_first() -> bool:
+def is_rank_zero() -> bool:
     """Whether this is the process that writes files and speaks."""
     return _rank() == 0
 
@@ -63,29 +76,29 @@ def joined() -> Iterator[None]:
 @contextmanager
 def first_alone() -> Iterator[None]:
     """Let the first process go ahead, as where something may have to be downloaded."""
-    if not is_first():
+    if not is_rank_zero():
         dist.barrier()
     yield
-    if is_first() and ranks() > 1:
+    if is_rank_zero() and ranks() > 1:
         dist.barrier()
 
 
-def my_part() -> slice:
+def local_slice() -> slice:
     """Return which samples of a batch are this process's."""
     return slice(_rank(), None, ranks())
 
 
-def share(net: nn.Module) -> None:
+def all_reduce_gradients(net: nn.Module) -> None:
     """Give gradients and the statistics of normalisation their means over all processes."""
     if ranks() == 1:
         return
     for parameter in net.parameters():
         if parameter.grad is not None:
-            parameter.grad = mean_over_ranks(parameter.grad)
+            parameter.grad = _mean_over_ranks(parameter.grad)
     for module in net.modules():
         if isinstance(module, _BatchNorm):
             for name in ("running_mean", "running_var"):
-                setattr(module, name, mean_over_ranks(getattr(module, name)))
+                setattr(module, name, _mean_over_ranks(getattr(module, name)))
 
 
 def share_sums(*numbers: float, device: torch.device) -> list[float]:
@@ -93,4 +106,4 @@ def share_sums(*numbers: float, device: torch.device) -> list[float]:
     if ranks() == 1:
         return list(numbers)
     total: Tensor = torch.tensor(numbers, dtype=torch.float64, device=device)
-    return (mean_over_ranks(total) * ranks()).tolist()
+    return (_mean_over_ranks(total) * ranks()).tolist()

@@ -11,8 +11,8 @@ from snn_dfa.experiments.settings import Settings, option, shown
 
 __all__ = [
     "DEFAULT",
+    "ENVIRONMENT_FIELDS",
     "RECIPES",
-    "WHERE",
     "Recipe",
     "default_for",
     "describe",
@@ -155,7 +155,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
     }
 )
 DEFAULT = "deep"
-WHERE = ("dataset", "data_root", "seed", "device")  # no part of a recipe
+ENVIRONMENT_FIELDS = ("dataset", "data_root", "seed", "device")  # no part of a recipe
 
 
 def default_for(dataset: str) -> str:
@@ -215,7 +215,7 @@ def describe(name: str) -> str:
     lines = [f"{name}: {recipe.about}"]
     for each in fields(Settings):
         value = getattr(recipe.settings, each.name)
-        if each.name in WHERE or value == ():
+        if each.name in ENVIRONMENT_FIELDS or value == ():
             continue
         if name == DEFAULT or value != each.default:
             lines.append(f"    {option(each, value)} {shown(value)}".rstrip())

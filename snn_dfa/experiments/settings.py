@@ -9,6 +9,7 @@ from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, TypeAlias
 
 from snn_dfa.feedback import NAMES
+from snn_dfa.rules import canonical
 
 __all__ = ["Block", "Settings", "UsageError", "option", "shown"]
 
@@ -188,6 +189,7 @@ class Settings:
     amp: bool = _say(False, "bfloat16 autocast, with the membranes in float32")
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "credit", canonical(self.credit))
         for each in fields(self):
             check, value = each.metadata["check"], getattr(self, each.name)
             if check is not None and not check[1](value):

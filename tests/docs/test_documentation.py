@@ -170,7 +170,7 @@ def check(words):
     elif name == "sphinx-build":
         assert (ROOT / rest[-2] / "conf.py").is_file(), words
     else:
-        assert name in ("torchrun", "git", "ruff", "mypy", ".ci/run", "run"), words
+        assert name in ("torchrun", "git", "ruff", "mypy", "lint-imports", ".ci/run", "run"), words
 
 
 @pytest.mark.parametrize("page", with_blocks("bash"))

@@ -15,7 +15,7 @@ from paths import ROOT
 
 from snn_dfa.experiments import files
 from snn_dfa.experiments.files import Checkpoint, load_checkpoint
-from snn_dfa.experiments.training import Trainer
+from snn_dfa.experiments.train.trainer import Trainer
 
 
 def assert_same(a, b):

@@ -15,10 +15,10 @@ from cut_runs import SETTINGS, TINY, cut_at, run
 
 from snn_dfa.experiments import files
 from snn_dfa.experiments.data import load
+from snn_dfa.experiments.data.recordings import SMALL, nmnist
 from snn_dfa.experiments.files import Checkpoint, load_checkpoint
-from snn_dfa.experiments.recordings import SMALL, nmnist
 from snn_dfa.experiments.settings import UsageError
-from snn_dfa.experiments.training import Trainer
+from snn_dfa.experiments.train.trainer import Trainer
 
 # -- no room ---------------------------------------------------------------------------------------
 

@@ -10,9 +10,9 @@ import torch
 
 from snn_dfa.experiments.cli import main
 from snn_dfa.experiments.data import load
-from snn_dfa.experiments.inputs import shifted, some_pixels
+from snn_dfa.experiments.data.inputs import drop_pixels, random_shift
+from snn_dfa.experiments.data.recordings import nmnist
 from snn_dfa.experiments.recipes import RECIPES
-from snn_dfa.experiments.recordings import nmnist
 from snn_dfa.experiments.settings import Settings, UsageError
 
 
@@ -177,28 +177,28 @@ def test_training_on_recordings(tmp_path, capsys, extra):
 
 def test_pixels_are_dropped_for_all_of_a_recording():
     x = torch.ones(2, 5, 2, 30, 30, dtype=torch.uint8)
-    kept = some_pixels(x, 0.5)
+    kept = drop_pixels(x, 0.5)
     assert kept.unique().tolist() == [0.0, 2.0]
     assert torch.equal(kept, kept[:, :1].expand_as(kept))
     assert 0.4 < (kept == 0).float().mean() < 0.6
-    assert some_pixels(x, 0.0) is x
+    assert drop_pixels(x, 0.0) is x
 
 
 def test_dropped_pixels_become_the_usual_ones():
     torch.manual_seed(0)
     x, usual = torch.rand(400, 1, 3, 4), torch.rand(1, 3, 4)
-    got = some_pixels(x, 0.25, usual)
+    got = drop_pixels(x, 0.25, usual)
     dropped = got == usual
     assert 0.2 < dropped.float().mean() < 0.3
     torch.testing.assert_close(got, torch.where(dropped, usual, usual + (x - usual) / 0.75))
-    same = some_pixels(usual.expand(5, -1, -1, -1), 0.25, usual)
+    same = drop_pixels(usual.expand(5, -1, -1, -1), 0.25, usual)
     assert torch.equal(same, usual.expand(5, -1, -1, -1))  # what all have in common is no noise
 
 
 def test_a_sample_is_moved_as_a_whole_and_comes_in_black():
     torch.manual_seed(0)
     x = (torch.rand(40, 3, 2, 6, 5) > 0.5).to(torch.uint8)
-    got, seen = shifted(x, 2), set()
+    got, seen = random_shift(x, 2), set()
     assert got.dtype == x.dtype
     for sample, moved in zip(x, got, strict=True):
         found = []
@@ -215,7 +215,7 @@ def test_a_sample_is_moved_as_a_whole_and_comes_in_black():
         seen.update(found)
     assert len(seen) > 12  # of 25
     assert {abs(down) for down, _ in seen} == {abs(right) for _, right in seen} == {0, 1, 2}
-    assert shifted(x, 0) is x
+    assert random_shift(x, 0) is x
 
 
 @pytest.mark.parametrize(

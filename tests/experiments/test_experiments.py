@@ -14,7 +14,7 @@ from snn_dfa.experiments import files
 from snn_dfa.experiments.cli import main
 from snn_dfa.experiments.data import load
 from snn_dfa.experiments.settings import Settings, UsageError
-from snn_dfa.experiments.training import Trainer
+from snn_dfa.experiments.train.trainer import Trainer
 
 TINY = ["--hidden", "24,16", "--steps", "6", "--epochs", "2"]
 
@@ -130,14 +130,14 @@ def test_resume_refuses_another_experiment(tmp_path, capsys):
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "file"
-    files.write_whole(path, lambda f: f.write(b"old"))
+    files.atomic_write(path, lambda f: f.write(b"old"))
 
     def fail(f):
         f.write(b"new")
         raise OSError(28, "No space left on device")
 
     with pytest.raises(UsageError, match="No space left"):
-        files.write_whole(path, fail)
+        files.atomic_write(path, fail)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from snn_dfa.experiments import ladder
 from snn_dfa.experiments.cli import main
 from snn_dfa.experiments.recipes import RECIPES, epochs_for
+from snn_dfa.experiments.studies import ladder
 
 
 def run(*args):

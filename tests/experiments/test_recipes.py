@@ -11,15 +11,15 @@ from torch import nn
 from snn_dfa import KolenPollack, fold_normalization, over_time
 from snn_dfa.experiments.cli import main
 from snn_dfa.experiments.data import Part, Splits
-from snn_dfa.experiments.feedback import feedback_of
+from snn_dfa.experiments.data.inputs import encode
 from snn_dfa.experiments.files import Checkpoint, load_checkpoint
-from snn_dfa.experiments.inputs import encode
-from snn_dfa.experiments.network import build
-from snn_dfa.experiments.optimization import make_loss, make_optimizer, make_scheduler
-from snn_dfa.experiments.outcome import seconds_to
 from snn_dfa.experiments.recipes import RECIPES, Recipe, default_for
 from snn_dfa.experiments.settings import Settings, UsageError
-from snn_dfa.experiments.training import Trainer
+from snn_dfa.experiments.train.feedback import feedback_of
+from snn_dfa.experiments.train.metrics import seconds_to
+from snn_dfa.experiments.train.network import build
+from snn_dfa.experiments.train.optimization import make_loss, make_optimizer, make_scheduler
+from snn_dfa.experiments.train.trainer import Trainer
 
 
 def run(*args):

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from snn_dfa.experiments import training
 from snn_dfa.experiments.cli import main
-from snn_dfa.experiments.training import Trainer
+from snn_dfa.experiments.train import trainer as training
+from snn_dfa.experiments.train.trainer import Trainer
 
 TINY = ["--hidden", "24,16", "--steps", "6", "--epochs", "2"]
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from snn_dfa.experiments.data import Part, Splits
 from snn_dfa.experiments.settings import Settings
-from snn_dfa.experiments.statistics import batch_norms, statistics_anew
-from snn_dfa.experiments.training import Trainer
+from snn_dfa.experiments.train.statistics import batch_norms, recalibrate_batch_norm
+from snn_dfa.experiments.train.trainer import Trainer
 from snn_dfa.normalization import SteadyNorm
 
 SETTINGS = Settings(
@@ -34,7 +34,7 @@ def test_they_are_the_mean_over_the_passes_of_the_block():
     net(10 * torch.randn(50, 3))  # what was before is not in them
     steady = net[3].running_mean.clone()
     batches = [torch.randn(20, 3), 2 * torch.randn(20, 3) + 5]
-    with statistics_anew(net, batch_norms(net)):
+    with recalibrate_batch_norm(net, batch_norms(net)):
         for batch in batches:
             net(batch)
     torch.testing.assert_close(net[1].running_mean, sum(b.mean(0) for b in batches) / 2)
@@ -46,7 +46,7 @@ def test_they_are_the_mean_over_the_passes_of_the_block():
 
 def test_an_error_within_leaves_the_momentum():
     net = nn.Sequential(nn.BatchNorm1d(3))
-    with pytest.raises(KeyError), statistics_anew(net, batch_norms(net)):
+    with pytest.raises(KeyError), recalibrate_batch_norm(net, batch_norms(net)):
         raise KeyError
     assert net[0].momentum == 0.1
 

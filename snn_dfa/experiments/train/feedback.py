@@ -11,8 +11,9 @@ from snn_dfa.dfa import DFA
 from snn_dfa.errors import AttachError, FeedbackError
 from snn_dfa.experiments.settings import Settings, UsageError
 from snn_dfa.feedback import LEARNED, Feedback
+from snn_dfa.rules import canonical
 
-__all__ = ["RULES", "attach", "feedback_of"]
+__all__ = ["RULES", "attach", "feedback_of", "rule_called"]
 
 #: Name on the command line to the rule of :class:`DFA`; back-propagation attaches nothing.
 RULES: dict[str, str | None] = {
@@ -27,6 +28,14 @@ RULES: dict[str, str | None] = {
 _PRODUCT = "kolen-pollack-product"
 #: Rules that send no error directly: a product of factors serves them in convolutional networks.
 _PRODUCT_RULES = ("fa", "shallow")
+
+
+def rule_called(name: str) -> str | None:
+    """Return the key of :data:`RULES` of that name or synonym; ``None`` if there is none."""
+    if name in RULES:
+        return name
+    named = canonical(name)
+    return next((key for key, rule in RULES.items() if rule == named), None)
 
 
 def attach(settings: Settings, rule: str, net: nn.Module) -> DFA | None:

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from snn_dfa.experiments.recipes import DEFAULT, RECIPES, fitted
-from snn_dfa.experiments.report import entry, write_rows
+from snn_dfa.experiments.report.results import entry, write_rows
 from snn_dfa.experiments.settings import Settings
 
 __all__ = ["Rung", "rungs", "write_ladder"]

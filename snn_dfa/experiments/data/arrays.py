@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from snn_dfa.experiments.files import DAMAGE, on_one_line
+from snn_dfa.experiments.files import READ_ERRORS, on_one_line
 from snn_dfa.experiments.settings import UsageError
 
 __all__ = ["MOST_CLASSES", "SUFFIX", "Samples", "arrays"]
@@ -45,7 +45,7 @@ def arrays(path: Path) -> tuple[Samples, Samples]:
             f"--dataset: expected x_train, y_train, x_test and y_test in {path}, found "
             f"{', '.join(found) or 'nothing'}"
         ) from error
-    except DAMAGE as error:
+    except READ_ERRORS as error:
         raise UsageError(
             f"--dataset: no readable arrays in {path} ({on_one_line(error)})"
         ) from error

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from snn_dfa.experiments.files import DAMAGE, on_one_line
+from snn_dfa.experiments.files import READ_ERRORS, on_one_line
 from snn_dfa.experiments.settings import UsageError
 
 __all__ = ["SMALL", "Recordings", "nmnist"]
@@ -86,7 +86,7 @@ def _small(path: Path, steps: int) -> tuple[Recordings, Recordings]:
     try:
         with path.open("rb") as raw, np.load(raw) as file:
             return _part(file, "train", steps), _part(file, "test", steps)
-    except DAMAGE as error:
+    except READ_ERRORS as error:
         raise UsageError(
             f"--data-root: no readable recordings in {path} ({on_one_line(error)})"
         ) from error

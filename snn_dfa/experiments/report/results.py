@@ -17,11 +17,11 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from snn_dfa._version import __version__
-from snn_dfa.experiments import diagnose
-from snn_dfa.experiments.files import write_whole
-from snn_dfa.experiments.page import page
+from snn_dfa import __version__
+from snn_dfa.experiments.files import atomic_write
+from snn_dfa.experiments.report.html import render
 from snn_dfa.experiments.settings import Settings
+from snn_dfa.experiments.train import diagnose
 
 __all__ = [
     "Results", "entry", "summary", "table", "versions",
@@ -127,7 +127,7 @@ def write(folder: Path, recipe: str, settings: Settings, results: Results) -> li
     for name, png in pictures.items():
         _write_bytes(folder / name, png)
     stems = {Path(name).stem: png for name, png in pictures.items()}
-    html = page(recipe, settings, results, _rows(results), stems, versions())
+    html = render(recipe, settings, results, _rows(results), stems, versions())
     write_text(folder / "report.html", html)
     return [folder / name for name in ("report.html", "metrics.json", *figures)]
 
@@ -160,7 +160,7 @@ def write_figure(path: Path, figure: Figure) -> None:
 
 
 def _write_bytes(path: Path, content: bytes) -> None:
-    write_whole(path, lambda file: file.write(content))
+    atomic_write(path, lambda file: file.write(content))
 
 
 def _png(figure: Figure) -> bytes:

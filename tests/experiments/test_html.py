@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from snn_dfa.experiments import report
-from snn_dfa.experiments.page import page
 from snn_dfa.experiments.recipes import RECIPES
+from snn_dfa.experiments.report import results as report
+from snn_dfa.experiments.report.html import render
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}  # elements without an end
 
@@ -159,7 +159,7 @@ def test_seeds_stand_side_by_side(tmp_path):
 def test_what_was_typed_is_text(text):
     settings = replace(RECIPES["small"].settings, device=text, dataset=text)
     run = a_run(warnings={"neuron1": text})
-    html = page(
+    html = render(
         "small", settings, {"dfa": [run]}, [["rule", text], ["dfa", text]],
         {"curves": b"", "confusion_dfa": b""}, {"torch": text},
     )  # fmt: skip

@@ -13,9 +13,9 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from torch import Tensor
 
-from snn_dfa.experiments.arrays import SUFFIX, arrays
-from snn_dfa.experiments.files import DAMAGE, on_one_line
-from snn_dfa.experiments.recordings import nmnist
+from snn_dfa.experiments.data.arrays import SUFFIX, arrays
+from snn_dfa.experiments.data.recordings import nmnist
+from snn_dfa.experiments.files import READ_ERRORS, on_one_line
 from snn_dfa.experiments.settings import Settings, UsageError
 
 __all__ = ["DATASETS", "RECORDINGS", "SHOWN", "Part", "Splits", "load"]
@@ -157,7 +157,7 @@ def _torchvision(kind: str, root: Path) -> tuple[Part, Part]:
     folder = root / kind / "raw"
     try:
         return part(True), part(False)
-    except (*DAMAGE, AssertionError, TypeError) as error:  # as torchvision has it
+    except (*READ_ERRORS, AssertionError, TypeError) as error:  # as torchvision has it
         reason = on_one_line(error, 120) or "a file is damaged"
         raise UsageError(
             f"--data-root: no readable {kind} in {folder.resolve()} and no download ({reason}); "

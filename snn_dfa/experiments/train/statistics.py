@@ -9,7 +9,7 @@ from torch import nn
 
 from snn_dfa.normalization import SteadyNorm
 
-__all__ = ["batch_norms", "statistics_anew"]
+__all__ = ["batch_norms", "recalibrate_batch_norm"]
 
 
 def batch_norms(net: nn.Module) -> list[nn.BatchNorm1d | nn.BatchNorm2d]:
@@ -26,7 +26,7 @@ def batch_norms(net: nn.Module) -> list[nn.BatchNorm1d | nn.BatchNorm2d]:
 
 
 @contextmanager
-def statistics_anew(
+def recalibrate_batch_norm(
     net: nn.Module, norms: Sequence[nn.BatchNorm1d | nn.BatchNorm2d]
 ) -> Iterator[None]:
     """Take the statistics of batch normalisation anew: the mean over the passes in the block.

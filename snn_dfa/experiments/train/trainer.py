@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from snn_dfa.dfa import DFA
 from snn_dfa.diagnostics import Activity, activity, complaints, projected_errors
 from snn_dfa.experiments.data import Part, Splits
-from snn_dfa.experiments.diagnose import diagnose
-from snn_dfa.experiments.feedback import attach
-from snn_dfa.experiments.inputs import encode, shifted, some_pixels
-from snn_dfa.experiments.network import build
-from snn_dfa.experiments.optimization import make_loss, make_optimizer, make_scheduler
-from snn_dfa.experiments.passes import make_losses
-from snn_dfa.experiments.progress import Progress, mask_states, own_masks, refuse_another
-from snn_dfa.experiments.ranks import my_part, ranks, share, share_sums
+from snn_dfa.experiments.data.inputs import drop_pixels, encode, random_shift
+from snn_dfa.experiments.ranks import all_reduce_gradients, local_slice, ranks, share_sums
 from snn_dfa.experiments.settings import Settings, UsageError
-from snn_dfa.experiments.statistics import batch_norms, statistics_anew
+from snn_dfa.experiments.train.diagnose import diagnose
+from snn_dfa.experiments.train.feedback import attach
+from snn_dfa.experiments.train.network import build
+from snn_dfa.experiments.train.optimization import make_loss, make_optimizer, make_scheduler
+from snn_dfa.experiments.train.passes import make_losses
+from snn_dfa.experiments.train.progress import Progress, mask_states, own_masks, refuse_another
+from snn_dfa.experiments.train.statistics import batch_norms, recalibrate_batch_norm
 from snn_dfa.feedback import LEARNED
 from snn_dfa.sequence import over_time
 
@@ -53,7 +53,7 @@ class Trainer:
         self.settings, self.rule = settings, rule
         self.data = Splits(*(getattr(data, part).to(settings.device) for part in _PARTS))
         about_mean = settings.input_dropout > 0 and settings.drop_to == "mean"
-        self._usual = self.data.train.x.mean(0) if about_mean else None
+        self._pixel_mean = self.data.train.x.mean(0) if about_mean else None
         self.net = build(settings, data.image, data.classes).to(settings.device)
         self.sequence = over_time(self.net)
         # What is trained: online learning needs the network that takes one step a call.
@@ -102,11 +102,11 @@ class Trainer:
             diagnosed: Whether to compare gradients after each epoch, in ``self.diagnostics``.
         """
         while self.epoch < self.settings.epochs:
-            eyes = self.dfa if diagnosed else None
+            watched = self.dfa if diagnosed else None
             now = self._under_way or Progress(self._order.get_state(), len(self.step_seconds))
             self._under_way = now
             noted: AbstractContextManager[dict[str, float]] = nullcontext({})
-            with noted if eyes is None else projected_errors(eyes, now.sent) as sent:
+            with noted if watched is None else projected_errors(watched, now.sent) as sent:
                 self._train_epoch(now, after_batch)
             started = self._clock()
             self._take_statistics()
@@ -119,8 +119,8 @@ class Trainer:
             self.warnings = complaints(layers)
             self.history.append(line)
             self._under_way = None
-            if eyes is not None:
-                self._diagnose(eyes, layers, sent)
+            if watched is not None:
+                self._diagnose(watched, layers, sent)
             self._keep_weights()
             seconds = now.seconds + self._clock() - started
             steps = sum(self.step_seconds[now.first_step :])
@@ -139,8 +139,8 @@ class Trainer:
                 started = self._clock()
                 # Batch normalisation has no statistics of a single sample.
                 if len(batch) // ranks() > int(settings.normalize):
-                    x = shifted(part.x[batch], settings.shift)
-                    x = some_pixels(x, settings.input_dropout, self._usual)
+                    x = random_shift(part.x[batch], settings.shift)
+                    x = drop_pixels(x, settings.input_dropout, self._pixel_mean)
                     x = encode(x, settings, self._spikes)
                     now.add(len(batch), *self._train_step(x, part.y[batch]))
                 self.scheduler.step()
@@ -152,7 +152,7 @@ class Trainer:
     def _train_step(self, x: Tensor, y: Tensor) -> tuple[int, float]:
         """Learn from a batch; return how many samples of it were right, and its mean loss."""
         started, total = self._clock(), 0.0
-        part = my_part()
+        part = local_slice()
         x, mine = x[:, part], y[part]
         weight = len(mine) * ranks() / len(y)  # parts may differ by a sample
         counts = mine
@@ -167,7 +167,7 @@ class Trainer:
             raise UsageError(
                 f"{self.rule}: the loss is {total} in epoch {self.epoch + 1}; try a smaller --lr"
             )
-        share(self.net)
+        all_reduce_gradients(self.net)
         self.optimizer.step()
         self.step_seconds.append(self._clock() - started)
         return int(right), total
@@ -221,7 +221,7 @@ class Trainer:
         x, y = part.x[:_NORMALISED], part.y[:_NORMALISED]
         count = -(-len(y) // settings.batch_size)  # of equal size, as all count alike
         batches = (torch.tensor_split(t, count) for t in (x, y))
-        with torch.no_grad(), statistics_anew(self.net, norms):
+        with torch.no_grad(), recalibrate_batch_norm(self.net, norms):
             for x, y in zip(*batches, strict=True):
                 if len(y) > 1:  # there are no statistics of a single sample
                     for _ in self._losses(self.form, encode(x, settings, generator), y):

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from snn_dfa.experiments.cli import main
-from snn_dfa.experiments.family import CONVOLUTIONAL, ROWS, kept_megabytes, members
-from snn_dfa.experiments.feedback import RULES
-from snn_dfa.experiments.ladder import rungs
-from snn_dfa.experiments.outcome import outcome
-from snn_dfa.experiments.peak import peak_megabytes
 from snn_dfa.experiments.recipes import Recipe, fitted
 from snn_dfa.experiments.settings import Settings, UsageError
-from snn_dfa.experiments.training import Trainer
+from snn_dfa.experiments.studies.comparison import CONVOLUTIONAL, ROWS, kept_megabytes, runs
+from snn_dfa.experiments.studies.ladder import rungs
+from snn_dfa.experiments.studies.peak import peak_megabytes
+from snn_dfa.experiments.train.feedback import RULES
+from snn_dfa.experiments.train.metrics import metrics
+from snn_dfa.experiments.train.trainer import Trainer
 
 TINY = Settings(hidden=(12, 8), steps=4, epochs=1)
 TINY_CONV = replace(TINY, hidden=("2c3", "mp2", 8), feedback="gaussian")
@@ -91,7 +91,7 @@ def test_diagnosis_changes_nothing_and_says_something(digits, rule):
     for trainer, diagnosed in zip(trainers, (False, True), strict=True):
         list(trainer.fit(diagnosed=diagnosed))
     assert trainers[0].history == trainers[1].history
-    entries = outcome(trainers[1])["diagnostics"]
+    entries = metrics(trainers[1])["diagnostics"]
     assert bool(entries) == (rule != "bptt")
     if entries and rule != "shallow":
         (entry,) = entries
@@ -137,7 +137,7 @@ def test_recipes_give_convolutions_feedback_that_they_can_have():
 
 def test_rows_and_rungs_keep_the_features_of_samples_that_are_no_images():
     features, image = (1, 1, 16), (1, 28, 28)
-    row = next(members())
+    row = next(runs())
     assert row.fitted(15_000, features, ()).settings.input_dropout == 0
     assert row.fitted(15_000, features, ["input_dropout"]).settings.input_dropout == 0.4
     assert row.fitted(15_000, image, ()).settings.input_dropout == 0.4
@@ -151,7 +151,7 @@ def test_rows_and_rungs_keep_the_features_of_samples_that_are_no_images():
 def test_costs_of_a_sample(digits):
     trainer = Trainer(TINY, "bptt", digits)
     list(trainer.fit())
-    got = outcome(trainer)
+    got = metrics(trainer)
     assert got["multiplications_per_sample"] == 64 * 12  # the constant current, once
     most = 4 * (12 * 8 + 8 * 10)
     assert 0 < got["synaptic_operations_per_sample"] < most
@@ -161,7 +161,7 @@ def test_costs_of_a_sample(digits):
 def test_the_table_of_all_rules(tmp_path, capsys, monkeypatch):
     # 30 updates are three epochs of the digits' 11 batches.
     tiny = {"deep": Recipe("", TINY, least_updates=30), "conv": Recipe("", TINY_CONV, 30)}
-    monkeypatch.setattr("snn_dfa.experiments.family.RECIPES", tiny)
+    monkeypatch.setattr("snn_dfa.experiments.studies.comparison.RECIPES", tiny)
     monkeypatch.setattr("snn_dfa.experiments.recipes.RECIPES", tiny)
     # Each takes a process of its own, and is tested above.
     monkeypatch.setattr("snn_dfa.experiments.cli.peak_megabytes", lambda *of: 12.3)
@@ -170,7 +170,7 @@ def test_the_table_of_all_rules(tmp_path, capsys, monkeypatch):
     assert table.strip() in capsys.readouterr().out
     assert len(table.splitlines()) == 2 + len(ROWS) + len(CONVOLUTIONAL)
     found = json.loads((tmp_path / "rules.json").read_text())
-    assert [row["name"] for row in found["rows"]] == [m.name for m in members()]
+    assert [row["name"] for row in found["rows"]] == [m.name for m in runs()]
     assert all("data_root" not in row["settings"] for row in found["rows"])
     for row in found["rows"]:
         assert row["settings"]["epochs"] == 3

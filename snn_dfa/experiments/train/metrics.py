@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from snn_dfa.diagnostics import activity, complaints, cost
-from snn_dfa.experiments.training import Trainer
+from snn_dfa.experiments.train.trainer import Trainer
 
-__all__ = ["outcome", "seconds_to"]
+__all__ = ["metrics", "seconds_to"]
 
 
-def outcome(trainer: Trainer) -> dict[str, Any]:
+def metrics(trainer: Trainer) -> dict[str, Any]:
     """Return what is reported of the best epoch's network, and of the way to it."""
     now = {k: v.detach().clone() for k, v in trainer.net.state_dict().items()}
     trainer.net.load_state_dict(trainer.best)

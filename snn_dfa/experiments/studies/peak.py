@@ -12,7 +12,7 @@ import torch
 from snn_dfa.experiments.data import Part, Splits
 from snn_dfa.experiments.memory import resident_megabytes
 from snn_dfa.experiments.settings import Settings
-from snn_dfa.experiments.training import Trainer
+from snn_dfa.experiments.train.trainer import Trainer
 
 __all__ = ["peak_megabytes"]
 

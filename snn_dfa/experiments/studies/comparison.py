@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from snn_dfa.experiments.recipes import DEFAULT, RECIPES, fitted
-from snn_dfa.experiments.report import entry, write_rows
+from snn_dfa.experiments.report.results import entry, write_rows
 from snn_dfa.experiments.settings import Settings
-from snn_dfa.experiments.training import Trainer
+from snn_dfa.experiments.train.trainer import Trainer
 
-__all__ = ["Member", "kept_megabytes", "members", "write_family"]
+__all__ = ["Run", "kept_megabytes", "runs", "write_comparison"]
 
 #: Rule on the command line, and what differs from the recipe.
 ROWS: Sequence[tuple[str, dict[str, Any]]] = (
@@ -47,7 +47,7 @@ CONVOLUTIONAL: Sequence[tuple[str, dict[str, Any]]] = (
 
 
 @dataclass(frozen=True)
-class Member:
+class Run:
     """A rule with what differs from the recipe, and the settings that this makes."""
 
     recipe: str
@@ -62,13 +62,13 @@ class Member:
         rule = self.rule if self.recipe == DEFAULT else f"{self.recipe}: {self.rule}"
         return ", ".join([rule, *(said[k].format(v) for k, v in self.changed.items())])
 
-    def fitted(self, samples: int, image: tuple[int, ...], given: Container[str]) -> Member:
+    def fitted(self, samples: int, image: tuple[int, ...], given: Container[str]) -> Run:
         """Return it with what its recipe has for such data, where nothing else is given."""
         settings = fitted(self.recipe, self.settings, samples, image, given)
         return replace(self, settings=settings)
 
 
-def members(**given: Any) -> Iterator[Member]:
+def runs(**given: Any) -> Iterator[Run]:
     """Yield all rows with some settings of the recipes exchanged, such as data set and epochs.
 
     What a row does not name is fixed Gaussian feedback for the error at the outputs' spikes.
@@ -77,7 +77,7 @@ def members(**given: Any) -> Iterator[Member]:
     for recipe, rows in ((DEFAULT, ROWS), ("conv", CONVOLUTIONAL)):
         settings = replace(RECIPES[recipe].settings, **given)
         for rule, changed in rows:
-            yield Member(recipe, rule, changed, replace(settings, **changed))
+            yield Run(recipe, rule, changed, replace(settings, **changed))
 
 
 def kept_megabytes(trainer: Trainer) -> float:
@@ -107,17 +107,17 @@ def kept_megabytes(trainer: Trainer) -> float:
     return most / 1e6
 
 
-def write_family(folder: Path, results: Sequence[tuple[Member, dict[str, Any]]]) -> str:
+def write_comparison(folder: Path, results: Sequence[tuple[Run, dict[str, Any]]]) -> str:
     """Write ``rules.json``, ``rules.md`` and ``rules.png``; return the table."""
     lines = [
         "| rule | test accuracy | ms a step | kept, MB | peak, MB "
         "| angle to back-propagation, degrees |",
         "| --- | ---: | ---: | ---: | ---: | --- |",
     ]
-    for member, got in results:
+    for run, got in results:
         angles = ", ".join(f"{a:.0f}" for a in _hidden_angles(got)) or "-"
         lines.append(
-            f"| {member.name} | {100 * got['test_accuracy']:.2f} % | "
+            f"| {run.name} | {100 * got['test_accuracy']:.2f} % | "
             f"{1000 * got['seconds_per_step']:.0f} | {got['kept_megabytes']:.1f} | "
             f"{got['peak_megabytes']:.0f} | {angles} |"
         )
@@ -135,10 +135,10 @@ def _hidden_angles(got: dict[str, Any]) -> list[float]:
     return [angle for angle in angles if math.isfinite(angle)]  # none where nothing is sent
 
 
-def _figure(results: Sequence[tuple[Member, dict[str, Any]]]) -> Figure:
+def _figure(results: Sequence[tuple[Run, dict[str, Any]]]) -> Figure:
     figure = Figure(figsize=(11, 0.8 + 0.36 * len(results)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    names = [member.name for member, _ in results]
+    names = [run.name for run, _ in results]
     accuracies = [100 * got["test_accuracy"] for _, got in results]
     bars = left.barh(names, accuracies, color="#d1495b")
     left.bar_label(bars, [f"{a:.1f}" for a in accuracies], padding=3)

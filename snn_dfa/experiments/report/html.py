@@ -13,10 +13,10 @@ from dataclasses import fields
 from html import escape
 from typing import Any
 
-from snn_dfa.experiments.recipes import RECIPES, WHERE
+from snn_dfa.experiments.recipes import ENVIRONMENT_FIELDS, RECIPES
 from snn_dfa.experiments.settings import Settings, option, shown
 
-__all__ = ["page"]
+__all__ = ["render"]
 
 #: Which weights were tested, by ``--keep``.
 _EPOCHS = {"best": "epoch that was best on the validation part", "last": "last epoch"}
@@ -53,7 +53,7 @@ summary { cursor: pointer; padding: .4rem 0; }
 """
 
 
-def page(
+def render(
     recipe: str,
     settings: Settings,
     results: Mapping[str, Sequence[Mapping[str, Any]]],
@@ -191,7 +191,7 @@ def _configuration(recipe: str, settings: Settings) -> list[str]:
     usual, differing, others = RECIPES[recipe].settings, list[list[str]](), list[list[str]]()
     for each in fields(Settings):
         value, default = getattr(settings, each.name), getattr(usual, each.name)
-        if each.name in WHERE:
+        if each.name in ENVIRONMENT_FIELDS:
             continue
         name, help_ = option(each, value), each.metadata["help"]
         if value != default:

@@ -9,7 +9,7 @@ from torch.nn import functional
 from snn_dfa import encoding
 from snn_dfa.experiments.settings import Settings
 
-__all__ = ["encode", "shifted", "some_pixels"]
+__all__ = ["drop_pixels", "encode", "random_shift"]
 
 
 def encode(x: Tensor, settings: Settings, generator: torch.Generator) -> Tensor:
@@ -31,26 +31,26 @@ def encode(x: Tensor, settings: Settings, generator: torch.Generator) -> Tensor:
     return encoding.spikes_at(rate, settings.steps, generator, dtype)
 
 
-def some_pixels(x: Tensor, dropped: float, usual: Tensor | None = None) -> Tensor:
+def drop_pixels(x: Tensor, dropped: float, pixel_mean: Tensor | None = None) -> Tensor:
     """Drop a share of the pixels, in recordings for all of their time; scale the others up.
 
     Args:
         x: Images or recordings, as for :func:`encode`.
         dropped: The share.
-        usual: What takes the place of a dropped pixel of an image, and what the others are scaled
-            about; ``None`` for zero. With the mean over samples what is dropped is noise of a
-            share of what tells samples apart, however much all of them have in common.
+        pixel_mean: The value of a dropped pixel of an image, about which the others are scaled;
+            ``None`` for zero. With the mean over samples, dropping is noise of a share of what
+            tells samples apart, however much all of them have in common.
     """
     if not dropped:
         return x
-    if usual is not None:
-        return usual + functional.dropout(x - usual, dropped)
+    if pixel_mean is not None:
+        return pixel_mean + functional.dropout(x - pixel_mean, dropped)
     if x.is_floating_point():
         return functional.dropout(x, dropped)
     return x * functional.dropout(torch.ones_like(x[:, :1], dtype=torch.float32), dropped)
 
 
-def shifted(x: Tensor, most: int) -> Tensor:
+def random_shift(x: Tensor, most: int) -> Tensor:
     """Move each sample by up to so many pixels up or down, left or right, all of its time alike.
 
     What leaves the frame is lost, and what comes in is black.

@@ -1,0 +1,1 @@
+"""Training one network by one rule."""
