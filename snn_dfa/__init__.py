@@ -5,6 +5,7 @@ from snn_dfa._version import __version__
 from snn_dfa.dfa import DFA
 from snn_dfa.errors import (
     AttachError,
+    BackwardError,
     DFAError,
     ExportError,
     FeedbackError,
@@ -23,6 +24,7 @@ from snn_dfa.state import reset
 __all__ = [
     "DFA",
     "AttachError",
+    "BackwardError",
     "DFAError",
     "ExportError",
     "FeedbackError",

@@ -15,8 +15,8 @@ from snn_dfa._attach.hooks import sweep
 from snn_dfa._attach.local_gradient import LocalGradient
 from snn_dfa._attach.paths import Paths
 from snn_dfa._attach.trace import Traces
-from snn_dfa.feedback.base import FeedbackWeights
 from snn_dfa._distributed import States
+from snn_dfa.feedback.base import FeedbackWeights
 from snn_dfa.rules import RULES
 
 __all__ = ["Part", "assemble"]
@@ -72,7 +72,9 @@ def assemble(
     states = States()
     for name, module in modules.items():
         parts.append(
-            LayerForward(name, module, core, closed=_is_closed(module), credit=inside, states=states)
+            LayerForward(
+                name, module, core, closed=_is_closed(module), credit=inside, states=states
+            )
         )
     own = {id(module.weight): name for name, module in weights.items()}
     parts.append(NetworkForward(net, core, modules, states, own))
@@ -91,4 +93,3 @@ def _is_closed(module: nn.Module) -> bool:
 
 def _is_torch_leaf(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.modules") and not module._modules
-

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from snn_dfa._attach import messages
 from snn_dfa._attach.calls import Call, Layers
-from snn_dfa.feedback.base import FeedbackWeights
 from snn_dfa.errors import AttachError, OutOfStepError
 from snn_dfa.feedback import project
+from snn_dfa.feedback.base import FeedbackWeights
 from snn_dfa.rules import Rule, broadcast_signal, check_finite
 
 __all__ = ["Broadcast"]
@@ -109,10 +109,13 @@ class Broadcast:
         Values of the spikes' shape are those of the same neurons: their errors add up. Others that
         a readout returned are further outputs.
         """
-        dims, parts = self._dims(call), []
-        alike = [g for g, v in zip(grads, call.values, strict=True)
-                 if g is not None and v.shape == call.shape]  # fmt: skip
-        parts.append(sum(alike[1:], alike[0]) if alike else None)
+        dims, known = self._dims(call), [g for g in grads if g is not None]
+        alike = [
+            g
+            for g, value in zip(grads, call.values, strict=True)
+            if g is not None and value.shape == call.shape
+        ]
+        parts = [sum(alike[1:], alike[0]) if alike else known[0].new_zeros(call.shape)]
         for grad, value, i in zip(grads, call.values, range(len(grads)), strict=True):
             if value.shape == call.shape:
                 continue
@@ -124,9 +127,6 @@ class Broadcast:
                     f"expected the shape of the spikes, {list(call.shape)}; return the value "
                     f"through a module and name that module with output="
                 )
-        if parts[0] is None:
-            like = next(g for g in grads if g is not None)
-            parts[0] = like.new_zeros(call.shape)
         flat = [p.reshape(*p.shape[:dims], p.shape[dims:].numel()) for p in parts]
         return flat[0] if len(flat) == 1 else torch.cat(flat, -1)
 
@@ -143,11 +143,10 @@ class Broadcast:
         return min(dims, len(call.shape))
 
     def _signal(self, name: str, group: Sequence[tuple[Call, Errors]]) -> tuple[Tensor, int]:
-        """Return what the rule makes of the errors of some steps, and how many dimensions of a
-        call are not features.
+        """Return what the rule makes of the errors of some steps.
 
         Returns:
-            [*batch, C] of one step, [K, *batch, C] of K.
+            [*batch, C] of one step, [K, *batch, C] of K; and how many dimensions the batch has.
         """
         key = tuple(id(e) for _, errors in group for e in errors.values())
         first = next(iter(group[0][1].values()))

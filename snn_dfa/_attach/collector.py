@@ -123,7 +123,7 @@ class Collector:
         return results
 
     def _silence(self, parameters: Iterable[Tensor]) -> None:
-        """Let autograd call no hook of parameters that get no gradient, until its pass has ended."""
+        """Let autograd call no hook of parameters without a gradient, until its pass has ended."""
         self.restore()
         hooks = (p._backward_hooks for p in parameters)
         self._silenced = [(h, dict(h)) for h in hooks if h]
@@ -180,8 +180,9 @@ class Run:
             if roots := _roots(arrived + sent):
                 inside = {id(t) for t in self._inside}
                 at = [core.leaf if id(t) in inside else t for t in self._at]
-                found = gradients(roots, [*at, core.leaf], keep=twice or bool(inside))
-                _add(total, [None if id(t) in inside else g for t, g in zip(self._at, found, strict=False)])
+                layers = gradients(roots, [*at, core.leaf], keep=twice or bool(inside))
+                own = zip(self._at, layers, strict=False)
+                _add(total, [None if id(t) in inside else g for t, g in own])
                 if inside:
                     accumulate(roots, self._inside, keep=twice)
         finally:

@@ -29,8 +29,8 @@ from snn_dfa._attach.collector import Arrivals, Collector, Run
 from snn_dfa._attach.functions import Bridge, Port, Replay, Stale
 from snn_dfa._attach.graph import PORT, origin_of
 from snn_dfa._attach.paths import Paths
-from snn_dfa.feedback.base import FeedbackWeights
 from snn_dfa.errors import AttachError, BackwardError
+from snn_dfa.feedback.base import FeedbackWeights
 from snn_dfa.rules import Rule
 
 __all__ = ["Core"]
@@ -94,7 +94,7 @@ class Core:
         self.collector = Collector(self, parameters)
 
     def others(self, collector: Collector) -> list[Tensor]:
-        """Return the leaves that layers were seen to learn from, parameters of the network apart."""
+        """Return the leaves that layers learn from, parameters of the network apart."""
         found = {key: ref() for key, ref in self._others.items()}
         self._others = {k: self._others[k] for k, leaf in found.items() if leaf is not None}
         return [leaf for k, leaf in found.items() if leaf is not None and k not in collector.known]
@@ -116,7 +116,8 @@ class Core:
         if type(node) is not PORT or node.call.layer != layer or not self._mine(node):
             return None
         if node.call.released:
-            return Stale.apply([value], self.leaf)
+            stale: Tensor = Stale.apply([value], self.leaf)
+            return stale
         original: Tensor = node.call.values[value.output_nr]
         return original if original.data_ptr() == value.data_ptr() else None
 
@@ -130,12 +131,17 @@ class Core:
             return value
         original = self.own(layer, value)
         if original is not None:
-            self._learning |= value.grad_fn.call.learns
+            node: Any = value.grad_fn
+            self._learning |= node.call.learns
             return original
+        return self._enter_made(layer, value)
+
+    def _enter_made(self, layer: str, value: Tensor) -> Tensor:
+        """Return a value that the program made of others, as it comes into a layer."""
         if self.paths.tracing:
             self.paths.note(layer, value, self._mine)
-        check = self._refuse_insides if self._intervals else None
-        origin = origin_of(value, self._mine, check=check and (lambda node: check(layer, node)))
+        check = partial(self._refuse_insides, layer) if self._intervals else None
+        origin = origin_of(value, self._mine, check=check)
         for leaf in origin.leaves.values():
             self._note_leaf(leaf)
         own: dict[Any, Tensor] = {}
@@ -217,7 +223,9 @@ class Core:
                     f"{of!r}, or name the modules inside {of!r} with hidden="
                 )
 
-    def note_insides(self, layer: str, since: int, values: Sequence[Tensor], ends: set[Any]) -> None:
+    def note_insides(
+        self, layer: str, since: int, values: Sequence[Tensor], ends: set[Any]
+    ) -> None:
         """Note a call whose insides are not known: its leaves, and its nodes."""
         self._intervals.append((since, torch.autograd._get_sequence_nr(), layer))  # type: ignore[attr-defined]
         for value in values:
@@ -240,7 +248,7 @@ class Core:
         if linked and not self._closed:
             for value in values:
                 if value.requires_grad:
-                    value.register_hook(partial(self._refuse_reading, layer))
+                    value.register_hook(partial(self._refuse_reading, layer))  # type: ignore[no-untyped-call]
         if not self.within and self.now.is_even(self.layers):
             self.now = Pass()  # the layers are called without the network: step by step
         if spikes is not None:
@@ -291,12 +299,15 @@ class Core:
         self.now.end(self.layers)
         if torch.is_grad_enabled() and self._rule is not None and not self.aligned:
             first = [c[0] for n, c in self.now.calls.items() if n in self.layers.outputs]
-            shapes = [(call.shape, *(c.shape for c in call.below.values() if c.learns)) for call in first]
+            shapes = [
+                (call.shape, *(c.shape for c in call.below.values() if c.learns)) for call in first
+            ]
             if shapes != self._seen:
                 self._broadcast().require(first)
                 self._seen = shapes
 
     def _broadcast(self) -> Broadcast:
+        assert self._rule is not None
         return Broadcast(self.layers, self._rule, self.feedback, self._shapes, self.targets)
 
     # -- what is broadcast -------------------------------------------------------------------------

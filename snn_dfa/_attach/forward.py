@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 from snn_dfa._attach import messages
 from snn_dfa._attach.core import Core
 from snn_dfa._attach.functions import in_backward
-from snn_dfa._attach.graph import PORT, functional_weights
+from snn_dfa._attach.graph import functional_weights
 from snn_dfa._attach.tensors import map_tensors
 from snn_dfa._distributed import States, runs_distributed
 
@@ -51,14 +51,14 @@ class Forward:
         self.module, self.core = module, core
         self._had = "forward" in vars(module)
         self.plain: Callable[..., Any] = module.forward
-        module.forward = self  # type: ignore[method-assign]
+        module.forward = self  # type: ignore[assignment]
 
     def remove(self) -> None:
         """Put the plain ``forward`` back."""
         if vars(self.module).get("forward") is self:
             del self.module.forward
             if self._had:
-                self.module.forward = self.plain  # type: ignore[method-assign]
+                self.module.forward = self.plain
 
     def __reduce__(self) -> Any:
         return _plain, (self.module,)
@@ -119,9 +119,9 @@ class LayerForward(Forward):
         self._size, self._keys = -1, list[tuple[dict[str, Any], str]]()
         self._is_neuron = name in core.layers.neurons
         holders = [module] if closed else list(module.modules())
-        self._stores: list[dict[str, Any]] = [s for m in holders for s in (m._buffers, vars(m))]  # type: ignore[misc]
+        self._stores: list[dict[str, Any]] = [s for m in holders for s in (m._buffers, vars(m))]
 
-    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
+    @torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call,untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         core = self.core
         if not core.active:
@@ -175,9 +175,9 @@ class LayerForward(Forward):
             ends |= {new.grad_fn for *_, new in held if new.grad_fn is not None}
             core.note_insides(name, since, _tensors(result), ends)
         known = {id(old) for _, _, old, _ in held} | {id(old) for _, _, old in before}
-        new = self._attributes() if cuts else [s for s in self._graphs() if s[2].grad_fn is not None]
-        new = [s for s in new if id(s[2]) not in known]
-        return self._hand_out(result, new)
+        states = self._attributes() if cuts else self._graphs()
+        left = [s for s in states if id(s[2]) not in known and (cuts or s[2].grad_fn is not None)]
+        return self._hand_out(result, left)
 
     def _attributes(self) -> list[State]:
         """Return the module's attributes that hold numbers."""
@@ -212,9 +212,7 @@ class LayerForward(Forward):
         may_be_output = core.layers.may_be_output(name)
         every = self._credit is not None or may_be_output
         found = {
-            id(t): t
-            for t in tensors
-            if t.grad_fn is not None or (every and t.is_floating_point())
+            id(t): t for t in tensors if t.grad_fn is not None or (every and t.is_floating_point())
         }
         returned = len(found)
         for _, _, value in new:
@@ -263,7 +261,7 @@ class NetworkForward(Forward):
         self._modules, self._states, self._weights = modules, states, weights
         self._parameters = parameters_of(net)
 
-    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
+    @torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call,untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         core = self.core
         if not core.active:
@@ -305,9 +303,7 @@ class NetworkForward(Forward):
     def _hand_out(self, result: Any) -> Any:
         """Give out what the network returns, values of layers apart, by a port."""
         values = {
-            id(t): t
-            for t in _tensors(result)
-            if t.grad_fn is not None and not self.core.is_port(t)
+            id(t): t for t in _tensors(result) if t.grad_fn is not None and not self.core.is_port(t)
         }
         if not values:
             return result

@@ -266,9 +266,7 @@ def gradients(
             hooks.update(were)
 
 
-def accumulate(
-    roots: Sequence[tuple[Tensor, Tensor]], at: Sequence[Tensor], *, keep: bool
-) -> None:
+def accumulate(roots: Sequence[tuple[Tensor, Tensor]], at: Sequence[Tensor], *, keep: bool) -> None:
     """Accumulate gradients at some leaves, in a pass that calls their hooks.
 
     Args:

@@ -12,10 +12,10 @@ from torch.autograd.graph import Node
 from snn_dfa._attach.functions import Detour, Port
 from snn_dfa.errors import AttachError
 
-__all__ = ["Origin", "PORT", "Source", "functional_weights", "origin_of", "sources_of"]
+__all__ = ["PORT", "Origin", "Source", "functional_weights", "origin_of", "sources_of"]
 
-PORT = Port._backward_cls  # type: ignore[attr-defined]
-_DETOUR = Detour._backward_cls  # type: ignore[attr-defined]
+PORT: Any = Port._backward_cls
+_DETOUR: Any = Detour._backward_cls
 LEAF: Any = type(torch.autograd.graph.get_gradient_edge(torch.ones(1, requires_grad=True)).node)
 
 #: Where a value comes from: a layer, and the first and the last layer with weights after it.
@@ -97,7 +97,8 @@ def sources_of(
     """
     known: dict[Node, frozenset[Source]] = {}
     passing: dict[Node, frozenset[str]] = {}  # weights below a node that no source lies below
-    todo: list[tuple[Any, bool]] = [(value.grad_fn, False)]
+    root: Any = value.grad_fn
+    todo: list[tuple[Any, bool]] = [(root, False)]
     while todo:
         node, done = todo.pop()
         if node in known:
@@ -115,7 +116,7 @@ def sources_of(
         else:
             todo.append((node, True))
             todo += [(n, False) for n in _below(node)]
-    return known.get(value.grad_fn, frozenset())
+    return known.get(root, frozenset())
 
 
 def _below(node: Any) -> list[Any]:
@@ -135,8 +136,8 @@ def _joined(
     passing: Mapping[Node, frozenset[str]],
     weights: Mapping[Any, str],
 ) -> tuple[frozenset[Source], frozenset[str]]:
-    sources = frozenset().union(*(known.get(n, frozenset()) for n in below))
-    names = frozenset().union(*(passing.get(n, frozenset()) for n in below))
+    sources = frozenset(s for n in below for s in known.get(n, ()))
+    names = frozenset(name for n in below for name in passing.get(n, ()))
     if not sources:
         return sources, names
     if not names:

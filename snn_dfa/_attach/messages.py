@@ -156,7 +156,7 @@ def functional_weight(layer: str) -> AttachError:
 def shallow_distributed() -> AttachError:
     """Say that hidden parameters would get gradients of zero."""
     return AttachError(
-        "rule='shallow': DistributedDataParallel gives the parameters of hidden layers gradients of "
-        "zero, by which weight decay would change them; freeze them, requires_grad_(False), and "
+        "rule='shallow': DistributedDataParallel gives the parameters of hidden layers gradients "
+        "of zero, by which weight decay would change them; freeze them, requires_grad_(False), and "
         "train the network without DFA, which is the same"
     )

@@ -13,8 +13,8 @@ from torch.nn.parameter import is_lazy
 from snn_dfa._attach.calls import Layers
 from snn_dfa._attach.graph import sources_of
 from snn_dfa._attach.weights import synapses
-from snn_dfa.feedback.base import Shapes
 from snn_dfa.errors import FeedbackError
+from snn_dfa.feedback.base import Shapes
 
 __all__ = ["Paths"]
 
@@ -64,7 +64,7 @@ class Paths:
 
     @property
     def heads(self) -> dict[str, str]:
-        """The first layer with weights after a layer, to that, where they lead to no other layer."""
+        """First layer with weights after a layer -> that layer, where no path goes on to one."""
         return {name: of for name, of in self._heads.items() if name not in self._leading}
 
     def sources(

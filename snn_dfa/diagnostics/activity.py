@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from snn_dfa._attach.layers import spiking_layers, takes_sequences
 from snn_dfa._attach.hooks import place
+from snn_dfa._attach.layers import spiking_layers, takes_sequences
 
 __all__ = ["Activity", "ActivityWarning", "activity", "complaints", "warn"]
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snn_dfa._attach.layers import spiking_layers
 from snn_dfa._attach.hooks import place
+from snn_dfa._attach.layers import spiking_layers
 from snn_dfa._attach.weights import gradient_at_input, synapses
 
 __all__ = ["Cost", "cost"]

@@ -28,7 +28,7 @@ _STARTED_IN: set[int] = set()
 
 
 def has_numba() -> bool:
-    """Return whether kernels can run: numba is installed, and this is no child of such a process."""
+    """Return whether numba is installed, and this process is no child of one that ran kernels."""
     if _STARTED_IN and os.getpid() not in _STARTED_IN:
         return False
     return importlib.util.find_spec("numba") is not None

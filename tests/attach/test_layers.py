@@ -143,5 +143,8 @@ def test_layers_out_of_step_are_refused_by_name():
     ):
         net(X[0])
     net = small()
-    with DFA(net, output="1"), pytest.raises(OutOfStepError, match="'3' is called after the output '1' of its step"):
+    with (
+        DFA(net, output="1"),
+        pytest.raises(OutOfStepError, match="'3' is called after the output '1' of its step"),
+    ):
         net(X[0])
