@@ -23,6 +23,7 @@ from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback import Feedback
 from snn_dfa.feedback.base import FeedbackWeights
 from snn_dfa.feedback.make import check_names, learned, load, make, type_of
+from snn_dfa.rules import canonical
 
 __all__ = ["DFA"]
 
@@ -33,21 +34,27 @@ class DFA:
     r"""Direct feedback alignment (DFA) on a snnTorch network, from here on and until ``remove()``.
 
     Forward values do not change. In ``loss.backward()`` the output block (everything after the
-    last hidden spikes) gets its true gradient, and each hidden block (from the spikes of the
-    layer below to its own) the gradient of its own graph with e B at its spikes, where
-    e = dL/d(output), per time step, is whatever the loss gives, and B is the layer's fixed random
-    matrix. No error passes through a transposed forward weight, and no such product is computed.
+    last hidden spikes) gets its true gradient. Each hidden block (from the values of other layers
+    to its own spikes) gets the gradient of its own graph, with e B at its spikes. e = dL/d(output)
+    is the loss's own error at that step, and B is the layer's fixed random matrix. No error goes
+    from one layer into another, and autograd computes no product with a transposed weight.
+
+    A loss on hidden spikes or membranes reaches its layer and no further. So does a loss that reads
+    a hidden layer through weights that are no output; a warning then says how to name them.
 
     Args:
         net: Any network of snnTorch neurons; the loop over time may be around it or inside.
         output: Name or module of the output layer, where it is not the spiking neuron that is
             called last; may be a plain readout such as ``nn.Linear``. Or a list of several: their
-            errors are set side by side, so that each has its own rows of B.
+            errors are set side by side, so that each has its own rows of B. Values of one output
+            that have the same shape, such as spikes and membrane, have one error; other values
+            that a readout returns have rows of their own.
         hidden: Names or modules of the hidden layers, where they are not all other
             ``snntorch.SpikingNeuron``.
-        rule: What is broadcast. ``"error"``: e. ``"sign"``: its sign (sDFA). ``"target"``: the
-            targets, given by :meth:`targets` (DRTP). ``"shallow"``: nothing; only the output block
-            learns, hidden parameters keep ``grad=None``. ``"fa"`` is feedback alignment: nothing is
+        rule: What is broadcast. ``"error"`` or ``"dfa"``: e. ``"sign"`` or ``"sdfa"``: its sign.
+            ``"target"`` or ``"drtp"``: the targets, given by :meth:`targets`. ``"shallow"`` or
+            ``"last-layer"``: nothing; only the output block learns, hidden parameters keep
+            ``grad=None``. ``"fa"`` is feedback alignment: nothing is
             broadcast, errors go from layer to layer as in back-propagation, with a random matrix
             in place of each transposed weight.
         feedback: The matrices B [C, \*S]: C outputs, S the shape of one sample's spikes in the
@@ -65,7 +72,7 @@ class DFA:
         credit: How a layer turns e B at its spikes into a gradient at its input. ``"membrane"``: by
             the neuron's own surrogate and its membrane through time, as autograd does inside the
             layer. ``"current"``: times g at the input current of the same step, in the output too;
-            kept are input, current and spikes alone. ``"trace"``: online; see below.
+            kept are input, current and spikes alone. ``"trace"`` or ``"online"``: see below.
         derivative: g for ``credit="current"``, a function of current - threshold; ``None`` for
             the derivative of the neuron's surrogate. An arbitrary g is augmented DFA.
         seed: Of the feedback. A layer's matrix depends on the seed, its name and its shape.
@@ -83,7 +90,14 @@ class DFA:
 
     Raises:
         AttachError: if the network or an argument cannot be used; the network is then untouched.
-        FeedbackError: if ``feedback`` is of a wrong kind, or, at the first forward pass, shape.
+        FeedbackError: if ``feedback`` is of a wrong type, or, at the first forward pass, shape.
+        BackwardError: in ``loss.backward()``, if the loss reads a value between two layers that the
+            network does not return, or a state of the last batch goes on without ``reset``.
+        OutOfStepError: in the forward pass, if layers are not called as often as the output.
+
+    Every error is raised before a gradient is written. ``torch.autograd.grad`` and
+    ``backward(inputs=...)`` see what the network returns, and no value of a hidden layer that is
+    read off the network afterwards: for a loss on such a value call ``loss.backward()``.
 
     Sources: Nøkland 2016, arXiv 1609.01596 (DFA); Frenkel et al. 2021, arXiv 1909.01311 (sDFA,
     DRTP); Lillicrap et al. 2016, Nat. Commun. 7, 13276 (FA); Zhang et al. 2024, arXiv 2409.07776,
@@ -117,6 +131,7 @@ class DFA:
         derivative: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
     ) -> None:
+        rule, credit = canonical(rule), canonical(credit)
         check_choices(rule, credit, derivative)
         layers, modules = find_layers(net, output, hidden)
         weights = feedback_alignment.check(net) if rule == "fa" else {}

@@ -16,7 +16,17 @@ from torch import Tensor
 
 from snn_dfa.errors import NonFiniteError, TargetError
 
-__all__ = ["RULES", "SYNONYMS", "Rule", "canonical", "error", "sign", "target"]
+__all__ = [
+    "RULES",
+    "SYNONYMS",
+    "Rule",
+    "broadcast_signal",
+    "canonical",
+    "check_finite",
+    "error",
+    "sign",
+    "target",
+]
 
 #: From the error [..., C], and for ``target`` the targets, to what is sent [..., C].
 Rule: TypeAlias = Callable[..., Tensor]

@@ -116,6 +116,7 @@ class LayerForward(Forward):
         super().__init__(module, core)
         self._name, self._closed, self._credit, self._states = name, closed, credit, states
         self._own = list(module.parameters())
+        self._size, self._keys = -1, list[tuple[dict[str, Any], str]]()
         self._is_neuron = name in core.layers.neurons
         holders = [module] if closed else list(module.modules())
         self._stores: list[dict[str, Any]] = [s for m in holders for s in (m._buffers, vars(m))]  # type: ignore[misc]
@@ -189,44 +190,53 @@ class LayerForward(Forward):
 
     def _graphs(self) -> list[State]:
         """Return the module's attributes that have a graph or ask for one: store, key and value."""
+        size = sum([len(store) for store in self._stores])
+        if size != self._size or not self._closed:
+            self._size = size
+            self._keys = [
+                (store, key)
+                for store in self._stores
+                for key, value in store.items()
+                if value is None or isinstance(value, Tensor)
+            ]
         return [
             (store, key, value)
-            for store in self._stores
-            for key, value in store.items()
-            if isinstance(value, Tensor) and value.requires_grad
+            for store, key in self._keys
+            if (value := store.get(key)) is not None and value.requires_grad
         ]
 
     def _hand_out(self, result: Any, new: list[State]) -> Any:
         """Give out the result, and the states that the call has left, by a port."""
         core, name = self.core, self._name
-        found: dict[int, Tensor] = {}
-        first: list[Tensor] = []
-        every = self._credit is not None or core.layers.may_be_output(name)
-
-        def note(t: Tensor) -> Tensor:
-            if not first:
-                first.append(t)
-            if t.grad_fn is not None or (every and t.is_floating_point()):
-                found[id(t)] = t
-            return t
-
-        map_tensors(note, result)
-        returned = list(found)
-        found.update((id(value), value) for *_, value in new)
+        tensors = _tensors(result)
+        may_be_output = core.layers.may_be_output(name)
+        every = self._credit is not None or may_be_output
+        found = {
+            id(t): t
+            for t in tensors
+            if t.grad_fn is not None or (every and t.is_floating_point())
+        }
+        returned = len(found)
+        for _, _, value in new:
+            found[id(value)] = value
         values = list(found.values())
+        keys = list(found)
         if self._credit is not None and values:
             values = self._credit.after(name, self.module, values)
-        learnt = dict(zip(found, values, strict=True))
-        if not core.layers.may_be_output(name):
-            learnt = {key: t for key, t in learnt.items() if t.requires_grad}
-        spikes = learnt.get(id(first[0]), first[0]) if first else None
-        count = sum(key in learnt for key in returned)
-        handed = core.leave(name, list(learnt.values()), spikes, count)
-        ports = dict(zip(learnt, handed, strict=True))
+        if not may_be_output and self._credit is not None:
+            returned = sum(v.requires_grad for v in values[:returned])
+            keys = [key for key, v in zip(keys, values, strict=True) if v.requires_grad]
+            values = [v for v in values if v.requires_grad]
+        spikes = tensors[0] if tensors else None
+        if keys and keys[0] == id(spikes):
+            spikes = values[0]
+        ports = dict(zip(keys, core.leave(name, values, spikes, returned), strict=True))
         if not ports:
             return result
         for store, key, value in new:
             store[key] = ports.get(id(value), value)
+        if type(result) is Tensor:
+            return ports.get(id(result), result)
         return map_tensors(lambda t: ports.get(id(t), t), result)
 
 
@@ -313,6 +323,8 @@ class NetworkForward(Forward):
 
 
 def _tensors(value: Any) -> list[Tensor]:
+    if type(value) is Tensor:
+        return [value]
     found: list[Tensor] = []
     map_tensors(lambda t: found.append(t) or t, value)  # type: ignore[func-returns-value]
     return found

@@ -55,14 +55,18 @@ def _first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(backward)
     def checked(ctx: Any, *grads: Tensor | None) -> Any:
         if torch.is_grad_enabled():
-            raise DFAError(
-                "create_graph=True: an error that is sent back directly has no derivative; take "
-                "second derivatives in `with dfa.paused():`, where the gradient is that of "
-                "back-propagation"
-            )
+            raise _no_second_order()
         return once(ctx, *grads)
 
     return checked
+
+
+def _no_second_order() -> DFAError:
+    return DFAError(
+        "create_graph=True: an error that is sent back directly has no derivative; take "
+        "second derivatives in `with dfa.paused():`, where the gradient is that of "
+        "back-propagation"
+    )
 
 
 # -- where layers begin and end --------------------------------------------------------------------
@@ -105,8 +109,9 @@ class Port(Function):
         return tuple([value.detach() for value in values])
 
     @staticmethod
-    @_first_order
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
+        if torch.is_grad_enabled():
+            raise _no_second_order()
         ctx.receiver.arrive(ctx.call, grads)
         return (None,) * (3 + ctx.tokens)
 

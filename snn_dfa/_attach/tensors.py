@@ -20,12 +20,12 @@ def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
     copied. An object is one with attributes, such as a dataclass or a graph's data.
     """
     kind = type(value)
-    if isinstance(value, Tensor):
+    if kind is Tensor or isinstance(value, Tensor):
         return change(value)
     if kind is tuple or kind is list:
         changed = [map_tensors(change, v) for v in value]
         return value if _same(changed, value) else kind(changed)
-    if isinstance(value, _PLAIN):
+    if kind in _PLAIN or isinstance(value, _PLAIN):
         return value
     if isinstance(value, dict):
         items = {key: map_tensors(change, v) for key, v in value.items()}
