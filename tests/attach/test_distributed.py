@@ -13,6 +13,8 @@ from torch import nn
 
 from snn_dfa import DFA, AttachError
 
+pytestmark = pytest.mark.slow
+
 # Torch 2.6 has fully_shard, which on the CPU asks for what its streams cannot do.
 HAS_FSDP = hasattr(torch.distributed.fsdp, "fully_shard") and hasattr(
     torch.cpu.Stream, "record_event"

@@ -160,6 +160,7 @@ def test_a_copy_of_both_is_attached_to_the_copied_network(copied):
 # -- nothing is kept ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("credit", ["membrane", "current"])
 def test_nothing_is_kept_after_backward(credit):
     net = small()

@@ -113,6 +113,7 @@ def test_autocast_gives_the_output_its_true_gradient_and_hidden_layers_one_like_
 # -- compiling -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # the compiler's own
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch 2.6's
 @pytest.mark.parametrize("options", [{}, {"credit": "trace"}])
@@ -140,6 +141,7 @@ def test_attached_and_then_compiled_gives_the_same_gradients(options):
     assert any((a - b).abs().max() > 1e-3 for a, b in zip(true, wanted, strict=True))
 
 
+@pytest.mark.slow
 def test_what_is_compiled_already_is_refused():
     net = network()
     compiled = torch.compile(net, backend="eager")

@@ -3,6 +3,8 @@
 import matrix
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def said():

@@ -1,6 +1,7 @@
 """What holds for any small network, drawn at random."""
 
 import kinds
+import pytest
 import snntorch as snn
 import torch
 from hypothesis import given, settings
@@ -56,6 +57,7 @@ def same(one, other):
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     neuron=NEURONS, sizes=SIZES, hidden=st.booleans(), steps=st.integers(1, 5),

@@ -7,6 +7,8 @@ import pytest
 from program_check import EQUAL, FAILURES, REFUSED, check, shrink
 from programs import CHOICES, LAYER_CHOICES, Layer, Spec
 
+pytestmark = pytest.mark.slow
+
 CHUNKS, SIZE = 20, 50
 
 

@@ -147,6 +147,7 @@ def test_transposes_make_feedback_alignment_backpropagation(network):
     assert all(torch.equal(a, b) for a, b in zip(grads(), wanted, strict=True))
 
 
+@pytest.mark.slow
 def test_kolen_pollack_brings_weights_and_feedback_of_every_layer_together():
     """Both follow the same gradient under the same optimiser: only their difference decays."""
     torch.manual_seed(0)

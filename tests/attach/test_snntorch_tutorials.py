@@ -91,6 +91,7 @@ def tutorial_7(digits):
     return net, torch.optim.Adam(net.parameters(), lr=2e-2, betas=(0.9, 0.999)), loss_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tutorial", "options", "batches"),
     [

@@ -188,6 +188,7 @@ def test_a_new_sequence_starts_anew_and_a_batch_may_change():
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_nothing_of_the_past_is_kept():
     """After a step's backward pass only numbers of the size of a step are alive."""
     net = network(NEURONS["leaky"])

@@ -86,6 +86,7 @@ def test_every_marker_is_one_that_is_known():
             assert not block.marker or _MARKER.fullmatch(block.marker), block[:3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", with_blocks("python"))
 @pytest.mark.filterwarnings("ignore:nirtorch.extract_nir_graph:DeprecationWarning")
 def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):

@@ -52,6 +52,7 @@ def test_classes_in_a_column_are_read(tmp_path):
     assert load(Settings(dataset=str(tmp_path / "own.npz"))).test.y.shape == (20,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "asked", "share"),
     [((16,), [], 0.0), ((4, 4), [], 0.4), ((16,), ["--input-dropout", 0.2], 0.2)],
@@ -121,6 +122,7 @@ def test_a_file_that_holds_no_arrays_is_named(tmp_path, capsys):
         assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_network_learns_from_a_file_of_arrays(tmp_path):
     """Four classes, each with two features of its own switched on."""
     rng = np.random.default_rng(0)

@@ -34,6 +34,7 @@ def assert_same(a, b):
 # -- going on in the middle of an epoch ------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "changed"),
     [
@@ -58,6 +59,7 @@ def test_a_run_cut_within_an_epoch_ends_as_an_unbroken_one(tmp_path, digits, rul
     assert_same(resumed, whole)
 
 
+@pytest.mark.slow
 def test_what_is_diagnosed_of_a_broken_epoch_is_that_of_the_whole(tmp_path, digits):
     whole = Trainer(SETTINGS, "dfa", digits)
     list(whole.fit(diagnosed=True))
@@ -83,6 +85,7 @@ def test_checkpoints_are_due_by_time(tmp_path, monkeypatch):
     assert not checkpoint.is_due
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("every", "within"), [("0", True), ("1000", False)])
 def test_save_every_saves_within_epochs(tmp_path, monkeypatch, every, within):
     saved, save = [], Checkpoint.save
@@ -96,6 +99,7 @@ def test_save_every_saves_within_epochs(tmp_path, monkeypatch, every, within):
     assert saved == ([True] * 6 + [False]) * 2 if within else [False, False]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="lives are forked")
 def test_killed_again_and_again_it_ends_as_an_unbroken_one():
     script = ROOT / "benchmarks" / "kill.py"
@@ -112,6 +116,7 @@ def test_killed_again_and_again_it_ends_as_an_unbroken_one():
 # -- interrupted -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_does_not_go_on_with_other_data_under_the_same_name(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
@@ -131,6 +136,7 @@ def test_it_does_not_go_on_with_other_data_under_the_same_name(tmp_path, monkeyp
     assert run(*command, "--dataset", "moved.npz", "--resume") == 0
 
 
+@pytest.mark.slow
 def test_control_c_leaves_a_checkpoint_and_names_how_to_go_on(tmp_path, digits):
     path = tmp_path / "checkpoint.pt"
     command = [sys.executable, "-m", "snn_dfa", *TINY, "--epochs", "100000", "--save-every", "0",
@@ -152,6 +158,7 @@ def test_control_c_leaves_a_checkpoint_and_names_how_to_go_on(tmp_path, digits):
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_off_is_not_written_over(tmp_path, capsys, monkeypatch):
     path = tmp_path / "checkpoint.pt"
     command = [*TINY, "--epochs", "3", "--out", tmp_path]
@@ -173,6 +180,7 @@ def test_a_run_that_was_cut_off_is_not_written_over(tmp_path, capsys, monkeypatc
     assert run(*command) == 0  # it had come to its end
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_left_half_written_is_taken_out(tmp_path):
     (tmp_path / ".checkpoint.pt.1234.part").write_bytes(b"half")
     (tmp_path / ".mine").write_bytes(b"whole")

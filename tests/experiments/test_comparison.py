@@ -25,6 +25,7 @@ def run(*args):
     return main([str(a) for a in args])
 
 
+@pytest.mark.slow
 def test_online_learning_has_a_pass_a_step_and_learns(digits):
     settings = replace(TINY, credit="trace", hidden=(64, 32), epochs=3, batch_size=16)
     trainer = Trainer(settings, "dfa", digits)
@@ -64,6 +65,7 @@ def test_backpropagation_is_the_same_whatever_the_credit(digits):
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
+@pytest.mark.slow
 def test_what_is_kept_online_does_not_grow_with_time(digits):
     def kept(credit, steps):
         return kept_megabytes(Trainer(replace(TINY, credit=credit, steps=steps), "dfa", digits))
@@ -73,6 +75,7 @@ def test_what_is_kept_online_does_not_grow_with_time(digits):
     assert kept("current", 10) < kept("membrane", 10)
 
 
+@pytest.mark.slow
 def test_the_peak_of_a_step_grows_with_time_but_not_online(digits):
     def peak(credit, steps):
         wide = replace(TINY, credit=credit, steps=steps, hidden=(400,), batch_size=128)
@@ -85,6 +88,7 @@ def test_the_peak_of_a_step_grows_with_time_but_not_online(digits):
     assert held.sum() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_diagnosis_changes_nothing_and_says_something(digits, rule):
     trainers = [Trainer(replace(TINY, dropout=0.1), rule, digits) for _ in range(2)]
@@ -118,6 +122,7 @@ def test_feedback_that_learns_follows_the_schedule(digits):
     assert trainer.dfa.feedback_lr == pytest.approx(0.05)
 
 
+@pytest.mark.slow
 def test_a_product_of_factors_is_for_dense_layers_or_none(digits):
     settings = replace(TINY_CONV, feedback="kolen-pollack-product")
     for rule in ("dfa", "sign", "target"):
@@ -158,6 +163,7 @@ def test_costs_of_a_sample(digits):
     assert 0 < got["spikes_per_sample"] <= 4 * (12 + 8 + 10)
 
 
+@pytest.mark.slow
 def test_the_table_of_all_rules(tmp_path, capsys, monkeypatch):
     # 30 updates are three epochs of the digits' 11 batches.
     tiny = {"deep": Recipe("", TINY, least_updates=30), "conv": Recipe("", TINY_CONV, 30)}

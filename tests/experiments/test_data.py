@@ -164,6 +164,7 @@ def test_the_clocks_overflow_is_undone(tmp_path):
     assert spikes[0].nonzero().tolist() == [[0, 1, 4, 3], [1, 1, 4, 3]]  # 11,808 + 8,192 = 20,000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "extra", [[], ["--credit", "trace"], ["--hidden", "4c5,mp4"], ["--folds", "3"]]
 )

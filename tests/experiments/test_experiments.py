@@ -30,6 +30,7 @@ def metrics(folder):
 # -- compare ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_compare_writes_everything(tmp_path, capsys):
     assert run("compare", *TINY, "--out", tmp_path) == 0
     out, err = capsys.readouterr()
@@ -73,6 +74,7 @@ def test_rules_start_alike_and_train_apart():
     assert not torch.equal(hidden["dfa"], hidden["bptt"])
 
 
+@pytest.mark.slow
 def test_a_run_repeats_itself(tmp_path):
     for name in "ab":
         assert run("compare", *TINY, "--rules", "dfa", "--out", tmp_path / name) == 0
@@ -80,6 +82,7 @@ def test_a_run_repeats_itself(tmp_path):
     assert a == b
 
 
+@pytest.mark.slow
 def test_mixed_precision_learns(tmp_path):
     common = ["compare", *TINY, "--epochs", "3", "--batch-size", "32", "--lr", "0.005"]
     common += ["--rules", "dfa"]
@@ -105,6 +108,7 @@ def test_learning_rate_decays_as_asked():
 # -- train and resume ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["dfa", "bptt"])
 def test_a_resumed_run_ends_at_the_numbers_of_an_unbroken_one(tmp_path, rule):
     common = ["train", "--rule", rule, "--hidden", "24,16", "--steps", "6", "--decay-every", "1"]
@@ -121,6 +125,7 @@ def test_a_resumed_run_ends_at_the_numbers_of_an_unbroken_one(tmp_path, rule):
         assert torch.equal(value, states[1]["net"][key]), key
 
 
+@pytest.mark.slow
 def test_resume_refuses_another_experiment(tmp_path, capsys):
     assert run("train", *TINY, "--out", tmp_path) == 0
     capsys.readouterr()
@@ -142,6 +147,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough_is_no_error():
     command = f"{sys.executable} -m snn_dfa recipes | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
@@ -149,6 +155,7 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_the_module_is_the_command():
     done = subprocess.run(
         [sys.executable, "-m", "snn_dfa", "--version"], capture_output=True, text=True, check=True

@@ -70,6 +70,7 @@ def written(folder, results, **settings):
     return Reader(paths[0].read_text())
 
 
+@pytest.mark.slow
 def test_the_page_is_whole_and_asks_nothing_of_the_web(tmp_path):
     got = written(tmp_path, {"dfa": [a_run()], "bptt": [a_run()]})
     assert got.open == []
@@ -82,6 +83,7 @@ def test_the_page_is_whole_and_asks_nothing_of_the_web(tmp_path):
         assert {"src", "href"} & set(attributes) <= ({"src"} if tag == "img" else set())
 
 
+@pytest.mark.slow
 def test_it_is_made_for_phones_and_for_the_dark(tmp_path):
     got = written(tmp_path, {"dfa": [a_run()]})
     metas = [a for tag, a in got.tags if tag == "meta"]
@@ -92,6 +94,7 @@ def test_it_is_made_for_phones_and_for_the_dark(tmp_path):
     assert all(got.tags[i - 1] == ("div", {"class": "scroll"}) for i in tables)
 
 
+@pytest.mark.slow
 def test_its_figures_are_those_beside_it(tmp_path):
     diagnosed = {
         name: {"neuron1": 45.0}
@@ -109,6 +112,7 @@ def test_its_figures_are_those_beside_it(tmp_path):
     assert len(embedded) == 3
 
 
+@pytest.mark.slow
 def test_classes_and_layers_are_counted(tmp_path):
     cells = written(tmp_path, {"dfa": [a_run()]}).cells
     head = cells.index("most often taken for") + 1
@@ -121,6 +125,7 @@ def test_classes_and_layers_are_counted(tmp_path):
     assert cells[layer : layer + 4] == ["neuron1", "0.250", "12.50 %", "0.00 %"]
 
 
+@pytest.mark.slow
 def test_what_differs_from_the_recipe_comes_first(tmp_path):
     got = written(tmp_path, {"dfa": [a_run()]}, lr=0.5, amp=True, data_root="a/folder")
     cells = got.cells
@@ -132,12 +137,14 @@ def test_what_differs_from_the_recipe_comes_first(tmp_path):
     assert "a/folder" not in got.text  # where the data lay is no part of the result
 
 
+@pytest.mark.slow
 def test_a_recipe_as_it_is_says_so(tmp_path):
     got = written(tmp_path, {"dfa": [a_run()]}, dataset="mnist", seed=3)
     assert "The recipe small as it is." in got.text
     assert "small on mnist" in got.text
 
 
+@pytest.mark.slow
 def test_warnings_are_told_with_their_rule(tmp_path):
     said = {"neuron1": "layer 'neuron1': 90 % of its neurons never fire"}
     got = written(tmp_path, {"dfa": [a_run(warnings=said)], "bptt": [a_run()]})
@@ -146,6 +153,7 @@ def test_warnings_are_told_with_their_rule(tmp_path):
     assert "No warnings" in written(tmp_path, {"dfa": [a_run()]}).text
 
 
+@pytest.mark.slow
 def test_seeds_stand_side_by_side(tmp_path):
     runs = [a_run(seed=4), a_run(seed=5, test_accuracy=0.5)]
     cells = written(tmp_path, {"dfa": runs, "bptt": runs[:1]}).cells

@@ -25,6 +25,7 @@ def test_the_ladder_leads_from_one_recipe_to_the_other_a_change_at_a_time():
     assert len(changed) == len(set(changed))
 
 
+@pytest.mark.slow
 def test_each_rung_trains_on_its_own_part_of_the_data(tmp_path, monkeypatch):
     monkeypatch.setattr(ladder, "CHANGES", (ladder.Change("half", values={"validation": 0.5}),))
     assert run("ladder", "--epochs", 1, "--out", tmp_path) == 0
@@ -45,6 +46,7 @@ def test_only_the_rung_that_is_trained_to_the_end_gets_more_epochs_on_little_dat
     assert last.fitted(57_000, (1, 28, 28)).settings == RECIPES["deep"].settings
 
 
+@pytest.mark.slow
 def test_the_ladder_writes_its_table(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(ladder, "CHANGES", ladder.CHANGES[:1])
     assert run("ladder", "--epochs", 1, "--out", tmp_path) == 0

@@ -52,6 +52,7 @@ def test_what_is_shown_of_a_recipe_makes_it(name, capsys, tmp_path, monkeypatch)
     assert named.epochs == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["train", "compare"])
 def test_few_samples_are_passed_over_more_often(tmp_path, monkeypatch, command):
     """Else a recipe made for 60,000 images ends before a small data set has taught it anything."""
@@ -88,6 +89,7 @@ def test_the_recipes_have_the_sizes_that_they_are_known_by():
     assert RECIPES["deep"].settings.steps <= 25
 
 
+@pytest.mark.slow
 def test_the_notebook_is_at_chance_and_told_why(tmp_path, capsys):
     assert run("train", "--recipe", "notebook", "--out", tmp_path) == 0
     err = capsys.readouterr().err
@@ -103,6 +105,7 @@ def test_the_notebook_is_at_chance_and_told_why(tmp_path, capsys):
     assert "fire whenever they can" in err
 
 
+@pytest.mark.slow
 def test_small_images_are_padded_for_the_convolutional_recipe(tmp_path):
     options = ("--hidden", "4c5,mp2,6c5,mp2", "--epochs", 4, "--steps", 6, "--batch-size", 16)
     assert run("train", "--recipe", "conv", *options, "--out", tmp_path) == 0
@@ -110,6 +113,7 @@ def test_small_images_are_padded_for_the_convolutional_recipe(tmp_path):
     assert found["test_accuracy"] > 0.5
 
 
+@pytest.mark.slow
 def test_zhangs_set_up_learns(tmp_path):
     options = ("--steps", 120, "--run-in", 40, "--epochs", 2, "--batch-size", 20)
     assert run("train", "--recipe", "zhang2024", *options, "--out", tmp_path) == 0
@@ -119,6 +123,7 @@ def test_zhangs_set_up_learns(tmp_path):
 # -- several seeds ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_compare_over_seeds(tmp_path, capsys):
     options = ("--hidden", 16, "--steps", 5, "--epochs", 2, "--rules", "dfa,shallow")
     assert run("compare", *options, "--seeds", 3, "--seed", 4, "--out", tmp_path) == 0
@@ -176,6 +181,7 @@ def test_one_cycle_ends_near_zero():
     assert rates[-1] == min(rates) < 1e-4
 
 
+@pytest.mark.slow
 def test_an_end_moved_while_the_rate_goes_down_is_refused(tmp_path, capsys):
     options = ("train", "--hidden", 8, "--steps", 3, "--schedule", "one-cycle", "--out", tmp_path)
     assert run(*options, "--epochs", 2) == 0
@@ -199,6 +205,7 @@ def test_feedback_by_name():
     assert abs(draw((10, 4000), torch.Generator().manual_seed(0)).std() - 0.5) < 0.01
 
 
+@pytest.mark.slow
 def test_a_trained_network_folds(digits):
     trainer = Trainer(Settings(hidden=(32, 16), epochs=3, batch_size=16), "dfa", digits)
     list(trainer.fit())
@@ -243,6 +250,7 @@ def test_the_losses_by_hand():
     torch.testing.assert_close(make_loss(Settings(loss="share", temperature=0.5))(spk, y), wanted)
 
 
+@pytest.mark.slow
 def test_a_run_of_one_cycle_resumes_from_its_file(tmp_path, digits):
     """Killed after its first epoch, with feedback that learns, it ends as an unbroken run."""
     settings = Settings(hidden=(16,), steps=4, epochs=2, feedback="kolen-pollack", dropout=0.2)

@@ -51,6 +51,7 @@ def test_an_error_within_leaves_the_momentum():
     assert net[0].momentum == 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["dfa", "target", "fa", "bptt"])
 @pytest.mark.parametrize("encoding", ["constant", "poisson"])
 def test_training_is_the_same_with_and_without(rule, encoding):
@@ -66,6 +67,7 @@ def test_training_is_the_same_with_and_without(rule, encoding):
     assert not torch.equal(clean, running)
 
 
+@pytest.mark.slow
 def test_online_they_are_of_passes_as_in_training():
     settings = replace(SETTINGS, credit="trace", feedback="gaussian", clean_statistics=True)
     trainer = Trainer(settings, "dfa", offset_data())

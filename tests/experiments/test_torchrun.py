@@ -11,6 +11,8 @@ import torch
 from snn_dfa.experiments.cli import main
 from snn_dfa.experiments.files import load_checkpoint
 
+pytestmark = pytest.mark.slow
+
 #: 33 samples a batch: the processes' parts differ by one.
 SETTINGS = ["--hidden", "24,16", "--steps", "6", "--batch-size", "33", "--epochs", "2"]
 

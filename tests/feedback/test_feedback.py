@@ -63,6 +63,7 @@ def test_convolutional_layers(kind):
         assert module.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(kind=st.sampled_from(sorted(KINDS)), outputs=st.integers(1, 12), neurons=st.integers(1, 300))
 def test_drawn_matrices_keep_the_norm_of_an_error(kind, outputs, neurons):

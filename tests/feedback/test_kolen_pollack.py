@@ -54,6 +54,7 @@ def test_matrices_follow_adamw_on_the_outer_products(form):
             adamw(matrices[name], gradient, states[name])
 
 
+@pytest.mark.slow
 def test_weights_and_feedback_of_the_last_hidden_layer_become_equal():
     """Before a linear readout both get the same updates, and only their difference decays."""
     net = network()[:-1]

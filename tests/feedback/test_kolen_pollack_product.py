@@ -83,6 +83,7 @@ def test_every_factor_becomes_its_weight():
         torch.testing.assert_close(difference, first[name] * left, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_feedback_turns_towards_the_product_of_the_weights():
     net = network()
     strong = {"lr": 0.02, "weight_decay": 0.5}

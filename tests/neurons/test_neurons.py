@@ -40,13 +40,13 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore:Inhibition is an unstable feature")
 def said(options):
     return ", ".join(
         f"{name}={getattr(value, '__qualname__', value)}" for name, value in options.items()
     )
 
 
+@pytest.mark.filterwarnings("ignore:Inhibition is an unstable feature")
 @pytest.mark.parametrize("options", OPTIONS, ids=said)
 def test_without_refractory_steps_it_is_leaky_to_the_bit(options):
     pair = [cls(0.8, **options) for cls in (snn.Leaky, RefractoryLeaky)]
@@ -111,6 +111,7 @@ def test_membrane_is_not_an_argument_of_hidden_state():
         neuron(torch.zeros(2), torch.zeros(2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mechanism", ["subtract", "zero", "none"])
 def test_compiles_without_graph_breaks(mechanism):
     neuron = RefractoryLeaky(beta=0.5, surrogate_disable=True, reset_mechanism=mechanism)
@@ -134,6 +135,7 @@ def test_survives_copy_and_pickle_in_mid_sequence(steps):
 # -- the refractory period -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     steps=st.integers(1, 6),
@@ -188,6 +190,7 @@ def test_subtraction_takes_place_once_a_spike():
     assert follow(neuron, [3.5, 0.0, 0.0, 0.0, 0.0]) == ([1, 0, 0, 1, 0], [2.5, 2.5, 2.5, 1.5, 1.5])
 
 
+@pytest.mark.slow
 def test_rate_follows_theory():
     """Against 1 / (t_ref + tau log(a / (a - threshold))), to the step's width."""
     tau, dt, t_ref, threshold = 20.0, 0.05, 1.0, 0.1

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:Deprecati
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="the kernels run here as they are")
 def test_in_the_interpreter():
     """Triton reads the variable when it is imported: a process of its own."""

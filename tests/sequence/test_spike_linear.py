@@ -178,6 +178,7 @@ print(len(kernels), sum(sum(k.compiled.stats.cache_misses.values()) for k in ker
 """
 
 
+@pytest.mark.slow
 def test_a_later_process_compiles_nothing(tmp_path):
     command = [sys.executable, "-c", PROCESS]
     env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
@@ -208,6 +209,7 @@ print(*seen, numba.get_num_threads())
 """
 
 
+@pytest.mark.slow
 def test_kernels_leave_the_numbers_of_threads_alone():
     """Numba's start sets OpenMP's number, torch's, to that of all cores, and kept it there."""
     env = {**os.environ, "NUMBA_NUM_THREADS": "2"}
