@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -99,6 +99,7 @@ class Pass:
 
     calls: dict[str, list[Call]] = field(default_factory=dict)
     last: str | None = None  # the neuron that was called last
+    guarded: set[Any] = field(default_factory=set)  # nodes of values that came into layers
 
     def note(self, call: Call, layers: Layers) -> None:
         """Note a call; what may be an output's gets the hidden calls of its step."""

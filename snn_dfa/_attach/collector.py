@@ -90,13 +90,11 @@ class Collector:
         # Parameters that come and go, as those of a network in shards, are accumulated where they
         # are, inside the pass, since hooks around it count on that.
         inside = [] if self._partial else [t for t in others if isinstance(t, nn.Parameter)]
-        results = Run(self.core, [*self.parameters, *others], inside).gradients(
-            arrived, keep=keep, twice=keep or self.bridged
-        )
+        run = Run(self.core, [*self.parameters, *others], inside)
+        results = run.gradients(arrived, keep=keep, twice=keep or self.bridged)
         replays, self._replays = self._replays, []
         if replays:
-            values, grads = zip(*replays, strict=True)
-            torch.autograd.backward(values, grads, retain_graph=keep)
+            run.replay(replays, keep=keep)
         own = len(self.parameters)
         if not self._partial:
             _accumulate(others, results[own:])
@@ -191,6 +189,15 @@ class Run:
             for call, _ in reached + sent:
                 call.release()
         return total
+
+    def replay(self, replays: Sequence[tuple[Tensor, Tensor]], *, keep: bool) -> None:
+        """Go on behind reentrant checkpointing, in an autograd pass of all leaves."""
+        values, grads = zip(*replays, strict=True)
+        self._core.running = self
+        try:
+            torch.autograd.backward(values, grads, retain_graph=keep)
+        finally:
+            self._core.running = None
 
 
 def _merged(arrivals: Arrivals) -> Arrivals:

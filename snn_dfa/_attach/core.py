@@ -26,7 +26,7 @@ from snn_dfa._attach import messages
 from snn_dfa._attach.broadcast import Broadcast
 from snn_dfa._attach.calls import Call, Layers, Pass
 from snn_dfa._attach.collector import Arrivals, Collector, Run
-from snn_dfa._attach.functions import Bridge, Port, Replay, Stale
+from snn_dfa._attach.functions import Bridge, Port, Replay, Stale, second_time
 from snn_dfa._attach.graph import PORT, origin_of
 from snn_dfa._attach.paths import Paths
 from snn_dfa.errors import AttachError, BackwardError
@@ -138,6 +138,7 @@ class Core:
 
     def _enter_made(self, layer: str, value: Tensor) -> Tensor:
         """Return a value that the program made of others, as it comes into a layer."""
+        self._guard(value.grad_fn)
         if self.paths.tracing:
             self.paths.note(layer, value, self._mine)
         check = partial(self._refuse_insides, layer) if self._intervals else None
@@ -195,6 +196,16 @@ class Core:
         if value.grad_fn is None:
             return value.requires_grad
         return bool(origin_of(value, self._mine).leaves)
+
+    def _guard(self, node: Any) -> None:
+        """See that a loss does not use up what a layer learns through, before it has learnt."""
+        if node not in self.now.guarded:
+            self.now.guarded.add(node)
+            node.register_prehook(self._refuse_using_up)
+
+    def _refuse_using_up(self, _: Any) -> None:
+        if self.running is None and not torch._C._autograd._get_current_graph_task_keep_graph():
+            raise second_time()
 
     def _refuse_reading(self, layer: str, _: Tensor) -> None:
         """Raise an error for a loss that reads an output's value before it is handed out."""

@@ -121,7 +121,8 @@ class LayerForward(Forward):
         holders = [module] if closed else list(module.modules())
         self._stores: list[dict[str, Any]] = [s for m in holders for s in (m._buffers, vars(m))]
 
-    @torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call,untyped-decorator]
+    # A compiler does not look inside: what is kept between calls is not for it to trace.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         core = self.core
         if not core.active:
@@ -263,45 +264,56 @@ class NetworkForward(Forward):
 
     @torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call,untyped-decorator]
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        core = self.core
-        if not core.active:
+        if not self.core.active:
             return self.plain(*args, **kwargs)
+        args, kwargs, since, before = self._begin(args, kwargs)
+        try:
+            result = self.plain(*args, **kwargs)
+            self._end()
+        finally:
+            self._restore(before)
+        return self._hand_out(result, since) if torch.is_grad_enabled() else result
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _begin(self, args: Any, kwargs: Any) -> tuple[Any, Any, int, Any]:
+        core, feedback = self.core, self.core.feedback
         learns, again = torch.is_grad_enabled(), in_backward()
-        feedback = core.feedback
+        steps = feedback.accumulates and not feedback.has_optimizer
         if again:
-            messages.refuse_unled(feedback.accumulates and not feedback.has_optimizer)
+            messages.refuse_unled(steps)
         else:
             self._states.begin()
-            if feedback.accumulates and not feedback.has_optimizer and learns:
+            if steps and learns:
                 feedback.learn()
-        since = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
         if learns:
             if core.sends_nothing and runs_distributed():
                 raise messages.shallow_distributed()
             core.bind(self._parameters())
             args, kwargs = map_tensors(self._enter, args), map_tensors(self._enter, kwargs)
-        before = core.begin(repeats=again)
-        try:
-            result = self.plain(*args, **kwargs)
-            if learns and not core.aligned:
-                called = core.now.calls
-                missing = [n for n in self._modules if n not in called]
-                messages.refuse_gone(self.module, self._modules, missing)
-            core.end()
-        finally:
-            core.restore(before)
-        if not learns:
-            return result
-        if core.aligned:
-            return self._aligned(result, since)
-        return self._hand_out(result)
+        since = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+        return args, kwargs, since, core.begin(repeats=again)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _end(self) -> None:
+        if torch.is_grad_enabled() and not self.core.aligned:
+            called = self.core.now.calls
+            missing = [name for name in self._modules if name not in called]
+            messages.refuse_gone(self.module, self._modules, missing)
+        self.core.end()
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _restore(self, before: Any) -> None:
+        self.core.restore(before)
 
     def _enter(self, t: Tensor) -> Tensor:
         original = self.core.own(None, t) if t.grad_fn is not None else None
         return t if original is None else original
 
-    def _hand_out(self, result: Any) -> Any:
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _hand_out(self, result: Any, since: int) -> Any:
         """Give out what the network returns, values of layers apart, by a port."""
+        if self.core.aligned:
+            return self._aligned(result, since)
         values = {
             id(t): t for t in _tensors(result) if t.grad_fn is not None and not self.core.is_port(t)
         }
