@@ -203,7 +203,7 @@ class LayerForward(Forward):
         return [
             (store, key, value)
             for store, key in self._keys
-            if (value := store.get(key)) is not None and value.requires_grad
+            if isinstance(value := store.get(key), Tensor) and value.requires_grad
         ]
 
     def _hand_out(self, result: Any, new: list[State]) -> Any:

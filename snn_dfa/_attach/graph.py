@@ -18,6 +18,12 @@ PORT: Any = Port._backward_cls
 _DETOUR: Any = Detour._backward_cls
 LEAF: Any = type(torch.autograd.graph.get_gradient_edge(torch.ones(1, requires_grad=True)).node)
 
+#: Nodes of products, and under what names they keep the factors.
+_WEIGHT_OF = {
+    "AddmmBackward0": ("_saved_mat2", "_saved_mat1"),
+    "MmBackward0": ("_saved_mat2", "_saved_self"),
+    "ConvolutionBackward0": ("_saved_weight",),
+}
 #: Where a value comes from: a layer, and the first and the last layer with weights after it.
 Source: TypeAlias = tuple[str, tuple[str, ...]]
 
@@ -148,8 +154,14 @@ def _joined(
 
 
 def _kept(node: Any, weights: Mapping[Any, str]) -> list[str]:
-    """Return the layer whose frozen weight a node keeps for its backward pass."""
-    for attribute in ("_saved_mat2", "_saved_weight", "_saved_mat1", "_saved_self"):
+    """Return the layer whose frozen weight a node keeps for its backward pass.
+
+    Where something stands in for what nodes keep, as in activation checkpointing, none is looked
+    at: that would compute it again.
+    """
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        return []
+    for attribute in _WEIGHT_OF.get(type(node).__name__, ()):
         kept = getattr(node, attribute, None)
         if isinstance(kept, Tensor) and kept.dim() > 1 and kept.data_ptr() in weights:
             return [weights[kept.data_ptr()]]
