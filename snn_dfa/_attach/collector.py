@@ -177,8 +177,8 @@ class Run:
             sent = core.broadcast(arrived)
             if roots := _roots(arrived + sent):
                 inside = {id(t) for t in self._inside}
-                at = [core.leaf if id(t) in inside else t for t in self._at]
-                layers = gradients(roots, [*at, core.leaf], keep=twice or bool(inside))
+                at = [core.trap if id(t) in inside else t for t in self._at]
+                layers = gradients(roots, [*at, core.trap], keep=twice or bool(inside))
                 own = zip(self._at, layers, strict=False)
                 _add(total, [None if id(t) in inside else g for t, g in own])
                 if inside:

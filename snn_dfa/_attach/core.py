@@ -90,7 +90,11 @@ class Core:
         # parameter, of the dtype that the parameter had.
         self.__dict__.pop("collector", None)
         device = parameters[0].device if parameters else torch.device("cpu")
-        self.leaf = torch.zeros((), dtype=torch.float32, device=device, requires_grad=True)
+        # Two leaves: ports lead to the first, and are passed where it is asked for. What a layer
+        # learns through and is no parameter leads to the second.
+        self.leaf, self.trap = (
+            torch.zeros((), dtype=torch.float32, device=device, requires_grad=True) for _ in "12"
+        )
         self.collector = Collector(self, parameters)
 
     def others(self, collector: Collector) -> list[Tensor]:
@@ -116,7 +120,7 @@ class Core:
         if type(node) is not PORT or node.call.layer != layer or not self._mine(node):
             return None
         if node.call.released:
-            stale: Tensor = Stale.apply([value], self.leaf)
+            stale: Tensor = Stale.apply([value], self.trap)
             return stale
         original: Tensor = node.call.values[value.output_nr]
         return original if original.data_ptr() == value.data_ptr() else None
@@ -155,7 +159,7 @@ class Core:
                 self._taken.add(of)
         own = {edge: t for edge, t in own.items() if t.requires_grad}
         if origin.reentrant:
-            replayed: Tensor = Replay.apply(self.collector.replay, [value], self.leaf)
+            replayed: Tensor = Replay.apply(self.collector.replay, [value], self.trap)
             return replayed
         if not own and self._closed:
             return value
@@ -186,7 +190,7 @@ class Core:
     def _original(self, layer: str, node: Any, index: int) -> Tensor:
         if node.call.released:
             lost = torch.zeros((), device=self.leaf.device).expand(node.call.sizes[index])
-            stale: Tensor = Stale.apply([lost], self.leaf)
+            stale: Tensor = Stale.apply([lost], self.trap)
             return stale
         original: Tensor = node.call.values[index]
         return original if node.call.layer == layer else self.enter(layer, original)
@@ -217,8 +221,9 @@ class Core:
             )
 
     def _note_leaf(self, leaf: Tensor) -> None:
-        self._learning |= leaf is not self.leaf
-        if id(leaf) not in self.collector.known and leaf is not self.leaf:
+        own = leaf is self.leaf or leaf is self.trap
+        self._learning |= not own
+        if id(leaf) not in self.collector.known and not own:
             self._others[id(leaf)] = weakref.ref(leaf)
 
     def _refuse_insides(self, layer: str, node: Any) -> None:

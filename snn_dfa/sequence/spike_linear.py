@@ -124,13 +124,20 @@ class _SpikeLinear(torch.autograd.Function):
         *events, weight = ctx.saved_tensors
         flat = error.flatten(0, -2).contiguous()
         at_x = at_weight = at_bias = None
-        if ctx.needs_input_grad[0]:
+        if ctx.needs_input_grad[0] and _is_wanted(ctx.next_functions[0][0]):
             at_x = (flat @ weight.to(flat.dtype)).view(*error.shape[:-1], weight.shape[1])
         if ctx.needs_input_grad[1]:
             at_weight = _at_weight(flat, Events(*events), weight)
         if ctx.needs_input_grad[2]:
             at_bias = flat.sum(0, dtype=weight.dtype)
         return at_x, at_weight, at_bias, None, None
+
+
+def _is_wanted(node: Any) -> bool:
+    """Return whether autograd goes on to a node in this pass, as its own products ask."""
+    if node is None or not node.next_functions:  # a leaf
+        return node is not None
+    return torch._C._will_engine_execute_node(node)
 
 
 def _at_weight(error: Tensor, events: Events, weight: Tensor) -> Tensor:

@@ -125,10 +125,13 @@ def test_twice_the_feedback_is_twice_the_hidden_gradient_and_the_same_output_gra
 def test_no_transposed_product_is_computed():
     """A hidden layer's weights may even be NaN in the backward pass: nothing is multiplied by them."""
     net, x = two_layers(spike_grad=fast_sigmoid(10)), torch.rand(6, 4, 5, dtype=torch.float64)
+    products = []
     with DFA(net, output="3"):
+        net[1].register_forward_hook(lambda m, i, spk: spk.register_hook(products.append) and None)
         loss = run(net, x).sum()
         with torch.no_grad():
             net[2].weight.data.fill_(torch.nan)  # .data: unseen by autograd's version check
         loss.backward()
+    assert products == []  # else a product would have come to the spikes
     assert net[0].weight.grad.isfinite().all()
     assert net[0].weight.grad.abs().sum() > 0
