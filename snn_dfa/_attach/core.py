@@ -246,7 +246,7 @@ class Core:
         self._intervals.append((since, torch.autograd._get_sequence_nr(), layer))  # type: ignore[attr-defined]
         for value in values:
             if value.grad_fn is not None:
-                for leaf in origin_of(value, self._mine, ends).leaves.values():
+                for leaf in origin_of(value, self._mine, ends, self._guard).leaves.values():
                     self._note_leaf(leaf)
 
     # -- what goes out -----------------------------------------------------------------------------
