@@ -4,22 +4,27 @@
 
 Every repeat runs each contestant once, one after the other, so that a machine whose speed drifts
 drifts for all of them; figures are medians over the repeats, to be read as ratios. Peak memory is
-taken from a process of its own for each contestant.
+taken from a process of its own for each contestant. On a GPU its events are the clock. ``gpu.py``
+runs the same contestants there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
+from typing import TypeAlias
 
 import snntorch as snn
 import torch
@@ -31,6 +36,11 @@ from snn_dfa.experiments.memory import keep_freed_memory, resident_megabytes
 from snn_dfa.surrogate import fast_sigmoid
 
 HALF, SINGLE = torch.bfloat16, torch.float32
+_IMAGE = (1, 28, 28)
+
+
+#: From a case to a training step.
+Contestant: TypeAlias = Callable[["Case"], Callable[[], None]]
 
 
 @dataclass(frozen=True)
@@ -42,24 +52,34 @@ class Case:
     sizes: tuple[int, ...]
     device: str
     encoding: str
+    network: str = "dense"
 
     def inputs(self) -> tuple[Tensor, Tensor]:
-        """Return pixels of which a fifth is on, coded [T, B, F], and targets [B]."""
+        """Return pixels of which a fifth is on, coded [T, B, ...], and targets [B]."""
         g = torch.Generator().manual_seed(0)
-        x = torch.rand(self.batch, self.sizes[0], generator=g)
+        shape = _IMAGE if self.network == "conv" else self.sizes[:1]
+        x = torch.rand(self.batch, *shape, generator=g)
         x = torch.where(torch.rand(x.shape, generator=g) < 0.2, x, 0.0).to(self.device)
         y = torch.randint(self.sizes[-1], (self.batch,), generator=g).to(self.device)
         code = encoding.poisson if self.encoding == "poisson" else encoding.constant
         return code(x, self.steps), y
 
-    def network(self) -> nn.Sequential:
-        """Return the plain snnTorch network."""
+    def build(self, kit: ModuleType, neuron: Callable[[], nn.Module]) -> nn.Sequential:
+        """Return the network, its layers from ``torch.nn`` or a module with the same names."""
         torch.manual_seed(0)
         layers: list[nn.Module] = []
-        for n_in, n_out in pairwise(self.sizes):
-            neuron = snn.Leaky(0.9, spike_grad=fast_sigmoid(25), init_hidden=True)
-            layers += [nn.Linear(n_in, n_out), neuron]
+        if self.network == "conv":  # that of snnTorch's sixth tutorial
+            layers += [kit.Conv2d(1, 12, 5), kit.MaxPool2d(2), neuron()]
+            layers += [kit.Conv2d(12, 64, 5), kit.MaxPool2d(2), neuron(), kit.Flatten()]
+        sizes = (1024, self.sizes[-1]) if self.network == "conv" else self.sizes
+        for n_in, n_out in pairwise(sizes):
+            layers += [kit.Linear(n_in, n_out), neuron()]
         return nn.Sequential(*layers).to(self.device)
+
+    def snntorch(self) -> nn.Sequential:
+        """Return the plain snnTorch network."""
+        surrogate = fast_sigmoid(25)
+        return self.build(nn, lambda: snn.Leaky(0.9, spike_grad=surrogate, init_hidden=True))
 
 
 def _update(net: nn.Module, forward: Callable[[], Tensor], y: Tensor, half: bool) -> None:
@@ -72,7 +92,7 @@ def _update(net: nn.Module, forward: Callable[[], Tensor], y: Tensor, half: bool
 
 def snntorch_bptt(case: Case) -> Callable[[], None]:
     """SnnTorch as its tutorials have it: a loop over time around the network."""
-    net, (x, y) = case.network(), case.inputs()
+    net, (x, y) = case.snntorch(), case.inputs()
 
     def forward() -> Tensor:
         reset(net)
@@ -81,30 +101,28 @@ def snntorch_bptt(case: Case) -> Callable[[], None]:
     return lambda: _update(net, forward, y, half=False)
 
 
-def spikingjelly_bptt(case: Case) -> Callable[[], None]:
+def spikingjelly_bptt(case: Case, half: bool = False) -> Callable[[], None]:
     """SpikingJelly in its multi-step mode."""
     from spikingjelly.activation_based import functional as sj
     from spikingjelly.activation_based import layer, neuron, surrogate
 
-    (x, y), layers = case.inputs(), []
-    torch.manual_seed(0)
-    for n_in, n_out in pairwise(case.sizes):
-        spike = neuron.LIFNode(tau=10.0, decay_input=False, v_reset=None,
-                               surrogate_function=surrogate.ATan(), detach_reset=True)  # fmt: skip
-        layers += [layer.Linear(n_in, n_out), spike]
-    net = nn.Sequential(*layers).to(case.device)
+    def lif() -> nn.Module:
+        return neuron.LIFNode(tau=10.0, decay_input=False, v_reset=None,
+                              surrogate_function=surrogate.ATan(), detach_reset=True)  # fmt: skip
+
+    (x, y), net = case.inputs(), case.build(layer, lif)
     sj.set_step_mode(net, "m")
 
     def forward() -> Tensor:
         sj.reset_net(net)
-        return net(x)
+        return net(x.to(HALF) if half else x)
 
-    return lambda: _update(net, forward, y, half=False)
+    return lambda: _update(net, forward, y, half)
 
 
-def _sequence(dfa: bool, half: bool, credit: str = "membrane") -> Callable[[Case], Callable]:
+def _sequence(dfa: bool, half: bool, credit: str = "membrane") -> Contestant:
     def contestant(case: Case) -> Callable[[], None]:
-        net, (x, y) = case.network(), case.inputs()
+        net, (x, y) = case.snntorch(), case.inputs()
         if half:
             once = x.stride(0) == 0
             x = x[0].to(HALF).expand(x.shape) if once else x.to(HALF)  # spikes are exact in it
@@ -116,7 +134,7 @@ def _sequence(dfa: bool, half: bool, credit: str = "membrane") -> Callable[[Case
     return contestant
 
 
-def _products(dtype: torch.dtype, bptt: bool = False) -> Callable[[Case], Callable]:
+def _products(dtype: torch.dtype, bptt: bool = False) -> Contestant:
     """The bare matrix products: forward, weight gradient, and for BPTT the input's gradient."""
 
     def contestant(case: Case) -> Callable[[], None]:
@@ -143,7 +161,7 @@ def _products(dtype: torch.dtype, bptt: bool = False) -> Callable[[Case], Callab
     return contestant
 
 
-CONTESTANTS: dict[str, Callable[[Case], Callable]] = {
+CONTESTANTS: dict[str, Contestant] = {
     "snntorch bptt": snntorch_bptt,
     "spikingjelly bptt": spikingjelly_bptt,
     "bptt": _sequence(dfa=False, half=False),
@@ -158,43 +176,75 @@ CONTESTANTS: dict[str, Callable[[Case], Callable]] = {
 }
 
 
-def _sync(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+def seconds_of(run: Callable[[], object], device: str) -> float:
+    """Time a call: by the events of a GPU, or by the clock."""
+    if not device.startswith("cuda"):
+        started = time.perf_counter()
+        run()
+        return time.perf_counter() - started
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
 
 
-def _time(case: Case, repeats: int) -> dict[str, list[float]]:
-    """Return the seconds of each contestant's steps."""
+def started(
+    makers: Mapping[str, Callable[[], Callable]], failed: Callable[[str, Exception], None]
+) -> dict[str, Callable[[], object]]:
+    """Make each contestant and warm it up; of one that raises an error, say so and go on."""
     runs = {}
-    for name, make in CONTESTANTS.items():
+    for name, make in makers.items():
         try:
-            runs[name] = make(case)
-        except ImportError as error:
-            print(f"{name}: skipped, {error}", file=sys.stderr)
-    for run in runs.values():
-        for _ in range(3):
-            run()
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+            run = make()
+            for _ in range(3):
+                run()
+            runs[name] = run
+        except Exception as error:  # whatever it is, the others are measured
+            failed(name, error)
+    return runs
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], object]], device: str, repeats: int
+) -> dict[str, list[float]]:
+    """Return the milliseconds of each contestant, one after the other in every repeat."""
+    ms: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
-            _sync(case.device)
-            started = time.perf_counter()
-            run()
-            _sync(case.device)
-            seconds[name].append(time.perf_counter() - started)
-    return seconds
+            ms[name].append(1e3 * seconds_of(run, device))
+    return ms
+
+
+def spread(ms: list[float]) -> dict[str, float]:
+    """Return the median and the ends of what was measured."""
+    return {"ms": statistics.median(ms), "min": min(ms), "max": max(ms)}
+
+
+def contestants(case: Case) -> dict[str, Callable[[], Callable]]:
+    """Return those that there are for a case, each ready to be made."""
+    dense = case.network == "dense"
+    names = [name for name in CONTESTANTS if dense or not name.startswith("products")]
+    return {name: partial(CONTESTANTS[name], case) for name in names}
+
+
+def peak_megabytes(run: Callable[[], object]) -> float:
+    """MB that three steps add on a GPU, at the peak of the allocator."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    for _ in range(3):
+        run()
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
 def _own_memory(case: Case, name: str) -> float:
     """MB that three steps add to the process; on a GPU, the peak of the allocator."""
     run = CONTESTANTS[name](case)
     if case.device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        for _ in range(3):
-            run()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
-    small = Case(2, 32, case.sizes, case.device, case.encoding)
+        return peak_megabytes(run)
+    small = replace(case, steps=2, batch=32)
     CONTESTANTS[name](small)()  # libraries load and kernels compile here
     before = resident_megabytes(now=True)
     for _ in range(3):
@@ -205,7 +255,7 @@ def _own_memory(case: Case, name: str) -> float:
 def _memory(args: argparse.Namespace, steps: int, name: str) -> float:
     """Ask a process of its own."""
     command = [sys.executable, __file__, "--memory-of", name, "--steps", str(steps)]
-    for option in ("batch", "sizes", "device", "encoding"):
+    for option in ("batch", "sizes", "device", "encoding", "network"):
         value = getattr(args, option)
         value = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
         command += [f"--{option}", value]
@@ -214,13 +264,15 @@ def _memory(args: argparse.Namespace, steps: int, name: str) -> float:
 
 
 def _table(result: dict) -> str:
-    base, products = (result["contestants"].get(n) for n in ("snntorch bptt", "products dfa"))
+    rows = result["contestants"]
+    base = rows.get("snntorch bptt")
     lines = [f"T={result['steps']}  {'ms':>9} {'x snntorch':>11} {'x products':>11} {'MB':>8}"]
-    for name, row in result["contestants"].items():
-        own = result["contestants"]["products dfa bf16"] if "bf16" in name else products
+    for name, row in rows.items():
+        own = rows.get("products dfa bf16") if "bf16" in name else rows.get("products dfa")
+        ratios = (row["ms"] / other["ms"] if other else math.nan for other in (base, own))
         lines.append(
-            f"{name:<18} {row['ms']:8.1f} {row['ms'] / base['ms']:11.3f} "
-            f"{row['ms'] / own['ms']:11.3f} {row.get('mb', float('nan')):8.0f}"
+            f"{name:<18} {row['ms']:8.1f} {next(ratios):11.3f} "
+            f"{next(ratios):11.3f} {row.get('mb', math.nan):8.0f}"
         )
     return "\n".join(lines)
 
@@ -247,6 +299,8 @@ def main() -> None:
     p.add_argument("--sizes", type=lambda s: tuple(map(int, s.split(","))),
                    default=(784, 1000, 250, 100, 10))  # fmt: skip
     p.add_argument("--device", default="cpu")
+    p.add_argument("--network", choices=["dense", "conv"], default="dense",
+                   help="dense, of --sizes, or that of snnTorch's sixth tutorial")  # fmt: skip
     p.add_argument("--encoding", choices=["poisson", "constant"], default="poisson")
     p.add_argument("--repeats", type=int, default=15)
     p.add_argument("--no-memory", action="store_true", help="skip the processes for memory")
@@ -256,7 +310,7 @@ def main() -> None:
     args = p.parse_args()
 
     def case(steps: int) -> Case:
-        return Case(steps, args.batch, args.sizes, args.device, args.encoding)
+        return Case(steps, args.batch, args.sizes, args.device, args.encoding, args.network)
 
     if args.memory_of:
         print(_own_memory(case(args.steps[0]), args.memory_of))
@@ -265,13 +319,14 @@ def main() -> None:
     results = []
     for steps in args.steps:
         rows = {}
-        for name, seconds in _time(case(steps), args.repeats).items():
-            ms = sorted(1e3 * s for s in seconds)
-            rows[name] = {"ms": statistics.median(ms), "min": ms[0], "max": ms[-1]}
+        runs = started(contestants(case(steps)), _say_skipped)
+        for name, ms in interleaved(runs, args.device, args.repeats).items():
+            rows[name] = spread(ms)
             if not args.no_memory:
                 rows[name]["mb"] = _memory(args, steps, name)
         result = {"steps": steps, "batch": args.batch, "sizes": args.sizes, "device": args.device,
-                  "encoding": args.encoding, "contestants": rows}  # fmt: skip
+                  "encoding": args.encoding, "network": args.network,
+                  "contestants": rows}  # fmt: skip
         print(_table(result), flush=True)
         results.append(result)
     versions = {"torch": torch.__version__, "snntorch": snn.__version__,
@@ -281,6 +336,12 @@ def main() -> None:
         args.json.write_text(json.dumps({"versions": versions, "results": results}, indent=1))
     if args.plot:
         _plot(results, args.plot)
+
+
+def _say_skipped(name: str, error: Exception) -> None:
+    if not isinstance(error, ImportError):
+        raise error
+    print(f"{name}: skipped, {error}", file=sys.stderr)
 
 
 def _cpu() -> str:
