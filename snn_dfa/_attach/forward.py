@@ -21,6 +21,7 @@ from snn_dfa._attach import messages
 from snn_dfa._attach.core import Core
 from snn_dfa._attach.functions import in_backward
 from snn_dfa._attach.graph import functional_weights
+from snn_dfa._attach.step import in_one_node
 from snn_dfa._attach.tensors import map_tensors
 from snn_dfa._distributed import States, runs_distributed
 
@@ -116,6 +117,7 @@ class LayerForward(Forward):
         super().__init__(module, core)
         self._name, self._closed, self._credit, self._states = name, closed, credit, states
         self._own = list(module.parameters())
+        self._step = in_one_node(module, self.plain) if closed and credit is None else self.plain
         self._size, self._keys = -1, list[tuple[dict[str, Any], str]]()
         self._is_neuron = name in core.layers.neurons
         holders = [module] if closed else list(module.modules())
@@ -161,7 +163,7 @@ class LayerForward(Forward):
         core.inside = name
         try:
             with torch.set_grad_enabled(not cuts):
-                result = self.plain(*args, **kwargs)
+                result = self._step(*args, **kwargs)
         except BaseException:
             for store, key, old, _ in held:
                 store[key] = old

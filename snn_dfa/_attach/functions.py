@@ -24,6 +24,7 @@ __all__ = [
     "Replay",
     "Stale",
     "Traced",
+    "first_order",
     "in_backward",
     "second_time",
 ]
@@ -48,7 +49,7 @@ def second_time() -> BackwardError:
     )
 
 
-def _first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
+def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
     """Raise an error for a second derivative, which would leave out what e B depends on."""
     once = torch.autograd.function.once_differentiable(backward)
 
@@ -184,7 +185,7 @@ class Bridge(Function):
         return value[0].detach()
 
     @staticmethod
-    @_first_order
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         try:
             found = torch.autograd.grad(
@@ -222,7 +223,7 @@ class Replay(Function):
         return value[0].detach()
 
     @staticmethod
-    @_first_order
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:
         ctx.later(ctx.value, grad)
         return None, None, None
@@ -305,7 +306,7 @@ class CurrentCredit(Function):
         return outputs
 
     @staticmethod
-    @_first_order
+    @first_order
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         (current,) = ctx.saved_tensors
         at_spikes, *at_states = grads
@@ -336,7 +337,7 @@ class Detour(Function):
         return output.view_as(output)
 
     @staticmethod
-    @_first_order
+    @first_order
     def backward(ctx: Any, error: Tensor) -> tuple[Any, ...]:
         sent = ctx.back(error, *ctx.saved_tensors) if ctx.back is not None else None
         return None, error, sent
@@ -358,6 +359,6 @@ class Traced(Function):
         return output.view_as(output)
 
     @staticmethod
-    @_first_order
+    @first_order
     def backward(ctx: Any, error: Tensor) -> tuple[Any, ...]:
         return (None, None, *ctx.gradients(error))

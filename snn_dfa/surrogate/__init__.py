@@ -161,7 +161,7 @@ class ATan(Surrogate):
 
     def derivative(self, x: Tensor) -> Tensor:
         """Return the slope at ``x = mem - threshold``."""
-        return self.alpha / 2 / (1 + (math.pi / 2 * self.alpha * x).square())
+        return ((math.pi / 2 * self.alpha * x).square() + 1).reciprocal() * (self.alpha / 2)
 
 
 def recognise(spike_grad: Any) -> Surrogate | None:

@@ -1,0 +1,122 @@
+"""A step of ``snn.Leaky`` as one node of the graph: the same values to the bit, with less to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import snntorch as snn
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from snn_dfa._attach.functions import first_order
+from snn_dfa.surrogate import Surrogate, recognise
+
+__all__ = ["in_one_node"]
+
+#: How a reset changes the membrane, by the function that snnTorch chooses for it.
+_RESETS: dict[Any, str] = {
+    snn.Leaky._base_sub: "subtract",
+    snn.Leaky._base_zero: "zero",
+    snn.Leaky._base_int: "none",
+}
+#: What else a ``snn.Leaky`` computes with; where an instance has its own, it is left alone.
+_METHODS = frozenset({"fire", "mem_reset", "_base_state_function"})
+_CONSTANTS = ("beta", "threshold", "graded_spikes_factor")
+
+
+class _Step(Function):
+    """Spikes and membrane of one step, as functions of the current and of the last membrane.
+
+    ``_Step.apply(current, mem, beta, threshold, graded, reset, surrogate, dtype of spikes)``
+    returns spikes, membrane and resets. Backward: with u the new membrane, dL/dcurrent is
+    dL/du + dL/dspk * slope(u - threshold) * graded, and dL/dmem is beta * dL/dcurrent, without
+    what a reset to zero has taken out. The reset has no derivative, as in snnTorch.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, current: Tensor, mem: Tensor, beta: Tensor, threshold: Tensor, graded: Tensor,
+        reset: str, surrogate: Surrogate, dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        late = (mem > threshold).to(dtype)
+        new = beta * ((1 - late) * mem if reset == "zero" else mem)
+        new += current
+        if reset == "subtract":
+            new -= late * threshold
+        margin = new - threshold
+        ctx.save_for_backward(margin, *[late] * (reset == "zero"))
+        ctx.beta, ctx.graded, ctx.surrogate = beta, graded, surrogate
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(late)
+        return (margin > 0).to(dtype) * graded, new, late
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, at_spikes: Tensor | None, at_mem: Tensor | None, _: Any) -> Any:
+        margin, *late = ctx.saved_tensors
+        total, before = at_mem, None
+        if at_spikes is not None:
+            total = ctx.surrogate.derivative(margin) * (at_spikes * ctx.graded)
+            total = total if at_mem is None else total + at_mem
+        if total is not None and ctx.needs_input_grad[1]:
+            before = ctx.beta * total
+            before = before * (1 - late[0]) if late else before
+        return total, before, *[None] * 6
+
+
+class Step:
+    """What runs in place of the ``forward`` of a ``snn.Leaky``, with the same results and states.
+
+    It looks at the module's attributes at each call, and leaves to ``forward`` what it does not
+    know: learnt constants, other surrogates, membranes that are quantised or inhibited, mixed
+    dtypes.
+
+    Args:
+        neuron: The module.
+        forward: Its own.
+    """
+
+    def __init__(self, neuron: Any, forward: Callable[..., Any]) -> None:
+        self._neuron, self._plain = neuron, forward
+        self._known: tuple[Any, Surrogate | None] = (None, None)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        neuron, buffers = self._neuron, self._neuron._buffers
+        given = len(args) == 2 and not neuron.init_hidden
+        if kwargs or not (given or len(args) == 1):
+            return self._plain(*args, **kwargs)
+        current, mem = args[0], args[1] if given else buffers.get("mem")
+        surrogate, reset = self._surrogate(), self._reset()
+        tensors = [current, mem, *[buffers.get(name) for name in _CONSTANTS]]
+        if surrogate is None or reset is None or not all(type(t) is Tensor for t in tensors):
+            return self._plain(*args)
+        if mem.shape != current.shape:
+            tensors[1] = torch.zeros_like(current)
+        kind = current.dtype, current.device
+        if any([(t.dtype, t.device) != kind or t.requires_grad * (i > 1) for i, t in enumerate(tensors)]):
+            return self._plain(*args)
+        dtype = current.dtype if surrogate is neuron.spike_grad else torch.float32
+        tensors[2] = tensors[2].clamp(0, 1)
+        spk, mem, neuron.reset = _Step.apply(*tensors, reset, surrogate, dtype)
+        buffers["mem"] = mem
+        return spk if neuron.init_hidden and not neuron.output else (spk, mem)
+
+    def _surrogate(self) -> Surrogate | None:
+        now = self._neuron.spike_grad
+        if self._known[0] is not now:
+            self._known = now, recognise(now)
+        return self._known[1]
+
+    def _reset(self) -> str | None:
+        """Return the kind of reset; ``None`` where the step is none that is known."""
+        neuron = self._neuron
+        known = not (neuron.state_quant or neuron.inhibition or _METHODS & vars(neuron).keys())
+        state = getattr(neuron.state_function, "__func__", None)
+        return _RESETS.get(state) if known and neuron.reset_delay else None
+
+
+def in_one_node(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what computes a module's step: in one node where that is known, else ``forward``."""
+    return Step(module, forward) if type(module) is snn.Leaky else forward
