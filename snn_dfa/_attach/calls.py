@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +62,8 @@ class Call:
     """
 
     __slots__ = (
-        "below", "collector", "layer", "learns", "linked", "released", "returned", "shape", "sizes",
-        "spikes", "targets", "values",
+        "below", "collector", "entered", "layer", "learns", "linked", "released", "returned",
+        "shape", "sizes", "spikes", "targets", "values",
     )  # fmt: skip
 
     def __init__(
@@ -82,6 +82,8 @@ class Call:
         self.shape = torch.Size() if spikes is None else spikes.shape
         self.below: dict[str, Call] = {}
         self.targets: Tensor | None = None
+        #: Nodes that the call learns through, and the lists of the calls that it goes on from.
+        self.entered: list[Any] = []
         self.sizes: list[torch.Size] = []  # of the values that were released
         self.released = False
 
@@ -91,6 +93,19 @@ class Call:
             return
         self.sizes = [value.shape for value in self.values]
         self.values, self.spikes, self.below, self.released = (), None, {}, True
+        self.entered.clear()
+
+    def loses(self, used: Callable[[Any], bool]) -> bool:
+        """Return whether a node that the layer learns through is used, now or in earlier calls."""
+        todo, seen = [self.entered], set[int]()
+        while todo:
+            entered = todo.pop()
+            if id(entered) not in seen:
+                seen.add(id(entered))
+                todo += [each for each in entered if type(each) is list]
+                if any(used(each) for each in entered if type(each) is not list):
+                    return True
+        return False
 
 
 @dataclass
@@ -99,7 +114,6 @@ class Pass:
 
     calls: dict[str, list[Call]] = field(default_factory=dict)
     last: str | None = None  # the neuron that was called last
-    guarded: set[Any] = field(default_factory=set)  # nodes of values that came into layers
 
     def note(self, call: Call, layers: Layers) -> None:
         """Note a call; what may be an output's gets the hidden calls of its step."""

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 
 from snn_dfa._attach.calls import Call
-from snn_dfa._attach.functions import Deliver, Emit, Gather, accumulate, gradients, second_time
+from snn_dfa._attach.functions import (
+    Deliver,
+    Emit,
+    Gather,
+    accumulate,
+    gradients,
+    second_time,
+    will_pass,
+)
 from snn_dfa.errors import BackwardError
 
 if TYPE_CHECKING:
@@ -46,7 +54,7 @@ class Collector:
         self.deliver: Tensor = Deliver.apply(me, core.leaf, *parameters)
         self.gather: Tensor = Gather.apply(me, core.leaf)
         self.bridged = False  # a part of the graph is passed by itself, and then with the rest
-        self._task, self._partial = -1, False
+        self._task, self._partial, self._alone = -1, False, False
         self._silenced: list[tuple[dict[int, Any], dict[int, Any]]] = []
         self._replays: list[tuple[Tensor, Tensor]] = []
         self._arrived: Arrivals = []
@@ -73,11 +81,16 @@ class Collector:
         task = torch._C._current_graph_task_id()
         if task != self._task:
             self._task, self._arrived, self._results = task, [], None
+            keeps = torch._C._autograd._get_current_graph_task_keep_graph()
+            # Where `deliver` is passed, autograd writes no parameter's gradient before its end.
+            self._alone = not keeps and not will_pass(self.deliver.grad_fn)
         elif self._results is not None:
             raise BackwardError(
                 "backward: the loss reads a value of a layer after the network's gradients were "
                 "handed out, since one lies on another device; return the value from the network"
             )
+        if self._alone and call.learns and call.loses(will_pass):
+            raise second_time()
         self._arrived.append((call, grads))
 
     def finish(self) -> None:

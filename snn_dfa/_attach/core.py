@@ -26,7 +26,7 @@ from snn_dfa._attach import messages
 from snn_dfa._attach.broadcast import Broadcast
 from snn_dfa._attach.calls import Call, Layers, Pass
 from snn_dfa._attach.collector import Arrivals, Collector, Run
-from snn_dfa._attach.functions import Bridge, Port, Replay, Stale, second_time
+from snn_dfa._attach.functions import Bridge, Port, Replay, Stale
 from snn_dfa._attach.graph import PORT, origin_of
 from snn_dfa._attach.paths import Paths
 from snn_dfa.errors import AttachError, BackwardError
@@ -69,7 +69,8 @@ class Core:
         self._others: dict[int, weakref.ref[Tensor]] = {}  # leaves that are no parameters
         self._intervals: list[tuple[int, int, str]] = []  # calls whose insides may come out
         self._warned = False
-        self._learning, self._closed = False, True  # the call that is going on
+        # The call that is going on: whether it learns, and the nodes that it learns through.
+        self._learning, self._closed, self._entered = False, True, list[Any]()
         self._seen: list[tuple[torch.Size, ...]] = []  # shapes for which there is feedback
         self._kinds: list[tuple[int, torch.dtype, torch.device]] | None = None
         self.collector: Collector
@@ -136,13 +137,14 @@ class Core:
         original = self.own(layer, value)
         if original is not None:
             node: Any = value.grad_fn
-            self._learning |= node.call.learns
+            self._go_on(node.call)
             return original
         return self._enter_made(layer, value)
 
     def _enter_made(self, layer: str, value: Tensor) -> Tensor:
         """Return a value that the program made of others, as it comes into a layer."""
-        self._guard(value.grad_fn)
+        if type(value.grad_fn) is not PORT:
+            self._entered.append(value.grad_fn)
         if self.paths.tracing:
             self.paths.note(layer, value, self._mine)
         check = partial(self._refuse_insides, layer) if self._intervals else None
@@ -153,7 +155,7 @@ class Core:
         for node, index in origin.ports:
             of = node.call.layer
             if of == layer or of is None:
-                self._learning |= node.call.learns
+                self._go_on(node.call)
                 own[node, index] = self._original(layer, node, index)
             else:
                 self._taken.add(of)
@@ -185,7 +187,7 @@ class Core:
         """
         if self.inside is not None:
             raise messages.nested(layer, self.inside)
-        self._learning, self._closed = learns, closed
+        self._learning, self._closed, self._entered = learns, closed, []
 
     def _original(self, layer: str, node: Any, index: int) -> Tensor:
         if node.call.released:
@@ -201,15 +203,12 @@ class Core:
             return value.requires_grad
         return bool(origin_of(value, self._mine).leaves)
 
-    def _guard(self, node: Any) -> None:
-        """See that a loss does not use up what a layer learns through, before it has learnt."""
-        if node not in self.now.guarded:
-            self.now.guarded.add(node)
-            node.register_prehook(self._refuse_using_up)
-
-    def _refuse_using_up(self, _: Any) -> None:
-        if self.running is None and not torch._C._autograd._get_current_graph_task_keep_graph():
-            raise second_time()
+    def _go_on(self, earlier: Call) -> None:
+        """Note that the call goes on from an earlier one's values."""
+        self._learning |= earlier.learns
+        entered = self._entered
+        if earlier.entered and not (entered and entered[-1] is earlier.entered):
+            entered.append(earlier.entered)
 
     def _refuse_reading(self, layer: str, _: Tensor) -> None:
         """Raise an error for a loss that reads an output's value before it is handed out."""
@@ -246,7 +245,9 @@ class Core:
         self._intervals.append((since, torch.autograd._get_sequence_nr(), layer))  # type: ignore[attr-defined]
         for value in values:
             if value.grad_fn is not None:
-                for leaf in origin_of(value, self._mine, ends, self._guard).leaves.values():
+                for leaf in origin_of(
+                    value, self._mine, ends, self._entered.append
+                ).leaves.values():
                     self._note_leaf(leaf)
 
     # -- what goes out -----------------------------------------------------------------------------
@@ -259,7 +260,7 @@ class Core:
             return tuple(values)
         linked = self.layers.may_be_output(layer)
         call = Call(layer, values, spikes, returned, self._learning, linked, self.collector)
-        call.targets = self.targets
+        call.targets, call.entered = self.targets, self._entered
         self.now.note(call, self.layers)
         if linked and not self._closed:
             for value in values:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import types
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -21,6 +22,7 @@ from snn_dfa._attach import messages
 from snn_dfa._attach.core import Core
 from snn_dfa._attach.functions import in_backward
 from snn_dfa._attach.graph import functional_weights
+from snn_dfa._attach.hooks import eager
 from snn_dfa._attach.step import in_one_node
 from snn_dfa._attach.tensors import map_tensors
 from snn_dfa._distributed import States, runs_distributed
@@ -124,7 +126,7 @@ class LayerForward(Forward):
         self._stores: list[dict[str, Any]] = [s for m in holders for s in (m._buffers, vars(m))]
 
     # A compiler does not look inside: what is kept between calls is not for it to trace.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @eager
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         core = self.core
         if not core.active:
@@ -264,7 +266,7 @@ class NetworkForward(Forward):
         self._modules, self._states, self._weights = modules, states, weights
         self._parameters = parameters_of(net)
 
-    @torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call,untyped-decorator]
+    @partial(eager, recursive=False)
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.core.active:
             return self.plain(*args, **kwargs)
@@ -276,7 +278,7 @@ class NetworkForward(Forward):
             self._restore(before)
         return self._hand_out(result, since) if torch.is_grad_enabled() else result
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @eager
     def _begin(self, args: Any, kwargs: Any) -> tuple[Any, Any, int, Any]:
         core, feedback = self.core, self.core.feedback
         learns, again = torch.is_grad_enabled(), in_backward()
@@ -295,7 +297,7 @@ class NetworkForward(Forward):
         since = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
         return args, kwargs, since, core.begin(repeats=again)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @eager
     def _end(self) -> None:
         if torch.is_grad_enabled() and not self.core.aligned:
             called = self.core.now.calls
@@ -303,7 +305,7 @@ class NetworkForward(Forward):
             messages.refuse_gone(self.module, self._modules, missing)
         self.core.end()
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @eager
     def _restore(self, before: Any) -> None:
         self.core.restore(before)
 
@@ -311,7 +313,7 @@ class NetworkForward(Forward):
         original = self.core.own(None, t) if t.grad_fn is not None else None
         return t if original is None else original
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @eager
     def _hand_out(self, result: Any, since: int) -> Any:
         """Give out what the network returns, values of layers apart, by a port."""
         if self.core.aligned:

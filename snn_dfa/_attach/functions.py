@@ -27,6 +27,7 @@ __all__ = [
     "first_order",
     "in_backward",
     "second_time",
+    "will_pass",
 ]
 
 #: From the error at the spikes and the current of the same steps to the gradient at that current.
@@ -36,6 +37,11 @@ AtCurrent: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 def in_backward() -> bool:
     """Return whether autograd is running: a forward pass is then one that checkpointing repeats."""
     return torch._C._current_graph_task_id() != -1
+
+
+def will_pass(node: Any) -> bool:
+    """Return whether the pass of autograd that is going on runs a node."""
+    return torch._C._will_engine_execute_node(node)
 
 
 def second_time() -> BackwardError:
@@ -51,13 +57,12 @@ def second_time() -> BackwardError:
 
 def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
     """Raise an error for a second derivative, which would leave out what e B depends on."""
-    once = torch.autograd.function.once_differentiable(backward)
 
     @functools.wraps(backward)
     def checked(ctx: Any, *grads: Tensor | None) -> Any:
         if torch.is_grad_enabled():
             raise _no_second_order()
-        return once(ctx, *grads)
+        return backward(ctx, *grads)
 
     return checked
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from types import MethodType
@@ -12,11 +13,27 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["after_steps", "place", "sweep"]
+__all__ = ["after_steps", "eager", "place", "sweep"]
 
 #: ``before(args, kwargs)`` returns the new ones or ``None``; ``after(output)`` likewise.
 Before: TypeAlias = Callable[[Any, Any], Any]
 After: TypeAlias = Callable[[Any], Any]
+
+
+def eager(call: Callable[..., Any], *, recursive: bool = True) -> Callable[..., Any]:
+    """Return a method that a compiler does not look into, and that costs little without one.
+
+    Args:
+        call: The method.
+        recursive: Whether what it calls is not looked into either.
+    """
+    disabled = torch.compiler.disable(call, recursive=recursive)  # type: ignore[no-untyped-call]
+
+    @functools.wraps(call)
+    def chosen(*args: Any, **kwargs: Any) -> Any:
+        return (disabled if torch.compiler.is_compiling() else call)(*args, **kwargs)
+
+    return chosen
 
 
 def _inert(*_: Any, **__: Any) -> None:
@@ -37,7 +54,7 @@ class _Hook:
     def __init__(self, call: Callable[..., Any]) -> None:
         self._call = call
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @eager
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(*args, **kwargs)
 

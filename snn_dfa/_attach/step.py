@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import snntorch as snn
@@ -37,8 +37,8 @@ class _Step(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, current: Tensor, mem: Tensor, beta: Tensor, threshold: Tensor, graded: Tensor,
-        reset: str, surrogate: Surrogate, dtype: torch.dtype,
+        ctx: Any, current: Tensor, mem: Tensor, beta: Tensor, threshold: Tensor,
+        graded: Tensor, reset: str, surrogate: Surrogate, dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         late = (mem > threshold).to(dtype)
         new = beta * ((1 - late) * mem if reset == "zero" else mem)
@@ -89,24 +89,25 @@ class Step:
             return self._plain(*args, **kwargs)
         current, mem = args[0], args[1] if given else buffers.get("mem")
         surrogate, reset = self._surrogate(), self._reset()
-        tensors = [current, mem, *[buffers.get(name) for name in _CONSTANTS]]
-        if surrogate is None or reset is None or not all(type(t) is Tensor for t in tensors):
+        if surrogate is None or reset is None or not type(current) is type(mem) is Tensor:
             return self._plain(*args)
         if mem.shape != current.shape:
-            tensors[1] = torch.zeros_like(current)
-        kind = current.dtype, current.device
-        if any([(t.dtype, t.device) != kind or t.requires_grad * (i > 1) for i, t in enumerate(tensors)]):
+            mem = torch.zeros_like(current)
+        constants = [buffers.get(name) for name in _CONSTANTS]
+        if not _are_alike(current, mem, constants):
             return self._plain(*args)
+        constants[0] = constants[0].clamp(0, 1)
         dtype = current.dtype if surrogate is neuron.spike_grad else torch.float32
-        tensors[2] = tensors[2].clamp(0, 1)
-        spk, mem, neuron.reset = _Step.apply(*tensors, reset, surrogate, dtype)
-        buffers["mem"] = mem
+        spk, mem, late = _Step.apply(current, mem, *constants, reset, surrogate, dtype)
+        vars(neuron)["reset"], buffers["mem"] = late, mem
         return spk if neuron.init_hidden and not neuron.output else (spk, mem)
 
     def _surrogate(self) -> Surrogate | None:
         now = self._neuron.spike_grad
         if self._known[0] is not now:
-            self._known = now, recognise(now)
+            known = recognise(now)
+            spikes = known is not None and type(known).__call__ is Surrogate.__call__
+            self._known = now, known if spikes else None
         return self._known[1]
 
     def _reset(self) -> str | None:
@@ -120,3 +121,12 @@ class Step:
 def in_one_node(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
     """Return what computes a module's step: in one node where that is known, else ``forward``."""
     return Step(module, forward) if type(module) is snn.Leaky else forward
+
+
+def _are_alike(current: Tensor, mem: Tensor, constants: Sequence[Any]) -> bool:
+    """Return whether all are of one dtype, on one device, and the constants are constant."""
+    dtype, device = current.dtype, current.device
+    for t in constants:
+        if type(t) is not Tensor or t.requires_grad or t.dtype != dtype or t.device != device:
+            return False
+    return mem.dtype == dtype and mem.device == device

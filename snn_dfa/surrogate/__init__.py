@@ -161,7 +161,8 @@ class ATan(Surrogate):
 
     def derivative(self, x: Tensor) -> Tensor:
         """Return the slope at ``x = mem - threshold``."""
-        return ((math.pi / 2 * self.alpha * x).square() + 1).reciprocal() * (self.alpha / 2)
+        width = 2 / self.alpha  # in one piece of memory, since loops over time call it every step
+        return (math.pi / width * x).square_().mul_(width).add_(width).reciprocal_()
 
 
 def recognise(spike_grad: Any) -> Surrogate | None:
