@@ -1,14 +1,20 @@
 """What every test starts from: one thread's arithmetic, a known seed, no matplotlib window."""
 
+import os
 from pathlib import Path
 
 import matplotlib
 import pytest
-import snntorch as snn
-import torch
 
-from snn_dfa.experiments.data import load
-from snn_dfa.experiments.settings import Settings
+# Before torch is imported, here and in the commands that tests run: workers share the cores.
+if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
+import snntorch as snn  # noqa: E402
+import torch  # noqa: E402
+
+from snn_dfa.experiments.data import load  # noqa: E402
+from snn_dfa.experiments.settings import Settings  # noqa: E402
 
 matplotlib.use("Agg")
 

@@ -24,7 +24,7 @@ def fast_sigmoid_derivative(x: Tensor, slope: float = 10.0) -> Tensor:
         >>> fast_sigmoid_derivative(torch.tensor([0.0, 0.1]), slope=10.0)
         tensor([1.0000, 0.2500])
     """
-    return (slope * x.abs()).add_(1).square_().reciprocal_()
+    return (slope * x.abs()).add_(1).square_().reciprocal()
 
 
 def exact_derivative(
