@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
+import snntorch as snn
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -23,7 +24,7 @@ from snn_dfa._attach.core import Core
 from snn_dfa._attach.functions import in_backward
 from snn_dfa._attach.graph import functional_weights
 from snn_dfa._attach.hooks import eager
-from snn_dfa._attach.step import in_one_node
+from snn_dfa._attach.step import Step
 from snn_dfa._attach.tensors import map_tensors
 from snn_dfa._distributed import States, runs_distributed
 
@@ -119,7 +120,8 @@ class LayerForward(Forward):
         super().__init__(module, core)
         self._name, self._closed, self._credit, self._states = name, closed, credit, states
         self._own = list(module.parameters())
-        self._step = in_one_node(module, self.plain) if closed and credit is None else self.plain
+        known = closed and credit is None and type(module) is snn.Leaky
+        self._step = Step(module) if known else None
         self._size, self._keys = -1, list[tuple[dict[str, Any], str]]()
         self._is_neuron = name in core.layers.neurons
         holders = [module] if closed else list(module.modules())
@@ -139,14 +141,14 @@ class LayerForward(Forward):
         if not torch.is_grad_enabled() or (core.aligned and self._credit is None):
             result = self.plain(*args, **kwargs)
         else:
-            result = self._call(args, kwargs)
+            core.call(self._name, learns=self._learns(), closed=self._closed)
+            inputs = None if self._step is None or kwargs else self._step.inputs(args)
+            result = self._call(args, kwargs) if inputs is None else self._call_step(inputs)
         self._states.note(self._name, self.module)
         return result
 
     def _call(self, args: Any, kwargs: Any) -> Any:
         core, name, module = self.core, self._name, self.module
-        learns = any([p.requires_grad for p in self._own])
-        core.call(name, learns=learns, closed=self._closed)
 
         def enter(t: Tensor) -> Tensor:
             return core.enter(name, t) if t.requires_grad else t
@@ -165,7 +167,7 @@ class LayerForward(Forward):
         core.inside = name
         try:
             with torch.set_grad_enabled(not cuts):
-                result = self._step(*args, **kwargs)
+                result = self.plain(*args, **kwargs)
         except BaseException:
             for store, key, old, _ in held:
                 store[key] = old
@@ -183,6 +185,22 @@ class LayerForward(Forward):
         states = self._attributes() if cuts else self._graphs()
         left = [s for s in states if id(s[2]) not in known and (cuts or s[2].grad_fn is not None)]
         return self._hand_out(result, left)
+
+    def _learns(self) -> bool:
+        return any([p.requires_grad for p in self._own])
+
+    def _call_step(self, inputs: list[Any]) -> Any:
+        """Run a step whose inputs and states are known, as :meth:`_call` runs a module."""
+        core, name, step = self.core, self._name, self._step
+        assert step is not None
+        for i, value in enumerate(inputs[:2]):
+            if value.requires_grad:
+                inputs[i] = core.enter(name, value)
+        values = spk, mem = step.compute(inputs)
+        if not (spk.requires_grad or core.layers.may_be_output(name)):
+            core.leave(name, (), spk, 0)
+            return step.result(spk, mem)
+        return step.result(*core.leave(name, values, spk, 2 - step.hides_membrane))
 
     def _attributes(self) -> list[State]:
         """Return the module's attributes that hold numbers."""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import snntorch as snn
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import Function
 
 from snn_dfa._attach.functions import first_order
 from snn_dfa.surrogate import Surrogate, recognise
 
-__all__ = ["in_one_node"]
+__all__ = ["Step"]
 
 #: How a reset changes the membrane, by the function that snnTorch chooses for it.
 _RESETS: dict[Any, str] = {
@@ -67,40 +67,58 @@ class _Step(Function):
 
 
 class Step:
-    """What runs in place of the ``forward`` of a ``snn.Leaky``, with the same results and states.
-
-    It looks at the module's attributes at each call, and leaves to ``forward`` what it does not
-    know: learnt constants, other surrogates, membranes that are quantised or inhibited, mixed
-    dtypes.
+    """Computes steps of a ``snn.Leaky``, with the results and states of its ``forward``.
 
     Args:
         neuron: The module.
-        forward: Its own.
     """
 
-    def __init__(self, neuron: Any, forward: Callable[..., Any]) -> None:
-        self._neuron, self._plain = neuron, forward
+    def __init__(self, neuron: Any) -> None:
+        self._neuron = neuron
         self._known: tuple[Any, Surrogate | None] = (None, None)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def inputs(self, args: Sequence[Any]) -> list[Any] | None:
+        """Return current, membrane, and what else :meth:`compute` takes, as things are now.
+
+        Args:
+            args: What the module is called with.
+
+        Returns:
+            ``None`` where only ``forward`` knows what to do: learnt constants, other surrogates,
+            membranes that are quantised or inhibited, mixed dtypes.
+        """
         neuron, buffers = self._neuron, self._neuron._buffers
         given = len(args) == 2 and not neuron.init_hidden
-        if kwargs or not (given or len(args) == 1):
-            return self._plain(*args, **kwargs)
+        if not given and len(args) != 1:
+            return None
         current, mem = args[0], args[1] if given else buffers.get("mem")
         surrogate, reset = self._surrogate(), self._reset()
         if surrogate is None or reset is None or not type(current) is type(mem) is Tensor:
-            return self._plain(*args)
+            return None
         if mem.shape != current.shape:
             mem = torch.zeros_like(current)
         constants = [buffers.get(name) for name in _CONSTANTS]
         if not _are_alike(current, mem, constants):
-            return self._plain(*args)
+            return None
         constants[0] = constants[0].clamp(0, 1)
         dtype = current.dtype if surrogate is neuron.spike_grad else torch.float32
-        spk, mem, late = _Step.apply(current, mem, *constants, reset, surrogate, dtype)
-        vars(neuron)["reset"], buffers["mem"] = late, mem
-        return spk if neuron.init_hidden and not neuron.output else (spk, mem)
+        return [current, mem, *constants, reset, surrogate, dtype]
+
+    def compute(self, inputs: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """Return spikes and membrane."""
+        spk, mem, vars(self._neuron)["reset"] = _Step.apply(*inputs)
+        return spk, mem
+
+    def result(self, spk: Tensor, mem: Tensor) -> Any:
+        """Leave the membrane in the module, and return what its ``forward`` returns."""
+        neuron = self._neuron
+        neuron._buffers["mem"] = mem
+        return spk if self.hides_membrane else (spk, mem)
+
+    @property
+    def hides_membrane(self) -> bool:
+        """Whether ``forward`` returns the spikes alone."""
+        return self._neuron.init_hidden and not self._neuron.output
 
     def _surrogate(self) -> Surrogate | None:
         now = self._neuron.spike_grad
@@ -116,11 +134,6 @@ class Step:
         known = not (neuron.state_quant or neuron.inhibition or _METHODS & vars(neuron).keys())
         state = getattr(neuron.state_function, "__func__", None)
         return _RESETS.get(state) if known and neuron.reset_delay else None
-
-
-def in_one_node(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Return what computes a module's step: in one node where that is known, else ``forward``."""
-    return Step(module, forward) if type(module) is snn.Leaky else forward
 
 
 def _are_alike(current: Tensor, mem: Tensor, constants: Sequence[Any]) -> bool:

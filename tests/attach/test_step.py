@@ -38,10 +38,21 @@ def run(forward, neuron, dtype, changed=None):
     return seen, torch.autograd.grad(total, x)[0]
 
 
+def in_one_node(neuron):
+    """Return a call that takes the one node where it is known."""
+
+    def call(*args):
+        step = Step(neuron)
+        inputs = step.inputs(args)
+        return neuron(*args) if inputs is None else step.result(*step.compute(inputs))
+
+    return call
+
+
 def compare(neuron, dtype=torch.float64, changed=None):
     twin = copy.deepcopy(neuron)
     seen, grad = run(twin, twin, dtype, changed)
-    fused, fused_grad = run(Step(neuron, neuron.forward), neuron, dtype, changed)
+    fused, fused_grad = run(in_one_node(neuron), neuron, dtype, changed)
     assert any(0 < spk.mean() < 1 for spk in seen[::3])
     for a, b in zip(seen, fused, strict=True):
         assert a.dtype == b.dtype
