@@ -90,15 +90,21 @@ def _update(net: nn.Module, forward: Callable[[], Tensor], y: Tensor, half: bool
     functional.cross_entropy(spk.sum(0), y).backward()
 
 
-def snntorch_bptt(case: Case) -> Callable[[], None]:
+def _loop(dfa: bool) -> Contestant:
     """SnnTorch as its tutorials have it: a loop over time around the network."""
-    net, (x, y) = case.snntorch(), case.inputs()
 
-    def forward() -> Tensor:
-        reset(net)
-        return torch.stack([net(step) for step in x])
+    def contestant(case: Case) -> Callable[[], None]:
+        net, (x, y) = case.snntorch(), case.inputs()
+        if dfa:
+            DFA(net, output=str(len(net) - 1))
 
-    return lambda: _update(net, forward, y, half=False)
+        def forward() -> Tensor:
+            reset(net)
+            return torch.stack([net(step) for step in x])
+
+        return lambda: _update(net, forward, y, half=False)
+
+    return contestant
 
 
 def spikingjelly_bptt(case: Case, half: bool = False) -> Callable[[], None]:
@@ -162,7 +168,8 @@ def _products(dtype: torch.dtype, bptt: bool = False) -> Contestant:
 
 
 CONTESTANTS: dict[str, Contestant] = {
-    "snntorch bptt": snntorch_bptt,
+    "snntorch bptt": _loop(dfa=False),
+    "snntorch dfa": _loop(dfa=True),
     "spikingjelly bptt": spikingjelly_bptt,
     "bptt": _sequence(dfa=False, half=False),
     "dfa": _sequence(dfa=True, half=False),
