@@ -12,15 +12,8 @@ from torch import nn
 from snn_dfa import DFA, AttachError, RefractoryLeaky, over_time, reset
 from snn_dfa.diagnostics import activity
 from snn_dfa.encoding import constant
-from snn_dfa.sequence.over_time import dynamics_of
-from snn_dfa.sequence.scan import cpu
+from snn_dfa.sequence import dynamics_of
 from snn_dfa.surrogate import exact
-
-
-@pytest.fixture
-def in_torch(monkeypatch):
-    """The plain implementation; that the compiled one equals it has tests of its own."""
-    monkeypatch.setattr(cpu, "available", lambda *_: False)
 
 
 def net_of(make, output=None):
@@ -215,18 +208,6 @@ def test_nothing_is_left_in_the_neurons():
     over_time(net)(torch.rand(T, B, F, dtype=torch.float64))
     assert net[1].mem.grad_fn is None
     assert not net[1].mem.any()
-
-
-def test_what_cannot_be_turned_inside_out_is_named():
-    class Own(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.lif = leaky(N)
-
-    with pytest.raises(AttachError, match=r"expected nn.Sequential, got net of type Own"):
-        over_time(Own())
-    with pytest.raises(AttachError, match=r"got 1. of type Own, which holds spiking neurons"):
-        over_time(nn.Sequential(nn.Linear(1, 1), Own()))
 
 
 def test_neurons_of_a_users_making_run_step_by_step():
