@@ -39,6 +39,10 @@ class NeuronOverTime(nn.Module):
         # In half precision spikes stay half on the way to the next layer; those of the network's
         # last layer, which go into a loss, are in single precision as in the loop over time.
         self.is_last = False
+        # Of the credit `trace`: whether the gradient passes over resets, and a zero whose gradient
+        # is that at the membrane before the first step.
+        self.traces = False
+        self.carried: Tensor | None = None
 
     def _run(self, x: Tensor, given: Mapping[str, Any]) -> Any:
         """Run over [T, B, ...] from the states that are given by name; no others are given."""
@@ -53,12 +57,15 @@ class NeuronOverTime(nn.Module):
         alone = neuron.init_hidden and not neuron.output
         dtype = torch.promote_types(x.dtype, torch.float32) if self.is_last else x.dtype
         mem = given.get("mem", neuron.mem if self.stateful else None)
-        start = None
+        start, carried, self.carried = None, self.carried, None  # it is no state that is left
         if mem is not None and mem.shape == x.shape[1:]:  # snnTorch takes any other for rest
+            if _is_reset_at_first(mem, dyn) and not self.traces:
+                return self._steps(x, given, ["mem"] if reads else [])
+            mem = mem if carried is None else mem + carried
             start = mem, self._counter(mem) if dyn.refractory_steps else None
         counts = dyn.refractory_steps > 0 and not neuron.init_hidden
         keeps, want_mem = self.stateful or counts, reads or not alone
-        spikes, *rest = leaky_scan(x, dyn, want_mem, dtype, start, keeps)
+        spikes, *rest = leaky_scan(x, dyn, want_mem, dtype, start, keeps, self.traces)
         if keeps and dyn.refractory_steps:
             neuron.counter = rest.pop()
         if keeps:
@@ -233,7 +240,7 @@ class FlatScan(NeuronOverTime):
             setattr(self.neuron, name, value)
         if isinstance(cleared, Tensor):
             return self._held[places[id(cleared)]]
-        if any(id(state) not in places for state in cleared):
+        if any(state is None or id(state) not in places for state in cleared):
             raise AttachError(
                 f"over_time: stateful=True with a {type(self.neuron).__name__} needs the states "
                 f"inside; make the neuron with init_hidden=True"
@@ -389,6 +396,12 @@ def _mechanism(neuron: Any) -> str:
         return neuron.reset_mechanism
     bound = {"_base_sub": "subtract", "_base_zero": "zero", "_base_int": "none"}
     return bound[neuron.state_function.__name__]
+
+
+def _is_reset_at_first(mem: Tensor, dyn: Dynamics) -> bool:
+    """Return whether a neuron that resets at once begins with a reset, and so makes none in it."""
+    resets_at_once = dyn.immediate_reset and not dyn.refractory_steps
+    return resets_at_once and bool((mem > dyn.threshold).any())
 
 
 def _is_one(factor: Tensor) -> bool:

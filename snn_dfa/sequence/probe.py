@@ -320,5 +320,6 @@ def _differs(what: str) -> AttachError:
         f"keeps a state outside its neurons, or hands a layer's value to an earlier layer's next "
         f"step: keep the state in a neuron, a class derived from snntorch.SpikingNeuron. It "
         f"depends on the number of the step. It mixes the samples of a batch. It draws random "
-        f"numbers: draw them outside, or give check=False. Otherwise loop over time around the network"
+        f"numbers: draw them outside, or give check=False. Otherwise loop over time around the "
+        f"network"
     )

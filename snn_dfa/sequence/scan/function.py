@@ -23,6 +23,7 @@ def leaky_scan(
     spikes_dtype: torch.dtype | None = None,
     start: tuple[Tensor, Tensor | None] | None = None,
     want_last: bool = False,
+    over_resets: bool = False,
 ) -> tuple[Tensor, ...]:
     """Run a leaky neuron over a sequence.
 
@@ -35,6 +36,8 @@ def leaky_scan(
         start: Membranes [B, ...] to begin with, which get a gradient, and for a refractory neuron
             the silent steps that are left, in int32; ``None`` for rest.
         want_last: Whether to return the last states.
+        over_resets: Whether the gradient through time is that of the decay alone, which passes
+            over resets and held membranes, as eligibility traces do.
 
     Returns:
         Spikes [T, B, ...]; membranes [T, B, ...] if wanted; the last membranes and, of a
@@ -58,6 +61,7 @@ def leaky_scan(
         _of_flat(dyn, current),
         want_mem,
         want_last,
+        over_resets,
         current.dtype if spikes_dtype is None else spikes_dtype,
     )
     found = [t.view(current.shape) for t in (spikes, mems) if t is not None]
@@ -126,7 +130,7 @@ class _LeakyScan(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, current: Tensor, mem: Tensor | None, wait: Tensor | None, dyn: Dynamics,
-        want_mem: bool, want_last: bool, spikes_dtype: torch.dtype,
+        want_mem: bool, want_last: bool, over_resets: bool, spikes_dtype: torch.dtype,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         once = one_step_if_constant(current)
         constant = len(once) < len(current)
@@ -144,7 +148,7 @@ class _LeakyScan(torch.autograd.Function):
             first = (mem, wait) if ctx.needs_input_grad[1] else (None, None)
             ctx.save_for_backward(margin, *first)
         ctx.dyn, ctx.kernels, ctx.constant = dyn, kernels, constant
-        ctx.dtype, ctx.shape = current.dtype, current.shape
+        ctx.dtype, ctx.shape, ctx.over_resets = current.dtype, current.shape, over_resets
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*(t for t in (last_mem, last_wait) if t is not None))
         return spikes, mems, last_mem, last_wait
@@ -155,19 +159,26 @@ class _LeakyScan(torch.autograd.Function):
         ctx: Any, at_spikes: Tensor | None, at_mems: Tensor | None, *_: Any
     ) -> tuple[Tensor | None, ...]:
         if at_spikes is None and at_mems is None:
-            return (None,) * 7
+            return (None,) * 8
         margin, mem, wait = ctx.saved_tensors
-        dtype = ctx.dtype if mem is None else ctx.dyn.beta.dtype
-        result = ctx.kernels.backward(at_spikes, at_mems, margin, ctx.dyn, dtype, ctx.constant)
+        dtype, dyn = ctx.dtype if mem is None else ctx.dyn.beta.dtype, ctx.dyn
+        if ctx.over_resets:
+            if at_mems is not None and (dyn.immediate_reset or dyn.clamp):
+                # What a reset or a held membrane does in its own step, and then the decay.
+                step = dataclasses.replace(dyn, beta=torch.zeros_like(dyn.beta), gain=1.0)
+                args = at_spikes, at_mems, margin, step, dyn.beta.dtype, False
+                at_spikes, at_mems = None, ctx.kernels.backward(*args)
+            dyn = dataclasses.replace(dyn, reset="none", immediate_reset=False, clamp=False)
+        result = ctx.kernels.backward(at_spikes, at_mems, margin, dyn, dtype, ctx.constant)
         at_mem = None
         if mem is not None:
-            at_mem = _at_start(result[0], mem, wait, ctx.dyn)
+            at_mem = _at_start(result[0], mem, wait, dyn)
             result = result.to(ctx.dtype)
         if ctx.constant:
             # Each step's share of the sum: expanding it costs nothing, and the sum over steps
             # that follows gives the whole back.
             result = (result / ctx.shape[0]).expand(ctx.shape)
-        return result, at_mem, *(None,) * 5
+        return result, at_mem, *(None,) * 6
 
 
 def _at_start(at_current: Tensor, mem: Tensor, wait: Tensor | None, dyn: Dynamics) -> Tensor:
