@@ -26,7 +26,14 @@ _OWN = ("_modules", "forward")
 
 
 class SpikeLinear(nn.Linear):
-    """A ``nn.Linear`` that is faster where its input is few spikes; it shares the parameters.
+    """A ``nn.Linear`` that is faster where its input is few spikes.
+
+    Args:
+        in_features: See ``nn.Linear``, as for all arguments.
+        out_features: Size of a sample of the output.
+        bias: Whether there is one.
+        device: Of the parameters.
+        dtype: Of the parameters.
 
     Example:
         >>> SpikeLinear(2, 3)(torch.eye(2)).shape
@@ -44,6 +51,12 @@ class OneMask(nn.Module):
     Args:
         module: ``nn.Dropout`` or one for channels.
         layout: Shared with the network.
+
+    Example:
+        >>> drop = OneMask(nn.Dropout(0.5), Layout(steps=2, batch=3, running=True))
+        >>> x = drop(torch.ones(6, 4))
+        >>> bool((x[:3] == x[3:]).all())
+        True
     """
 
     def __init__(self, module: nn.Module, layout: Layout) -> None:

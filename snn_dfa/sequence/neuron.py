@@ -30,6 +30,10 @@ class NeuronOverTime(nn.Module):
     Args:
         neuron: Any of snnTorch's that takes a step a call, or one of a user's making.
         stateful: Whether a call begins with the states that the last one has left.
+
+    Example:
+        >>> isinstance(Scan(snn.Leaky(beta=0.5)), NeuronOverTime)
+        True
     """
 
     def __init__(self, neuron: nn.Module, stateful: bool = False) -> None:
@@ -177,6 +181,14 @@ class FlatScan(NeuronOverTime):
         neuron: See :class:`Scan`; its states may be explicit.
         layout: Shared with the network.
         stateful: See :class:`Scan`.
+
+    Example:
+        >>> layout = Layout(steps=4, batch=1, running=True)
+        >>> neuron = FlatScan(snn.Leaky(beta=0.5, init_hidden=True), layout)
+        >>> neuron(torch.full((4, 1), 0.6)).flatten()
+        tensor([0., 0., 1., 0.])
+        >>> isinstance(neuron, snn.Leaky)
+        True
     """
 
     def __init__(self, neuron: nn.Module, layout: Layout, stateful: bool = False) -> None:
@@ -365,6 +377,15 @@ def dynamics_of(neuron: Any) -> Dynamics | None:
     Known are ``Leaky`` and ``RefractoryLeaky`` (not their subclasses, which may do anything) with
     the surrogates of this library, ``atan`` or ``fast_sigmoid``, where nothing in the neuron is
     learnt, quantised or inhibited and the threshold is above zero.
+
+    Args:
+        neuron: One of snnTorch's, or derived from it.
+
+    Example:
+        >>> dynamics_of(snn.Leaky(beta=0.5)).beta
+        tensor(0.5000)
+        >>> dynamics_of(snn.Synaptic(alpha=0.5, beta=0.5)) is None
+        True
     """
     surrogate = recognise(neuron.spike_grad)
     refractory = type(neuron) is RefractoryLeaky
