@@ -24,7 +24,7 @@ from snn_dfa._attach.layers import spiking_layers
 from snn_dfa._attach.weights import SYNAPSES, inside_neurons
 from snn_dfa.eligibility import advance_chunk
 from snn_dfa.errors import AttachError
-from snn_dfa.sequence import AtOnce, FlatScan
+from snn_dfa.sequence import AtOnce, FlatScan, dynamics_of
 
 __all__ = ["LINEAR", "ChunkTraces"]
 
@@ -145,15 +145,17 @@ class ChunkTraces:
             before[0].shape != x.shape[1:] or self._is_new(name, scan, current, states)
         ):
             before = None
-        beta = scan.neuron.beta.detach().clamp(0, 1)
+        dynamics = dynamics_of(scan.neuron)
+        assert dynamics is not None  # it was checked when DFA was attached
         if before is not None:
             with torch.enable_grad():
-                y = _current(modules, *before) * getattr(scan.neuron, "input_gain", 1.0)
+                y = _current(modules, *before) * dynamics.gain
             scan.carried = y - y.detach()
         if scan.stateful:
+            beta = dynamics.beta.detach().to(x)
             one = torch.ones(len(x), 1, dtype=x.dtype, device=x.device)
             pairs = zip(before or (None, None), (x, one), strict=True)
-            inputs, biases = (advance_chunk(trace, xs, beta.to(x)) for trace, xs in pairs)
+            inputs, biases = (advance_chunk(trace, xs, beta) for trace, xs in pairs)
             self._traces[name] = inputs, biases
 
     def _is_new(self, name: str, scan: Any, current: Tensor, states: list[Any]) -> bool:

@@ -88,10 +88,10 @@ def _check_over_time(module: NeuronOverTime, where: str) -> None:
     if dynamics_of(module.neuron) is None:
         raise AttachError(
             f"{where} is a {type(module.neuron).__name__} that runs step by step over a sequence, "
-            f"expected a Leaky or RefractoryLeaky that is scanned: nothing in it is learnt, "
-            f"quantised or inhibited, its surrogate is this library's, atan or fast_sigmoid, and "
-            f"it resets with a delay, to zero or not at all; give the network itself, not its "
-            f"over_time form, or use credit='membrane'"
+            f"expected a Leaky, RefractoryLeaky or Lapicque that is scanned: nothing in it is "
+            f"learnt, quantised or inhibited, its surrogate is this library's or a fixed function "
+            f"of snnTorch's, and it resets with a delay, to zero or not at all; "
+            f"give the network itself, not its over_time form, or use credit='membrane'"
         )
 
 

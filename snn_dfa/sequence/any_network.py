@@ -142,6 +142,7 @@ class TimeAsBatch(nn.Module):
             self.loops = found.loops
             for name, scan in self.scans.items():
                 scan.reads = found.reads.get(name, set())
+                scan.is_last = name in found.last
         return self.run(x, *args, **kwargs)
 
     def run(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:

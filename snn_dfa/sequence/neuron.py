@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from snn_dfa.errors import AttachError, InputError
 from snn_dfa.neurons import RefractoryLeaky
 from snn_dfa.sequence.scan import Dynamics, leaky_scan
 from snn_dfa.state import reset
-from snn_dfa.surrogate import recognise
+from snn_dfa.surrogate import Surrogate, derivative_of, recognise
 
 __all__ = ["FlatScan", "Layout", "NeuronOverTime", "Scan", "dynamics_of"]
 
@@ -138,6 +138,7 @@ class Layout:
         probes: Whether it runs to be compared with its loop: neurons take their own steps then,
             and the states that come in and go out are noted.
         in_neuron: Whether a neuron runs.
+        last_neuron: The one that was called last.
     """
 
     steps: int = 1
@@ -145,6 +146,7 @@ class Layout:
     running: bool = False
     probes: bool = False
     in_neuron: bool = False
+    last_neuron: Any = None
     taken: dict[int, tuple[Any, str]] = field(default_factory=dict)
     given: dict[int, tuple[Any, str]] = field(default_factory=dict)
     kept: list[Tensor] = field(default_factory=list)
@@ -281,6 +283,7 @@ class FlatScan(NeuronOverTime):
         given = {name: state for name, state in given.items() if state is not None}
         self._see_calls(given)
         if layout.probes:
+            layout.last_neuron = self
             layout.taken.update({id(state): (self, name) for name, state in given.items()})
         given = {name: layout.last(state, dims) for name, state in given.items()}
         if self._held and not given:
@@ -374,9 +377,10 @@ def _flat(result: Any) -> Any:
 def dynamics_of(neuron: Any) -> Dynamics | None:
     """Return the equations of a neuron that :func:`leaky_scan` knows; ``None`` for any other.
 
-    Known are ``Leaky`` and ``RefractoryLeaky`` (not their subclasses, which may do anything) with
-    the surrogates of this library, ``atan`` or ``fast_sigmoid``, where nothing in the neuron is
-    learnt, quantised or inhibited and the threshold is above zero.
+    Known are ``Leaky``, ``RefractoryLeaky`` and, where it does not reset to zero, ``Lapicque`` (not
+    their subclasses, which may do anything) with the surrogates of this library and those of
+    snnTorch that are fixed functions, where nothing in the neuron is learnt, quantised or inhibited
+    and the threshold is above zero.
 
     Args:
         neuron: One of snnTorch's, or derived from it.
@@ -387,14 +391,20 @@ def dynamics_of(neuron: Any) -> Dynamics | None:
         >>> dynamics_of(snn.Synaptic(alpha=0.5, beta=0.5)) is None
         True
     """
-    surrogate = recognise(neuron.spike_grad)
-    refractory = type(neuron) is RefractoryLeaky
-    if type(neuron) not in (snn.Leaky, RefractoryLeaky) or surrogate is None:
+    surrogate = recognise(neuron.spike_grad) or _differentiated(neuron)
+    if type(neuron) not in (snn.Leaky, RefractoryLeaky, snn.Lapicque) or surrogate is None:
         return None
     if neuron.inhibition or neuron.state_quant or any(p.requires_grad for p in neuron.parameters()):
         return None
     if not bool((neuron.threshold > 0).all()):
         return None
+    return (
+        _lapicque(neuron, surrogate) if type(neuron) is snn.Lapicque else _leaky(neuron, surrogate)
+    )
+
+
+def _leaky(neuron: Any, surrogate: Surrogate) -> Dynamics | None:
+    refractory = type(neuron) is RefractoryLeaky
     steps = neuron.refractory_steps if refractory else 0
     immediate_reset = not neuron.reset_delay
     if immediate_reset and not steps and neuron.reset_mechanism == "subtract":
@@ -409,6 +419,46 @@ def dynamics_of(neuron: Any) -> Dynamics | None:
         refractory_steps=steps,
         clamp=refractory and neuron.refractory == "clamp",
     )
+
+
+def _lapicque(neuron: Any, surrogate: Surrogate) -> Dynamics | None:
+    """Return a leaky neuron with the decay and the input gain of a resistor and a capacitor."""
+    constants = (neuron.R, neuron.C, neuron.time_step)
+    if _mechanism(neuron) == "zero" or any(c.numel() > 1 for c in constants):
+        return None  # the reset to zero drops the input of its step, too
+    tau = neuron.R * neuron.C
+    return Dynamics(
+        beta=(1 - neuron.time_step / tau).reshape(()),
+        threshold=neuron.threshold,
+        surrogate=surrogate,
+        gain=float(neuron.R * (1 / tau) * neuron.time_step),
+        reset=_mechanism(neuron),
+    )
+
+
+# Of snnTorch's other surrogates those that are fixed functions of mem - threshold.
+_FIXED = ("heaviside", "sigmoid", "spike_rate_escape", "straight_through_estimator", "triangular")
+
+
+@dataclass(frozen=True)
+class _Differentiated(Surrogate):
+    """A surrogate of snnTorch whose slope autograd gives."""
+
+    spike_grad: Callable[[Tensor], Tensor]
+
+    def derivative(self, x: Tensor) -> Tensor:
+        """Return the slope at ``x = mem - threshold``."""
+        return derivative_of(self.spike_grad)(x)
+
+
+def _differentiated(neuron: Any) -> Surrogate | None:
+    # In refractory steps the margin is minus infinity, where not every slope is zero.
+    spike_grad = neuron.spike_grad
+    names = [f"{name}.<locals>.inner" for name in _FIXED]
+    known = getattr(spike_grad, "__qualname__", "") in names
+    if not known or getattr(spike_grad, "__module__", "") != "snntorch.surrogate":
+        return None
+    return None if getattr(neuron, "refractory_steps", 0) else _Differentiated(spike_grad)
 
 
 def _mechanism(neuron: Any) -> str:

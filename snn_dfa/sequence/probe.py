@@ -38,10 +38,12 @@ class Found:
     Args:
         loops: Whether its loop over time is inside.
         reads: Neuron to the names of the hidden states that the network's code looks at.
+        last: Names of the neurons that may be called last.
     """
 
     loops: bool
     reads: dict[str, set[str]]
+    last: set[str]
 
 
 def examine(
@@ -67,8 +69,11 @@ def examine(
         loops = _loops(net, three, args, kwargs)
         if not compare:
             form = TimeAsBatch(net)
-            return Found(loops, {name: {"mem"} for name in form.scans})
-        return Found(loops, _compare(net, three, args, kwargs, loops))
+            return Found(loops, {name: {"mem"} for name in form.scans}, set(form.scans))
+        form = _compare(net, three, args, kwargs, loops)
+        scans = form.scans.items()
+        last = {name for name, scan in scans if scan is form.layout.last_neuron}
+        return Found(loops, {name: scan.reads for name, scan in scans}, last)
 
 
 @contextmanager
@@ -164,26 +169,24 @@ def _calls(net: nn.Module, x: Tensor, args: Any, kwargs: Any) -> dict[str, int] 
 # -- the comparison --------------------------------------------------------------------------------
 
 
-def _compare(
-    net: nn.Module, three: Tensor, args: Any, kwargs: Any, loops: bool
-) -> dict[str, set[str]]:
-    """See that the form gives what the loop gives; return which hidden states are looked at."""
+def _compare(net: nn.Module, three: Tensor, args: Any, kwargs: Any, loops: bool) -> TimeAsBatch:
+    """See that the form gives what the loop gives; return the form, which has run."""
     try:
-        wanted, got, reads = _both(net, three, args, kwargs, loops, torch.float64)
+        wanted, got, form = _both(net, three, args, kwargs, loops, torch.float64)
         tolerance = 1e-9
     except DFAError:
         raise
     except Exception:  # a network that makes tensors of its own in single precision
-        wanted, got, reads = _both(net, three, args, kwargs, loops, three.dtype)
+        wanted, got, form = _both(net, three, args, kwargs, loops, three.dtype)
         tolerance = 1e-3
     _see_equal(wanted, got, tolerance)
-    return reads
+    return form
 
 
 def _both(
     net: nn.Module, three: Tensor, args: Any, kwargs: Any, loops: bool, dtype: torch.dtype
-) -> tuple[Any, Any, dict[str, set[str]]]:
-    """Return what the loop gives, what the form gives, and the states that are looked at."""
+) -> tuple[Any, Any, TimeAsBatch]:
+    """Return what the loop gives, what the form gives, and the form."""
 
     def cast(value: Any) -> Any:
         is_number = isinstance(value, Tensor) and value.is_floating_point()
@@ -203,7 +206,7 @@ def _both(
         tried(three[0], *args, **kwargs)  # the network's own errors first
         got = _run(form, three, args, kwargs)
         wanted = _loop(by_steps, three, args, kwargs, _passed_on(form, args, kwargs))
-    return wanted, got, {name: scan.reads for name, scan in form.scans.items()}
+    return wanted, got, form
 
 
 def _run(form: TimeAsBatch, three: Tensor, args: Any, kwargs: Any, call: str = "first") -> Any:

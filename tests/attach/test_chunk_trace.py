@@ -109,6 +109,17 @@ def test_where_it_is_exact_chunks_equal_membrane_credit_over_the_sequence():
         torch.testing.assert_close(got[name], want, rtol=1e-10, atol=1e-10, msg=name)
 
 
+def test_lapicque_has_a_trace_over_chunks():
+    net = dense(lambda **o: snn.Lapicque(f64(0.8), spike_grad=SG, threshold=f64(0.1), **o))
+    x = torch.rand(T, B, F, dtype=torch.float64) * 2
+    wanted = gradients(net, over_time(net), x, CHUNKS["whole"], seed=3)
+    form = over_time(net, stateful=True)
+    got = gradients(net, form, x, CHUNKS["chunks"], credit="trace", seed=3)
+    for name, want in wanted.items():
+        assert want.any()
+        torch.testing.assert_close(got[name], want, rtol=1e-10, atol=1e-10, msg=name)
+
+
 def test_a_loop_inside_with_explicit_states():
     net, x = Loop(lambda _: NEURONS["zero"]()), torch.rand(T, B, F, dtype=torch.float64) * 2
 

@@ -194,3 +194,28 @@ def test_a_copy_and_the_names_are_those_of_the_network():
     assert all(torch.equal(a, b) for a, b in zip(twin(x), wanted, strict=True))
     assert form.to(torch.float32)(x.float())[0].dtype == torch.float32
     assert net.fc1.weight.dtype == torch.float32
+
+
+def test_autocast_gives_spikes_in_single_precision_at_the_end():
+    net = Step(lambda n, **options: snn.Leaky(0.9, **options)).float()
+    form, x = over_time(net), inputs().float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        spk, mem = form(x)
+    assert spk.dtype == mem.dtype == torch.float32
+    assert form.lif1.is_last is False
+
+
+def test_a_network_that_makes_single_precision_itself_is_compared_in_it():
+    class Lstm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = snn.SLSTM(F, N, threshold=0.02, init_hidden=True)
+            self.fc, self.lif = nn.Linear(N, C), snn.Leaky(0.9, init_hidden=True)
+
+        def forward(self, x):
+            return self.lif(5 * self.fc(self.lstm(x)))
+
+    net, x = Lstm(), inputs().float()
+    got = over_time(net)(x)
+    assert got.any()
+    assert torch.equal(got, steps(net, x))

@@ -221,7 +221,14 @@ def test_neurons_of_a_users_making_run_step_by_step():
 
 
 @pytest.mark.usefixtures("in_torch")
-@pytest.mark.parametrize("stock", [snn_surrogate.atan(3.0), snn_surrogate.fast_sigmoid(25), None])
+@pytest.mark.parametrize(
+    "stock",
+    [
+        snn_surrogate.atan(3.0), snn_surrogate.fast_sigmoid(25), None, snn_surrogate.sigmoid(5),
+        snn_surrogate.triangular(0.5), snn_surrogate.heaviside(),
+        snn_surrogate.spike_rate_escape(), snn_surrogate.straight_through_estimator(),
+    ],
+)  # fmt: skip
 def test_stock_surrogates_are_scanned_alike(stock):
     net = nn.Sequential(
         nn.Linear(F, C), snn.Leaky(0.8, 0.3, spike_grad=stock, init_hidden=True, output=True)
@@ -232,6 +239,7 @@ def test_stock_surrogates_are_scanned_alike(stock):
         for a, b in zip(got, wanted, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     unknown = snn.Leaky(0.8, spike_grad=snn_surrogate.LSO())
+    assert dynamics_of(snn.Lapicque(0.8, reset_mechanism="zero")) is None
     assert dynamics_of(unknown) is None
 
 
