@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-__all__ = ["advance"]
+__all__ = ["advance", "advance_chunk"]
 
 
 def advance(
@@ -40,3 +41,27 @@ def advance(
         x = x if trace is None else decay * trace[i] + x
         states.append(x)
     return tuple(states)
+
+
+def advance_chunk(trace: Tensor | None, xs: Tensor, decay: float | Tensor) -> Tensor:
+    r"""Return the trace of a membrane T steps on, as T calls of :func:`advance` do.
+
+    :math:`\hat x_T = \beta^T \hat x_0 + \sum_t \beta^{T-t} x_t`, in one sum.
+
+    Args:
+        trace: Before the chunk; ``None`` at rest.
+        xs: Inputs of the steps [T, ...].
+        decay: beta.
+
+    Returns:
+        The trace [...].
+
+    Example:
+        >>> import torch
+        >>> advance_chunk(torch.tensor([4.0]), torch.tensor([[1.0], [1.0]]), 0.5)
+        tensor([2.5000])
+    """
+    back = torch.arange(len(xs), device=xs.device).flip(0)
+    powers = torch.as_tensor(decay, dtype=xs.dtype, device=xs.device) ** back
+    total = torch.tensordot(powers, xs, 1)
+    return total if trace is None else decay ** len(xs) * trace + total

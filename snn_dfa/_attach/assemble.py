@@ -14,7 +14,7 @@ from snn_dfa._attach.forward import Credit, LayerForward, NetworkForward, parame
 from snn_dfa._attach.hooks import sweep
 from snn_dfa._attach.local_gradient import LocalGradient
 from snn_dfa._attach.paths import Paths
-from snn_dfa._attach.trace import Traces
+from snn_dfa._attach.trace import traces_of
 from snn_dfa._distributed import States
 from snn_dfa.feedback.base import FeedbackWeights
 from snn_dfa.rules import RULES
@@ -66,7 +66,7 @@ def assemble(
     if weights:
         parts.append(Alignment(dict(weights), core))
     elif credit == "trace":
-        traces = Traces(net, modules, core)
+        traces = traces_of(net, modules, core)
         inside = traces
         parts.append(traces)
     states = States()

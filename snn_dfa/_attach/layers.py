@@ -11,7 +11,7 @@ from torch import nn
 from snn_dfa._attach.calls import Layers
 from snn_dfa._attach.forward import is_attached
 from snn_dfa.errors import AttachError
-from snn_dfa.sequence import Scan
+from snn_dfa.sequence import NeuronOverTime, Scan
 
 __all__ = ["find_layers", "is_spiking", "spiking_layers", "takes_sequences"]
 
@@ -21,12 +21,12 @@ _SEQUENCE_NEURONS = (snn.StateLeaky, snn.AssociativeLeaky, snn.LeakyParallel, Sc
 
 def is_spiking(module: nn.Module) -> bool:
     """Whether the module is one of snnTorch's neurons, or over a sequence made of one."""
-    return isinstance(module, (snn.SpikingNeuron, snn.LeakyParallel, Scan))
+    return isinstance(module, (snn.SpikingNeuron, snn.LeakyParallel, NeuronOverTime))
 
 
 def spiking_layers(net: nn.Module) -> dict[str, nn.Module]:
-    """Return the spiking layers by name; the neuron inside a :class:`Scan` is not one more."""
-    inside = {m.neuron for m in net.modules() if isinstance(m, Scan)}
+    """Return the spiking layers by name; the neuron inside a scan is not one more."""
+    inside = {m.neuron for m in net.modules() if isinstance(m, NeuronOverTime)}
     return {n: m for n, m in net.named_modules() if is_spiking(m) and m not in inside}
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from snn_dfa._attach.chunk_trace import ChunkTraces
 from snn_dfa._attach.core import Core
 from snn_dfa._attach.functions import Traced, in_backward
 from snn_dfa._attach.hooks import place
@@ -25,8 +26,9 @@ from snn_dfa._attach.weights import SYNAPSES, gradient_at_weight, inside_neurons
 from snn_dfa.eligibility import advance
 from snn_dfa.errors import AttachError
 from snn_dfa.neurons import RefractoryLeaky
+from snn_dfa.sequence import NeuronOverTime, dynamics_of
 
-__all__ = ["Traces", "check"]
+__all__ = ["Traces", "check", "traces_of"]
 
 _NEURONS = (snn.Leaky, snn.Synaptic, snn.RLeaky, RefractoryLeaky)
 _STATES = ("mem", "syn", "spk")
@@ -55,11 +57,14 @@ def check(
         where = f"credit='trace': layer {name!r}"
         if not is_spiking(module) and name in outputs:
             continue  # a plain readout has no past
-        if type(module) not in _NEURONS:
+        if isinstance(module, NeuronOverTime):
+            _check_over_time(module, where)
+            module = module.neuron
+        elif type(module) not in _NEURONS:
             known = ", ".join(sorted(kind.__name__ for kind in _NEURONS))
             raise AttachError(
-                f"{where} is a {type(module).__name__}, expected one of {known}, one step a call "
-                f"(give the network itself, not its over_time form); use credit='membrane'"
+                f"{where} is a {type(module).__name__}, expected one of {known}, one step a call; "
+                f"use credit='membrane'"
             )
         for constant in ("alpha", "beta"):
             if getattr(module, constant, torch.ones(())).numel() > 1:
@@ -76,6 +81,24 @@ def check(
                 f"{where} gives no gradient to its own parameter {learns[0]!r}, which wants one; "
                 f"freeze it, or use credit='membrane'"
             )
+
+
+def _check_over_time(module: NeuronOverTime, where: str) -> None:
+    """Refuse a neuron that is not scanned: its states have no gradient before the first step."""
+    if dynamics_of(module.neuron) is None:
+        raise AttachError(
+            f"{where} is a {type(module.neuron).__name__} that runs step by step over a sequence, "
+            f"expected a Leaky, RefractoryLeaky or Lapicque that is scanned: nothing in it is "
+            f"learnt, quantised or inhibited, its surrogate is this library's or a fixed function "
+            f"of snnTorch's, and it resets with a delay, to zero or not at all; "
+            f"give the network itself, not its over_time form, or use credit='membrane'"
+        )
+
+
+def traces_of(net: nn.Module, modules: Mapping[str, nn.Module], core: Core) -> Traces | ChunkTraces:
+    """Return the traces of a network that takes a step a call, or of a form over sequences."""
+    over_time = any(isinstance(m, NeuronOverTime) for m in net.modules())
+    return ChunkTraces(net, modules, core) if over_time else Traces(net, modules, core)
 
 
 @dataclass

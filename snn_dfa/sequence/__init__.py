@@ -1,9 +1,24 @@
 """Whole sequences: a snnTorch network turned inside out, each layer over all steps at once.
 
-``over_time.py`` changes the network, ``scan`` runs its neurons, and ``spike_linear.py`` its linear
-layers on spikes.
+``over_time.py`` changes the network: an ``nn.Sequential`` layer by layer, and any other by
+``any_network.py``, which runs the network's own ``forward`` once; ``probe.py`` sees whether that is
+right. ``neuron.py`` is a neuron over a sequence, ``scan`` runs it, and ``spike_linear.py`` runs
+linear layers on spikes.
 """
 
-from snn_dfa.sequence.over_time import AtOnce, OverTime, Scan, over_time
+from snn_dfa.sequence.any_network import OneMask, SpikeLinear, TimeAsBatch
+from snn_dfa.sequence.neuron import FlatScan, NeuronOverTime, Scan, dynamics_of
+from snn_dfa.sequence.over_time import AtOnce, OverTime, over_time
 
-__all__ = ["AtOnce", "OverTime", "Scan", "over_time"]
+__all__ = [
+    "AtOnce",
+    "FlatScan",
+    "NeuronOverTime",
+    "OneMask",
+    "OverTime",
+    "Scan",
+    "SpikeLinear",
+    "TimeAsBatch",
+    "dynamics_of",
+    "over_time",
+]

@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from snn_dfa.errors import AttachError, InputError
-from snn_dfa.neurons import RefractoryLeaky
 from snn_dfa.sequence import spike_linear
-from snn_dfa.sequence.scan import Dynamics, leaky_scan
-from snn_dfa.state import reset
-from snn_dfa.surrogate import recognise
+from snn_dfa.sequence.any_network import TimeAsBatch
+from snn_dfa.sequence.neuron import Scan, twice
 
-__all__ = ["AtOnce", "OverTime", "Scan", "over_time"]
+__all__ = ["AtOnce", "OverTime", "over_time"]
 
 
 # They treat equal steps alike: for a constant current, one step serves all.
@@ -24,92 +22,8 @@ _ALIKE = (
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
 )  # fmt: skip
+_TAKE_SEQUENCES = (snn.StateLeaky, snn.AssociativeLeaky, snn.LeakyParallel)
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-
-
-class Scan(nn.Module):
-    """A spiking neuron over a sequence: [T, B, ...] in and out, from rest.
-
-    It gives what the neuron gives at a step, stacked over T.
-
-    Args:
-        neuron: Any of snnTorch's that keeps its state inside (``init_hidden=True``).
-
-    Example:
-        >>> Scan(snn.Leaky(beta=0.5, init_hidden=True))(torch.full((4, 1, 1), 0.6)).flatten()
-        tensor([0., 0., 1., 0.])
-    """
-
-    def __init__(self, neuron: nn.Module) -> None:
-        super().__init__()
-        self.neuron: Any = neuron
-        # In half precision spikes stay half on the way to the next layer; those of the network's
-        # last layer, which go into a loss, are in single precision as in the loop over time.
-        self.is_last = False
-
-    def forward(self, x: Tensor) -> Any:
-        """Run the neuron over the sequence [T, B, ...]."""
-        dynamics = dynamics_of(self.neuron)
-        if dynamics is None:
-            return self._step_by_step(x)
-        alone = self.neuron.init_hidden and not self.neuron.output
-        dtype = torch.promote_types(x.dtype, torch.float32) if self.is_last else x.dtype
-        spikes, *mems = leaky_scan(x, dynamics, not alone, dtype)
-        factor = self.neuron.graded_spikes_factor
-        if not _is_one(factor):
-            spikes = spikes * factor
-        return spikes if alone else (spikes, *mems)
-
-    def _step_by_step(self, x: Tensor) -> Any:
-        reset(self.neuron)
-        steps = [self.neuron(step) for step in x]
-        reset(self.neuron)  # its last state would keep the whole graph alive
-        if isinstance(steps[0], Tensor):
-            return torch.stack(steps)
-        return tuple(torch.stack(states) for states in zip(*steps, strict=True))
-
-
-def dynamics_of(neuron: Any) -> Dynamics | None:
-    """Return the equations of a neuron that :func:`leaky_scan` knows; ``None`` for any other.
-
-    Known are ``Leaky`` and ``RefractoryLeaky`` (not their subclasses, which may do anything) with
-    the surrogates of this library, ``atan`` or ``fast_sigmoid``, where nothing in the neuron is
-    learnt, quantised or inhibited and the threshold is above zero.
-    """
-    surrogate = recognise(neuron.spike_grad)
-    refractory = type(neuron) is RefractoryLeaky
-    if type(neuron) not in (snn.Leaky, RefractoryLeaky) or surrogate is None:
-        return None
-    if neuron.inhibition or neuron.state_quant or any(p.requires_grad for p in neuron.parameters()):
-        return None
-    if not bool((neuron.threshold > 0).all()):
-        return None
-    steps = neuron.refractory_steps if refractory else 0
-    immediate_reset = not neuron.reset_delay
-    if immediate_reset and not steps and neuron.reset_mechanism == "subtract":
-        return None  # what is left above the threshold is then reset once more, one step later
-    return Dynamics(
-        beta=neuron.beta.clamp(0, 1),
-        threshold=neuron.threshold,
-        surrogate=surrogate,
-        gain=neuron.input_gain if refractory else 1.0,
-        reset=_mechanism(neuron),
-        immediate_reset=immediate_reset,
-        refractory_steps=steps,
-        clamp=refractory and neuron.refractory == "clamp",
-    )
-
-
-def _mechanism(neuron: Any) -> str:
-    """The reset that is at work: ``Leaky`` keeps the one that it was made with."""
-    if isinstance(neuron, RefractoryLeaky):
-        return neuron.reset_mechanism
-    bound = {"_base_sub": "subtract", "_base_zero": "zero", "_base_int": "none"}
-    return bound[neuron.state_function.__name__]
-
-
-def _is_one(factor: Tensor) -> bool:
-    return factor.numel() == 1 and bool(factor == 1)
 
 
 class AtOnce(nn.Module):
@@ -207,65 +121,103 @@ class OverTime(nn.Sequential):
         return self._source[0].load_state_dict(*args, **kwargs)
 
 
-def over_time(net: nn.Sequential) -> OverTime:
+def over_time(
+    net: nn.Module, *, stateful: bool = False, check: bool = True
+) -> OverTime | TimeAsBatch:
     r"""Return ``net`` in a form that takes whole sequences and shares its parameters and buffers.
 
-    The loop over time around the network becomes a loop inside each neuron: stateless modules see
-    all T * B samples in one call. Values and gradients are those of the loop, from rest. A module
-    that mixes the samples of a batch, such as batch normalisation, mixes over T * B: its
-    statistics are over time and batch. Dropout draws one mask for the whole sequence.
+    The loop over time around or inside the network becomes a loop inside each neuron: all else
+    sees the T * B samples in one call. Values and gradients are those of the loop, from rest. A
+    module that mixes the samples of a batch, such as batch normalisation in training, mixes over
+    T * B: its statistics are over time and batch. A dropout module draws one mask for the whole
+    sequence.
+
+    An ``nn.Sequential`` of neurons and stateless modules is run layer by layer. In any other
+    network ``forward`` itself is run once. It may be one step, or loop over its input's first
+    dimension; it may use functions, branches, tuples, hidden states, and explicit states that it
+    hands from step to step. It must not mix samples, depend on the number of the step, or keep a
+    state outside its neurons.
 
     Layers keep their names, so that :class:`snn_dfa.DFA` draws the same feedback for both forms.
     Attach it to the form that is run.
 
     Args:
-        net: ``nn.Sequential``, nested too, of snnTorch neurons and stateless modules. A network
-            whose ``forward`` is a loop over time is brought into this form by writing its layers
-            as an ``nn.Sequential``, with ``init_hidden=True`` in the neurons.
+        net: The network. All neurons must be those of snnTorch that take a step a call, or derived
+            from ``snntorch.SpikingNeuron``.
+        stateful: Begin each call with the states that the last one has left, until
+            :func:`snn_dfa.reset`; no gradient goes from one call into another. A loop inside the
+            network that begins with ``reset_mem()`` begins with these states, too.
+        check: At the first call of a network that is no ``nn.Sequential``, compare three steps of
+            the input with the loop, on copies in evaluation mode. That costs about as much time as
+            the forward pass of twenty steps in double precision, and memory for two copies
+            of the network. It cannot see what shows only after three steps or in training alone.
 
     Returns:
-        A module that maps [T, B, ...] to the output spikes [T, B, C], or to what else the last
-        neuron returns at a step, stacked over T.
+        A module that maps [T, B, ...] to the output spikes [T, B, C], or to what else the network
+        returns at a step, stacked over T. Further arguments go to the network as they are: states
+        [B, ...] are those before the first step.
 
     Raises:
-        AttachError: if a module inside is neither, or a neuron is used twice.
+        AttachError: if a neuron takes sequences itself, or is used twice; at the first call, if the
+            network cannot be run so.
         InputError: when it is called, if the input is not such a sequence.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 2), snn.Leaky(beta=0.9, init_hidden=True))
         >>> over_time(net)(torch.rand(25, 3, 4)).shape
         torch.Size([25, 3, 2])
+        >>> class Residual(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.fc, self.lif = nn.Linear(4, 4), snn.Leaky(beta=0.9, init_hidden=True)
+        ...     def forward(self, x):
+        ...         return x + self.lif(torch.relu(self.fc(x)))
+        >>> over_time(Residual())(torch.rand(25, 3, 4)).shape
+        torch.Size([25, 3, 4])
     """
-    form = OverTime(net, _layers(net, ""))
-    neurons = [m.neuron for m in form.modules() if isinstance(m, Scan)]
-    twice = next((n for n in neurons if neurons.count(n) > 1), None)
-    if twice is not None:
+    if not isinstance(net, nn.Module) or isinstance(net, snn.SpikingNeuron):
+        raise AttachError(f"over_time: expected a network, got a {type(net).__name__}")
+    whole = next((n for n, m in net.named_modules() if isinstance(m, _TAKE_SEQUENCES)), None)
+    if whole is not None:
         raise AttachError(
-            f"over_time: expected each neuron once in the network, got a {type(twice).__name__} "
-            f"that is used twice, whose one state would go from place to place at every step; make "
-            f"one for each place"
+            f"over_time: expected neurons that take a step a call, got {whole!r} of type "
+            f"{type(net.get_submodule(whole)).__name__}, which takes a sequence [T, B, ...] "
+            f"itself; call the network with the sequence"
         )
-    last = [m for m in form.modules() if isinstance(m, Scan)][-1:]
-    for scan in last:
+    if not _is_sequential(net):
+        return TimeAsBatch(net, stateful, check)
+    form = OverTime(net, _layers(net, stateful))
+    scans = [m for m in form.modules() if isinstance(m, Scan)]
+    neurons = [scan.neuron for scan in scans]
+    shared = next((n for n in neurons if neurons.count(n) > 1), None)
+    if shared is not None:
+        raise twice(shared)
+    for scan in scans[-1:]:
         scan.is_last = True
     return form
 
 
-def _layers(net: nn.Module, prefix: str) -> dict[str, nn.Module]:
-    if not isinstance(net, nn.Sequential):
-        raise AttachError(
-            f"over_time: expected nn.Sequential, got {prefix or 'net'} of type "
-            f"{type(net).__name__}, which holds spiking neurons; write its layers as an "
-            f"nn.Sequential, with init_hidden=True in the neurons"
-        )
+def _spikes(module: nn.Module) -> bool:
+    return any(isinstance(m, snn.SpikingNeuron) for m in module.modules())
+
+
+def _is_sequential(module: nn.Module) -> bool:
+    """Return whether no module that holds neurons has a ``forward`` of its own."""
+    if type(module).forward is not nn.Sequential.forward:
+        return False
+    inner = (child for child in module.children() if _spikes(child))
+    return all(isinstance(m, snn.SpikingNeuron) or _is_sequential(m) for m in inner)
+
+
+def _layers(net: nn.Module, stateful: bool) -> dict[str, nn.Module]:
     # Not named_children(), which gives a module that is used twice, such as a pooling, once.
     children = ((name, child) for name, child in net._modules.items() if child is not None)
-    return {name: _layer(child, f"{prefix}{name}") for name, child in children}
+    return {name: _layer(child, stateful) for name, child in children}
 
 
-def _layer(module: nn.Module, name: str) -> nn.Module:
+def _layer(module: nn.Module, stateful: bool) -> nn.Module:
     if isinstance(module, snn.SpikingNeuron):
-        return Scan(module)
-    if any(isinstance(m, snn.SpikingNeuron) for m in module.modules()):
-        return OverTime(module, _layers(module, f"{name}."))
+        return Scan(module, stateful)
+    if _spikes(module):
+        return OverTime(module, _layers(module, stateful))
     return AtOnce(module)

@@ -14,7 +14,7 @@ from parity import check
 from problems import SG, exact, problem
 from torch import nn
 
-from snn_dfa import DFA, AttachError, RefractoryLeaky, over_time, reset
+from snn_dfa import DFA, AttachError, RefractoryLeaky, reset
 from snn_dfa._attach.trace import Traces
 from snn_dfa.eligibility import advance
 
@@ -248,12 +248,6 @@ def test_neurons_whose_past_no_trace_holds(hidden, message):
     net = nn.Sequential(nn.Linear(5, 7), hidden, nn.Linear(7, 3), leaky())
     with pytest.raises(AttachError, match=message):
         DFA(net, credit="trace")
-
-
-def test_a_sequence_form_is_refused():
-    net = nn.Sequential(nn.Linear(5, 7), leaky(), nn.Linear(7, 3), leaky())
-    with pytest.raises(AttachError, match="give the network itself, not its over_time form"):
-        DFA(over_time(net), credit="trace")
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,8 @@ from torch import nn
 from snn_dfa import DFA, AttachError, RefractoryLeaky, over_time, reset
 from snn_dfa.diagnostics import activity
 from snn_dfa.encoding import constant
-from snn_dfa.sequence.over_time import dynamics_of
-from snn_dfa.sequence.scan import cpu
+from snn_dfa.sequence import dynamics_of
 from snn_dfa.surrogate import exact
-
-
-@pytest.fixture
-def in_torch(monkeypatch):
-    """The plain implementation; that the compiled one equals it has tests of its own."""
-    monkeypatch.setattr(cpu, "available", lambda *_: False)
 
 
 def net_of(make, output=None):
@@ -217,18 +210,6 @@ def test_nothing_is_left_in_the_neurons():
     assert not net[1].mem.any()
 
 
-def test_what_cannot_be_turned_inside_out_is_named():
-    class Own(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.lif = leaky(N)
-
-    with pytest.raises(AttachError, match=r"expected nn.Sequential, got net of type Own"):
-        over_time(Own())
-    with pytest.raises(AttachError, match=r"got 1. of type Own, which holds spiking neurons"):
-        over_time(nn.Sequential(nn.Linear(1, 1), Own()))
-
-
 def test_neurons_of_a_users_making_run_step_by_step():
     class Doubled(snn.Leaky):
         def forward(self, x):
@@ -240,7 +221,14 @@ def test_neurons_of_a_users_making_run_step_by_step():
 
 
 @pytest.mark.usefixtures("in_torch")
-@pytest.mark.parametrize("stock", [snn_surrogate.atan(3.0), snn_surrogate.fast_sigmoid(25), None])
+@pytest.mark.parametrize(
+    "stock",
+    [
+        snn_surrogate.atan(3.0), snn_surrogate.fast_sigmoid(25), None, snn_surrogate.sigmoid(5),
+        snn_surrogate.triangular(0.5), snn_surrogate.heaviside(),
+        snn_surrogate.spike_rate_escape(), snn_surrogate.straight_through_estimator(),
+    ],
+)  # fmt: skip
 def test_stock_surrogates_are_scanned_alike(stock):
     net = nn.Sequential(
         nn.Linear(F, C), snn.Leaky(0.8, 0.3, spike_grad=stock, init_hidden=True, output=True)
@@ -251,6 +239,7 @@ def test_stock_surrogates_are_scanned_alike(stock):
         for a, b in zip(got, wanted, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     unknown = snn.Leaky(0.8, spike_grad=snn_surrogate.LSO())
+    assert dynamics_of(snn.Lapicque(0.8, reset_mechanism="zero")) is None
     assert dynamics_of(unknown) is None
 
 

@@ -9,7 +9,7 @@ from snntorch import surrogate as snn_surrogate
 from torch import nn
 
 from snn_dfa import DFA, over_time
-from snn_dfa.sequence.over_time import dynamics_of
+from snn_dfa.sequence import dynamics_of
 from snn_dfa.sequence.scan import cpu, credit_at_current, leaky_scan, reference
 from snn_dfa.surrogate import exact, fast_sigmoid
 

@@ -30,7 +30,7 @@ def test_in_the_interpreter():
         cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
-    assert "18 passed" in done.stdout, done.stdout[-300:]
+    assert "24 passed" in done.stdout, done.stdout[-300:]
 
 
 def runs_here():

@@ -3,7 +3,7 @@
 import torch
 
 from snn_dfa import RefractoryLeaky
-from snn_dfa.sequence.over_time import dynamics_of
+from snn_dfa.sequence import dynamics_of
 from snn_dfa.surrogate import fast_sigmoid
 
 KINDS = [

@@ -24,7 +24,13 @@ from snn_dfa.sequence.numba_tools import (
     read_bfloat16,
     write_bfloat16,
 )
-from snn_dfa.sequence.scan.dynamics import Dynamics, margin_dtype, one_step_if_constant
+from snn_dfa.sequence.scan.dynamics import (
+    REST,
+    Dynamics,
+    States,
+    margin_dtype,
+    one_step_if_constant,
+)
 from snn_dfa.surrogate import inline_form
 
 __all__ = ["available", "backward", "forward"]
@@ -59,6 +65,7 @@ def forward(
     spikes_dtype: torch.dtype,
     want_mem: bool,
     want_margin: bool,
+    states: States = REST,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """As :func:`snn_dfa.sequence.scan.reference.forward`."""
     _, batch, neurons = current.shape
@@ -73,9 +80,15 @@ def forward(
         kept == torch.bfloat16,
     )  # fmt: skip
     gain = np.asarray(dyn.gain, dtype=as_array(mems).dtype)[()]
+    nothing = torch.empty((0, 0), dtype=dyn.beta.dtype)
+    no_wait = torch.empty((0, 0), dtype=torch.int32)
     kernel(
         as_array(current.contiguous()), _row(dyn.beta, neurons), _row(dyn.threshold, neurons), gain,
         as_array(spikes), as_array(margin), as_array(mems),
+        as_array(nothing if states.mem is None else states.mem.contiguous()),
+        as_array(no_wait if states.wait is None else states.wait.contiguous()),
+        as_array(nothing if states.last_mem is None else states.last_mem),
+        as_array(no_wait if states.last_wait is None else states.last_wait),
     )  # fmt: skip
     return spikes, margin if want_margin else None, mems if want_mem else None
 
@@ -136,7 +149,10 @@ def _forward_kernel(
     late_subtract = reset == "subtract" and not immediate_reset
     silent = np.int32(steps)
 
-    def kernel(current, beta, threshold, gain, spikes, margin, mems):
+    def kernel(
+        current, beta, threshold, gain, spikes, margin, mems,
+        first_mem, first_wait, last_mem, last_wait,
+    ):  # fmt: skip
         num_steps, batch, neurons = spikes.shape
         zero, one = mems.dtype.type(0), mems.dtype.type(1)
         minus_infinity = mems.dtype.type(-np.inf)
@@ -151,6 +167,10 @@ def _forward_kernel(
             betas, thresholds = beta[lo:hi], threshold[lo:hi]
             mem = np.zeros(hi - lo, mems.dtype)
             wait = np.zeros(hi - lo if steps else 0, np.int32)
+            if len(first_mem):
+                mem[:] = first_mem[b, lo:hi]
+            if steps and len(first_wait):
+                wait[:] = first_wait[b, lo:hi]
             unwanted = np.empty(hi - lo, margin.dtype)
             for t in range(num_steps):
                 currents = current[min(t, last), b, lo:hi]
@@ -190,6 +210,10 @@ def _forward_kernel(
                     mem[i] = u
                     if mem_out:
                         mem_row[i] = u
+            if len(last_mem):
+                last_mem[b, lo:hi] = mem
+            if steps and len(last_wait):
+                last_wait[b, lo:hi] = wait
 
     return compile_parallel(kernel)
 

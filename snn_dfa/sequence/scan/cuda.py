@@ -12,7 +12,13 @@ import os
 import torch
 from torch import Tensor
 
-from snn_dfa.sequence.scan.dynamics import Dynamics, margin_dtype, one_step_if_constant
+from snn_dfa.sequence.scan.dynamics import (
+    REST,
+    Dynamics,
+    States,
+    margin_dtype,
+    one_step_if_constant,
+)
 from snn_dfa.surrogate import inline_form
 
 __all__ = ["available", "backward", "forward"]
@@ -28,10 +34,13 @@ if importlib.util.find_spec("triton") is not None:  # it comes with torch on Lin
 
     @triton.jit
     def _forward_kernel(
-        current, beta, threshold, spikes, margin, mems, cells, neurons, num_steps, gain,
-        stride_current, stride_beta, stride_threshold,
+        current, beta, threshold, spikes, margin, mems,
+        first_mem, first_wait, last_mem, last_wait,
+        cells, neurons, num_steps, gain, stride_current, stride_beta, stride_threshold,
         RESET: tl.constexpr, IMMEDIATE: tl.constexpr, STEPS: tl.constexpr, CLAMP: tl.constexpr,
         WANT_MEM: tl.constexpr, WANT_MARGIN: tl.constexpr, BLOCK: tl.constexpr,
+        HAS_MEM: tl.constexpr, HAS_WAIT: tl.constexpr,
+        WANT_LAST: tl.constexpr, WANT_WAIT: tl.constexpr,
     ):  # fmt: skip
         cell = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         inside = cell < cells
@@ -41,6 +50,14 @@ if importlib.util.find_spec("triton") is not None:  # it comes with torch on Lin
         mem = decay * 0
         spike = mem
         wait = tl.zeros([BLOCK], tl.int32)
+        if HAS_MEM:
+            mem = tl.load(first_mem + cell, mask=inside, other=0.0)
+        if HAS_WAIT:
+            wait = tl.load(first_wait + cell, mask=inside, other=0)
+        if STEPS > 0:
+            spike = tl.where(wait == STEPS, 1.0, 0.0).to(mem.dtype)
+        else:
+            spike = tl.where(mem - theta > 0, 1.0, 0.0).to(mem.dtype)
         for t in range(num_steps):
             drive = tl.load(current + t * stride_current + cell, mask=inside, other=0.0)
             kept = mem
@@ -69,6 +86,10 @@ if importlib.util.find_spec("triton") is not None:  # it comes with torch on Lin
                 tl.store(margin + at, x.to(margin.dtype.element_ty), mask=inside)
             if WANT_MEM:
                 tl.store(mems + at, mem, mask=inside)
+        if WANT_LAST:
+            tl.store(last_mem + cell, mem, mask=inside)
+        if WANT_WAIT:
+            tl.store(last_wait + cell, wait, mask=inside)
 
     @triton.jit
     def _backward_kernel(
@@ -146,6 +167,7 @@ def forward(
     spikes_dtype: torch.dtype,
     want_mem: bool,
     want_margin: bool,
+    states: States = REST,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """As :func:`snn_dfa.sequence.scan.reference.forward`."""
     once, batch, neurons = current.shape
@@ -155,12 +177,16 @@ def forward(
     margin = current.new_empty(shape if want_margin else (1,), dtype=kept)
     mems = current.new_empty(shape if want_mem else (1,), dtype=dtype)
     cells = batch * neurons
+    first = [s if s is None else s.contiguous() for s in states[:2]]
+    places = [spikes if s is None else s for s in (*first, *states[2:])]
     _forward_kernel[_grid(cells)](
-        current.contiguous(), dyn.beta, dyn.threshold, spikes, margin, mems,
+        current.contiguous(), dyn.beta, dyn.threshold, spikes, margin, mems, *places,
         cells, neurons, num_steps, dyn.gain,
         0 if once == 1 else cells, _stride(dyn.beta), _stride(dyn.threshold),
         RESET=_RESETS[dyn.reset], IMMEDIATE=dyn.immediate_reset, CLAMP=dyn.clamp,
         STEPS=dyn.refractory_steps, WANT_MEM=want_mem, WANT_MARGIN=want_margin, BLOCK=_BLOCK,
+        HAS_MEM=states.mem is not None, HAS_WAIT=states.wait is not None,
+        WANT_LAST=states.last_mem is not None, WANT_WAIT=states.last_wait is not None,
     )  # fmt: skip
     return spikes, margin if want_margin else None, mems if want_mem else None
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from snn_dfa.surrogate import Surrogate
 
-__all__ = ["Dynamics", "margin_dtype", "one_step_if_constant"]
+__all__ = ["REST", "Dynamics", "States", "margin_dtype", "one_step_if_constant"]
 
 
 def one_step_if_constant(sequence: Tensor) -> Tensor:
@@ -27,9 +28,26 @@ def margin_dtype(current: torch.dtype, membrane: torch.dtype) -> torch.dtype:
     return current if current == torch.bfloat16 else membrane
 
 
+class States(NamedTuple):
+    """What a scan begins with, and where it writes what it ends with; ``None``: rest, nowhere.
+
+    All are [B, N]: membranes in their own dtype, and for refractory neurons the silent steps that
+    are left, in int32.
+    """
+
+    mem: Tensor | None = None
+    wait: Tensor | None = None
+    last_mem: Tensor | None = None
+    last_wait: Tensor | None = None
+
+
+#: From rest, and the last states are not wanted.
+REST = States()
+
+
 @dataclass(frozen=True, eq=False)
 class Dynamics:
-    r"""A leaky neuron with a threshold above zero, from rest.
+    r"""A leaky neuron with a threshold above zero.
 
     With :math:`r_t` the spike of the step before (0 with ``immediate_reset``), elementwise:
 

@@ -10,16 +10,22 @@ import torch
 from torch import Tensor
 
 from snn_dfa.sequence.scan import cpu, cuda, reference
-from snn_dfa.sequence.scan.dynamics import Dynamics, one_step_if_constant
+from snn_dfa.sequence.scan.dynamics import Dynamics, States, one_step_if_constant
 from snn_dfa.surrogate import Surrogate
 
 __all__ = ["Dynamics", "credit_at_current", "leaky_scan"]
 
 
 def leaky_scan(
-    current: Tensor, dyn: Dynamics, want_mem: bool = False, spikes_dtype: torch.dtype | None = None
+    current: Tensor,
+    dyn: Dynamics,
+    want_mem: bool = False,
+    spikes_dtype: torch.dtype | None = None,
+    start: tuple[Tensor, Tensor | None] | None = None,
+    want_last: bool = False,
+    over_resets: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Run a leaky neuron over a sequence, from rest.
+    """Run a leaky neuron over a sequence.
 
     Args:
         current: [T, B, ...]; one that is expanded over time (stride zero) is read once. In half
@@ -27,9 +33,15 @@ def leaky_scan(
         dyn: The neuron; ``beta`` and ``threshold`` broadcast to the feature dimensions.
         want_mem: Whether to return the membranes.
         spikes_dtype: Of the spikes, ``None`` for that of ``current``.
+        start: Membranes [B, ...] to begin with, which get a gradient, and for a refractory neuron
+            the silent steps that are left, in int32; ``None`` for rest.
+        want_last: Whether to return the last states.
+        over_resets: Whether the gradient through time is that of the decay alone, which passes
+            over resets and held membranes, as eligibility traces do.
 
     Returns:
-        Spikes [T, B, ...], and membranes [T, B, ...] if wanted.
+        Spikes [T, B, ...]; membranes [T, B, ...] if wanted; the last membranes and, of a
+        refractory neuron, the silent steps that are left, [B, ...] without a gradient, if wanted.
 
     Example:
         >>> from snn_dfa.surrogate import fast_sigmoid
@@ -37,13 +49,24 @@ def leaky_scan(
         >>> leaky_scan(torch.full((4, 1, 1), 0.9), dyn)[0].flatten()
         tensor([0., 1., 0., 1.])
     """
-    outputs = _LeakyScan.apply(
-        _flat(current),
+    mem, wait = (None, None) if start is None else start
+    flat = _flat(current)
+    if mem is not None and mem.requires_grad and flat.stride(0) == 0:
+        flat = flat.contiguous()  # the gradient of the first step alone is asked for
+    dtype = torch.promote_types(current.dtype, torch.float32)
+    spikes, mems, last_mem, last_wait = _LeakyScan.apply(
+        flat,
+        None if mem is None else mem.to(dtype).flatten(1),
+        None if wait is None else wait.flatten(1),
         _of_flat(dyn, current),
         want_mem,
+        want_last,
+        over_resets,
         current.dtype if spikes_dtype is None else spikes_dtype,
     )
-    return tuple(t.view(current.shape) for t in outputs[: 1 + want_mem])
+    found = [t.view(current.shape) for t in (spikes, mems) if t is not None]
+    found += [t.view(current.shape[1:]) for t in (last_mem, last_wait) if t is not None]
+    return tuple(found)
 
 
 def credit_at_current(
@@ -102,35 +125,67 @@ def _implementation(current: Tensor, dyn: Dynamics) -> ModuleType:
 
 
 class _LeakyScan(torch.autograd.Function):
-    """Spikes and membranes of a scan; keeps the margins (membrane minus threshold) only."""
+    """Spikes, membranes and last states of a scan; keeps the margins (membrane minus threshold)."""
 
     @staticmethod
     def forward(
-        ctx: Any, current: Tensor, dyn: Dynamics, want_mem: bool, spikes_dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor | None]:
+        ctx: Any, current: Tensor, mem: Tensor | None, wait: Tensor | None, dyn: Dynamics,
+        want_mem: bool, want_last: bool, over_resets: bool, spikes_dtype: torch.dtype,
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
         once = one_step_if_constant(current)
         constant = len(once) < len(current)
         kernels = _implementation(current, dyn)
-        wanted = ctx.needs_input_grad[0]
+        wanted = any(ctx.needs_input_grad[:2])
+        last_mem = dyn.beta.new_empty(current.shape[1:]) if want_last else None
+        last_wait = None
+        if want_last and dyn.refractory_steps:
+            last_wait = current.new_empty(current.shape[1:], dtype=torch.int32)
+        states = States(None if mem is None else mem.detach(), wait, last_mem, last_wait)
         spikes, margin, mems = kernels.forward(
-            once, dyn, len(current), spikes_dtype, want_mem, wanted
+            once, dyn, len(current), spikes_dtype, want_mem, wanted, states
         )
         if wanted:
-            ctx.save_for_backward(margin)
+            first = (mem, wait) if ctx.needs_input_grad[1] else (None, None)
+            ctx.save_for_backward(margin, *first)
         ctx.dyn, ctx.kernels, ctx.constant = dyn, kernels, constant
-        ctx.dtype, ctx.shape = current.dtype, current.shape
+        ctx.dtype, ctx.shape, ctx.over_resets = current.dtype, current.shape, over_resets
         ctx.set_materialize_grads(False)
-        return spikes, mems
+        ctx.mark_non_differentiable(*(t for t in (last_mem, last_wait) if t is not None))
+        return spikes, mems, last_mem, last_wait
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None, None]:
-        if all(g is None for g in grads):
-            return None, None, None, None
-        (margin,) = ctx.saved_tensors
-        result = ctx.kernels.backward(*grads, margin, ctx.dyn, ctx.dtype, ctx.constant)
+    def backward(
+        ctx: Any, at_spikes: Tensor | None, at_mems: Tensor | None, *_: Any
+    ) -> tuple[Tensor | None, ...]:
+        if at_spikes is None and at_mems is None:
+            return (None,) * 8
+        margin, mem, wait = ctx.saved_tensors
+        dtype, dyn = ctx.dtype if mem is None else ctx.dyn.beta.dtype, ctx.dyn
+        if ctx.over_resets:
+            if at_mems is not None and (dyn.immediate_reset or dyn.clamp):
+                # What a reset or a held membrane does in its own step, and then the decay.
+                step = dataclasses.replace(dyn, beta=torch.zeros_like(dyn.beta), gain=1.0)
+                args = at_spikes, at_mems, margin, step, dyn.beta.dtype, False
+                at_spikes, at_mems = None, ctx.kernels.backward(*args)
+            dyn = dataclasses.replace(dyn, reset="none", immediate_reset=False, clamp=False)
+        result = ctx.kernels.backward(at_spikes, at_mems, margin, dyn, dtype, ctx.constant)
+        at_mem = None
+        if mem is not None:
+            at_mem = _at_start(result[0], mem, wait, dyn)
+            result = result.to(ctx.dtype)
         if ctx.constant:
             # Each step's share of the sum: expanding it costs nothing, and the sum over steps
             # that follows gives the whole back.
             result = (result / ctx.shape[0]).expand(ctx.shape)
-        return result, None, None, None
+        return result, at_mem, *(None,) * 6
+
+
+def _at_start(at_current: Tensor, mem: Tensor, wait: Tensor | None, dyn: Dynamics) -> Tensor:
+    """Return the gradient at the membrane before the first step, from that at its current."""
+    result = dyn.beta * at_current / dyn.gain
+    if dyn.reset == "zero" and not dyn.immediate_reset:
+        if not dyn.refractory_steps:
+            return result * (mem <= dyn.threshold)
+        return result if wait is None else result * (wait != dyn.refractory_steps)
+    return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from snn_dfa.sequence.scan.dynamics import Dynamics, margin_dtype
+from snn_dfa.sequence.scan.dynamics import REST, Dynamics, States, margin_dtype
 
 __all__ = ["backward", "forward"]
 
@@ -17,6 +17,7 @@ def forward(
     spikes_dtype: torch.dtype,
     want_mem: bool,
     want_margin: bool,
+    states: States = REST,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return spikes and, where wanted, margins and membranes, each [T, B, N].
 
@@ -27,6 +28,7 @@ def forward(
         spikes_dtype: Of the spikes; the membrane is in the dtype of ``dyn.beta``.
         want_mem: Whether to return membranes.
         want_margin: Whether to return margins, which :func:`backward` needs.
+        states: The states to begin with, and where the last ones are to be written.
 
     Margins are in :func:`margin_dtype`, minus infinity in refractory steps: no spike,
     and a slope of zero.
@@ -37,17 +39,14 @@ def forward(
     kept = margin_dtype(current.dtype, dtype)
     margin = current.new_empty(shape, dtype=kept) if want_margin else None
     mems = current.new_empty(shape, dtype=dtype) if want_mem else None
-    mem = spike = current.new_zeros(shape[1:], dtype=dtype)
-    wait = current.new_zeros(shape[1:], dtype=torch.int32)
+    mem, wait = _start(current, dyn, states)
+    fired = wait == dyn.refractory_steps if dyn.refractory_steps else mem - dyn.threshold > 0
+    spike = fired.to(dtype)
     for t in range(num_steps):
         drive = current[t if len(current) > 1 else 0].to(dtype)
         if dyn.gain != 1.0:
             drive = dyn.gain * drive
-        late = spike if not dyn.immediate_reset else torch.zeros_like(spike)
-        left = mem * (1 - late) if dyn.reset == "zero" else mem
-        u = dyn.beta * left + drive
-        if dyn.reset == "subtract":
-            u = u - late * dyn.threshold
+        u = _membrane(mem, drive, spike, dyn)
         x = u - dyn.threshold
         if dyn.refractory_steps:
             blocked = wait > 0
@@ -63,7 +62,25 @@ def forward(
             margin[t] = x
         if mems is not None:
             mems[t] = mem
+    for place, last in ((states.last_mem, mem), (states.last_wait, wait)):
+        if place is not None:
+            place.copy_(last)
     return spikes, margin, mems
+
+
+def _start(current: Tensor, dyn: Dynamics, states: States) -> tuple[Tensor, Tensor]:
+    """Return the membranes and the silent steps that are left before the first step."""
+    rest = current.new_zeros(current.shape[1:], dtype=dyn.beta.dtype)
+    mem = rest if states.mem is None else states.mem
+    return mem, rest.int() if states.wait is None else states.wait
+
+
+def _membrane(mem: Tensor, drive: Tensor, spike: Tensor, dyn: Dynamics) -> Tensor:
+    """Return the membrane a step on; ``spike`` is of the step before."""
+    late = spike if not dyn.immediate_reset else torch.zeros_like(spike)
+    left = mem * (1 - late) if dyn.reset == "zero" else mem
+    u = dyn.beta * left + drive
+    return u - late * dyn.threshold if dyn.reset == "subtract" else u
 
 
 def _reset(u: Tensor, spike: Tensor, dyn: Dynamics) -> Tensor:

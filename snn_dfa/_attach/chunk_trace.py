@@ -1,0 +1,186 @@
+"""The credit `trace` over whole sequences, in chunks: traces go from chunk to chunk.
+
+Within a chunk the gradient of a membrane's decay is computed backwards in time, by the scan, which
+passes over resets: the sum over t of error_t times trace_t is that of filtered errors times inputs.
+What the steps before the chunk add is the gradient at the membrane before the first step times
+their trace. So a membrane that goes on has, added, a zero with that gradient: the current that
+the trace would give, minus itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from snn_dfa._attach.core import Core
+from snn_dfa._attach.hooks import place
+from snn_dfa._attach.layers import spiking_layers
+from snn_dfa._attach.weights import SYNAPSES, inside_neurons
+from snn_dfa.eligibility import advance_chunk
+from snn_dfa.errors import AttachError
+from snn_dfa.sequence import AtOnce, FlatScan, dynamics_of
+
+__all__ = ["LINEAR", "ChunkTraces"]
+
+#: What may lie between a synapse and its neuron: it commutes with the sum over time.
+LINEAR = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.Flatten, nn.Identity)
+
+
+class ChunkTraces:
+    """Hooks on synapses, what neurons do before and after a call, and traces between chunks.
+
+    Args:
+        net: A form of :func:`snn_dfa.over_time`; what :func:`snn_dfa._attach.trace.check` has
+            passed.
+        modules: Its layers by name.
+        core: The attachment.
+    """
+
+    def __init__(self, net: nn.Module, modules: Mapping[str, nn.Module], core: Core) -> None:
+        self._core = core
+        self._neurons = spiking_layers(net)
+        self._inputs: dict[nn.Module, Tensor] = {}
+        # What a synapse or a module behind it returned -> input of the synapse, and all of them.
+        self._ways = WeakTensorKeyDictionary()
+        self._traces: dict[str, tuple[Tensor, Tensor]] = {}  # of inputs and of the bias
+        # Membranes, kept so that no other tensor has their place in memory.
+        self._last: dict[str, Tensor] = {}
+        self._handles: list[Any] = []
+        within = inside_neurons(net)
+        wrapped = {m.module for m in net.modules() if isinstance(m, AtOnce)}
+        for module in net.modules():
+            inner = module.module if isinstance(module, AtOnce) else module
+            if module in within or module in wrapped or not isinstance(inner, SYNAPSES + LINEAR):
+                continue
+            before, after = partial(self._note, module), partial(self._after, module, inner)
+            self._handles += place(module, before, after)
+        for name, neuron in self._neurons.items():
+            if neuron not in set(modules.values()):
+                before = partial(self.before, name, neuron)
+                self._handles += place(neuron, before, partial(self._after_neuron, name))
+
+    def remove(self) -> None:
+        """Take every hook off and forget the traces."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for kept in (self._inputs, self._traces, self._last):
+            kept.clear()
+
+    @property
+    def _idle(self) -> bool:
+        return not self._core.active or not torch.is_grad_enabled()
+
+    # -- between layers ----------------------------------------------------------------------------
+
+    def _note(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if not self._idle:
+            self._inputs[module] = args[0] if args else kwargs["input"]
+
+    def _after(self, module: nn.Module, inner: nn.Module, output: Tensor) -> None:
+        x = self._inputs.pop(module, None)
+        if x is None:
+            return
+        if not isinstance(inner, SYNAPSES):
+            if x in self._ways:
+                source, learns, modules = self._ways[x]
+                self._ways[output] = source, learns, (*modules, inner)
+        elif any(p.requires_grad for p in inner.parameters()):
+            self._ways[output] = x.detach(), self._core.learns(x), (inner,)
+
+    # -- a call of a layer -------------------------------------------------------------------------
+
+    def cuts(self, name: str) -> bool:
+        """Return that layers run with their graph, which ends at their states."""
+        return False
+
+    def before(self, name: str, module: Any, args: Any, kwargs: Any) -> Any:
+        """Let a neuron begin with a membrane that has the gradient of the trace."""
+        if name not in self._neurons or self._idle:
+            return args, kwargs
+        current, *states = args
+        states = [_cut(s) for s in states]
+        kwargs = {k: _cut(v) for k, v in kwargs.items()}
+        module.traces = True
+        if current in self._ways or self._core.learns(current):
+            self._carry(name, module, current, [*states, *kwargs.values()])
+        return (current, *states), kwargs
+
+    def after(self, name: str, module: Any, values: list[Tensor]) -> list[Tensor]:
+        """Note where a neuron is."""
+        if name in self._neurons:
+            self._after_neuron(name, None)
+        return values
+
+    def _after_neuron(self, name: str, output: Any) -> None:
+        neuron: Any = self._neurons[name]
+        neuron.traces, neuron.carried = False, None
+        self._last[name] = neuron.neuron.mem
+
+    def _carry(self, name: str, scan: Any, current: Tensor, states: list[Any]) -> None:
+        """Give the neuron the gradient of the trace so far, and take the chunk into the trace."""
+        if current not in self._ways:
+            between = ", ".join(kind.__name__ for kind in LINEAR)
+            raise AttachError(
+                f"credit='trace': layer {name!r}: expected the output of one nn.Linear or "
+                f"convolution as its current, straight or through {between}; give the network "
+                f"itself, one step a call, or use credit='membrane'"
+            )
+        x, below_learns, modules = self._ways[current]
+        if below_learns:
+            raise AttachError(
+                f"credit='trace': layer {name!r}: expected one layer with weights before it, got "
+                f"more, and the first ones would get no trace; use credit='membrane'"
+            )
+        if isinstance(scan, FlatScan):
+            x, current = scan.layout.first_dimension(x), scan.layout.first_dimension(current)
+        before = self._traces.get(name)
+        if before is not None and (
+            before[0].shape != x.shape[1:] or self._is_new(name, scan, current, states)
+        ):
+            before = None
+        dynamics = dynamics_of(scan.neuron)
+        assert dynamics is not None  # it was checked when DFA was attached
+        if before is not None:
+            with torch.enable_grad():
+                y = _current(modules, *before) * dynamics.gain
+            scan.carried = y - y.detach()
+        if scan.stateful:
+            beta = dynamics.beta.detach().to(x)
+            one = torch.ones(len(x), 1, dtype=x.dtype, device=x.device)
+            pairs = zip(before or (None, None), (x, one), strict=True)
+            inputs, biases = (advance_chunk(trace, xs, beta) for trace, xs in pairs)
+            self._traces[name] = inputs, biases
+
+    def _is_new(self, name: str, scan: Any, current: Tensor, states: list[Any]) -> bool:
+        """Whether the membrane that comes in begins a new sequence."""
+        given = [s for s in states if isinstance(s, Tensor)]
+        mem, last = given[-1] if given else scan.neuron.mem, self._last.get(name)
+        if isinstance(scan, FlatScan):
+            mem = scan.layout.last(mem, current.dim() - 1)
+        if last is None or mem.shape != current.shape[1:] or not scan.stateful:
+            return True
+        return mem.data_ptr() != last.data_ptr() and not bool(mem.any())
+
+
+def _current(modules: Any, inputs: Tensor, biases: Tensor) -> Tensor:
+    """Return the current that a trace of inputs gives, with the weights' graph."""
+    synapse, *between = modules
+    bias = None if synapse.bias is None else synapse.bias * biases
+    if isinstance(synapse, nn.Linear):
+        y = functional.linear(inputs, synapse.weight, bias)
+    else:
+        y = synapse._conv_forward(inputs, synapse.weight, bias)
+    for module in between:
+        y = module.forward(y)
+    return y
+
+
+def _cut(state: Any) -> Any:
+    return state.detach() if isinstance(state, Tensor) else state

@@ -1,0 +1,269 @@
+"""Any network over a sequence: its own ``forward`` runs once, on T * B samples.
+
+The network's modules are not changed. A twin of each module that holds neurons shares its
+parameters, buffers, hooks and attributes, and has in place of each neuron one that scans over T. So
+the network's own code runs as it is, with functions, branches and states between the modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import snntorch as snn
+import torch
+from torch import Tensor, nn
+
+from snn_dfa.errors import AttachError, InputError
+from snn_dfa.sequence import spike_linear
+from snn_dfa.sequence.neuron import FlatScan, Layout
+
+__all__ = ["OneMask", "SpikeLinear", "TimeAsBatch"]
+
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+# Attributes that a twin has for itself: the modules, and what stands in place of its forward.
+_OWN = ("_modules", "forward")
+
+
+class SpikeLinear(nn.Linear):
+    """A ``nn.Linear`` that is faster where its input is few spikes.
+
+    Args:
+        in_features: See ``nn.Linear``, as for all arguments.
+        out_features: Size of a sample of the output.
+        bias: Whether there is one.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Example:
+        >>> SpikeLinear(2, 3)(torch.eye(2)).shape
+        torch.Size([2, 3])
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return what ``nn.Linear`` gives, but for rounding."""
+        return spike_linear.linear(input, self.weight, self.bias)
+
+
+class OneMask(nn.Module):
+    """A dropout that draws one mask for a sequence, on [T * B, ...].
+
+    Args:
+        module: ``nn.Dropout`` or one for channels.
+        layout: Shared with the network.
+
+    Example:
+        >>> drop = OneMask(nn.Dropout(0.5), Layout(steps=2, batch=3, running=True))
+        >>> x = drop(torch.ones(6, 4))
+        >>> bool((x[:3] == x[3:]).all())
+        True
+    """
+
+    def __init__(self, module: nn.Module, layout: Layout) -> None:
+        super().__init__()
+        self.module, self.layout = module, layout
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Run the dropout."""
+        steps, batch = self.layout.steps, self.layout.batch
+        if not self.layout.running or not self.module.training or len(input) != steps * batch:
+            result: Tensor = self.module(input)
+            return result
+        x = self.layout.first_dimension(input)
+        return (x * self.module(torch.ones_like(x[0]))).flatten(0, 1)
+
+
+class TimeAsBatch(nn.Module):
+    """What :func:`snn_dfa.over_time` returns for a network with a ``forward`` of its own.
+
+    Its modules have the names that they have in the network.
+
+    Args:
+        net: The network, whose ``forward`` is one step, or a loop over its input's first dimension.
+        stateful: Whether a call begins with the states that the last one has left.
+        check: Whether the first call compares this form with the loop.
+
+    Example:
+        >>> class Net(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.fc, self.lif = nn.Linear(4, 2), snn.Leaky(beta=0.9)
+        ...     def forward(self, x):
+        ...         mem, spikes = self.lif.reset_mem(), []
+        ...         for t in range(x.size(0)):
+        ...             spk, mem = self.lif(self.fc(x[t]), mem)
+        ...             spikes.append(spk)
+        ...         return torch.stack(spikes)
+        >>> TimeAsBatch(Net())(torch.rand(25, 3, 4)).shape
+        torch.Size([25, 3, 2])
+    """
+
+    def __init__(self, net: nn.Module, stateful: bool = False, check: bool = True) -> None:
+        super().__init__()
+        self._source = (net,)  # in a tuple: parameters are registered once, by the twins
+        self._check, self._stateful = check, stateful
+        self.layout = Layout()
+        self.last_result: Any = None  # before its time had a dimension of its own; of a probe
+        self.loops: bool | None = None  # whether the loop over time is inside; None: not yet known
+        self._pairs: list[tuple[nn.Module, nn.Module]] = []  # a module and its twin
+        self._twins: dict[nn.Module, nn.Module] = {}
+        root = self._twin(net)
+        self._root = (root,)
+        for store in ("_modules", "_parameters", "_buffers"):
+            vars(self)[store] = vars(root)[store]
+
+    @property
+    def scans(self) -> dict[str, FlatScan]:
+        """The neurons by name."""
+        return {n: m for n, m in self.named_modules() if type(m) is FlatScan}
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run the network over the sequence [T, B, ...].
+
+        Args:
+            x: The sequence.
+            *args: What else the network takes, as it is, such as states [B, ...].
+            **kwargs: The same, by name.
+
+        Returns:
+            What the network returns at a step, each tensor stacked over T; of a network with the
+            loop inside, what it returns.
+        """
+        if x.dim() < 3 or not len(x) or not x.is_floating_point():
+            raise InputError(
+                f"over_time: expected floating point numbers [T, B, ...] of one step or more, got "
+                f"{x.dtype} of shape {list(x.shape)}; give an input that is the same at every step "
+                f"as encoding.constant(x, num_steps)"
+            )
+        if self.loops is None:
+            from snn_dfa.sequence.probe import examine
+
+            found = examine(self._source[0], x.detach(), args, kwargs, compare=self._check)
+            self.loops = found.loops
+            for name, scan in self.scans.items():
+                scan.reads = found.reads.get(name, set())
+                scan.is_last = name in found.last
+        return self.run(x, *args, **kwargs)
+
+    def run(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run the network; it is known by now where its loop is."""
+        layout, root = self.layout, self._root[0]
+        layout.steps, layout.batch = x.shape[:2]
+        scans = list(self.scans.values())
+        before = self._take_attributes()
+        for scan in scans:
+            scan.begin()
+        layout.running = True
+        flat = x.flatten(0, 1)
+        try:
+            result = root(flat.unsqueeze(0) if self.loops else flat, *args, **kwargs)
+        finally:
+            layout.running = False
+            for scan in scans:
+                scan.end()
+            self._give_attributes(before)
+        if layout.probes:
+            self.last_result = result
+        return self._unflattened(result)
+
+    def _unflattened(self, result: Any) -> Any:
+        if isinstance(result, Tensor):
+            return self._sequence(result)
+        if isinstance(result, Mapping):
+            return type(result)({k: self._unflattened(v) for k, v in result.items()})  # type: ignore[call-arg]
+        if isinstance(result, (tuple, list)):
+            parts = [self._unflattened(each) for each in result]
+            return type(result)(*parts) if hasattr(result, "_fields") else type(result)(parts)
+        return result
+
+    def _sequence(self, t: Tensor) -> Tensor:
+        """Return [T, B, ...] of what the network returned for all samples."""
+        samples = self.layout.steps * self.layout.batch
+        if self.loops and t.dim() > 1 and t.shape[:2] == (1, samples):
+            return self.layout.first_dimension(t.squeeze(0))
+        if not self.loops and t.dim() and len(t) == samples:
+            return self.layout.first_dimension(t)
+        if self.loops:
+            raise AttachError(
+                f"over_time: for one step of T * B = {samples} samples the loop inside the network "
+                f"returned shape {list(t.shape)}, expected [1, {samples}, ...]; return "
+                f"torch.stack(spikes), with time as the first dimension, and take sums over time "
+                f"and single steps outside"
+            )
+        raise AttachError(
+            f"over_time: for T * B = {samples} samples the network returned shape "
+            f"{list(t.shape)}, expected [{samples}, ...]; leave the first dimension, the samples, "
+            f"as it is, and take sums over samples outside"
+        )
+
+    # -- twins -------------------------------------------------------------------------------------
+
+    def _twin(self, module: nn.Module) -> nn.Module:
+        """Return what stands for a module; a module without neurons stands for itself."""
+        if module not in self._twins:
+            self._twins[module] = self._new_twin(module)
+        return self._twins[module]
+
+    def _new_twin(self, module: nn.Module) -> nn.Module:
+        if isinstance(module, snn.SpikingNeuron):
+            return FlatScan(module, self.layout, self._stateful)
+        if type(module) in _DROPOUTS:
+            return OneMask(module, self.layout)
+        is_linear = type(module) is nn.Linear
+        children = {k: c and self._twin(c) for k, c in module._modules.items()}
+        if not is_linear and all(child is module._modules[k] for k, child in children.items()):
+            return module
+        kind = SpikeLinear if is_linear else type(module)
+        twin = kind.__new__(kind)
+        vars(twin).update(vars(module))
+        vars(twin)["_modules"] = children
+        vars(twin).pop("forward", None)
+        self._pairs.append((module, twin))
+        return twin
+
+    def _take_attributes(self) -> list[dict[str, Any]]:
+        """Let the twins have their modules' attributes; return them."""
+        taken = []
+        for module, twin in self._pairs:
+            values = {k: self._with_twins(v) for k, v in vars(module).items() if k not in _OWN}
+            vars(twin).update(values)
+            taken.append(values)
+        return taken
+
+    def _give_attributes(self, taken: list[dict[str, Any]]) -> None:
+        """Hand on the attributes that the network's code has set, as sequences."""
+        samples = self.layout.steps * self.layout.batch
+        for (module, twin), before in zip(self._pairs, taken, strict=True):
+            for key, value in vars(twin).items():
+                if key in _OWN or (key in before and before[key] is value):
+                    continue
+                if isinstance(value, Tensor) and value.dim() and len(value) == samples:
+                    value = self.layout.first_dimension(value)
+                vars(module)[key] = value
+
+    def _with_twins(self, value: Any) -> Any:
+        """Return a list, tuple or dict of modules with their twins."""
+        if type(value) in (list, tuple):
+            new = [self._with_twins(v) for v in value]
+            same = all(a is b for a, b in zip(new, value, strict=True))
+            return value if same else type(value)(new)
+        if type(value) is dict:
+            items = {k: self._with_twins(v) for k, v in value.items()}
+            return items if any(items[k] is not v for k, v in value.items()) else value
+        return self._twins.get(value, value) if isinstance(value, nn.Module) else value
+
+    # -- the network's own -------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> TimeAsBatch:
+        """Set training mode, of the network too."""
+        self._source[0].train(mode)
+        super().train(mode)
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the state of the network that this was made of."""
+        return self._source[0].state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load into the network that this was made of, with which parameters are shared."""
+        return self._source[0].load_state_dict(*args, **kwargs)

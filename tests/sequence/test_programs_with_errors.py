@@ -1,0 +1,174 @@
+"""Programs that cannot run once on T * B samples: each raises an error, and nothing is changed."""
+
+import copy
+
+import pytest
+import snntorch as snn
+import torch
+from own_networks import Hidden, Inside, inputs, linear
+from sequences import B, C, F, N, T
+from torch import nn
+
+from snn_dfa import AttachError, DFAError, InputError, over_time
+
+pytestmark = pytest.mark.usefixtures("in_torch")
+
+
+class MixesTheBatch(Hidden):
+    def forward(self, x):
+        spk = self.lif(self.fc(x))
+        return self.lif_out(self.out(spk - spk.mean(0)))
+
+
+class CountsSteps(Hidden):
+    number = 0
+
+    def forward(self, x):
+        self.number += 1
+        return self.lif_out(self.out(self.lif(self.fc(x)) * self.number))
+
+
+class KeepsATrace(Hidden):
+    trace = None
+
+    def forward(self, x):
+        spk = self.lif(self.fc(x))
+        self.trace = spk if self.trace is None else 0.5 * self.trace + spk
+        return self.lif_out(self.out(self.trace))
+
+
+class FeedsBack(Hidden):
+    def __init__(self):
+        super().__init__()
+        self.back, self.last = linear(C, N), torch.zeros(1, C, dtype=torch.float64)
+
+    def forward(self, x):
+        spk = self.lif(self.fc(x) + self.back(self.last))
+        self.last = self.lif_out(self.out(spk))
+        return self.last
+
+
+class FeedsBackInTheLoop(Inside):
+    last = 0.0
+
+    def current(self, t, step):
+        return self.fc(step) + self.last
+
+    def result(self, spikes):
+        self.last = spikes[-1].sum(1, keepdim=True)
+        return super().result(spikes)
+
+
+class DrawsNumbers(Hidden):
+    def forward(self, x):
+        return self.lif_out(self.out(self.lif(self.fc(x)) * torch.rand_like(x[:, :1])))
+
+
+class LooksBefore(Hidden):
+    def forward(self, x):
+        return self.lif_out(self.out(self.lif(self.fc(x + self.lif.mem.sum()))))
+
+
+class SetsAState(Hidden):
+    def forward(self, x):
+        spk = self.lif(self.fc(x))
+        self.lif.mem = 0.5 * self.lif.mem
+        return self.lif_out(self.out(spk))
+
+
+class UsesANeuronTwice(Hidden):
+    def forward(self, x):
+        return self.lif_out(self.out(self.lif(self.lif(self.fc(x)))))
+
+
+class Branches(Hidden):
+    def forward(self, x):
+        spk = self.lif(self.fc(x))
+        return self.lif_out(self.out(2 * spk if spk.sum() > 3 else spk))
+
+
+class FixesTheBatch(Hidden):
+    def forward(self, x):
+        return self.lif_out(self.out(self.lif(self.fc(x)).view(B, -1)))
+
+
+class ReturnsAMean(Hidden):
+    def forward(self, x):
+        spk = super().forward(x)
+        return spk, spk.mean()
+
+
+class TakesNothing(Hidden):
+    def forward(self, x):
+        return self.lif_out(self.out(self.lif(self.fc(x[:, :2]))))
+
+
+class SumsOverTime(Inside):
+    def result(self, spikes):
+        return sum(spikes)
+
+
+class ReturnsAList(Inside):
+    def result(self, spikes):
+        return spikes
+
+
+class WeighsSteps(Inside):
+    def current(self, t, step):
+        return self.fc(step) * (t + 1)
+
+
+class FixedSteps(Inside):
+    def forward(self, x):
+        return super().forward(x.expand(25, *x.shape))
+
+
+DIFFERS = "in the loop over time: result 0"
+ERRORS = {
+    MixesTheBatch: DIFFERS,
+    CountsSteps: DIFFERS,
+    KeepsATrace: DIFFERS,
+    FeedsBack: DIFFERS,
+    DrawsNumbers: DIFFERS,
+    LooksBefore: DIFFERS,
+    WeighsSteps: DIFFERS,
+    FeedsBackInTheLoop: "in the loop over time: a RuntimeError in the second call",
+    SetsAState: "sets the state 'mem' of a Leaky, which has run over all steps by then",
+    UsesANeuronTwice: "a Leaky that is used twice",
+    Branches: "reads a number off its samples",
+    FixesTheBatch: r"but not all T \* B = 3 \* 3 in one call",
+    ReturnsAMean: r"returned shape \[\], expected \[9, ...\]; leave the first dimension",
+    TakesNothing: r"takes neither a step \[B, ...\] of the sequence nor the sequence",
+    SumsOverTime: r"returned shape \[9, 3\], expected \[1, 9, ...\]; return torch.stack\(spikes\)",
+    ReturnsAList: r"return torch.stack\(spikes\), with time as the first dimension",
+    FixedSteps: r"runs its neurons 25 times, .* `for t in range\(x.size\(0\)\)`",
+}
+
+
+@pytest.mark.parametrize("program", ERRORS, ids=lambda p: p.__name__)
+def test_an_error_says_what_to_do(program):
+    net, x = program(), inputs()
+    before, seen = copy.deepcopy(net.state_dict()), set(vars(net))
+    state = torch.get_rng_state()
+    with pytest.raises(DFAError, match=ERRORS[program]):
+        over_time(net)(x)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert set(vars(net)) == seen
+
+
+def test_without_the_check_the_program_runs_as_it_is():
+    assert over_time(DrawsNumbers(), check=False)(inputs()).shape == (T, B, C)
+    with pytest.raises(AttachError, match="runs its neurons 25 times"):
+        over_time(FixedSteps(), check=False)(inputs())
+
+
+def test_what_is_no_network_of_single_steps_is_named():
+    whole = nn.Module()
+    whole.lif = snn.LeakyParallel(4, 4)
+    with pytest.raises(AttachError, match="'lif' of type LeakyParallel, which takes a sequence"):
+        over_time(whole)
+    with pytest.raises(AttachError, match="expected a network, got a Leaky"):
+        over_time(snn.Leaky(0.9))
+    with pytest.raises(InputError, match=r"give an input that is the same at every step as"):
+        over_time(Hidden())(torch.rand(B, F))
