@@ -75,6 +75,10 @@ class OwnWeight:
     def inflows(self) -> None:
         """Return nothing: each matrix is that of its own layer, and no product."""
 
+    def unknown(self) -> dict[str, tuple[str, list[str]]]:
+        """Return nothing."""
+        return {}
+
     def mirror(self, layer: str, factor: Tensor, noise: Callable[..., Tensor]) -> Tensor:
         """Return the step that makes a factor answer noise more as the layer does."""
         return gradient_to_mirror(self._weights[layer], factor, noise)

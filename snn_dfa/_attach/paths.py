@@ -43,7 +43,8 @@ class Paths:
         self._leading: set[str] = set()  # layers with weights from which a path leads to a layer
         self._heads: dict[str, str] = {}
         self._inflows: dict[str, Inflow] = {}
-        self._unknown: dict[str, str] = {}  # layer -> why it has no inflow
+        #: Layer without an inflow -> why it has none, and the layers that it was made of.
+        self._unknown: dict[str, tuple[str, list[str]]] = {}
 
     def look_for(self, layer: str) -> None:
         """See that the paths from a layer that learns are traced once."""
@@ -78,7 +79,8 @@ class Paths:
                 if known is None or set(made.sources) > set(known.sources):
                     self._inflows[layer] = made
         except NotLinearError as error:
-            self._unknown[layer] = str(error)
+            of = {source for source, _ in self.sources(value, mine)} - {layer}
+            self._unknown[layer] = str(error), sorted(of)
 
     def note_returned(self, value: Tensor, mine: Callable[[Any], bool]) -> None:
         """Note where a value was made that the network returns."""
@@ -137,17 +139,12 @@ class Paths:
         return gradient_to_mirror(self._synapses()[layer], factor, noise)
 
     def inflows(self) -> dict[str, Inflow]:
-        """Return what comes into each layer, and into each output, as a linear function.
+        """Return what comes into each layer, and into each output, as a linear function."""
+        return {name: each for name, each in self._inflows.items() if name not in self._unknown}
 
-        Raises:
-            FeedbackError: if it is not known of a layer.
-        """
-        for layer, why in self._unknown.items():
-            raise FeedbackError(
-                f"feedback: what comes into layer {layer!r} passes {why!r}, for which there is no "
-                f"linear function with factors; use feedback='kolen-pollack'"
-            )
-        return dict(self._inflows)
+    def unknown(self) -> dict[str, tuple[str, list[str]]]:
+        """Return the layers of which :meth:`inflows` knows nothing, why, and their sources."""
+        return dict(self._unknown)
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -40,6 +40,9 @@ class Forward(Protocol):
     def inflows(self) -> Mapping[str, Inflow] | None:
         """Return what comes into each layer and output; ``None`` if layers get no direct error."""
 
+    def unknown(self) -> Mapping[str, tuple[str, list[str]]]:
+        """Return the layers of which :meth:`inflows` knows nothing, why, and their sources."""
+
     def mirror(self, layer: str, factor: Tensor, noise: Callable[..., Tensor]) -> Tensor:
         """Return the step that makes a factor answer noise more as the layer does."""
 

@@ -87,9 +87,11 @@ class KolenPollackProductFeedback(Learned):
     ) -> None:
         super().__init__(type_name, scale, seed, forward, given)
         self._inflows: Mapping[str, Inflow] | None = {}
+        self._direct: tuple[str, ...] = ()  # hidden layers with a matrix of their own
         self._made_for: list[Any] = []
 
     def _require(self, shapes: Shapes) -> None:
+        self._note_unknown(self.forward.unknown())
         inflows = self.forward.inflows()
         made = [] if inflows is None else list(map(id, inflows.values()))
         wanted = [list(self.shapes.items()), list(self.path.items()), made]
@@ -104,6 +106,19 @@ class KolenPollackProductFeedback(Learned):
                 self.matrices[layer] = self.draw(layer, tuple(weight.shape))
         self._inflows, self._made_for = inflows, wanted
         self._cache.clear()
+
+    def _note_unknown(self, unknown: Mapping[str, tuple[str, list[str]]]) -> None:
+        """Take note of layers into which no linear function leads.
+
+        Raises:
+            FeedbackError: if there are any.
+        """
+        for layer, (why, _) in unknown.items():
+            raise FeedbackError(
+                f"feedback: what comes into layer {layer!r} passes {why!r}, for which there is no "
+                f"linear function with factors; use feedback='weight-mirror', which gives the "
+                f"layers before it a matrix of their own"
+            )
 
     def _weight(self, layer: str, shape: torch.Size | None) -> Tensor:
         """Return the weight that a factor follows; check the shape of the factor, if it is drawn.
@@ -133,7 +148,7 @@ class KolenPollackProductFeedback(Learned):
         factors = {layer: factor.to(device) for layer, factor in self.matrices.items()}
         if self._inflows is None:
             return factors[name]
-        found = jacobians(self._inflows, self.forward.outputs, self.path, factors)
+        found = jacobians(self._inflows, self.forward.outputs, self.path, factors, self._direct)
         self._cache.update(found)
         return found[name]
 

@@ -175,6 +175,7 @@ def jacobians(
     outputs: Sequence[str],
     shapes: Mapping[str, tuple[int, ...]],
     factors: Named,
+    direct: Sequence[str] = (),
 ) -> dict[str, Tensor]:
     r"""Return the stand-in's derivative of the outputs with respect to each hidden layer's value.
 
@@ -185,6 +186,7 @@ def jacobians(
         outputs: Names of the outputs, whose C numbers are set side by side.
         shapes: Hidden layers in order of their calls, with the shape [C, \*S] of their matrix.
         factors: By layer with weights.
+        direct: Layers that have a matrix [C, \*S] to the outputs among the factors, too.
 
     Returns:
         Layer to B [C, \*S].
@@ -204,8 +206,12 @@ def jacobians(
         for name, shape in shapes.items():
             if name in inflows:
                 values[name] = leaves[name] + inflows[name].apply(values, factors).reshape(shape)
-        parts = [inflows[name].apply(values, factors).reshape(rows, -1) for name in outputs]
-        out = torch.cat(parts, 1)
+        parts = [
+            inflows[n].apply(values, factors).reshape(rows, -1) for n in outputs if n in inflows
+        ]
+        out = torch.cat(parts, 1) if parts else like.new_zeros(rows, rows)
+        for name in direct:
+            out = out + values[name].flatten(1) @ factors[name].flatten(1).t()
     eye = torch.eye(rows, dtype=like.dtype, device=like.device)
     found = torch.autograd.grad(out, list(leaves.values()), eye, allow_unused=True)
     return {

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from snn_dfa._distributed import whole
-from snn_dfa.feedback.base import Forward
+from snn_dfa.feedback.base import Forward, Shapes
 from snn_dfa.feedback.draw import generator_for
 from snn_dfa.feedback.kolen_pollack_product import KolenPollackProductFeedback
 from snn_dfa.feedback.learning import LearningOptions, Twin
@@ -34,6 +35,9 @@ class WeightMirror(LearningOptions):
 
     V is zero at first: hidden layers get no error before it stands for anything. No weight is used
     backwards: the layer answers forwards, as it does in use.
+
+    Where a function for which there is no linear one leads into a layer (a gate, a permutation),
+    the layers before it have a matrix of their own, which learns as with :class:`KolenPollack`.
 
     Args:
         lr: Not used; the rate is that of the followed optimiser.
@@ -77,16 +81,44 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
         self.twin = Twin()
         self._steps = 0
 
+    def _require(self, shapes: Shapes) -> None:
+        super()._require(shapes)
+        for name in self._direct:
+            if name in self.path and name not in self.matrices:
+                self._check_memory(name, self.path[name])
+                self.matrices[name] = torch.zeros(self.path[name], dtype=torch.float32)
+
+    def _note_unknown(self, unknown: Mapping[str, tuple[str, list[str]]]) -> None:
+        sources = dict.fromkeys(name for _, each in unknown.values() for name in each)
+        self._direct = tuple(name for name in sources if name in self.path)
+
+    def _weight(self, layer: str, shape: torch.Size | None) -> Tensor:
+        weight = self.forward.weight(layer)
+        # One that is computed from parameters, as by weight normalisation, is mirrored alone.
+        return super()._weight(layer, shape) if isinstance(weight, Parameter) else weight
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether a layer has a matrix of its own, which learns from the layer's spikes."""
+        return bool(self._direct)
+
+    def accumulate(self, name: str, signal: Tensor, spikes: Tensor) -> None:
+        """Add to the gradient of a layer's own matrix, if it has one."""
+        if name in self._direct:
+            super().accumulate(name, signal, spikes)
+
     def learn(self, stepped: Iterable[Tensor] = ()) -> None:
         """Take the weights' step, and one to answer noise as they do."""
         changed, found = {id(parameter) for parameter in stepped}, {}
-        for layer, factor in self.matrices.items():
-            weight = self._weight(layer, factor.shape)
-            if weight.grad is not None and id(weight) in changed:
+        factors = [name for name in self.matrices if name not in self._direct]
+        for layer in factors:
+            weight = self._weight(layer, self.matrices[layer].shape)
+            if id(weight) in changed and weight.grad is not None:
                 found[layer] = weight, whole(weight.grad)
         self._step(found)
         self._steps += 1
-        for layer, factor in self.matrices.items():
+        for layer in factors:
+            factor = self.matrices[layer]
             noise = _Noise(self.seed, f"{layer} {self._steps}", factor)
             factor += self.forward.mirror(layer, factor, noise)
         self._cache.clear()

@@ -32,6 +32,9 @@ class Weights:
 
     outputs = ("out",)
 
+    def unknown(self):
+        return {}
+
     def inflows(self):
         (first, *others), last = list(SHAPES), "out"
         after = zip([first, *others], [*others, last], strict=True)

@@ -138,7 +138,7 @@ def test_feedback_is_the_derivative_of_a_linear_network_of_factors(make, by_hand
         torch.testing.assert_close(found, each[:, 0])
 
 
-def test_what_is_not_linear_raises_an_error():
+def test_what_is_not_linear():
     class Gated(Branching):
         def forward(self, x):
             a = self.n1(self.l1(x))
@@ -146,9 +146,22 @@ def test_what_is_not_linear_raises_an_error():
             return self.out(self.last(self.n3(self.l3(torch.cat([b, a], -1)))))
 
     net = Gated()
-    DFA(net, optimizer=torch.optim.SGD(net.parameters(), lr=0.1))
-    with pytest.raises(FeedbackError, match="layer 'n2' passes 'MulBackward0'"):
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with (
+        DFA(net, optimizer=optimizer, feedback=KolenPollackProduct()),
+        pytest.raises(FeedbackError, match="layer 'n2' passes 'MulBackward0'"),
+    ):
         loop(net, torch.rand(T, B, 5))
+    dfa = DFA(net, optimizer=optimizer)  # the layer before the gate has a matrix of its own
+    for _ in range(3):
+        loss_of(*loop(net, torch.rand(T, B, 5))).backward()
+        optimizer.step()
+    factors = dfa.state_dict()["matrices"]
+    assert list(factors) == ["l3", "last", "n1"]
+    above = factors["last"] @ factors["l3"]  # n1 is joined to n2's spikes, and follows them
+    torch.testing.assert_close(dfa.feedback["n1"], factors["n1"] + above[:, 6:])
+    torch.testing.assert_close(dfa.feedback["n2"], above[:, :6])
+    assert (factors["n1"] != 0).any()
 
 
 # -- how factors learn -----------------------------------------------------------------------------
@@ -232,3 +245,29 @@ def test_an_optimizer_for_feedback_that_is_fixed_raises_an_error():
     with pytest.raises(FeedbackError, match="'gaussian', which is fixed"):
         DFA(net, optimizer=optimizer, feedback="gaussian")
     DFA(net, optimizer=optimizer, feedback=WeightMirror()).remove()
+
+
+@pytest.mark.filterwarnings("error")
+def test_learned_feedback_that_follows_nothing_says_so_once():
+    net = nn.Sequential(nn.Linear(5, 6), leaky(), nn.Linear(6, 3), leaky(output=True))
+    dfa, x = DFA(net, feedback="kolen-pollack"), torch.rand(T, B, 5)
+    with pytest.warns(UserWarning, match=r"write DFA\(net, optimizer=optimizer\)"):
+        loss_of(*loop(net, x)).backward()
+    loss_of(*loop(net, x)).backward()
+    dfa.remove()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    DFA(net, optimizer=optimizer, feedback="kolen-pollack")
+    loss_of(*loop(net, x)).backward()
+    optimizer.step()
+
+
+def test_weights_that_are_computed_are_mirrored():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 6), leaky(), nn.Linear(6, 3), leaky(output=True))
+    nn.utils.parametrizations.weight_norm(net[2])
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    dfa = DFA(net, optimizer=optimizer)
+    for _ in range(30):
+        loss_of(*loop(net, torch.rand(T, B, 5))).backward()
+        optimizer.step()
+    torch.testing.assert_close(dfa.feedback["1"], net[2].weight.detach(), rtol=0, atol=0.02)
