@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from snn_dfa import DFA
 
 HERE = Path(__file__).parent
-BATCH, EPOCHS, STEPS = 64, 20, 10
+BATCH, EPOCHS, STEPS = 64, 15, 10
 
 
 # -- networks: each takes one time step [B, 1, 8, 8] or [B, 8], and returns spikes and membrane ----

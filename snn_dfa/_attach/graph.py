@@ -17,6 +17,7 @@ __all__ = [
     "PORT",
     "Origin",
     "Source",
+    "are_packed",
     "below_of",
     "functional_weights",
     "kept_weights",
@@ -169,13 +170,18 @@ def kept_weights(node: Any, weights: Mapping[Any, str]) -> list[str]:
     Where something stands in for what nodes keep, as in activation checkpointing, none is looked
     at: that would compute it again.
     """
-    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+    if are_packed():
         return []
     for attribute in _WEIGHT_OF.get(type(node).__name__, ()):
         kept = getattr(node, attribute, None)
         if isinstance(kept, Tensor) and kept.dim() > 1 and kept.data_ptr() in weights:
             return [weights[kept.data_ptr()]]
     return []
+
+
+def are_packed() -> bool:
+    """Return whether something stands in for what nodes keep, as in activation checkpointing."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def functional_weights(

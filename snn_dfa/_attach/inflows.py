@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from snn_dfa._attach.graph import LEAF, PORT, below_of
+from snn_dfa._attach.graph import LEAF, PORT, are_packed, below_of
 from snn_dfa.feedback import stand_in
 from snn_dfa.feedback.stand_in import Inflow
 
@@ -25,8 +25,14 @@ _SAME = {
     "LeakyReluBackward0", "MiopenBatchNormBackward0", "MulBackward0", "NativeBatchNormBackward0",
     "NativeDropoutBackward0", "NativeGroupNormBackward0", "NativeLayerNormBackward0",
     "ReluBackward0", "ReshapeAliasBackward0", "SigmoidBackward0", "SiluBackward0",
+    "RegisterPostBackwardFunctionBackward",
     "SqueezeBackward0", "SqueezeBackward1", "SqueezeBackward2", "TanhBackward0", "ToCopyBackward0",
     "UnsafeViewBackward0", "UnsqueezeBackward0", "ViewBackward0", "DivBackward0",
+}  # fmt: skip
+#: Products with a weight, beside convolutions: this library's among them, and those of traces.
+_PRODUCTS = {
+    "AddmmBackward0", "BaddbmmBackward0", "BmmBackward0", "LinearBackward0", "MmBackward0",
+    "TracedBackward", "_SpikeLinearBackward",
 }  # fmt: skip
 _UNSIGNED = 1 << 63  # autograd shows a negative dimension as one without a sign
 
@@ -43,7 +49,8 @@ def inflow_of(
     Args:
         value: A tensor with a graph.
         mine: Whether a port belongs to this network.
-        names: Identity of a parameter, or address of its memory, to the name of its layer.
+        names: Identity of a parameter, address of its memory, or shape of one in shards, to the
+            name of its layer.
         kept: The layers whose frozen weights a node keeps.
         step_of: Sends an inflow of a shape through the factor of a layer, as its module would.
 
@@ -62,7 +69,8 @@ def inflow_of(
             known[node] = None if layer is None else stand_in.source(layer)
         elif type(node) is LEAF:
             known[node] = None
-            weights |= {node: names[id(node.variable)]} if id(node.variable) in names else {}
+            name = names.get(id(node.variable)) or names.get(node.variable.shape)
+            weights |= {node: name} if name else {}
         elif done:
             below = below_of(node)
             inside = [n for n in below if known[n] is not None]
@@ -111,7 +119,7 @@ def _step(
         options = [getattr(node, f"_saved_{name}") for name in (
             "stride", "padding", "dilation", "transposed", "output_padding", "groups")]  # fmt: skip
         return stand_in.convolve(x, weight, shape[-dims - 1 :], options)
-    if weight is not None:
+    if weight is not None and kind in _PRODUCTS:
         return step_of(x, weight, shape)
     return _scaled(node, kind, x) if kind in _SAME else _pooled(node, kind, x, shape)
 
@@ -120,6 +128,8 @@ def _cat(node: Any, known: Mapping[Any, Inflow | None]) -> Inflow:
     if any(n is None for n, _ in node.next_functions):
         raise NotLinearError("CatBackward0")
     dim = _signed(node._saved_dim)
+    if dim % len(node._input_metadata[0].shape) == 0:
+        raise NotLinearError("CatBackward0")
     shapes = [tuple(n._input_metadata[i].shape)[dim:] for n, i in node.next_functions]
     return stand_in.concatenate([known[n] for n, _ in node.next_functions], shapes)
 
@@ -139,7 +149,7 @@ def _sum(node: Any, kind: str, known: Mapping[Any, Inflow | None]) -> Inflow:
 
 def _scaled(node: Any, kind: str, x: Inflow) -> Inflow:
     """Return a function of each number alone as what it is if it is a product with a number."""
-    if kind not in ("MulBackward0", "DivBackward0"):
+    if kind not in ("MulBackward0", "DivBackward0") or are_packed():
         return x
     other = node._saved_other
     if not isinstance(other, Tensor) or other.dim() > 0:
