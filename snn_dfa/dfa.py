@@ -225,12 +225,17 @@ class DFA:
         """Learning rate of feedback that learns; may be set, to follow the weights' schedule.
 
         Raises:
-            FeedbackError: if the feedback is fixed, or the rate below zero.
+            FeedbackError: if the feedback is fixed or has the rates of an optimiser, or if the rate
+                is below zero.
         """
         return learned(self._feedback).feedback_optimizer.lr
 
     @feedback_lr.setter
     def feedback_lr(self, lr: float) -> None:
+        if learned(self._feedback).twin is not None:
+            raise FeedbackError(
+                "feedback_lr: the feedback has the rates of the optimiser it follows"
+            )
         if not lr >= 0:
             raise FeedbackError(f"feedback_lr: expected zero or more, got {lr}")
         learned(self._feedback).feedback_optimizer.lr = lr
@@ -240,7 +245,8 @@ class DFA:
 
         Without it a step is taken with each forward pass of the network after a backward pass,
         which is more than the weights take where gradients are accumulated, or where ``backward()``
-        is called after each time step. ``"kolen-pollack-product"`` learns in no other way; a factor
+        is called after each time step. ``"kolen-pollack-product"`` and ``"weight-mirror"`` learn in
+        no other way; after ``DFA(net, optimizer=...)`` it is needed for a copy alone; a factor
         stays as it is where its weight is not this optimiser's. A second one takes its place.
 
         Raises:

@@ -148,7 +148,13 @@ class KolenPollackProductFeedback(Learned):
         factors = {layer: factor.to(device) for layer, factor in self.matrices.items()}
         if self._inflows is None:
             return factors[name]
-        found = jacobians(self._inflows, self.forward.outputs, self.path, factors, self._direct)
+        try:
+            found = jacobians(self._inflows, self.forward.outputs, self.path, factors, self._direct)
+        except RuntimeError as error:
+            raise FeedbackError(
+                f"feedback: the layers after {name!r} change shapes in a way that no linear "
+                f"network of factors follows ({error}); use feedback='kolen-pollack'"
+            ) from error
         self._cache.update(found)
         return found[name]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -200,6 +201,23 @@ class Twin:
         self._state = deepcopy(dict(state))
 
 
+def _check_imitable(optimizer: Optimizer) -> None:
+    """Raise an error for an optimiser of which a :class:`Twin` cannot take the steps."""
+    inner = [name for name, value in vars(optimizer).items() if isinstance(value, Optimizer)]
+    if inner:
+        raise FeedbackError(
+            f"optimizer: expected an optimiser that takes its steps itself, got a "
+            f"{type(optimizer).__name__} around another one; give its .{inner[0]}"
+        )
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise FeedbackError(
+            f"optimizer: expected one whose step() needs no closure, got "
+            f"{type(optimizer).__name__}; use torch.optim.AdamW, or feedback=KolenPollackProduct() "
+            f"and dfa.follow(optimizer)"
+        )
+
+
 #: What belongs to one optimiser alone: what wraps its step, and what a gradient scaler gave it.
 _ITS_OWN = ("step", "state", "param_groups", "grad_scale", "found_inf")
 
@@ -290,6 +308,9 @@ class Learned(FeedbackWeights):
                 "follow: expected an optimiser that minimises, as feedback that learns does, got "
                 "one with maximize=True; negate the loss"
             )
+
+        if self.twin is not None:
+            _check_imitable(optimizer)
 
     def measure_like(self, original: FeedbackWeights) -> None:
         """Take no step if the original waits for its optimiser; average over no processes."""

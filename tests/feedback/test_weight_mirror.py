@@ -8,7 +8,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from snn_dfa import DFA, AttachError, FeedbackError, KolenPollackProduct, WeightMirror, reset
+from snn_dfa import (
+    DFA,
+    AttachError,
+    FeedbackError,
+    KolenPollackProduct,
+    WeightMirror,
+    over_time,
+    reset,
+)
 from snn_dfa.feedback.learning import Twin
 from snn_dfa.surrogate import fast_sigmoid
 
@@ -239,11 +247,21 @@ def test_a_saved_state_goes_on_with_the_same_numbers():
     assert all(torch.equal(found[name], each) for name, each in wanted.items())
 
 
-def test_an_optimizer_for_feedback_that_is_fixed_raises_an_error():
+def test_optimizers_that_feedback_cannot_follow():
     net = convolutional()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with pytest.raises(FeedbackError, match="'gaussian', which is fixed"):
         DFA(net, optimizer=optimizer, feedback="gaussian")
+    with pytest.raises(FeedbackError, match=r"needs no closure, got LBFGS"):
+        DFA(net, optimizer=torch.optim.LBFGS(net.parameters()))
+    wrapper = torch.optim.SGD(net.parameters(), lr=0.1)
+    wrapper.inner = optimizer
+    with pytest.raises(FeedbackError, match=r"got a SGD around another one; give its \.inner"):
+        DFA(net, optimizer=wrapper)
+    dfa = DFA(net, optimizer=optimizer)
+    with pytest.raises(FeedbackError, match="feedback_lr: the feedback has the rates"):
+        dfa.feedback_lr = 0.1
+    dfa.remove()
     DFA(net, optimizer=optimizer, feedback=WeightMirror()).remove()
 
 
@@ -271,3 +289,25 @@ def test_weights_that_are_computed_are_mirrored():
         loss_of(*loop(net, torch.rand(T, B, 5))).backward()
         optimizer.step()
     torch.testing.assert_close(dfa.feedback["1"], net[2].weight.detach(), rtol=0, atol=0.02)
+
+
+def test_the_form_over_time_learns_alike():
+    found = []
+    for form in (lambda net: net, over_time):
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Linear(5, 6), leaky(), nn.Linear(6, 6), leaky(), nn.Linear(6, 3), leaky()
+        )
+        net = form(net.double())
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+        dfa = DFA(net, optimizer=optimizer, feedback=WeightMirror(initial=1.0))
+        x = torch.rand(T, B, 5, dtype=torch.float64)
+        for _ in range(3):
+            reset(net)
+            optimizer.zero_grad()
+            spk = net(x) if form is over_time else torch.stack([net(step) for step in x])
+            spk.sum(0).square().sum().backward()
+            optimizer.step()
+        found.append([*dfa.feedback.values(), *(p.detach() for p in net.parameters())])
+    for step, whole in zip(*found, strict=True):
+        torch.testing.assert_close(step, whole, rtol=1e-6, atol=1e-8)
