@@ -15,7 +15,7 @@ from snn_dfa.errors import (
     TargetError,
 )
 from snn_dfa.folding import fold_normalization
-from snn_dfa.kolen_pollack import KolenPollack, KolenPollackProduct
+from snn_dfa.kolen_pollack import KolenPollack, KolenPollackProduct, WeightMirror
 from snn_dfa.neurons import RefractoryLeaky
 from snn_dfa.nir import export_nir
 from snn_dfa.sequence import over_time
@@ -35,6 +35,7 @@ __all__ = [
     "OutOfStepError",
     "RefractoryLeaky",
     "TargetError",
+    "WeightMirror",
     "__version__",
     "diagnostics",
     "encoding",

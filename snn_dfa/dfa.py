@@ -19,9 +19,10 @@ from snn_dfa._attach.layers import Reference, find_layers
 from snn_dfa._attach.local_gradient import check_choices
 from snn_dfa._attach.paths import Paths
 from snn_dfa._attach.weights import synapses
-from snn_dfa.errors import FeedbackError
+from snn_dfa.errors import AttachError, FeedbackError
 from snn_dfa.feedback import Feedback
 from snn_dfa.feedback.base import FeedbackWeights
+from snn_dfa.feedback.learning import Twin
 from snn_dfa.feedback.make import check_names, learned, load, make, type_of
 from snn_dfa.rules import canonical
 
@@ -51,6 +52,10 @@ class DFA:
             that a readout returns have rows of their own.
         hidden: Names or modules of the hidden layers, where they are not all other
             ``snntorch.SpikingNeuron``.
+        optimizer: The optimiser of the weights. With it the feedback learns, at each step that the
+            optimiser takes: the type is ``"weight-mirror"`` (:class:`WeightMirror`) where
+            ``feedback`` names no other. Without it the feedback is random and fixed, as in the
+            literature.
         rule: What is broadcast. ``"error"`` or ``"dfa"``: e. ``"sign"`` or ``"sdfa"``: its sign.
             ``"target"`` or ``"drtp"``: the targets, given by :meth:`targets`. ``"shallow"`` or
             ``"last-layer"``: nothing; only the output block learns, hidden parameters keep
@@ -58,13 +63,14 @@ class DFA:
             broadcast, errors go from layer to layer as in back-propagation, with a random matrix
             in place of each transposed weight.
         feedback: The matrices B [C, \*S]: C outputs, S the shape of one sample's spikes in the
-            layer. Drawn and fixed: ``"gaussian"``, ``"uniform"``, ``"orthogonal"``, ``"sparse"``,
+            layer. ``None``: ``"gaussian"``, or ``"weight-mirror"`` with an ``optimizer``.
+            Drawn and fixed: ``"gaussian"``, ``"uniform"``, ``"orthogonal"``, ``"sparse"``,
             ``"channelwise"`` (see :mod:`snn_dfa.feedback`), ``"zhang"``
             (:func:`snn_dfa.zhang.zhang_feedback`); ``"shared"``: slices of one Gaussian matrix, so
             that the largest layer's is all that is kept. Or a function of shape and generator; or a
-            mapping of layer name to tensor. That learn, best with the last weights as ``output``:
-            ``"kolen-pollack"`` or a :class:`KolenPollack`; for dense layers and with
-            :meth:`follow`, better, ``"kolen-pollack-product"`` or a :class:`KolenPollackProduct`.
+            mapping of layer name to tensor. That learn: ``"weight-mirror"``; ``"kolen-pollack"`` or
+            a :class:`KolenPollack`; ``"kolen-pollack-product"`` or a :class:`KolenPollackProduct`.
+            The last two need :meth:`follow` or ``optimizer``, and ``error_at="current"``.
             ``"transpose"``: the product of the forward weights, to compare with. With ``rule="fa"``
             a matrix has the shape of its weight.
         scale: Factor on what is drawn (of a product, on each factor), whose standard deviation is
@@ -73,6 +79,11 @@ class DFA:
             the neuron's own surrogate and its membrane through time, as autograd does inside the
             layer. ``"current"``: times g at the input current of the same step, in the output too;
             kept are input, current and spikes alone. ``"trace"`` or ``"online"``: see below.
+        error_at: Where the error of a spiking output is taken. ``"spikes"``: dL/d(spikes and
+            membrane) of the step, from the loss alone. ``"current"``: dL/d(input current) of the
+            step, which is the error that the last weights see; for ``credit="membrane"``. ``None``:
+            ``"current"`` with an ``optimizer`` and this credit, else ``"spikes"``. A plain readout
+            has one error.
         derivative: g for ``credit="current"``, a function of current - threshold; ``None`` for
             the derivative of the neuron's surrogate. An arbitrary g is augmented DFA.
         seed: Of the feedback. A layer's matrix depends on the seed, its name and its shape.
@@ -94,6 +105,10 @@ class DFA:
         BackwardError: in ``loss.backward()``, if the loss reads a value between two layers that the
             network does not return, or a state of the last batch goes on without ``reset``.
         OutOfStepError: in the forward pass, if layers are not called as often as the output.
+
+    With an ``optimizer`` it is one line::
+
+        dfa = DFA(net, optimizer=optimizer)
 
     Every error is raised before a gradient is written. ``torch.autograd.grad`` and
     ``backward(inputs=...)`` see what the network returns, and no value of a hidden layer that is
@@ -124,15 +139,23 @@ class DFA:
         *,
         output: Reference | Sequence[Reference] | None = None,
         hidden: Reference | Iterable[Reference] | None = None,
+        optimizer: Optimizer | None = None,
         rule: str = "error",
-        feedback: Feedback = "gaussian",
+        feedback: Feedback | None = None,
         scale: float = 1.0,
         credit: str = "membrane",
+        error_at: str | None = None,
         derivative: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
     ) -> None:
         rule, credit = canonical(rule), canonical(credit)
+        if feedback is None:
+            feedback = "gaussian" if optimizer is None else "weight-mirror"
+        if error_at is None:
+            learns = optimizer is not None and credit == "membrane"
+            error_at = "current" if learns else "spikes"
         check_choices(rule, credit, derivative)
+        _check_error_at(error_at, credit)
         layers, modules = find_layers(net, output, hidden)
         weights = feedback_alignment.check(net) if rule == "fa" else {}
         if credit == "trace":
@@ -148,14 +171,17 @@ class DFA:
         self._net = net
         self._names = list(weights) or list(modules)
         self._options: dict[str, Any] = {"rule": rule, "credit": credit, "derivative": derivative}
+        self._options["error_at"] = error_at
         # What hidden= gave, by name, so that a copy or an unpickled DFA can be attached alike.
         self._named_hidden = layers.hidden if layers.named else None
         self._attached = True
         self._unfollow: Callable[[], None] = lambda: None
         self._core, self._parts = assemble(
             net, layers, modules, matrices, paths, weights,
-            rule=rule, credit=credit, derivative=derivative,
+            rule=rule, credit=credit, derivative=derivative, at_current=error_at == "current",
         )  # fmt: skip
+        if optimizer is not None:
+            self._follow_exactly(optimizer)
 
     @property
     def _feedback(self) -> FeedbackWeights:
@@ -199,12 +225,17 @@ class DFA:
         """Learning rate of feedback that learns; may be set, to follow the weights' schedule.
 
         Raises:
-            FeedbackError: if the feedback is fixed, or the rate below zero.
+            FeedbackError: if the feedback is fixed or has the rates of an optimiser, or if the rate
+                is below zero.
         """
         return learned(self._feedback).feedback_optimizer.lr
 
     @feedback_lr.setter
     def feedback_lr(self, lr: float) -> None:
+        if learned(self._feedback).twin is not None:
+            raise FeedbackError(
+                "feedback_lr: the feedback has the rates of the optimiser it follows"
+            )
         if not lr >= 0:
             raise FeedbackError(f"feedback_lr: expected zero or more, got {lr}")
         learned(self._feedback).feedback_optimizer.lr = lr
@@ -214,7 +245,8 @@ class DFA:
 
         Without it a step is taken with each forward pass of the network after a backward pass,
         which is more than the weights take where gradients are accumulated, or where ``backward()``
-        is called after each time step. ``"kolen-pollack-product"`` learns in no other way; a factor
+        is called after each time step. ``"kolen-pollack-product"`` and ``"weight-mirror"`` learn in
+        no other way; after ``DFA(net, optimizer=...)`` it is needed for a copy alone; a factor
         stays as it is where its weight is not this optimiser's. A second one takes its place.
 
         Raises:
@@ -223,6 +255,16 @@ class DFA:
         learned(self._feedback).follow(optimizer, self._net.parameters())
         self._unfollow()
         self._unfollow = after_steps(optimizer, lambda stepped: self._feedback.learn(stepped))
+
+    def _follow_exactly(self, optimizer: Optimizer) -> None:
+        """Let feedback learn by an optimiser like this one, at its steps."""
+        try:
+            feedback = learned(self._feedback)
+            feedback.twin = Twin()
+            self.follow(optimizer)
+        except BaseException:
+            self.remove()
+            raise
 
     def remove(self) -> None:
         """Take everything off: the network is the plain snnTorch network that it was."""
@@ -290,7 +332,9 @@ class DFA:
         if fa:
             feedback_alignment.check_feedback(feedback, state["kind"])
         own = [n for n in self._names if n not in self._core.layers.outputs]
-        known = list(synapses(self._net)) if fa or feedback.by_weight else own
+        known = list(synapses(self._net)) if fa else own
+        if feedback.by_weight:
+            known = [*synapses(self._net), *own]
         check_names(state["matrices"], known, "state_dict")
         self._core.feedback = load(state, self._feedback)
 
@@ -304,6 +348,16 @@ class DFA:
         options = ", ".join(f"{k}={v!r}" for k, v in self._options.items() if v is not None)
         state = f"output={self.output!r}, hidden={self.hidden}" if self._attached else "removed"
         return f"DFA({options}, feedback={self._feedback.type_name!r}, {state})"
+
+
+def _check_error_at(error_at: str, credit: str) -> None:
+    if error_at not in ("spikes", "current"):
+        raise AttachError(f"error_at: expected 'spikes' or 'current', got {error_at!r}")
+    if error_at == "current" and credit != "membrane":
+        raise AttachError(
+            f"error_at='current': expected credit='membrane', got {credit!r}; name the layer with "
+            f"the last weights with output="
+        )
 
 
 def _rebuild(net: nn.Module, options: dict[str, Any], state: dict[str, Any], attached: bool) -> DFA:

@@ -4,11 +4,13 @@ from snn_dfa.feedback.apply import correlation
 from snn_dfa.feedback.kolen_pollack import KolenPollack
 from snn_dfa.feedback.kolen_pollack_product import KolenPollackProduct
 from snn_dfa.feedback.learning import FeedbackOptimizer, LearningOptions
+from snn_dfa.feedback.weight_mirror import WeightMirror
 
 __all__ = [
     "FeedbackOptimizer",
     "KolenPollack",
     "KolenPollackProduct",
     "LearningOptions",
+    "WeightMirror",
     "correlation",
 ]

@@ -13,6 +13,7 @@ from snn_dfa._attach.feedback_alignment import Alignment
 from snn_dfa._attach.forward import Credit, LayerForward, NetworkForward, parameters_of
 from snn_dfa._attach.hooks import sweep
 from snn_dfa._attach.local_gradient import LocalGradient
+from snn_dfa._attach.output_current import OutputCurrents
 from snn_dfa._attach.paths import Paths
 from snn_dfa._attach.trace import traces_of
 from snn_dfa._distributed import States
@@ -40,6 +41,7 @@ def assemble(
     rule: str,
     credit: str,
     derivative: Callable[[Tensor], Tensor] | None,
+    at_current: bool = False,
 ) -> tuple[Core, list[Part]]:
     """Attach to a network that has been found fit; return the core, and all that can be removed.
 
@@ -53,6 +55,7 @@ def assemble(
         rule: Name of the rule.
         credit: Name of the credit.
         derivative: Slope for ``credit="current"``.
+        at_current: Whether the error of a spiking output is taken at its current.
 
     Raises:
         AttachError: if a layer cannot have the credit; nothing is changed then.
@@ -69,11 +72,16 @@ def assemble(
         traces = traces_of(net, modules, core)
         inside = traces
         parts.append(traces)
+    if at_current:
+        core.errors_of = currents = OutputCurrents()
     states = States()
     for name, module in modules.items():
+        credit_of = inside
+        if at_current and name in layers.neurons and layers.may_be_output(name):
+            credit_of = currents
         parts.append(
             LayerForward(
-                name, module, core, closed=_is_closed(module), credit=inside, states=states
+                name, module, core, closed=_is_closed(module), credit=credit_of, states=states
             )
         )
     own = {id(module.weight): name for name, module in weights.items()}

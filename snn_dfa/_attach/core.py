@@ -14,7 +14,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -57,6 +57,8 @@ class Core:
     ) -> None:
         self.layers, self._rule, self.feedback, self.paths = layers, rule, feedback, paths
         self.active = True
+        #: Takes the errors of outputs where they are to be taken.
+        self.errors_of: Callable[[Arrivals, Layers], Arrivals] | None = None
         self.aligned = False  # errors go from layer to layer, and nothing is cut
         self.targets: Tensor | None = None
         self.running: Run | None = None
@@ -345,6 +347,8 @@ class Core:
         if self._rule is None:
             return []
         self._refuse_second_output(arrived)
+        if self.errors_of is not None:
+            arrived = self.errors_of(arrived, self.layers)
         return self._broadcast()(arrived)
 
     def _look_at_heads(self) -> None:

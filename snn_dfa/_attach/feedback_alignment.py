@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from snn_dfa._attach.hooks import place
 from snn_dfa._attach.weights import (
     gradient_at_input,
     gradient_at_weight,
+    gradient_to_mirror,
     inside_neurons,
     synapses,
 )
@@ -69,6 +71,22 @@ class OwnWeight:
     def names(self, name: str, path: Shapes) -> list[str]:
         """Return the layer's own name."""
         return [name]
+
+    def inflows(self) -> None:
+        """Return nothing: each matrix is that of its own layer, and no product."""
+
+    def unknown(self) -> dict[str, tuple[str, list[str]]]:
+        """Return nothing."""
+        return {}
+
+    def mirror(self, layer: str, factor: Tensor, noise: Callable[..., Tensor]) -> Tensor:
+        """Return the step that makes a factor answer noise more as the layer does."""
+        return gradient_to_mirror(self._weights[layer], factor, noise)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """No outputs: nothing is sent from them."""
+        return ()
 
     def weight(self, layer: str) -> Tensor:
         """Return its weight."""

@@ -12,7 +12,18 @@ from torch.autograd.graph import Node
 from snn_dfa._attach.functions import Detour, Port
 from snn_dfa.errors import AttachError
 
-__all__ = ["PORT", "Origin", "Source", "functional_weights", "origin_of", "sources_of"]
+__all__ = [
+    "LEAF",
+    "PORT",
+    "Origin",
+    "Source",
+    "are_packed",
+    "below_of",
+    "functional_weights",
+    "kept_weights",
+    "origin_of",
+    "sources_of",
+]
 
 PORT: Any = Port._backward_cls
 _DETOUR: Any = Detour._backward_cls
@@ -117,15 +128,15 @@ def sources_of(
             name = weights.get(id(leaf)) or weights.get(leaf.shape)
             passing[node] = frozenset([name] if name else [])
         elif done:
-            below = _below(node)
+            below = below_of(node)
             known[node], passing[node] = _joined(node, below, known, passing, weights)
         else:
             todo.append((node, True))
-            todo += [(n, False) for n in _below(node)]
+            todo += [(n, False) for n in below_of(node)]
     return known.get(root, frozenset())
 
 
-def _below(node: Any) -> list[Any]:
+def below_of(node: Any) -> list[Any]:
     traced = getattr(node, "below", None)  # of an input whose graph a trace has in its place
     return [n for n in (*(n for n, _ in node.next_functions), traced) if n is not None]
 
@@ -147,25 +158,30 @@ def _joined(
     if not sources:
         return sources, names
     if not names:
-        names = frozenset(_kept(node, weights))
+        names = frozenset(kept_weights(node, weights))
     for name in sorted(names):
         sources = frozenset((layer, (*way[:1], name)) for layer, way in sources)
     return sources, frozenset()
 
 
-def _kept(node: Any, weights: Mapping[Any, str]) -> list[str]:
+def kept_weights(node: Any, weights: Mapping[Any, str]) -> list[str]:
     """Return the layer whose frozen weight a node keeps for its backward pass.
 
     Where something stands in for what nodes keep, as in activation checkpointing, none is looked
     at: that would compute it again.
     """
-    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+    if are_packed():
         return []
     for attribute in _WEIGHT_OF.get(type(node).__name__, ()):
         kept = getattr(node, attribute, None)
         if isinstance(kept, Tensor) and kept.dim() > 1 and kept.data_ptr() in weights:
             return [weights[kept.data_ptr()]]
     return []
+
+
+def are_packed() -> bool:
+    """Return whether something stands in for what nodes keep, as in activation checkpointing."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def functional_weights(

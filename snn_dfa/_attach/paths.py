@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from snn_dfa._attach.calls import Layers
-from snn_dfa._attach.graph import sources_of
-from snn_dfa._attach.weights import synapses
+from snn_dfa._attach.graph import kept_weights, sources_of
+from snn_dfa._attach.inflows import NotLinearError, inflow_of
+from snn_dfa._attach.weights import gradient_to_mirror, own_step, synapses
 from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback.base import Shapes
+from snn_dfa.feedback.stand_in import Inflow
 
 __all__ = ["Paths"]
 
@@ -40,6 +42,9 @@ class Paths:
         self._looked_for: set[str] = set()
         self._leading: set[str] = set()  # layers with weights from which a path leads to a layer
         self._heads: dict[str, str] = {}
+        self._inflows: dict[str, Inflow] = {}
+        #: Layer without an inflow -> why it has none, and the layers that it was made of.
+        self._unknown: dict[str, tuple[str, list[str]]] = {}
 
     def look_for(self, layer: str) -> None:
         """See that the paths from a layer that learns are traced once."""
@@ -55,6 +60,27 @@ class Paths:
                     weights = (*weights[:1], layer)
                 self._leading.update(weights)
                 self._found.setdefault(source, set()).add((weights, layer))
+        self._note_inflow(layer, value, mine)
+
+    def _note_inflow(self, layer: str, value: Tensor, mine: Callable[[Any], bool]) -> None:
+        names, modules = self._names(), self._synapses()
+        try:
+            made = inflow_of(
+                value,
+                mine,
+                names,
+                lambda node: kept_weights(node, names),
+                lambda x, weight, shape: own_step(x, weight, modules[weight], shape),
+            )
+            if made is not None and set(made.sources) - {layer}:
+                if layer in modules:  # a readout
+                    made = own_step(made, layer, modules[layer], tuple(value.shape))
+                known = self._inflows.get(layer)
+                if known is None or set(made.sources) > set(known.sources):
+                    self._inflows[layer] = made
+        except NotLinearError as error:
+            of = {source for source, _ in self.sources(value, mine)} - {layer}
+            self._unknown[layer] = str(error), sorted(of)
 
     def note_returned(self, value: Tensor, mine: Callable[[Any], bool]) -> None:
         """Note where a value was made that the network returns."""
@@ -71,6 +97,10 @@ class Paths:
         self, value: Tensor, mine: Callable[[Any], bool]
     ) -> frozenset[tuple[str, tuple[str, ...]]]:
         """Return the layers that a value was made of, with the weights after each."""
+        return sources_of(value, mine, self._names())
+
+    def _names(self) -> dict[Any, str]:
+        """Return identity, memory or, in shards, shape of each weight with its layer."""
         names: dict[Any, str] = {}
         for name, module in self._synapses().items():
             for parameter in module.parameters():
@@ -83,7 +113,7 @@ class Paths:
                 names.setdefault(id(parameter), name)
                 if parameter.data_ptr():
                     names.setdefault(parameter.data_ptr(), name)
-        return sources_of(value, mine, names)
+        return names
 
     def _synapses(self) -> dict[str, Any]:
         net = self._net()
@@ -103,6 +133,23 @@ class Paths:
             )
         weight: Tensor = known.weight
         return weight
+
+    def mirror(self, layer: str, factor: Tensor, noise: Callable[..., Tensor]) -> Tensor:
+        """Return the step that makes a factor answer noise more as the layer does."""
+        return gradient_to_mirror(self._synapses()[layer], factor, noise)
+
+    def inflows(self) -> dict[str, Inflow]:
+        """Return what comes into each layer, and into each output, as a linear function."""
+        return {name: each for name, each in self._inflows.items() if name not in self._unknown}
+
+    def unknown(self) -> dict[str, tuple[str, list[str]]]:
+        """Return the layers of which :meth:`inflows` knows nothing, why, and their sources."""
+        return dict(self._unknown)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs."""
+        return self._layers.outputs
 
     def names(self, name: str, path: Shapes) -> list[str]:
         """Return the layers with weights from a hidden layer to the output, first to last.

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import snntorch as snn
 import torch
 from torch import Tensor, nn
 
+from snn_dfa._distributed import whole
+from snn_dfa.feedback import stand_in
 from snn_dfa.feedback.apply import correlation
+from snn_dfa.feedback.stand_in import Inflow
 from snn_dfa.sequence import AtOnce
 
 __all__ = [
     "SYNAPSES",
     "gradient_at_input",
     "gradient_at_weight",
+    "gradient_to_mirror",
     "inside_neurons",
+    "own_step",
     "synapses",
 ]
 
+#: So many noisy inputs a step, or an eighth of the number of inputs, drive a dense layer.
+MIRROR_ROWS = 64
 SYNAPSES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -61,3 +69,49 @@ def gradient_at_input(module: Any, x: Tensor, weight: Tensor, error: Tensor) -> 
         x = torch.zeros_like(x, dtype=error.dtype, requires_grad=True)
         out = module._conv_forward(x, weight, None)
     return torch.autograd.grad(out, x, error)[0]
+
+
+def gradient_to_mirror(module: Any, factor: Tensor, noise: Callable[..., Tensor]) -> Tensor:
+    """Return the step that makes a factor answer noise more as the module's weight does.
+
+    Args:
+        module: The module; it is driven by noise, forwards.
+        factor: Of its weight's shape.
+        noise: From a shape to numbers of mean 0 and variance 1.
+    """
+    inputs = factor[0].numel()
+    if isinstance(module, nn.Linear):
+        x = noise(max(MIRROR_ROWS, inputs // 8), inputs)
+    else:
+        sizes = [d * (k - 1) + s * 8 for d, k, s in zip(
+            module.dilation, module.kernel_size, module.stride, strict=True)]  # fmt: skip
+        x = noise(2, module.in_channels, *sizes)
+    with torch.no_grad():
+        weight = whole(module.weight.detach()).to(factor)
+        if isinstance(module, nn.Linear):
+            error = x @ weight.t() - x @ factor.t()
+        else:
+            error = module._conv_forward(x, weight, None) - module._conv_forward(x, factor, None)
+    rows = error.numel() // error.shape[1]
+    return gradient_at_weight(module, x, error) / (rows + inputs)
+
+
+def own_step(x: Inflow, name: str, module: Any, shape: tuple[int, ...] | None = None) -> Inflow:
+    """Return an inflow through the factor of a layer, as the layer's module would send it.
+
+    Args:
+        x: The inflow.
+        name: Of the layer.
+        module: The module.
+        shape: Of what comes in; ``None`` if it has the dimensions that the module takes.
+    """
+    if isinstance(module, nn.Linear):
+        return stand_in.weigh(x, name)
+    dims = module.weight.dim() - 1
+
+    def convolved(value: Tensor, v: Tensor) -> Tensor:
+        value = value if shape is None else value.reshape(-1, *shape[-dims:])
+        out: Tensor = module._conv_forward(value, v, None)
+        return out
+
+    return x.through(name, convolved)

@@ -22,8 +22,6 @@ from snn_dfa.feedback.draw import (
     sparse,
     uniform,
 )
-from snn_dfa.feedback.kolen_pollack import KolenPollack
-from snn_dfa.feedback.kolen_pollack_product import KolenPollackProduct
 
 __all__ = [
     "KINDS",
@@ -52,7 +50,7 @@ KINDS: Mapping[str, Draw] = draw.KINDS
 #: The names of all feedback types.
 NAMES: tuple[str, ...] = make.NAMES
 #: Name of each feedback type that learns to the class of its options.
-LEARNED: Mapping[str, type[KolenPollack] | type[KolenPollackProduct]] = make.LEARNED
+LEARNED: Mapping[str, type[make.Options]] = make.LEARNED
 #: The library draws no matrix that needs more bytes (4 GB), and raises a ``FeedbackError``. A
 #: function or matrices of your own have no such limit.
 MAX_MATRIX_BYTES: int = base.MAX_MATRIX_BYTES

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback.apply import correlation, product
+from snn_dfa.feedback.stand_in import Inflow
 
 __all__ = ["MAX_MATRIX_BYTES", "FeedbackWeights", "Forward", "Shapes", "check_tensor"]
 
@@ -35,6 +36,19 @@ class Forward(Protocol):
 
     def weight(self, layer: str) -> Tensor:
         """Return the weight of a layer as it is at this moment."""
+
+    def inflows(self) -> Mapping[str, Inflow] | None:
+        """Return what comes into each layer and output; ``None`` if layers get no direct error."""
+
+    def unknown(self) -> Mapping[str, tuple[str, list[str]]]:
+        """Return the layers of which :meth:`inflows` knows nothing, why, and their sources."""
+
+    def mirror(self, layer: str, factor: Tensor, noise: Callable[..., Tensor]) -> Tensor:
+        """Return the step that makes a factor answer noise more as the layer does."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs."""
 
 
 class FeedbackWeights:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from snn_dfa.feedback.learning import Learned, LearningOptions
 
@@ -63,7 +66,22 @@ class KolenPollackFeedback(Learned):
 
     options = KolenPollack
 
+    _warned = False
+
     @property
     def accumulates(self) -> bool:
         """True: the gradients are made in the backward pass."""
         return True
+
+    def notify(self, name: str, error: Tensor) -> None:
+        """Show the observer an error; warn once if no optimiser is followed."""
+        if not self.has_optimizer and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"feedback: {self.type_name!r} learns at a rate of its own "
+                f"({self.feedback_optimizer.lr:g}) and follows no optimiser; it becomes the "
+                f"weights only if it takes their steps: call dfa.follow(optimizer), or write "
+                f"DFA(net, optimizer=optimizer)",
+                stacklevel=2,
+            )
+        super().notify(name, error)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 
 from snn_dfa._distributed import whole
 from snn_dfa.errors import FeedbackError
-from snn_dfa.feedback.apply import product
 from snn_dfa.feedback.base import FeedbackWeights, Forward, Shapes
 from snn_dfa.feedback.learning import Learned, LearningOptions
+from snn_dfa.feedback.stand_in import Inflow, jacobians
 
 __all__ = ["KolenPollackProduct", "KolenPollackProductFeedback"]
 
@@ -32,11 +32,14 @@ class KolenPollackProduct(LearningOptions):
     the same decay, V becomes W, and the B of every layer becomes the product of the weights. With
     :class:`KolenPollack` this happens in the last hidden layer alone.
 
-    The layers after a hidden layer have to be dense. Call ``dfa.follow(optimizer)`` before the
-    first backward pass. The first batch shows which weight lies between two layers; if there is
-    more than one path after a layer, ``DFA`` raises an error. With ``rule="fa"``, for convolutions
-    too, each factor is the B of its own layer. V uses the gradient of W as the optimiser had it:
-    averaged over processes, clipped and unscaled, if the program does so.
+    The first batch shows what lies between two layers. Dense layers, convolutions, pooling,
+    normalisation, sums, branches and concatenations may be there: B is the derivative of a linear
+    network that has a factor in place of each weight, a mean in place of maximum pooling, and
+    nothing in place of what acts on each number alone. For other functions ``DFA`` raises an error.
+
+    Call ``dfa.follow(optimizer)`` before the first backward pass. With ``rule="fa"`` each factor is
+    the B of its own layer. V uses the gradient of W as the optimiser had it: averaged over
+    processes, clipped and unscaled, if the program does so.
 
     Args:
         lr: Learning rate of AdamW; use the rate of the weights. If their rate changes, set
@@ -76,30 +79,46 @@ class KolenPollackProductFeedback(Learned):
     :attr:`matrices` holds the factors by layer with weights.
     """
 
-    options = KolenPollackProduct
+    options: ClassVar[type[LearningOptions]] = KolenPollackProduct
     by_weight = True
 
     def __init__(
         self, type_name: str, scale: float, seed: int, forward: Forward, given: Any = None
     ) -> None:
         super().__init__(type_name, scale, seed, forward, given)
-        self._chains: dict[str, list[str]] = {}  # hidden layer to layers with weights after it
+        self._inflows: Mapping[str, Inflow] | None = {}
+        self._direct: tuple[str, ...] = ()  # hidden layers with a matrix of their own
         self._made_for: list[Any] = []
 
     def _require(self, shapes: Shapes) -> None:
-        wanted = [list(self.shapes.items()), list(self.path.items())]
+        self._note_unknown(self.forward.unknown())
+        inflows = self.forward.inflows()
+        made = [] if inflows is None else list(map(id, inflows.values()))
+        wanted = [list(self.shapes.items()), list(self.path.items()), made]
         if wanted == self._made_for:
             return
-        names = [name for name in self.shapes if name in self.path]
-        chains = {name: self.forward.names(name, self.path) for name in names}
-        for layer in dict.fromkeys(layer for chain in chains.values() for layer in chain):
+        layers = list(self.shapes) if inflows is None else _weights(inflows, self.forward.outputs)
+        for layer in layers:
             known = self.matrices.get(layer)
             weight = self._weight(layer, None if known is None else known.shape)
             if known is None:
                 self._check_memory(layer, tuple(weight.shape))
                 self.matrices[layer] = self.draw(layer, tuple(weight.shape))
-        self._chains, self._made_for = chains, wanted
+        self._inflows, self._made_for = inflows, wanted
         self._cache.clear()
+
+    def _note_unknown(self, unknown: Mapping[str, tuple[str, list[str]]]) -> None:
+        """Take note of layers into which no linear function leads.
+
+        Raises:
+            FeedbackError: if there are any.
+        """
+        for layer, (why, _) in unknown.items():
+            raise FeedbackError(
+                f"feedback: what comes into layer {layer!r} passes {why!r}, for which there is no "
+                f"linear function with factors; use feedback='weight-mirror', which gives the "
+                f"layers before it a matrix of their own"
+            )
 
     def _weight(self, layer: str, shape: torch.Size | None) -> Tensor:
         """Return the weight that a factor follows; check the shape of the factor, if it is drawn.
@@ -122,12 +141,22 @@ class KolenPollackProductFeedback(Learned):
 
     def known(self) -> list[str]:
         """Return the names of the hidden layers whose factors are drawn."""
-        return list(self._chains)
+        return list(self.shapes) if self._made_for else []
 
     def _make(self, name: str, device: torch.device) -> Tensor:
         # Factors that have not learnt yet may lie on another device.
-        factors = [self.matrices[layer].to(device) for layer in self._chains[name]]
-        return product(factors).reshape(self.path[name])
+        factors = {layer: factor.to(device) for layer, factor in self.matrices.items()}
+        if self._inflows is None:
+            return factors[name]
+        try:
+            found = jacobians(self._inflows, self.forward.outputs, self.path, factors, self._direct)
+        except RuntimeError as error:
+            raise FeedbackError(
+                f"feedback: the layers after {name!r} change shapes in a way that no linear "
+                f"network of factors follows ({error}); use feedback='kolen-pollack'"
+            ) from error
+        self._cache.update(found)
+        return found[name]
 
     def notify(self, name: str, error: Tensor) -> None:
         """Show the observer an error that a layer is about to get.
@@ -137,9 +166,9 @@ class KolenPollackProductFeedback(Learned):
         """
         if not self.has_optimizer:
             raise FeedbackError(
-                "feedback: 'kolen-pollack-product' learns at the steps of the weights' optimiser, "
-                "and follows none that is still there; call dfa.follow(optimizer) before a "
-                "backward pass, after a copy too, or use 'kolen-pollack'"
+                f"feedback: {self.type_name!r} learns at the steps of the weights' optimiser, "
+                f"and follows none that is still there; call dfa.follow(optimizer) before a "
+                f"backward pass, after a copy too, or use 'kolen-pollack'"
             )
         super().notify(name, error)
 
@@ -154,12 +183,12 @@ class KolenPollackProductFeedback(Learned):
 
     def learn(self, stepped: Iterable[Tensor] = ()) -> None:
         """Take one step of AdamW with the gradients of the weights that were stepped."""
-        changed = {id(parameter) for parameter in stepped}
+        changed, found = {id(parameter) for parameter in stepped}, {}
         for layer, factor in self.matrices.items():
             weight = self._weight(layer, factor.shape)
             if weight.grad is not None and id(weight) in changed:
-                self.accumulate_gradient(layer, whole(weight.grad))
-        super().learn()
+                found[layer] = weight, whole(weight.grad)
+        self._step(found)
 
     def measure_like(self, original: FeedbackWeights) -> None:
         """Need no optimiser: it would only take a step after the pass."""
@@ -168,3 +197,16 @@ class KolenPollackProductFeedback(Learned):
 
     def _check_saved(self, name: str, matrix: Tensor, current: FeedbackWeights) -> None:
         self._weight(name, matrix.shape)
+
+
+def _weights(inflows: Mapping[str, Inflow], outputs: tuple[str, ...]) -> list[str]:
+    """Return the layers with weights on the ways to the outputs, from the first on."""
+    todo, on_the_way = list(outputs), set[str]()
+    while todo:
+        layer = todo.pop()
+        if layer in inflows and layer not in on_the_way:
+            on_the_way.add(layer)
+            todo += inflows[layer].sources
+    return list(
+        dict.fromkeys(w for layer in inflows if layer in on_the_way for w in inflows[layer].weights)
+    )

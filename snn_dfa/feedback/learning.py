@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -17,7 +19,7 @@ from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback.base import FeedbackWeights, Forward
 from snn_dfa.feedback.draw import gaussian, generator_for
 
-__all__ = ["FeedbackOptimizer", "Learned", "LearningOptions"]
+__all__ = ["FeedbackOptimizer", "Learned", "LearningOptions", "Twin"]
 
 
 @dataclass(frozen=True)
@@ -95,18 +97,21 @@ class FeedbackOptimizer:
             matrices: By name. A matrix is moved to the device of its gradient, and stays there.
         """
         changed = []
-        for name, own in self._pending.items():
-            gradient = mean_over_ranks(own) if self.over_ranks else own
-            if bool(gradient.isfinite().all()):
-                matrices[name] = matrix = matrices[name].to(gradient.device)
-                matrix.grad = gradient.to(matrix.dtype)
-                optimizer = self._optimizer(name, matrix)
-                optimizer.param_groups[0]["lr"] = self.lr
-                optimizer.step()
-                matrix.grad = None
-                changed.append(name)
-        self._pending.clear()
+        for name, gradient in self.take().items():
+            matrices[name] = matrix = matrices[name].to(gradient.device)
+            matrix.grad = gradient.to(matrix.dtype)
+            optimizer = self._optimizer(name, matrix)
+            optimizer.param_groups[0]["lr"] = self.lr
+            optimizer.step()
+            matrix.grad = None
+            changed.append(name)
         return changed
+
+    def take(self) -> dict[str, Tensor]:
+        """Return the accumulated gradients that are finite, averaged over processes; forget all."""
+        found = {n: mean_over_ranks(g) if self.over_ranks else g for n, g in self._pending.items()}
+        self._pending.clear()
+        return {name: g for name, g in found.items() if bool(g.isfinite().all())}
 
     def _optimizer(self, name: str, matrix: Tensor) -> torch.optim.AdamW:
         known = self._optimizers.get(name)
@@ -138,6 +143,101 @@ class FeedbackOptimizer:
             self._optimizer(name, matrices[name]).load_state_dict(deepcopy(saved))
 
 
+class Twin:
+    """An optimiser for matrices that is like one of weights: its class, its options, its own state.
+
+    At each step the options (rate, decay, ...) are those that the optimiser of the weights has.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer, matrices = torch.optim.SGD([weight], lr=0.1), {"fc": torch.zeros(2)}
+        >>> Twin().step(optimizer, matrices, {"fc": (weight, torch.ones(2))})
+        >>> matrices["fc"]
+        tensor([-0.1000, -0.1000])
+    """
+
+    def __init__(self) -> None:
+        self._state: dict[str, dict[str, Any]] = {}
+
+    def step(
+        self,
+        optimizer: Optimizer,
+        matrices: dict[str, Tensor],
+        gradients: Mapping[str, tuple[Tensor | None, Tensor]],
+    ) -> None:
+        """Take a step.
+
+        Args:
+            optimizer: Of the weights.
+            matrices: By name; they are changed, and moved to the device of their gradient.
+            gradients: By name: the weight whose options a matrix has, ``None`` for those of the
+                first group, and the gradient.
+        """
+        groups = optimizer.param_groups
+        at = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
+        twin = _blank(optimizer)
+        twin.param_groups = [{**group, "params": []} for group in groups]
+        state: defaultdict[Tensor, Any] = defaultdict(dict)
+        twin.state = state
+        parameters = {}
+        for name, (weight, gradient) in gradients.items():
+            matrices[name] = matrices[name].to(gradient.device)
+            parameters[name] = parameter = torch.nn.Parameter(matrices[name])
+            parameter.grad = gradient.to(parameter.dtype)
+            twin.param_groups[0 if weight is None else at[id(weight)]]["params"].append(parameter)
+            if name in self._state:
+                state[parameter] = _moved(self._state[name], parameter.device)
+        twin.param_groups = [group for group in twin.param_groups if group["params"]]
+        if parameters:
+            twin.step()
+        self._state.update({n: state[p] for n, p in parameters.items() if p in state})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state by name of the matrix."""
+        return deepcopy(self._state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a state of :meth:`state_dict`."""
+        self._state = deepcopy(dict(state))
+
+
+def _check_imitable(optimizer: Optimizer) -> None:
+    """Raise an error for an optimiser of which a :class:`Twin` cannot take the steps."""
+    inner = [name for name, value in vars(optimizer).items() if isinstance(value, Optimizer)]
+    if inner:
+        raise FeedbackError(
+            f"optimizer: expected an optimiser that takes its steps itself, got a "
+            f"{type(optimizer).__name__} around another one; give its .{inner[0]}"
+        )
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise FeedbackError(
+            f"optimizer: expected one whose step() needs no closure, got "
+            f"{type(optimizer).__name__}; use torch.optim.AdamW, or feedback=KolenPollackProduct() "
+            f"and dfa.follow(optimizer)"
+        )
+
+
+#: What belongs to one optimiser alone: what wraps its step, and what a gradient scaler gave it.
+_ITS_OWN = ("step", "state", "param_groups", "grad_scale", "found_inf")
+
+
+def _blank(optimizer: Optimizer) -> Optimizer:
+    """Return an optimiser of the same class without hooks, parameters and state."""
+    blank = copy(optimizer)
+    for name, value in vars(optimizer).items():
+        if name not in _ITS_OWN and not name.startswith("_optimizer_"):
+            vars(blank).setdefault(name, value)
+    return blank
+
+
+def _moved(state: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    return {
+        key: value.to(device) if isinstance(value, Tensor) and value.dim() else value
+        for key, value in state.items()
+    }
+
+
 class Learned(FeedbackWeights):
     """The base class of feedback types that learn.
 
@@ -151,6 +251,8 @@ class Learned(FeedbackWeights):
     ) -> None:
         super().__init__(type_name, scale, seed, forward)
         self.feedback_optimizer = FeedbackOptimizer(given or self.options())
+        #: An optimiser like that of the weights, if the matrices learn by one.
+        self.twin: Twin | None = None
 
     def draw(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Return a Gaussian matrix, scaled by the option ``initial``."""
@@ -162,7 +264,24 @@ class Learned(FeedbackWeights):
         self.feedback_optimizer.accumulate(name, gradient)
 
     def learn(self, stepped: Iterable[Tensor] = ()) -> None:
-        """Take one step of AdamW with the accumulated gradients."""
+        """Take one step with the accumulated gradients."""
+        self._step({})
+
+    def _step(self, gradients: Mapping[str, tuple[Tensor | None, Tensor]]) -> None:
+        """Take one step.
+
+        Args:
+            gradients: Beside the accumulated ones, by matrix: the weight of which it is the
+                gradient, and the gradient.
+        """
+        optimizer = self.optimizer()
+        if self.twin is not None and isinstance(optimizer, Optimizer):
+            own = {n: (None, g) for n, g in self.feedback_optimizer.take().items()}
+            self.twin.step(optimizer, self.matrices, {**own, **gradients})
+            self._cache.clear()
+            return
+        for name, (_, gradient) in gradients.items():
+            self.accumulate_gradient(name, gradient)
         if self.feedback_optimizer.step(self.matrices):
             self._cache.clear()
 
@@ -190,6 +309,9 @@ class Learned(FeedbackWeights):
                 "one with maximize=True; negate the loss"
             )
 
+        if self.twin is not None:
+            _check_imitable(optimizer)
+
     def measure_like(self, original: FeedbackWeights) -> None:
         """Take no step if the original waits for its optimiser; average over no processes."""
         self.feedback_optimizer.over_ranks = False
@@ -198,8 +320,14 @@ class Learned(FeedbackWeights):
 
     def state_dict(self) -> dict[str, Any]:
         """Return matrices, options, moments and accumulated gradients."""
-        return {**super().state_dict(), "learner": self.feedback_optimizer.state_dict()}
+        learner = self.feedback_optimizer.state_dict()
+        learner["twin"] = None if self.twin is None else self.twin.state_dict()
+        return {**super().state_dict(), "learner": learner}
 
     def _load(self, state: Mapping[str, Any]) -> None:
         super()._load(state)
         self.feedback_optimizer.load_state_dict(state["learner"], self.matrices)
+        twin = state["learner"].get("twin")
+        if twin is not None:
+            self.twin = Twin()
+            self.twin.load_state_dict(twin)

@@ -19,6 +19,7 @@ from snn_dfa.feedback.kolen_pollack_product import KolenPollackProduct, KolenPol
 from snn_dfa.feedback.learning import Learned
 from snn_dfa.feedback.shared import Shared
 from snn_dfa.feedback.transpose import Transpose
+from snn_dfa.feedback.weight_mirror import WeightMirror, WeightMirrorFeedback
 from snn_dfa.feedback.zhang import Zhang
 
 __all__ = [
@@ -33,7 +34,8 @@ __all__ = [
     "type_of",
 ]
 
-Feedback: TypeAlias = str | Draw | KolenPollack | KolenPollackProduct | Mapping[str, Tensor]
+Options: TypeAlias = KolenPollack | KolenPollackProduct | WeightMirror
+Feedback: TypeAlias = str | Draw | Options | Mapping[str, Tensor]
 
 _FUNCTION, _GIVEN = "function", "given"  # what a user gives in place of a name
 
@@ -47,12 +49,13 @@ TYPES: Mapping[str, type[FeedbackWeights]] = MappingProxyType(
         "transpose": Transpose,
         "kolen-pollack": KolenPollackFeedback,
         "kolen-pollack-product": KolenPollackProductFeedback,
+        "weight-mirror": WeightMirrorFeedback,
         _FUNCTION: Function,
         _GIVEN: Given,
     }
 )
 NAMES: tuple[str, ...] = tuple(name for name in TYPES if name not in (_FUNCTION, _GIVEN))
-LEARNED: Mapping[str, type[KolenPollack] | type[KolenPollackProduct]] = MappingProxyType(
+LEARNED: Mapping[str, type[Options]] = MappingProxyType(
     {name: each.options for name, each in TYPES.items() if each.options is not None}
 )
 
@@ -90,7 +93,8 @@ def _name_of(feedback: object) -> str:
         got = f"the class {feedback.__name__} itself"
     raise FeedbackError(
         f"feedback: expected one of {sorted(NAMES)}, a KolenPollack, a KolenPollackProduct, a "
-        f"function of shape and generator, or a mapping of layer name to tensor, got {got}"
+        f"WeightMirror, a function of shape and generator, or a mapping of layer name to tensor, "
+        f"got {got}"
     )
 
 

@@ -81,7 +81,7 @@ def test_an_unnamed_hidden_layer_is_left_to_back_propagation():
         ({"credit": "x"}, r"credit: expected one of \['current', 'membrane', 'trace'\], got 'x'"),
         ({"derivative": torch.cos}, "derivative: expected credit='current' with it"),
         ({"credit": "current", "hidden": ["2"], "output": "5"}, "hidden layer '2' is a Linear"),
-        ({"feedback": "banana"}, r"feedback: expected one of \['channelwise', .*'zhang'\], a KolenPollack, a KolenPollackProduct, a function"),
+        ({"feedback": "banana"}, r"feedback: expected one of \['channelwise', .*'zhang'\], a KolenPollack, a KolenPollackProduct, a WeightMirror, a function"),
         ({"feedback": 3}, "got int"),
         ({"feedback": {"9": torch.zeros(3, 7)}}, r"among \['1', '3', '5'\], got one for '9'"),
         ({"feedback": {"1": [1.0]}}, r"feedback\['1'\]: expected a floating point tensor"),

@@ -16,7 +16,7 @@ from parity import check
 from problems import N1, N2, C, problem
 from torch import nn
 
-from snn_dfa import DFA, FeedbackError, KolenPollack, feedback, over_time, reset
+from snn_dfa import DFA, FeedbackError, KolenPollack, WeightMirror, feedback, over_time, reset
 from snn_dfa._attach.calls import Layers
 from snn_dfa._attach.paths import Paths
 from snn_dfa.feedback import KINDS, NAMES, channelwise, generator_for, orthogonal, project, sparse
@@ -29,6 +29,7 @@ LEARNED = KolenPollack(initial=1.0)
 KINDS_HERE = {name: name for name in NAMES} | {
     "sparse": partial(sparse, density=0.5),
     "kolen-pollack": LEARNED,
+    "weight-mirror": WeightMirror(initial=1.0),
     "function": lambda shape, generator: torch.rand(shape, generator=generator) - 0.5,
 }
 
@@ -204,7 +205,7 @@ def test_half_precision(kind, dtype):
     net = over_time(dense()).to(dtype)
     dfa = DFA(net, feedback=KINDS_HERE[kind], output="7")
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    if kind == "kolen-pollack-product":
+    if kind in ("kolen-pollack-product", "weight-mirror"):
         dfa.follow(optimizer)
     for _ in range(2):
         net(torch.rand(4, 3, 6, dtype=dtype)).float().sum().backward()
@@ -242,8 +243,7 @@ NEEDS_DENSE = "a product of weights or factors needs one nn.Linear from the 32 n
 
 
 def test_kinds_that_need_dense_layers_say_so():
-    for kind, message in (("zhang", "'zhang' is for dense layers"),
-                          ("transpose", NEEDS_DENSE), ("kolen-pollack-product", NEEDS_DENSE)):  # fmt: skip
+    for kind, message in (("zhang", "'zhang' is for dense layers"), ("transpose", NEEDS_DENSE)):
         p = problem("convolutional", "leaky")
         DFA(p.net, feedback=kind)
         with pytest.raises(FeedbackError, match=message):

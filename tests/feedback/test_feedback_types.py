@@ -11,10 +11,15 @@ from torch import nn
 from snn_dfa import DFA, FeedbackError, feedback, reset
 from snn_dfa.feedback import base, fixed, generator_for, make
 from snn_dfa.feedback.base import FeedbackWeights
+from snn_dfa.feedback.stand_in import source, weigh
 from snn_dfa.zhang import zhang_feedback, zhang_weights
 
 SHAPES = {"1": (3, 9), "3": (3, 5), "5": (3, 4)}
-DRAWN = [name for name in feedback.NAMES if name not in ("transpose", "kolen-pollack-product")]
+DRAWN = [
+    name
+    for name in feedback.NAMES
+    if name not in ("transpose", "kolen-pollack-product", "weight-mirror")
+]
 
 
 class Weights:
@@ -24,6 +29,16 @@ class Weights:
 
     def names(self, name, path):
         return list(path)[list(path).index(name) :]
+
+    outputs = ("out",)
+
+    def unknown(self):
+        return {}
+
+    def inflows(self):
+        (first, *others), last = list(SHAPES), "out"
+        after = zip([first, *others], [*others, last], strict=True)
+        return {layer: weigh(source(name), name) for name, layer in after}
 
     def weight(self, layer):
         n_in, n_out = dict(zip(SHAPES, itertools.pairwise(self.sizes), strict=True))[layer]
@@ -128,7 +143,9 @@ def test_such_a_network_runs_with_channelwise_feedback():
 def test_the_limit_is_on_what_a_type_stores(monkeypatch, kind):
     """A limit of the largest matrix is enough, and one byte less is too little."""
     shapes = {"1": (3, 9)} if kind == "channelwise" else SHAPES
-    largest = {"zhang": 45, "kolen-pollack-product": 45, "transpose": 0}.get(kind, 27)
+    largest = {"zhang": 45, "kolen-pollack-product": 45, "weight-mirror": 45, "transpose": 0}.get(
+        kind, 27
+    )
     monkeypatch.setattr(base, "MAX_MATRIX_BYTES", 4 * largest)
     drawn(kind, shapes)
     monkeypatch.setattr(base, "MAX_MATRIX_BYTES", 4 * largest - 1)

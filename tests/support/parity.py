@@ -54,7 +54,7 @@ def pass_back(p, dfa):
 def check(p, neuron_class, rule="error", **options):
     """Compare all gradients; return the DFA, still attached."""
     dfa = DFA(p.net, rule=rule, **options)
-    if options.get("feedback") == "kolen-pollack-product":
+    if type_of_feedback(options) in ("kolen-pollack-product", "WeightMirror"):
         optimizer = torch.optim.SGD(p.net.parameters(), lr=0.1)  # which takes no step here
         dfa.follow(optimizer)
     for round_ in range(2):  # the first pass finds the output, the second knows it
@@ -91,3 +91,9 @@ def run(net, x):
             module.reset_mem()
     net.zero_grad()
     return torch.stack([net(step) for step in x])
+
+
+def type_of_feedback(options):
+    """The name of a feedback type, or of the class of its options."""
+    given = options.get("feedback")
+    return given if isinstance(given, str) else type(given).__name__

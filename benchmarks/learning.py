@@ -1,0 +1,299 @@
+"""How well small networks learn, as people bring them, under back-propagation and under one line.
+
+    python benchmarks/learning.py
+    python benchmarks/learning.py --networks tutorial5,recurrent --rules dfa --rates 1e-3 --seeds 3
+
+Each run trains one network on scikit-learn's digits (three fifths of them; a fifth chooses, a
+fifth is tested) with Adam, and takes 5 to 30 seconds on one core. Rules: ``bptt`` attaches nothing;
+``dfa`` is ``DFA(net, optimizer=optimizer)``; ``fixed`` is ``DFA(net)``; ``shallow`` trains the
+output layer alone. Results are kept in a JSON file, run by run; a run that is there is not done
+again. The table at the end has, for each network and rule, the rate that is best on validation,
+and the test accuracy with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import snntorch as snn
+import torch
+from sklearn.datasets import load_digits
+from snntorch import functional as SF
+from snntorch import surrogate, utils
+from torch import Tensor, nn
+
+from snn_dfa import DFA
+
+HERE = Path(__file__).parent
+BATCH, EPOCHS, STEPS = 64, 15, 10
+
+
+# -- networks: each takes one time step [B, 1, 8, 8] or [B, 8], and returns spikes and membrane ----
+
+
+class Stack(nn.Sequential):
+    """Layers in a row; the last one returns its spikes and its membrane."""
+
+
+def _neuron(beta: float = 0.9, **options: Any) -> dict[str, Any]:
+    return {"beta": beta, "init_hidden": True, "spike_grad": surrogate.fast_sigmoid(25), **options}
+
+
+def _norm(size: int, norm: bool, dims: int = 1) -> list[nn.Module]:
+    kind = nn.BatchNorm2d if dims == 2 else nn.BatchNorm1d
+    return [kind(size)] if norm else []
+
+
+def dense(*hidden: int, norm: bool = False, beta: float = 0.95) -> nn.Module:
+    """Return dense layers, as in snnTorch's fifth tutorial."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for before, size in itertools.pairwise((64, *hidden)):
+        layers += [nn.Linear(before, size), *_norm(size, norm), snn.Leaky(**_neuron(beta))]
+    last = snn.Leaky(**_neuron(beta, output=True))
+    return Stack(*layers, nn.Linear((64, *hidden)[-1], 10), last)
+
+
+def convolutional(norm: bool = False) -> nn.Module:
+    """Return two convolutions, as in snnTorch's sixth tutorial, for images of 8x8 pixels."""
+    return Stack(
+        nn.Conv2d(1, 12, 3, padding=1), *_norm(12, norm, 2), nn.MaxPool2d(2),
+        snn.Leaky(**_neuron(0.5)),
+        nn.Conv2d(12, 32, 3, padding=1), *_norm(32, norm, 2), nn.MaxPool2d(2),
+        snn.Leaky(**_neuron(0.5)),
+        nn.Flatten(), nn.Linear(32 * 2 * 2, 10), snn.Leaky(**_neuron(0.5, output=True)),
+    )  # fmt: skip
+
+
+def deep_convolutional(norm: bool = True) -> nn.Module:
+    """Return four convolutions."""
+    layers: list[nn.Module] = []
+    for before, size, pool in ((1, 12, 0), (12, 12, 1), (12, 24, 0), (24, 24, 1)):
+        layers += [nn.Conv2d(before, size, 3, padding=1), *_norm(size, norm, 2)]
+        layers += [nn.MaxPool2d(2)] * pool + [snn.Leaky(**_neuron(0.5))]
+    last = snn.Leaky(**_neuron(0.5, output=True))
+    return Stack(*layers, nn.Flatten(), nn.Linear(24 * 2 * 2, 10), last)
+
+
+def recurrent() -> nn.Module:
+    """Return a recurrent layer that reads an image row by row."""
+    return Stack(
+        nn.Linear(8, 100), snn.RLeaky(linear_features=100, **_neuron(0.9)),
+        nn.Linear(100, 10), snn.Leaky(**_neuron(0.9, output=True)),
+    )  # fmt: skip
+
+
+def synaptic() -> nn.Module:
+    """Return neurons with a synaptic current."""
+    options = {"alpha": 0.8, **_neuron(0.9)}
+    return Stack(
+        nn.Flatten(), nn.Linear(64, 200), snn.Synaptic(**options),
+        nn.Linear(200, 10), snn.Synaptic(**options, output=True),
+    )  # fmt: skip
+
+
+class Residual(nn.Module):
+    """Dense blocks that add their input's spikes to their current."""
+
+    def __init__(self, norm: bool = False, blocks: int = 2) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Flatten(), nn.Linear(64, 100), *_norm(100, norm))
+        self.lif = snn.Leaky(**_neuron())
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(100, 100), *_norm(100, norm)) for _ in range(blocks)
+        )
+        self.lifs = nn.ModuleList(snn.Leaky(**_neuron()) for _ in range(blocks))
+        self.last = nn.Linear(100, 10)
+        self.out = snn.Leaky(**_neuron(output=True))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return spikes and membrane of one step."""
+        spk = self.lif(self.first(x))
+        for block, lif in zip(self.blocks, self.lifs, strict=True):
+            spk = lif(block(spk) + spk)
+        return self.out(self.last(spk))
+
+
+class Readout(nn.Module):
+    """A network whose output is a plain linear layer, with no neuron behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.lif1 = nn.Linear(64, 100), snn.Leaky(**_neuron())
+        self.fc2, self.lif2 = nn.Linear(100, 100), snn.Leaky(**_neuron())
+        self.fc3 = nn.Linear(100, 10)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the readout twice, as it has no spikes."""
+        out = self.fc3(self.lif2(self.fc2(self.lif1(self.fc1(x.flatten(1))))))
+        return out, out
+
+
+NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
+    "tutorial5": lambda: dense(200),
+    "three-layers": lambda: dense(200, 200, 200),
+    "three-layers-norm": lambda: dense(200, 200, 200, norm=True),
+    "tutorial6": convolutional,
+    "tutorial6-norm": lambda: convolutional(norm=True),
+    "four-convolutions-norm": deep_convolutional,
+    "four-convolutions": lambda: deep_convolutional(norm=False),
+    "recurrent": recurrent,
+    "synaptic": synaptic,
+    "residual": Residual,
+    "residual-norm": lambda: Residual(norm=True),
+    "ten-layers-norm": lambda: dense(*[100] * 10, norm=True),
+    "readout": Readout,
+}
+LOSSES: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "membrane": lambda spk, mem, y: sum(nn.functional.cross_entropy(m, y) for m in mem),
+    "rate": lambda spk, mem, y: SF.ce_rate_loss()(spk, y),
+    "count": lambda spk, mem, y: SF.ce_count_loss()(spk, y),
+}
+RULES = ("bptt", "dfa", "fixed", "shallow")
+
+
+# -- data ------------------------------------------------------------------------------------------
+
+
+def parts() -> list[tuple[Tensor, Tensor]]:
+    """Return digits [N, 1, 8, 8] in [0, 1] and classes: to learn from, to choose by, to test."""
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.target))
+    x = torch.tensor(digits.images[order] / 16, dtype=torch.float32)[:, None]
+    y = torch.tensor(digits.target[order])
+    at = len(y) * 3 // 5, len(y) * 4 // 5
+    return list(zip(x.tensor_split(at), y.tensor_split(at), strict=True))
+
+
+def steps_of(name: str, x: Tensor) -> list[Tensor]:
+    """Return what a network is given at each step: the image, or one row after the other."""
+    return list(x[:, 0].unbind(1)) if name == "recurrent" else [x] * STEPS
+
+
+# -- one run ---------------------------------------------------------------------------------------
+
+
+def forward_pass(name: str, net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return spikes and membranes [T, B, 10]."""
+    utils.reset(net)
+    spk, mem = zip(*(net(step) for step in steps_of(name, x)), strict=True)
+    return torch.stack(spk), torch.stack(mem)
+
+
+def accuracy_on(name: str, loss: str, net: nn.Module, part: tuple[Tensor, Tensor]) -> float:
+    """Return the share of images whose class has most spikes or, on membranes, the largest sum."""
+    net.eval()
+    with torch.no_grad():
+        spk, mem = forward_pass(name, net, part[0])
+    votes = mem if loss == "membrane" or name == "readout" else spk
+    return 100 * (votes.sum(0).argmax(1) == part[1]).float().mean().item()
+
+
+def attach(rule: str, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Attach a rule as its name says."""
+    output = {"output": "fc3"} if isinstance(net, Readout) else {}
+    if rule == "dfa":
+        DFA(net, optimizer=optimizer, **output)
+    elif rule == "fixed":
+        DFA(net, **output)
+    elif rule == "shallow":
+        DFA(net, rule="shallow", **output)
+
+
+def run(
+    name: str, loss: str, rule: str, rate: float, seed: int, attach: Callable[..., None] = attach,
+    epochs: int = EPOCHS,
+) -> dict[str, Any]:  # fmt: skip
+    """Train; return accuracy on the part that chooses and on that which is tested."""
+    train, choose, test = parts()
+    torch.manual_seed(seed)
+    net = NETWORKS[name]()
+    optimizer = torch.optim.Adam(net.parameters(), lr=rate)
+    attach(rule, net, optimizer)
+    started, course = time.perf_counter(), []
+    for _ in range(epochs):
+        net.train()
+        for rows in torch.randperm(len(train[1])).split(BATCH):
+            spk, mem = forward_pass(name, net, train[0][rows])
+            optimizer.zero_grad()
+            LOSSES[loss](spk, mem, train[1][rows]).backward()
+            optimizer.step()
+        course.append(round(accuracy_on(name, loss, net, choose), 2))
+    return {
+        "network": name, "loss": loss, "rule": rule, "rate": rate, "seed": seed,
+        "validation": fmean(course[-3:]), "course": course,
+        "test": accuracy_on(name, loss, net, test),
+        "seconds": round(time.perf_counter() - started, 1),
+    }  # fmt: skip
+
+
+# -- all of them -----------------------------------------------------------------------------------
+
+
+def losses_of(name: str) -> list[str]:
+    """Return the losses that a network is trained with."""
+    return ["membrane"] if name == "readout" else ["membrane", "rate"]
+
+
+def table(results: list[dict[str, Any]], rules: list[str]) -> str:
+    """Return test accuracy by network and rule, with the rate that is best on validation."""
+    rows = [f"| network | loss |{'|'.join(f' {r} ' for r in rules)}|"]
+    rows.append("| --- | --- |" + " ---: |" * len(rules))
+    for name in NETWORKS:
+        for loss in LOSSES:
+            cells = [_cell(results, name, loss, rule) for rule in rules]
+            if any(cells):
+                rows.append(f"| {name} | {loss} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def _cell(results: list[dict[str, Any]], name: str, loss: str, rule: str) -> str:
+    """Return mean and worst test accuracy over seeds, the rate and the number of seeds."""
+    its = [r for r in results if (r["network"], r["loss"], r["rule"]) == (name, loss, rule)]
+    rates = {r["rate"]: [q for q in its if q["rate"] == r["rate"]] for r in its}
+    if not rates:
+        return ""
+    best = max(rates, key=lambda rate: fmean(r["validation"] for r in rates[rate]))
+    tests = [r["test"] for r in rates[best]]
+    return f"{fmean(tests):.1f} ({min(tests):.1f}; {best:g}; {len(tests)})"
+
+
+def main() -> None:
+    """Do the runs that are not there yet; print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--losses", default=",".join(LOSSES))
+    parser.add_argument("--rules", default="bptt,dfa,shallow")
+    parser.add_argument("--rates", default="3e-4,1e-3,3e-3,1e-2")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "learning.json")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    results = json.loads(args.out.read_text()) if args.out.exists() else []
+    keys = ("network", "loss", "rule", "rate", "seed")
+    done = {tuple(r[k] for k in keys) for r in results}
+    rates = [float(r) for r in args.rates.split(",")]
+    for seed, name, rate, rule in itertools.product(
+        range(args.seeds), args.networks.split(","), rates, args.rules.split(",")
+    ):
+        for loss in losses_of(name):
+            if loss not in args.losses.split(",") or (name, loss, rule, rate, seed) in done:
+                continue
+            results.append(run(name, loss, rule, rate, seed))
+            last = results[-1]
+            print(*(last[k] for k in (*keys, "validation", "test", "seconds")), flush=True)
+            part = args.out.with_suffix(".part")
+            part.write_text("[\n" + ",\n".join(json.dumps(r) for r in results) + "\n]\n")
+            part.replace(args.out)
+    print(table(results, args.rules.split(",")))
+
+
+if __name__ == "__main__":
+    main()

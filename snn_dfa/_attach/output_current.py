@@ -1,0 +1,74 @@
+"""The error at the current of a spiking output, in place of that at its spikes and membrane."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from snn_dfa._attach.calls import Call, Layers
+from snn_dfa._attach.functions import gradients
+
+__all__ = ["OutputCurrents"]
+
+Arrivals = list[tuple[Call, Sequence[Tensor | None]]]
+
+
+class OutputCurrents:
+    """Notes the input current of each call that may be an output's, and takes the error there.
+
+    The error at the current of a step is dL/dI, by way of the neuron's surrogate, of its later
+    steps and of all that the loss reads of it. It is what the last weights learn from.
+    """
+
+    def __init__(self) -> None:
+        self._now: dict[str, Tensor] = {}
+        self._currents = WeakTensorKeyDictionary()
+
+    def cuts(self, name: str) -> bool:
+        """Return that the neuron keeps its graph."""
+        return False
+
+    def before(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Note the current; see that it has a gradient where the weights before it are frozen."""
+        self._now.pop(name, None)
+        first = args[0] if args else None
+        if isinstance(first, Tensor) and first.is_floating_point():
+            if not first.requires_grad:
+                first = first.detach().requires_grad_()
+                args = (first, *args[1:])
+            self._now[name] = first
+        return args, kwargs
+
+    def after(self, name: str, module: nn.Module, values: list[Tensor]) -> list[Tensor]:
+        """Note which call the current is of."""
+        current = self._now.pop(name, None)
+        if current is not None:
+            self._currents[values[0]] = current
+        return values
+
+    def __call__(self, arrived: Arrivals, layers: Layers) -> Arrivals:
+        """Return what has arrived, with the errors of outputs taken at their currents."""
+        calls, roots = [], []
+        for call, grads in arrived:
+            if call.layer in layers.outputs and call.spikes in self._currents:
+                known = [(v, g) for v, g in zip(call.values, grads, strict=False) if g is not None]
+                known = [(v, g) for v, g in known if v.requires_grad]
+                if known and self._currents[call.spikes].shape == call.shape:
+                    calls.append(call)
+                    roots += known
+        if not calls:
+            return arrived
+        at = [self._currents[call.spikes] for call in calls]
+        errors = dict(zip(map(id, calls), gradients(roots, at, keep=True), strict=True))
+        return [
+            (
+                call,
+                [errors[id(call)], *[None] * (len(call.values) - 1)]
+                if id(call) in errors
+                else grads,
+            )
+            for call, grads in arrived
+        ]

@@ -1,0 +1,220 @@
+r"""A linear network that stands in for the layers above the hidden ones, made of learned factors.
+
+Between two layers lie weights, pooling, normalisation, sums. The stand-in has a factor of the same
+shape in place of each weight, a mean in place of maximum pooling, and nothing in place of what acts
+on each number alone: neurons, normalisation, dropout. It is linear, so that the errors which it
+sends back do not depend on a sample or a step: they are e B, and B is its Jacobian.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = [
+    "Inflow",
+    "average",
+    "concatenate",
+    "convolve",
+    "jacobians",
+    "mean",
+    "multiply",
+    "pool",
+    "source",
+    "total",
+    "weigh",
+]
+
+#: By name: the stand-in's values [M, ...] of layers, and the factors.
+Named: TypeAlias = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Inflow:
+    """What comes into a layer, as a linear function of other layers' values.
+
+    Args:
+        apply: From values [M, ...] of layers and factors to what comes in, [M, ...].
+        sources: The layers whose values it takes.
+        weights: The layers with weights whose factors it takes, in order.
+    """
+
+    apply: Callable[[Named, Named], Tensor]
+    sources: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+
+    def then(self, function: Callable[[Tensor], Tensor]) -> Inflow:
+        """Return the inflow after one more function."""
+        return Inflow(lambda v, f: function(self.apply(v, f)), self.sources, self.weights)
+
+    def through(self, weight: str, function: Callable[[Tensor, Tensor], Tensor]) -> Inflow:
+        """Return the inflow after a function of it and of a factor."""
+        return Inflow(
+            lambda v, f: function(self.apply(v, f), f[weight]),
+            self.sources,
+            (*self.weights, weight),
+        )
+
+
+# -- what lies between two layers ------------------------------------------------------------------
+# Rows [M] come first and in order. What follows them may have any shape, and is read as the next
+# function needs it: so a view of the program is none here.
+
+
+def source(layer: str) -> Inflow:
+    """Return a layer's own value."""
+    return Inflow(lambda values, _: values[layer], (layer,))
+
+
+def total(parts: Sequence[Inflow]) -> Inflow:
+    """Return the sum of inflows."""
+
+    def apply(values: Named, factors: Named) -> Tensor:
+        first, *others = (part.apply(values, factors) for part in parts)
+        for other in others:
+            first = first + other.reshape(first.shape)
+        return first
+
+    return Inflow(apply, *_joined(parts))
+
+
+def concatenate(parts: Sequence[Inflow | None], shapes: Sequence[tuple[int, ...]]) -> Inflow:
+    """Return inflows side by side.
+
+    Args:
+        parts: ``None`` for one that no layer flows into.
+        shapes: Of each, from the dimension on along which they are joined.
+    """
+    there = [part for part in parts if part is not None]
+
+    def apply(values: Named, factors: Named) -> Tensor:
+        made = [
+            None if part is None else part.apply(values, factors).reshape(-1, *shape)
+            for part, shape in zip(parts, shapes, strict=True)
+        ]
+        like = next(m for m in made if m is not None)
+        return torch.cat(
+            [
+                like.new_zeros(len(like), *shape) if m is None else m
+                for m, shape in zip(made, shapes, strict=True)
+            ],
+            1,
+        )
+
+    return Inflow(apply, *_joined(there))
+
+
+def _joined(parts: Sequence[Inflow]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return (
+        tuple(dict.fromkeys(s for part in parts for s in part.sources)),
+        tuple(dict.fromkeys(w for part in parts for w in part.weights)),
+    )
+
+
+def multiply(x: Inflow, number: float) -> Inflow:
+    """Return an inflow times a number."""
+    return x.then(lambda value: value * number)
+
+
+def weigh(x: Inflow, weight: str) -> Inflow:
+    """Return an inflow through a factor [N_out, N_in] in place of a dense layer's weight."""
+    return x.through(weight, lambda value, v: value.reshape(-1, v.shape[1]) @ v.t())
+
+
+def convolve(x: Inflow, weight: str, shape: tuple[int, ...], options: Sequence[object]) -> Inflow:
+    """Return an inflow through a factor in place of a convolution's weight.
+
+    Args:
+        x: The inflow.
+        weight: Name of the layer.
+        shape: [channels, *S] of one sample that comes in.
+        options: Stride, padding, dilation, whether it is transposed, output padding, groups.
+    """
+    return x.through(
+        weight,
+        lambda value, v: torch.ops.aten.convolution(value.reshape(-1, *shape), v, None, *options),
+    )
+
+
+def pool(
+    x: Inflow, shape: tuple[int, ...], kernel: Sequence[int], options: Sequence[Any]
+) -> Inflow:
+    """Return means over windows.
+
+    Args:
+        x: The inflow.
+        shape: [channels, *S] of one sample that comes in.
+        kernel: Size of a window, in two or three dimensions.
+        options: Stride, padding and whether the size is rounded up.
+    """
+    function: Any = (functional.avg_pool2d, functional.avg_pool3d)[len(kernel) - 2]
+    return x.then(lambda value: function(value.reshape(-1, *shape), tuple(kernel), *options))
+
+
+def average(x: Inflow, shape: tuple[int, ...], size: Sequence[int]) -> Inflow:
+    """Return means over as many windows as ``size`` says."""
+    function: Any = (functional.adaptive_avg_pool2d, functional.adaptive_avg_pool3d)[len(size) - 2]
+    return x.then(lambda value: function(value.reshape(-1, *shape), tuple(size)))
+
+
+def mean(x: Inflow, shape: tuple[int, ...], dims: Sequence[int]) -> Inflow:
+    """Return means over some dimensions, counted from the last one, of values of a shape."""
+    return x.then(lambda value: value.reshape(-1, *shape).mean(tuple(dims)))
+
+
+# -- the whole -------------------------------------------------------------------------------------
+
+
+def jacobians(
+    inflows: Mapping[str, Inflow],
+    outputs: Sequence[str],
+    shapes: Mapping[str, tuple[int, ...]],
+    factors: Named,
+    direct: Sequence[str] = (),
+) -> dict[str, Tensor]:
+    r"""Return the stand-in's derivative of the outputs with respect to each hidden layer's value.
+
+    It is computed with as many rows as there are outputs.
+
+    Args:
+        inflows: What comes into each layer; into outputs, too.
+        outputs: Names of the outputs, whose C numbers are set side by side.
+        shapes: Hidden layers in order of their calls, with the shape [C, \*S] of their matrix.
+        factors: By layer with weights.
+        direct: Layers that have a matrix [C, \*S] to the outputs among the factors, too.
+
+    Returns:
+        Layer to B [C, \*S].
+
+    Example:
+        >>> inflows = {"lif2": weigh(source("lif1"), "fc2"), "out": weigh(source("lif2"), "fc3")}
+        >>> shapes = {"lif1": (1, 3), "lif2": (1, 2)}
+        >>> factors = {"fc2": torch.ones(2, 3), "fc3": torch.tensor([[1.0, -3.0]])}
+        >>> jacobians(inflows, ["out"], shapes, factors)["lif1"]
+        tensor([[-2., -2., -2.]])
+    """
+    like = next(iter(factors.values()))
+    rows = next(iter(shapes.values()))[0]
+    with torch.enable_grad():
+        leaves = {name: like.new_zeros(shape).requires_grad_() for name, shape in shapes.items()}
+        values = dict(leaves)
+        for name, shape in shapes.items():
+            if name in inflows:
+                values[name] = leaves[name] + inflows[name].apply(values, factors).reshape(shape)
+        parts = [
+            inflows[n].apply(values, factors).reshape(rows, -1) for n in outputs if n in inflows
+        ]
+        out = torch.cat(parts, 1) if parts else like.new_zeros(rows, rows)
+        for name in direct:
+            out = out + values[name].flatten(1) @ factors[name].flatten(1).t()
+    eye = torch.eye(rows, dtype=like.dtype, device=like.device)
+    found = torch.autograd.grad(out, list(leaves.values()), eye, allow_unused=True)
+    return {
+        name: torch.zeros_like(leaves[name]) if grad is None else grad
+        for name, grad in zip(leaves, found, strict=True)
+    }

@@ -1,0 +1,147 @@
+"""The weight mirror: factors learn to answer noise as the layers do for which they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from snn_dfa._distributed import whole
+from snn_dfa.feedback.base import Forward, Shapes
+from snn_dfa.feedback.draw import generator_for
+from snn_dfa.feedback.kolen_pollack_product import KolenPollackProductFeedback
+from snn_dfa.feedback.learning import LearningOptions, Twin
+
+__all__ = ["WeightMirror", "WeightMirrorFeedback"]
+
+
+@dataclass(frozen=True)
+class WeightMirror(LearningOptions):
+    r"""Feedback matrices made of factors that mirror the weights; ``DFA(net, optimizer=...)``.
+
+    As with :class:`KolenPollackProduct`, each weight W on the way from a hidden layer to the output
+    has a factor V of the same shape, and a layer's B is the derivative of a linear network of
+    factors. V learns in two ways, at each step of the optimiser that is followed:
+
+    1. It gets the gradient of W, and takes the step that an optimiser of the same class and with
+       the same options makes of it: rate, momentum and decay are those of the weights.
+    2. Noise drives the layer and the factor. V moves to answer the noise as the layer does, which
+       is a step of the delta rule. The difference of W and V shrinks by a tenth or more a step, so
+       that V stands for the weight after some ten steps, whatever W was at first.
+
+    V is zero at first: hidden layers get no error before it stands for anything. No weight is used
+    backwards: the layer answers forwards, as it does in use.
+
+    Where a function for which there is no linear one leads into a layer (a gate, a permutation),
+    the layers before it have a matrix of their own, which learns as with :class:`KolenPollack`.
+
+    Args:
+        lr: Not used; the rate is that of the followed optimiser.
+        weight_decay: Not used.
+        initial: Factor on the standard deviation of the first factors, 1 / sqrt(N_in).
+
+    Sources: Akrout et al. 2019, arXiv 1904.05391 (weight mirrors, with a Hebbian rule in place of
+    the delta rule, and errors from layer to layer); Kolen and Pollack 1994.
+
+    Example:
+        >>> import snntorch as snn
+        >>> from torch import nn
+        >>> from snn_dfa import DFA, reset
+        >>> net = nn.Sequential(
+        ...     nn.Linear(4, 8), snn.Leaky(beta=0.9, init_hidden=True),
+        ...     nn.Linear(8, 2), snn.Leaky(beta=0.9, init_hidden=True),
+        ... )
+        >>> optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+        >>> dfa = DFA(net, optimizer=optimizer)
+        >>> for _ in range(30):
+        ...     reset(net)
+        ...     net(torch.rand(16, 4)).sum().backward()
+        ...     optimizer.step()
+        >>> B, W = dfa.feedback["1"].flatten(), net[2].weight.flatten()
+        >>> torch.cosine_similarity(B, W, dim=0) > 0.95
+        tensor(True)
+    """
+
+    initial: float = 0.0
+
+
+class WeightMirrorFeedback(KolenPollackProductFeedback):
+    """Matrices made of factors that mirror the weights."""
+
+    options = WeightMirror
+
+    def __init__(
+        self, type_name: str, scale: float, seed: int, forward: Forward, given: Any = None
+    ) -> None:
+        super().__init__(type_name, scale, seed, forward, given)
+        self.twin = Twin()
+        self._steps = 0
+
+    def _require(self, shapes: Shapes) -> None:
+        super()._require(shapes)
+        for name in self._direct:
+            if name in self.path and name not in self.matrices:
+                self._check_memory(name, self.path[name])
+                self.matrices[name] = torch.zeros(self.path[name], dtype=torch.float32)
+
+    def _note_unknown(self, unknown: Mapping[str, tuple[str, list[str]]]) -> None:
+        sources = dict.fromkeys(name for _, each in unknown.values() for name in each)
+        self._direct = tuple(name for name in sources if name in self.path)
+
+    def _weight(self, layer: str, shape: torch.Size | None) -> Tensor:
+        weight = self.forward.weight(layer)
+        # One that is computed from parameters, as by weight normalisation, is mirrored alone.
+        return super()._weight(layer, shape) if isinstance(weight, Parameter) else weight
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether a layer has a matrix of its own, which learns from the layer's spikes."""
+        return bool(self._direct)
+
+    def accumulate(self, name: str, signal: Tensor, spikes: Tensor) -> None:
+        """Add to the gradient of a layer's own matrix, if it has one."""
+        if name in self._direct:
+            super().accumulate(name, signal, spikes)
+
+    def learn(self, stepped: Iterable[Tensor] = ()) -> None:
+        """Take the weights' step, and one to answer noise as they do."""
+        changed, found = {id(parameter) for parameter in stepped}, {}
+        factors = [name for name in self.matrices if name not in self._direct]
+        for layer in factors:
+            weight = self._weight(layer, self.matrices[layer].shape)
+            if id(weight) in changed and weight.grad is not None:
+                found[layer] = weight, whole(weight.grad)
+        self._step(found)
+        self._steps += 1
+        for layer in factors:
+            factor = self.matrices[layer]
+            noise = _Noise(self.seed, f"{layer} {self._steps}", factor)
+            factor += self.forward.mirror(layer, factor, noise)
+        self._cache.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return factors, state and the number of steps."""
+        state = super().state_dict()
+        state["learner"]["steps"] = self._steps
+        return state
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        super()._load(state)
+        self._steps = state["learner"]["steps"]
+
+
+class _Noise:
+    """Numbers of mean 0 and variance 1, which depend on seed and name alone."""
+
+    def __init__(self, seed: int, name: str, like: Tensor) -> None:
+        self._seed, self._name, self._like = seed, name, like
+
+    def __call__(self, *shape: int) -> Tensor:
+        seed = generator_for(self._seed, self._name, shape).initial_seed()
+        device, dtype = self._like.device, self._like.dtype
+        generator = torch.Generator(device).manual_seed(seed)
+        return torch.randn(shape, generator=generator, dtype=dtype, device=device)
