@@ -11,9 +11,20 @@ from typing import Any, TypeAlias
 from snn_dfa.feedback import NAMES
 from snn_dfa.rules import canonical
 
-__all__ = ["Block", "Settings", "UsageError", "option", "shown"]
+__all__ = ["GROUPS", "Block", "Settings", "UsageError", "metavar", "option", "shown"]
 
 Layer: TypeAlias = int | str
+
+#: Title of a group of settings to the first of them.
+GROUPS = {
+    "data and where to run": "dataset",
+    "network": "hidden",
+    "neuron": "neuron",
+    "input and loss": "encoding",
+    "against over-fitting": "shift",
+    "learning": "epochs",
+    "feedback": "feedback",
+}
 
 #: A layer as text: 12c5 is a convolution of 12 channels and 5x5 pixels, mp2 pooling of 2x2.
 _LAYER = re.compile(r"(?P<channels>[1-9]\d*)c(?P<kernel>[1-9]\d*)|mp(?P<pool>[1-9]\d*)|[1-9]\d*")
@@ -262,6 +273,25 @@ class Settings:
 def option(of: Field[Any], value: Any = None) -> str:
     """Return a field's name on the command line, in the form that says ``False`` if it is that."""
     return ("--no-" if value is False else "--") + of.name.replace("_", "-")
+
+
+_METAVARS = {
+    "dataset": "NAME", "data_root": "DIR", "device": "DEVICE", "seed": "SEED", "hidden": "LAYERS",
+    "biases": "B,...", "threshold": "THETA,...", "tau": "MS", "dt": "MS", "t_ref": "MS",
+    "steps": "T", "run_in": "STEPS", "shift": "PIXELS", "max_rate": "RATE", "batch_size": "B",
+}  # fmt: skip
+
+
+def metavar(of: Field[Any]) -> str:
+    """Return what stands for a field's value in the help: its choices, its unit or its kind."""
+    check = of.metadata["check"]
+    if check is not None and check[0].startswith("one of "):
+        return "{" + check[0].removeprefix("one of ").replace(" ", "") + "}"
+    if of.name in _METAVARS:
+        return _METAVARS[of.name]
+    if check in (_SHARE, _HELD, _PART):
+        return "SHARE"
+    return "N" if isinstance(of.default, int) else "X"
 
 
 def shown(value: Any) -> str:
