@@ -120,7 +120,9 @@ def _run(
     )
     with _loggers(args) as loggers:
         try:
-            results, paths = carry_out(plan, folder, diagnosed=args.diagnose, loggers=loggers)
+            results, costs, paths = carry_out(
+                plan, folder, diagnosed=args.diagnose, loggers=loggers
+            )
         except KeyboardInterrupt:
             kept = folder.saved or (args.out if args.resume else None)
             raise KeyboardInterrupt(
@@ -129,6 +131,8 @@ def _run(
                 else "nothing was saved yet"
             ) from None
     say(report.table(results))
+    say(f"a training step of {settings.batch_size} samples, computed:")
+    say(report.aligned(report.cost_rows(costs)))
     say("wrote " + " ".join(str(path) for path in paths))
 
 

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from snn_dfa.diagnostics import TrainingCost
 from snn_dfa.errors import InputError
 from snn_dfa.experiments.data.batches import Batches
 from snn_dfa.experiments.files import file_name
 from snn_dfa.experiments.logs import OnEpoch
 from snn_dfa.experiments.ranks import ranks
 from snn_dfa.experiments.report.description import Description, Setting
-from snn_dfa.experiments.report.results import summary, table
+from snn_dfa.experiments.report.results import aligned, cost_rows, summary, table
 from snn_dfa.experiments.settings import UsageError
 from snn_dfa.experiments.studies.engine import Folder, Plan, carry_out
 from snn_dfa.experiments.train.own import (
@@ -47,16 +48,24 @@ class Comparison:
     Args:
         results: Rule to a dict for each seed, with the keys of ``metrics.json``:
             ``"test_accuracy"``, ``"history"``, ``"confusion"`` and so on.
+        costs: Rule to what a training step costs, computed
+            (:func:`snn_dfa.diagnostics.training_cost`).
         files: Paths of what was written, ``report.html`` first; empty without ``out``.
 
     Example:
         >>> run = {"seed": 0, "test_accuracy": 0.9, "test_samples": 100}
-        >>> Comparison({"dfa": [run]}, []).accuracy("dfa")
+        >>> Comparison({"dfa": [run]}, {}, []).accuracy("dfa")
         0.9
     """
 
     results: Mapping[str, Sequence[Mapping[str, Any]]]
+    costs: Mapping[str, TrainingCost]
     files: Sequence[Path]
+
+    @property
+    def cost_table(self) -> str:
+        """A line for each rule: what a training step of the first batch costs, computed."""
+        return aligned(cost_rows(self.costs))
 
     @property
     def table(self) -> str:

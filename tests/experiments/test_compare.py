@@ -122,7 +122,7 @@ def test_all_rules_start_from_the_same_weights_and_see_the_same_batches():
     class Watched(Net):
         def forward(self, x):
             if self.training:
-                seen.setdefault(id(self), []).append((self.fc1.weight.detach().clone(), x.clone()))
+                seen.setdefault(self, []).append((self.fc1.weight.detach().clone(), x.clone()))
             return super().forward(x)
 
     data = TensorDataset(X, Y)

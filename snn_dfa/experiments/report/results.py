@@ -6,6 +6,8 @@ import io
 import json
 import platform
 import statistics
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from snn_dfa import __version__
+from snn_dfa.diagnostics import TrainingCost
 from snn_dfa.experiments.files import atomic_write, file_name
 from snn_dfa.experiments.report.description import Description
 from snn_dfa.experiments.report.html import render
@@ -32,6 +35,8 @@ __all__ = [
 
 #: Rule to the results of its runs, one for each seed.
 Results = dict[str, list[dict[str, Any]]]
+#: Rule to what a training step costs.
+Costs = Mapping[str, TrainingCost]
 
 _COLOURS = {
     "bptt": "#555555",
@@ -126,6 +131,30 @@ def _alike(results: Results) -> list[str]:
     return [f"within the 95 % interval of {best} on {samples} test samples: {', '.join(alike)}"]
 
 
+def cost_rows(costs: Costs) -> list[list[str]]:
+    """Return the table of what a training step of a batch costs, its head first."""
+    if not costs:
+        return []
+    head = [
+        "rule", "kept, MB", "feedback, kB", "weights transported, kB", "chain after the loss",
+        "forward, 10^6 MAC + AC", "backward", "update", "energy, mJ",
+    ]  # fmt: skip
+    rows = [
+        [
+            rule,
+            f"{(of.kept_bytes + of.trace_bytes) / 1e6:.2f}",
+            f"{of.feedback_bytes / 1e3:.1f}",
+            f"{of.transport_bytes / 1e3:.1f}",
+            str(of.chain) if of.waits else f"{of.chain}, unlocked",
+            *(f"{part.macs / 1e6:.1f} + {part.acs / 1e6:.1f}"
+              for part in (of.forward, of.backward, of.update)),
+            f"{1e3 * of.energy():.2f}",
+        ]
+        for rule, of in costs.items()
+    ]  # fmt: skip
+    return [head, *rows]
+
+
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2f} %"
 
@@ -141,7 +170,7 @@ def aligned(rows: list[list[str]]) -> str:
 
 
 def write(
-    folder: Path, described: Description, results: Results, costs: list[list[str]] | None = None
+    folder: Path, described: Description, results: Results, costs: Costs | None = None
 ) -> list[Path]:
     """Write all files of an experiment and return their paths, those to look at first."""
     write_metrics(folder, described, results, costs)
@@ -154,14 +183,14 @@ def write(
         if r["diagnostics"]
     }
     pictures = {stem: write_figure(folder / f"{stem}.png", f) for stem, f in figures.items()}
-    html = render(described, results, _rows(results), pictures, versions(), costs or [])
+    html = render(described, results, _rows(results), pictures, versions(), cost_rows(costs or {}))
     write_text(folder / "report.html", html)
     names = ("report.html", "metrics.json", *(f"{stem}.png" for stem in figures))
     return [folder / name for name in names]
 
 
 def write_metrics(
-    folder: Path, described: Description, results: Results, costs: list[list[str]] | None = None
+    folder: Path, described: Description, results: Results, costs: Costs | None = None
 ) -> None:
     """Write ``metrics.json``.
 
@@ -173,7 +202,7 @@ def write_metrics(
         **{rule: runs[0] for rule, runs in results.items()},
         "over_seeds": {} if all(len(runs) == 1 for runs in results.values()) else over_seeds,
         **described.settings,
-        "costs": costs or [],
+        "costs": {r: {**asdict(c), "joules": c.energy()} for r, c in (costs or {}).items()},
         "versions": versions(),
     }
     write_text(folder / "metrics.json", json.dumps(metrics, indent=1))

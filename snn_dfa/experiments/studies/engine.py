@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from snn_dfa.diagnostics import TrainingCost
 from snn_dfa.experiments.display import watched
 from snn_dfa.experiments.files import (
     Checkpoint,
@@ -42,7 +43,6 @@ class Plan:
         make: From rule and seed to a training.
         described: For the report.
         warm: Samples of the step that is taken before the clock starts.
-        costs: Rows of what training costs, once the first batch is known.
     """
 
     rules: Sequence[str]
@@ -50,7 +50,6 @@ class Plan:
     make: Callable[[str, int], Training]
     described: Description
     warm: int = _WARM
-    costs: Callable[[], list[list[str]]] = list
 
 
 @dataclass
@@ -141,8 +140,8 @@ def carry_out(
     diagnosed: bool = False,
     silent: bool = False,
     loggers: Iterable[OnEpoch] = (),
-) -> tuple[report.Results, list[Path]]:
-    """Train every rule with every seed; return results, and the files that were written.
+) -> tuple[report.Results, report.Costs, list[Path]]:
+    """Train every rule with every seed; return results, costs, and the files that were written.
 
     Nothing is trained or written before all rules could be made and have taken a step, which is
     thrown away: what is compiled then is no part of any rule's time. ``metrics.json`` and
@@ -150,9 +149,13 @@ def carry_out(
     off.
     """
     folder.check()
+    costs = dict[str, TrainingCost]()
     for rule in plan.rules:
-        plan.make(rule, plan.seeds[0]).warm_up(plan.warm)
-    costs = plan.costs()
+        thrown_away = plan.make(rule, plan.seeds[0])
+        thrown_away.warm_up(plan.warm)
+        cost = thrown_away.cost(plan.warm)
+        if cost is not None:
+            costs[rule] = cost
     folder.open()
     results: report.Results = {}
     rows: list[dict[str, Any]] = []
@@ -175,7 +178,7 @@ def carry_out(
         paths = list[Path]()
         if folder.path is not None and results:
             paths = report.write(folder.path, plan.described, results, costs)
-    return results, paths
+    return results, costs, paths
 
 
 class _Log:

@@ -13,7 +13,7 @@ from snn_dfa.experiments.data import Part, Splits
 from snn_dfa.experiments.data.inputs import drop_pixels, encode, random_shift
 from snn_dfa.experiments.ranks import local_slice, ranks
 from snn_dfa.experiments.settings import Settings, UsageError
-from snn_dfa.experiments.train.feedback import attach
+from snn_dfa.experiments.train.feedback import RULES, attach
 from snn_dfa.experiments.train.network import build
 from snn_dfa.experiments.train.optimization import make_loss, make_optimizer, make_scheduler
 from snn_dfa.experiments.train.passes import make_losses
@@ -81,6 +81,9 @@ class Trainer(Training):
     def described(self) -> dict[str, Any]:
         """Return the settings, as JSON has them."""
         return self.settings.as_dict()
+
+    def _method(self) -> tuple[str, str, str]:
+        return RULES[self.rule] or "bptt", self.settings.credit, self.settings.feedback
 
     # -- training ----------------------------------------------------------------------------------
 

@@ -15,7 +15,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from snn_dfa.dfa import DFA
-from snn_dfa.diagnostics import Activity, activity, complaints, projected_errors
+from snn_dfa.diagnostics import (
+    Activity,
+    TrainingCost,
+    activity,
+    complaints,
+    projected_errors,
+    training_cost,
+)
+from snn_dfa.errors import InputError
 from snn_dfa.experiments.ranks import all_reduce_gradients, ranks, share_sums
 from snn_dfa.experiments.settings import UsageError
 from snn_dfa.experiments.train.diagnose import diagnose
@@ -119,6 +127,10 @@ class Training(ABC):
     @abstractmethod
     def _sample(self, size: int) -> Batch:
         """Return about so many samples of the training part, the same ones each time."""
+
+    @abstractmethod
+    def _method(self) -> tuple[str, str, str]:
+        """Return rule, credit and feedback by the library's names."""
 
     def _own_part(self, x: Any, y: Tensor) -> Batch:
         """Return this process's samples of a batch."""
@@ -243,6 +255,26 @@ class Training(ABC):
             self.net.eval()
             with torch.no_grad():
                 self._evaluated(*self._sample(size))
+
+    def cost(self, size: int) -> TrainingCost | None:
+        """Return what a step on so many samples costs; ``None`` if the network cannot be watched.
+
+        The rule is taken off by it. Give it a training that is thrown away.
+        """
+        x, y = self._sample(size)
+        if self.dfa is not None:
+            self.dfa.remove()
+        rule, credit, feedback = self._method()
+
+        def run(net: nn.Module) -> None:
+            for _ in self._passes(net, x, y):
+                pass
+
+        try:
+            with own_masks(self.seed, self.device):
+                return training_cost(self.form, run, [rule], credit, feedback)[rule]
+        except InputError:  # no layers that are known
+            return None
 
     def _diagnose(
         self, dfa: DFA, layers: Mapping[str, Activity], sent: Mapping[str, float]
