@@ -119,7 +119,8 @@ class Settings:
     biases: tuple[float, ...] = _say((), "first biases, one for all or for each layer", _FINITE)
     # -- neuron ------------------------------------------------------------------------------------
     neuron: str = _say(
-        "leaky", "leaky (snnTorch's) or refractory", _one_of("leaky", "refractory")
+        "leaky", "leaky (snnTorch's), refractory, or recurrent (snnTorch's RLeaky, dense)",
+        _one_of("leaky", "refractory", "recurrent"),
     )  # fmt: skip
     threshold: tuple[float, ...] = _say((1.0,), "of the neurons", _THRESHOLDS)
     beta: float = _say(0.6, "decay of leaky's membrane a step", _SHARE)
@@ -137,6 +138,7 @@ class Settings:
         _one_of("poisson", "constant", "events"),
     )  # fmt: skip
     steps: int = _say(10, "time steps T", _COUNT)
+    downsample: int = _say(1, "of recordings: so many pixels by as many become one", _COUNT)
     run_in: int = _say(0, "steps at the start that the loss does not count", _NOT_BELOW_ZERO)
     max_rate: float = _say(1.0, "spikes a step, or current, of a white pixel", _ABOVE_ZERO)
     loss: str = _say(
@@ -241,6 +243,18 @@ class Settings:
         yield (
             self.feedback in ("zhang", "transpose") and convolves, "feedback",
             "gaussian, channelwise or kolen-pollack with convolutions",
+        )  # fmt: skip
+        yield (
+            self.neuron == "recurrent" and convolves, "neuron",
+            "leaky or refractory with convolutions",
+        )  # fmt: skip
+        yield (
+            self.neuron == "recurrent" and self.spike_size != 1, "spike_size",
+            "1 with --neuron recurrent",
+        )  # fmt: skip
+        yield (
+            self.downsample > 1 and self.encoding != "events", "downsample",
+            "1 with other --encoding than events",
         )  # fmt: skip
         yield self.dt > self.tau, "dt", f"at most the {self.tau:g} ms of --tau"
         yield (

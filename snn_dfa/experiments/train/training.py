@@ -252,9 +252,10 @@ class Training(ABC):
                     return  # training says so
                 torch.autograd.backward(loss)
             self.optimizer.step()
+            x, y = self._sample(size)
             self.net.eval()
             with torch.no_grad():
-                self._evaluated(*self._sample(size))
+                self._evaluated(x, y)
 
     def cost(self, size: int) -> TrainingCost | None:
         """Return what a step on so many samples costs; ``None`` if the network cannot be watched.
