@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from sklearn.model_selection import train_test_split
 
-from snn_dfa.experiments.data.recordings import Recordings, put, read_bin
+from snn_dfa.experiments.data.recordings import Events, Recordings, put, read_bin
 from snn_dfa.experiments.files import READ_ERRORS, on_one_line
 from snn_dfa.experiments.settings import UsageError
 
@@ -178,7 +178,7 @@ def _labels(path: Path) -> Iterator[tuple[int, int, int]]:
             yield gesture, start, end
 
 
-def _aedat(path: Path) -> tuple[npt.NDArray[np.int64], ...]:
+def _aedat(path: Path) -> Events:
     """Return x, y, polarity and microseconds of each event of a file in AEDAT 3.1."""
     raw = path.read_bytes()
     begin = raw.find(_END_OF_HEADER)

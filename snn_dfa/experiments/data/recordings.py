@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ import torch
 from snn_dfa.experiments.files import READ_ERRORS, on_one_line
 from snn_dfa.experiments.settings import UsageError
 
-__all__ = ["SMALL", "Recordings", "nmnist", "put", "read_bin"]
+__all__ = ["SMALL", "Events", "Recordings", "nmnist", "put", "read_bin"]
 
 #: 1,000 and 100 recordings of N-MNIST in one file, for where the full set is too much.
 SMALL = "nmnist-small.npz"
@@ -22,6 +22,10 @@ _MICROSECONDS = 340_000  # no recording of N-MNIST is longer
 _OVERFLOW_Y, _OVERFLOW = 240, 2**13  # the sensor's mark that its clock has begun again
 _EVENT_BYTES = 5
 
+#: Column, row, polarity and microseconds of each event.
+Events: TypeAlias = tuple[
+    npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]
+]
 #: Spikes [S, T, polarity, y, x] of 0 or 1 as bytes, and class indices [S].
 Recordings = tuple[torch.Tensor, torch.Tensor]
 
@@ -72,7 +76,7 @@ def _nothing(samples: int, steps: int, downsample: int) -> torch.Tensor:
     return torch.zeros((samples, steps, *shape), dtype=torch.uint8)
 
 
-def read_bin(file: Path, sensor: tuple[int, int]) -> Iterator[npt.NDArray[np.int64]]:
+def read_bin(file: Path, sensor: tuple[int, int]) -> Events:
     """Return x, y, polarity and microseconds of each event of a file.
 
     An event has 40 bits: 8 of x, 8 of y, 1 of polarity, 23 of time.
@@ -97,7 +101,8 @@ def read_bin(file: Path, sensor: tuple[int, int]) -> Iterator[npt.NDArray[np.int
     if (x[~overflows] >= sensor[1]).any() or (y[~overflows] >= sensor[0]).any():
         size = f"{sensor[1]}x{sensor[0]}"
         raise UsageError(f"--data-root: expected events of {size} pixels in {file}, got others")
-    return (each[~overflows] for each in events)
+    x, y, polarity, time = (each[~overflows] for each in events)
+    return x, y, polarity, time
 
 
 def _small(path: Path, steps: int, downsample: int) -> tuple[Recordings, Recordings]:
