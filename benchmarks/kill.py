@@ -30,7 +30,7 @@ SETTINGS = [
     "train", "--hidden", "24,16", "--steps", "4", "--epochs", "4", "--batch-size", "128",
     "--dropout", "0.1", "--feedback", "kolen-pollack", "--save-every", "0",
 ]  # fmt: skip
-TIMES = ("seconds_per_step", "epoch_seconds", "seconds_to_97")
+TIMES = ("seconds_per_step", "epoch_seconds", "seconds_to_97", "samples_per_second")
 
 
 def live(folder, wait=None):

@@ -1,5 +1,7 @@
 """Direct feedback alignment for snnTorch networks."""
 
+from typing import TYPE_CHECKING, Any
+
 from snn_dfa import diagnostics, encoding, feedback, functional, surrogate
 from snn_dfa._version import __version__
 from snn_dfa.dfa import DFA
@@ -21,10 +23,14 @@ from snn_dfa.nir import export_nir
 from snn_dfa.sequence import over_time
 from snn_dfa.state import reset
 
+if TYPE_CHECKING:
+    from snn_dfa.experiments.compare import Comparison, compare
+
 __all__ = [
     "DFA",
     "AttachError",
     "BackwardError",
+    "Comparison",
     "DFAError",
     "ExportError",
     "FeedbackError",
@@ -37,6 +43,7 @@ __all__ = [
     "TargetError",
     "WeightMirror",
     "__version__",
+    "compare",
     "diagnostics",
     "encoding",
     "export_nir",
@@ -47,3 +54,12 @@ __all__ = [
     "reset",
     "surrogate",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what draws figures and reads data sets once it is asked for."""
+    if name in ("Comparison", "compare"):
+        from snn_dfa.experiments import compare as module
+
+        return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,6 +6,7 @@ import copy
 from collections import OrderedDict
 from typing import Any
 
+import snntorch as snn
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
@@ -23,7 +24,7 @@ def fold_normalization(net: nn.Sequential) -> nn.Sequential:
     With the statistics that training has left, normalising is a factor and a shift for each neuron
     or channel. The copy is in evaluation mode and computes what ``net.eval()`` computes, but for
     rounding; it is plain linear or convolutional layers and neurons. The other layers keep their
-    names, and ``net`` is as it was.
+    names, and ``net`` is as it was. ``snntorch.utils.reset`` clears the copy's neurons, too.
 
     Args:
         net: ``nn.Sequential``, nested too, in which every batch normalisation follows straight on
@@ -45,7 +46,13 @@ def fold_normalization(net: nn.Sequential) -> nn.Sequential:
         )
     if any(state.grad_fn is not None for state in net.buffers()):
         raise AttachError("fold_normalization: a neuron's state has a graph; call reset(net) first")
-    return _fold(copy.deepcopy(net).eval(), "")
+    folded = _fold(copy.deepcopy(net).eval(), "")
+    # snnTorch's reset clears the neurons in this list. Their constructor puts them there, a copy
+    # does not.
+    snn.SpikingNeuron.instances.extend(
+        n for n in folded.modules() if isinstance(n, snn.SpikingNeuron)
+    )
+    return folded
 
 
 def _fold(net: nn.Module, prefix: str) -> nn.Sequential:

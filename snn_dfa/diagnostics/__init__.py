@@ -8,11 +8,20 @@ from snn_dfa.diagnostics.alignment import (
     projected_errors,
 )
 from snn_dfa.diagnostics.cost import Cost, cost
+from snn_dfa.diagnostics.training_cost import (
+    EnergyConstants,
+    Operations,
+    TrainingCost,
+    training_cost,
+)
 
 __all__ = [
     "Activity",
     "ActivityWarning",
     "Cost",
+    "EnergyConstants",
+    "Operations",
+    "TrainingCost",
     "activity",
     "angle",
     "complaints",
@@ -20,5 +29,6 @@ __all__ = [
     "feedback_angles",
     "gradient_angles",
     "projected_errors",
+    "training_cost",
     "warn",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import struct
 import time
 import zipfile
@@ -21,9 +22,12 @@ __all__ = [
     "READ_ERRORS",
     "Checkpoint",
     "atomic_write",
+    "clear",
+    "file_name",
     "load_checkpoint",
     "make_folder",
     "on_one_line",
+    "refuse_finished",
     "refuse_overwrite",
 ]  # fmt: skip
 
@@ -32,6 +36,47 @@ READ_ERRORS = (
     OSError, RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError,
     zipfile.BadZipFile, zlib.error, struct.error,
 )  # fmt: skip
+
+
+#: What a run leaves in its folder, and ``--overwrite`` takes out.
+_LEFT = (
+    "report.html", "metrics.json", "experiment.yaml", "log.csv", "costs.md", "checkpoint*.pt",
+    "curves.*", "confusion_*.*", "diagnostics_*.*", "ladder.*", "rules.*",
+)  # fmt: skip
+#: Of these, what shows that there are results.
+_RESULTS = ("metrics.json", "ladder.json", "rules.json")
+
+
+def file_name(text: str) -> str:
+    """Return a text as a part of a file's name.
+
+    Example:
+        >>> file_name("dfa, lr 1/2")
+        'dfa-lr-1-2'
+    """
+    return re.sub(r"[^\w.+]+", "-", text).strip("-.") or "-"
+
+
+def refuse_finished(path: Path) -> None:
+    """Refuse to write over results.
+
+    Raises:
+        UsageError: if there are some in the folder.
+    """
+    found = next((name for name in _RESULTS if (path / name).exists()), None)
+    if found:
+        raise UsageError(
+            f"--out: {path} holds the results of another run ({found}); choose another --out, or "
+            f"replace them with --overwrite"
+        )
+
+
+def clear(path: Path) -> None:
+    """Take out of a folder what an earlier run left in it, and nothing else."""
+    if is_rank_zero():
+        for pattern in _LEFT:
+            for file in path.glob(pattern):
+                file.unlink()
 
 
 def on_one_line(error: Exception, length: int = 100) -> str:

@@ -35,6 +35,17 @@ class Recipe:
 
 # Fixed random matrices, as in Nøkland 2016.
 _FIXED: dict[str, Any] = {"feedback": "gaussian", "feedback_decay": 0.0, "error_at": "spikes"}
+_RECORDED: dict[str, Any] = {
+    "encoding": "events",
+    "input_dropout": 0.0,
+    "drop_to": "zero",
+    "weight_decay": 0.0,
+    "validation": 0.1,
+    "lr": 1e-3,
+    "epochs": 50,
+    "batch_size": 64,
+    **_FIXED,
+}
 _ZHANG: dict[str, Any] = {
     "hidden": (1000,),
     "normalize": False,
@@ -112,6 +123,30 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 batch_size=32,
             ),
         ),
+        "shd": Recipe(
+            "two recurrent hidden layers on spoken digits, the default for SHD and SSC; not tuned",
+            Settings(hidden=(100, 100), neuron="recurrent", steps=100, beta=0.95, **_RECORDED),
+        ),
+        "gesture": Recipe(
+            "five convolutions and two dense layers, the default for DVS-Gesture; not tuned",
+            Settings(
+                hidden=("128c3", "mp2") * 5 + (512,),
+                steps=16,
+                beta=0.5,
+                **{**_RECORDED, "batch_size": 16, "shift": 4},
+            ),
+        ),
+        "objects": Recipe(
+            "three convolutions on events at a quarter of the size, the default for N-Caltech101; "
+            "not tuned",
+            Settings(
+                hidden=("64c3", "mp2", "128c3", "mp2", "256c3", "mp2", 512),
+                steps=10,
+                downsample=4,
+                beta=0.5,
+                **{**_RECORDED, "shift": 2},
+            ),
+        ),
         "zhang2024": Recipe(
             "Zhang et al. 2024, arXiv 2409.07776: DFA with the exact surrogate",
             Settings(**_ZHANG, surrogate="exact"),
@@ -160,7 +195,10 @@ ENVIRONMENT_FIELDS = ("dataset", "data_root", "seed", "device")  # no part of a 
 
 def default_for(dataset: str) -> str:
     """Return the name of the recipe that a data set gets where none is asked for."""
-    return {"digits": "small", "nmnist": "events"}.get(dataset, DEFAULT)
+    return {
+        "digits": "small", "nmnist": "events", "shd": "shd", "ssc": "shd",
+        "dvs-gesture": "gesture", "ncaltech101": "objects",
+    }.get(dataset, DEFAULT)  # fmt: skip
 
 
 def epochs_for(name: str, settings: Settings, samples: int) -> int:

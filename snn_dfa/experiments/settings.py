@@ -11,9 +11,20 @@ from typing import Any, TypeAlias
 from snn_dfa.feedback import NAMES
 from snn_dfa.rules import canonical
 
-__all__ = ["Block", "Settings", "UsageError", "option", "shown"]
+__all__ = ["GROUPS", "Block", "Settings", "UsageError", "metavar", "option", "shown"]
 
 Layer: TypeAlias = int | str
+
+#: Title of a group of settings to the first of them.
+GROUPS = {
+    "data and where to run": "dataset",
+    "network": "hidden",
+    "neuron": "neuron",
+    "input and loss": "encoding",
+    "against over-fitting": "shift",
+    "learning": "epochs",
+    "feedback": "feedback",
+}
 
 #: A layer as text: 12c5 is a convolution of 12 channels and 5x5 pixels, mp2 pooling of 2x2.
 _LAYER = re.compile(r"(?P<channels>[1-9]\d*)c(?P<kernel>[1-9]\d*)|mp(?P<pool>[1-9]\d*)|[1-9]\d*")
@@ -108,7 +119,8 @@ class Settings:
     biases: tuple[float, ...] = _say((), "first biases, one for all or for each layer", _FINITE)
     # -- neuron ------------------------------------------------------------------------------------
     neuron: str = _say(
-        "leaky", "leaky (snnTorch's) or refractory", _one_of("leaky", "refractory")
+        "leaky", "leaky (snnTorch's), refractory, or recurrent (snnTorch's RLeaky, dense)",
+        _one_of("leaky", "refractory", "recurrent"),
     )  # fmt: skip
     threshold: tuple[float, ...] = _say((1.0,), "of the neurons", _THRESHOLDS)
     beta: float = _say(0.6, "decay of leaky's membrane a step", _SHARE)
@@ -126,6 +138,7 @@ class Settings:
         _one_of("poisson", "constant", "events"),
     )  # fmt: skip
     steps: int = _say(10, "time steps T", _COUNT)
+    downsample: int = _say(1, "of recordings: so many pixels by as many become one", _COUNT)
     run_in: int = _say(0, "steps at the start that the loss does not count", _NOT_BELOW_ZERO)
     max_rate: float = _say(1.0, "spikes a step, or current, of a white pixel", _ABOVE_ZERO)
     loss: str = _say(
@@ -231,6 +244,18 @@ class Settings:
             self.feedback in ("zhang", "transpose") and convolves, "feedback",
             "gaussian, channelwise or kolen-pollack with convolutions",
         )  # fmt: skip
+        yield (
+            self.neuron == "recurrent" and convolves, "neuron",
+            "leaky or refractory with convolutions",
+        )  # fmt: skip
+        yield (
+            self.neuron == "recurrent" and self.spike_size != 1, "spike_size",
+            "1 with --neuron recurrent",
+        )  # fmt: skip
+        yield (
+            self.downsample > 1 and self.encoding != "events", "downsample",
+            "1 with other --encoding than events",
+        )  # fmt: skip
         yield self.dt > self.tau, "dt", f"at most the {self.tau:g} ms of --tau"
         yield (
             self.loss == "share" and self.label_smoothing > 0, "label_smoothing",
@@ -262,6 +287,25 @@ class Settings:
 def option(of: Field[Any], value: Any = None) -> str:
     """Return a field's name on the command line, in the form that says ``False`` if it is that."""
     return ("--no-" if value is False else "--") + of.name.replace("_", "-")
+
+
+_METAVARS = {
+    "dataset": "NAME", "data_root": "DIR", "device": "DEVICE", "seed": "SEED", "hidden": "LAYERS",
+    "biases": "B,...", "threshold": "THETA,...", "tau": "MS", "dt": "MS", "t_ref": "MS",
+    "steps": "T", "run_in": "STEPS", "shift": "PIXELS", "max_rate": "RATE", "batch_size": "B",
+}  # fmt: skip
+
+
+def metavar(of: Field[Any]) -> str:
+    """Return what stands for a field's value in the help: its choices, its unit or its kind."""
+    check = of.metadata["check"]
+    if check is not None and check[0].startswith("one of "):
+        return "{" + check[0].removeprefix("one of ").replace(" ", "") + "}"
+    if of.name in _METAVARS:
+        return _METAVARS[of.name]
+    if check in (_SHARE, _HELD, _PART):
+        return "SHARE"
+    return "N" if isinstance(of.default, int) else "X"
 
 
 def shown(value: Any) -> str:

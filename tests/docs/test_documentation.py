@@ -157,7 +157,7 @@ def check(words):
     command, *rest = words
     name = Path(command).name
     if name == "snn-dfa":
-        cli._parser().parse_args(rest)
+        cli.make_parser().parse_args(rest)
     elif name in ("python", "python3") and rest[:1] == ["-m"]:
         assert importlib.util.find_spec(rest[1]), words
     elif name == "python":

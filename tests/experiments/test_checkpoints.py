@@ -155,7 +155,10 @@ def test_control_c_leaves_a_checkpoint_and_names_how_to_go_on(tmp_path, digits):
     last = err.strip().splitlines()[-1]
     assert last == f"snn-dfa: interrupted; the same command with --resume goes on from {path}"
     assert load_checkpoint(path)["rule"] == "dfa"
-    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+    names = {p.name for p in tmp_path.iterdir()}
+    assert {"checkpoint.pt", "experiment.yaml"} <= names <= {
+        "checkpoint.pt", "experiment.yaml", "log.csv"
+    }  # fmt: skip
 
 
 @pytest.mark.slow
@@ -177,7 +180,8 @@ def test_a_run_that_was_cut_off_is_not_written_over(tmp_path, capsys, monkeypatc
     assert f"--out: {path} is of a run that was cut off after 1 of 3 epochs; go on with" in err
     assert path.read_bytes() == before
     assert run(*command, "--resume") == 0
-    assert run(*command) == 0  # it had come to its end
+    assert run(*command) == 2  # it has come to its end
+    assert run(*command, "--overwrite") == 0
 
 
 @pytest.mark.slow

@@ -182,4 +182,4 @@ def test_the_table_of_all_rules(tmp_path, capsys, monkeypatch):
         assert row["settings"]["epochs"] == 3
         assert math.isfinite(row["kept_megabytes"])
         assert row["peak_megabytes"] == 12.3
-    assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".md", ".png"}
+    assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".md", ".png", ".pdf", ".svg"}

@@ -57,7 +57,9 @@ def test_compare_writes_everything(tmp_path, capsys):
     for name in ("curves", "confusion_bptt", "confusion_dfa", "confusion_shallow"):
         with Image.open(tmp_path / f"{name}.png") as image:
             assert image.width > 500
-    assert {p.suffix for p in tmp_path.iterdir()} == {".png", ".json", ".html"}  # no part is left
+    assert {p.suffix for p in tmp_path.iterdir()} == {
+        ".png", ".pdf", ".svg", ".json", ".html", ".csv", ".yaml", ".pt"
+    }  # fmt: skip
 
 
 def test_rules_start_alike_and_train_apart():
@@ -93,7 +95,7 @@ def test_mixed_precision_learns(tmp_path):
     assert not single["settings"]["amp"]
     assert abs(single["dfa"]["test_accuracy"] - half["dfa"]["test_accuracy"]) < 0.1
     assert half["dfa"]["test_accuracy"] > 0.4
-    assert [set(e) for e in half["dfa"]["epoch_seconds"]] == [{"epoch", "steps"}] * 3
+    assert [set(e) for e in half["dfa"]["epoch_seconds"]] == [{"epoch", "steps", "samples"}] * 3
 
 
 def test_learning_rate_decays_as_asked():
@@ -117,7 +119,8 @@ def test_a_resumed_run_ends_at_the_numbers_of_an_unbroken_one(tmp_path, rule):
     assert run(*common, "--epochs", 4, "--out", tmp_path / "broken", "--resume") == 0
     whole, broken = (metrics(tmp_path / name)[rule] for name in ("whole", "broken"))
     for timed in (whole, broken):
-        del timed["seconds_per_step"], timed["epoch_seconds"], timed["seconds_to_97"]
+        for name in ("seconds_per_step", "epoch_seconds", "seconds_to_97", "samples_per_second"):
+            del timed[name]
     assert whole == broken
     assert (tmp_path / "whole" / "report.html").stat().st_size > 10_000
     states = [files.load_checkpoint(tmp_path / n / "checkpoint.pt") for n in ("whole", "broken")]

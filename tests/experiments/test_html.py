@@ -9,6 +9,7 @@ import pytest
 
 from snn_dfa.experiments.recipes import RECIPES
 from snn_dfa.experiments.report import results as report
+from snn_dfa.experiments.report.description import of_recipe
 from snn_dfa.experiments.report.html import render
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}  # elements without an end
@@ -48,7 +49,11 @@ def a_run(seed=0, **changed):
         "test_accuracy": 0.75,
         "val_accuracy": 0.5,
         "best_epoch": 1,
+        "test_samples": 12,
+        "test_top5": 1.0,
         "seconds_to_97": None,
+        "epochs_to_97": None,
+        "samples_per_second": 100.0,
         "seconds_per_step": 0.01,
         "spikes_per_sample": 12.0,
         "synaptic_operations_per_sample": 1200.0,
@@ -65,7 +70,7 @@ def a_run(seed=0, **changed):
 
 def written(folder, results, **settings):
     settings = replace(RECIPES["small"].settings, **settings)
-    paths = report.write(folder, "small", settings, results)
+    paths = report.write(folder, of_recipe("small", settings), results)
     assert paths[0] == folder / "report.html"
     return Reader(paths[0].read_text())
 
@@ -168,7 +173,7 @@ def test_what_was_typed_is_text(text):
     settings = replace(RECIPES["small"].settings, device=text, dataset=text)
     run = a_run(warnings={"neuron1": text})
     html = render(
-        "small", settings, {"dfa": [run]}, [["rule", text], ["dfa", text]],
+        of_recipe("small", settings), {"dfa": [run]}, [["rule", text], ["dfa", text]],
         {"curves": b"", "confusion_dfa": b""}, {"torch": text},
     )  # fmt: skip
     got = Reader(html)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,8 @@ from sklearn.model_selection import StratifiedKFold, train_test_split
 from torch import Tensor
 
 from snn_dfa.experiments.data.arrays import SUFFIX, arrays
-from snn_dfa.experiments.data.recordings import nmnist
+from snn_dfa.experiments.data.event_sets import dvs_gesture, ncaltech101, shd, ssc
+from snn_dfa.experiments.data.recordings import Recordings, nmnist
 from snn_dfa.experiments.files import READ_ERRORS, on_one_line
 from snn_dfa.experiments.settings import Settings, UsageError
 
@@ -28,10 +30,21 @@ DATASETS = {
     "fashion-mnist": "FashionMNIST",
     "kmnist": "KMNIST",
     "nmnist": None,
+    "shd": None,
+    "ssc": None,
+    "dvs-gesture": None,
+    "ncaltech101": None,
 }
 #: What ``--dataset`` takes.
 SHOWN = f"one of {', '.join(DATASETS)}, or a file of arrays, NAME{SUFFIX}"
-RECORDINGS = ("nmnist",)
+#: Name of a data set of recordings to what reads it, from folder, steps and downsampling.
+RECORDINGS: dict[str, Callable[[Path, int, int], tuple[Recordings, Recordings]]] = {
+    "nmnist": nmnist,
+    "shd": shd,
+    "ssc": ssc,
+    "dvs-gesture": dvs_gesture,
+    "ncaltech101": ncaltech101,
+}
 _DIGITS_TEST_SHARE = 0.2
 
 
@@ -116,7 +129,11 @@ def _read(settings: Settings) -> tuple[Part, Part]:
             f"--encoding: expected {fitting} with --dataset {dataset}, got {settings.encoding}"
         )
     if records or dataset.endswith(SUFFIX):
-        train, test = nmnist(root, settings.steps) if records else arrays(Path(dataset))
+        train, test = (
+            RECORDINGS[dataset](root, settings.steps, settings.downsample)
+            if records
+            else arrays(Path(dataset))
+        )
         return Part(*train), Part(*test)
     kind = DATASETS[dataset]
     return _digits() if kind is None else _torchvision(kind, root)

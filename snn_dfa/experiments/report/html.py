@@ -9,17 +9,14 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from html import escape
 from typing import Any
 
-from snn_dfa.experiments.recipes import ENVIRONMENT_FIELDS, RECIPES
-from snn_dfa.experiments.settings import Settings, option, shown
+from snn_dfa.experiments.files import file_name
+from snn_dfa.experiments.report.description import Description
 
 __all__ = ["render"]
 
-#: Which weights were tested, by ``--keep``.
-_EPOCHS = {"best": "epoch that was best on the validation part", "last": "last epoch"}
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2126; --soft: #59636e; --ground: #f6f7f9; --card: #fff;
   --line: #d8dee4; --mark: #b4233c; --warn: #fff4d6; }
@@ -54,37 +51,39 @@ summary { cursor: pointer; padding: .4rem 0; }
 
 
 def render(
-    recipe: str,
-    settings: Settings,
+    described: Description,
     results: Mapping[str, Sequence[Mapping[str, Any]]],
     rows: Sequence[Sequence[str]],
     figures: Mapping[str, bytes],
     versions: Mapping[str, str],
+    costs: Sequence[Sequence[str]] = (),
 ) -> str:
     """Return the whole page.
 
     Args:
-        recipe: What the settings started from.
-        settings: Of the experiment.
+        described: What was trained on what.
         results: Rule to the results of its runs, one for each seed.
         rows: The table of rules, its head first.
         figures: Name to picture, as PNG: ``curves``, ``confusion_RULE``, ``diagnostics_RULE``.
         versions: Name to version of what made the numbers.
+        costs: The table of what training costs, its head first.
     """
-    title = f"{recipe} on {settings.dataset}"
+    title = described.title
     firsts = {rule: runs[0] for rule, runs in results.items()}
     seeds = [str(run["seed"]) for run in next(iter(results.values()))]
     parts = [
         f"<h1>{escape(title)}</h1>",
-        f'<p class="soft">Recipe <code>{escape(recipe)}</code>: {escape(RECIPES[recipe].about)}. '
+        f'<p class="soft">{escape(described.name)}: {escape(described.about)}. '
         f"{'Seeds' if len(seeds) > 1 else 'Seed'} {escape(', '.join(seeds))}, on "
-        f"{escape(settings.device)}. Accuracies are of the test set, with the weights of the "
-        f"{_EPOCHS[settings.keep]}; spikes and operations are those of a sample.</p>",
+        f"{escape(described.device)}. Accuracies are of the test set, with the weights of the "
+        f"{described.weights}; spikes and operations are those of a sample. The interval is that "
+        f"of 95 % for so many test samples.</p>",
         _table(rows[0], rows[1:]),
         *_warnings(firsts),
         _figure(figures["curves"], "Accuracy and loss over epochs, of each rule", wide=True),
         *_over_seeds(results),
-        *_configuration(recipe, settings),
+        *_costs(costs),
+        *_configuration(described),
         *(part for rule, run in firsts.items() for part in _of_rule(rule, run, figures)),
         "<h2>Versions</h2>",
         _table(("what", "version"), versions.items(), kind="text"),
@@ -162,11 +161,14 @@ def _of_rule(rule: str, run: Mapping[str, Any], figures: Mapping[str, bytes]) ->
         f"(validation {_percent(run['val_accuracy'])}).</p>",
         '<div class="beside">',
         _table(("class", "samples", "right", "most often taken for"), _classes(run["confusion"])),
-        _figure(figures[f"confusion_{rule}"], f"{rule}: classes, and what they were taken for"),
+        _figure(
+            figures[f"confusion_{file_name(rule)}"],
+            f"{rule}: classes, and what they were taken for",
+        ),
         "</div>",
         _table(("layer", "spikes a neuron and step", "silent neurons", "saturated"), layers),
     ]
-    diagnosed = figures.get(f"diagnostics_{rule}")
+    diagnosed = figures.get(f"diagnostics_{file_name(rule)}")
     if diagnosed is not None:
         parts.append(_figure(diagnosed, f"{rule}: diagnostics after each epoch", wide=True))
     return parts
@@ -186,34 +188,29 @@ def _classes(confusion: Sequence[Sequence[int]]) -> Iterable[list[str]]:
         ]
 
 
-def _configuration(recipe: str, settings: Settings) -> list[str]:
-    """Return the settings: first those that differ from the recipe, then the others, folded."""
-    usual, differing, others = RECIPES[recipe].settings, list[list[str]](), list[list[str]]()
-    for each in fields(Settings):
-        value, default = getattr(settings, each.name), getattr(usual, each.name)
-        if each.name in ENVIRONMENT_FIELDS:
-            continue
-        name, help_ = option(each, value), each.metadata["help"]
-        if value != default:
-            differing.append([name, _value(value), _value(default), help_])
-        else:
-            others.append([name, _value(value), help_])
+def _costs(rows: Sequence[Sequence[str]]) -> list[str]:
+    if not rows:
+        return []
+    said = "computed for one training step of a batch, by snn_dfa.diagnostics.training_cost"
+    return ["<h2>What training costs</h2>", _table(rows[0], rows[1:], said)]
+
+
+def _configuration(described: Description) -> list[str]:
+    """Return the settings: first those that differ from the usual ones, then the others, folded."""
+    differing = [s for s in described.listed if s.value != s.usual]
+    others = [(s.name, s.value, s.help) for s in described.listed if s.value == s.usual]
     parts = ["<h2>Configuration</h2>"]
     if differing:
-        head = ("option", "here", f"recipe {recipe}", "what it is")
-        parts.append(_table(head, differing, "differs from the recipe", "text changed"))
+        head = ("option", "here", described.usual, "what it is")
+        lines = [(s.name, s.value, s.usual, s.help) for s in differing]
+        parts.append(_table(head, lines, f"differs from the {described.usual}", "text changed"))
     else:
-        parts.append(f"<p>The recipe <code>{escape(recipe)}</code> as it is.</p>")
+        parts.append(f"<p>The {escape(described.usual)} as it is.</p>")
     table = _table(("option", "here", "what it is"), others, kind="text")
-    parts.append(
-        f"<details><summary>{len(others)} settings as in the recipe</summary>{table}</details>"
-    )
+    said = f"{len(others)} settings as in the {escape(described.usual)}"
+    parts.append(f"<details><summary>{said}</summary>{table}</details>")
     return parts
 
 
-def _value(value: Any) -> str:
-    return ("yes" if value else "no") if isinstance(value, bool) else shown(value) or "-"
-
-
-def _percent(share: float) -> str:
-    return "-" if math.isnan(share) else f"{100 * share:.2f} %"
+def _percent(share: float | None) -> str:
+    return "-" if share is None or math.isnan(share) else f"{100 * share:.2f} %"

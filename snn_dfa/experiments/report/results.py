@@ -6,6 +6,8 @@ import io
 import json
 import platform
 import statistics
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +20,23 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from snn_dfa import __version__
-from snn_dfa.experiments.files import atomic_write
+from snn_dfa.diagnostics import TrainingCost
+from snn_dfa.experiments.files import atomic_write, file_name
+from snn_dfa.experiments.report.description import Description
 from snn_dfa.experiments.report.html import render
 from snn_dfa.experiments.settings import Settings
 from snn_dfa.experiments.train import diagnose
+from snn_dfa.experiments.train.metrics import interval
 
 __all__ = [
-    "Results", "entry", "summary", "table", "versions",
+    "Results", "aligned", "entry", "summary", "table", "versions",
     "write", "write_figure", "write_rows", "write_text",
 ]  # fmt: skip
 
 #: Rule to the results of its runs, one for each seed.
 Results = dict[str, list[dict[str, Any]]]
+#: Rule to what a training step costs.
+Costs = Mapping[str, TrainingCost]
 
 _COLOURS = {
     "bptt": "#555555",
@@ -39,58 +46,120 @@ _COLOURS = {
     "fa": "#3f9b6d",
     "shallow": "#3d6fb6",
 }
+_WRITTEN = 30  # classes whose counts are written into the confusion matrix
+_FORMATS = ("png", "pdf", "svg")
 _STYLES = {"train": ":", "val": "--", "test": "-"}
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return mean, standard deviation and worst of the test accuracy over seeds, and the time."""
+    """Return mean, standard deviation and worst of the test accuracy over seeds, and the rest.
+
+    The interval is that of the mean for the number of test samples of one run.
+    """
     accuracies = [run["test_accuracy"] for run in runs]
-    times = [run["seconds_to_97"] for run in runs]
+    times, epochs = ([run[f"{what}_to_97"] for run in runs] for what in ("seconds", "epochs"))
     return {
         "seeds": [run["seed"] for run in runs],
         "mean": statistics.fmean(accuracies),
         "std": statistics.stdev(accuracies) if len(runs) > 1 else None,
         "worst": min(accuracies),
+        "interval": interval(statistics.fmean(accuracies), runs[0]["test_samples"]),
+        "top5": statistics.fmean(run["test_top5"] for run in runs),
+        "samples_per_second": statistics.fmean(run["samples_per_second"] for run in runs),
         "seconds_to_97": None if None in times else statistics.fmean(times),
+        "epochs_to_97": None if None in epochs else statistics.fmean(epochs),
     }
 
 
 def table(results: Results) -> str:
-    """Return a line for each rule, aligned; spikes and operations are those of a sample."""
-    return _aligned(_rows(results))
+    """Return a line for each rule, aligned, and which of them cannot be told from the best.
+
+    Spikes and operations are those of a sample.
+    """
+    return "\n".join([aligned(_rows(results)), *_alike(results)])
 
 
 def _rows(results: Results) -> list[list[str]]:
     """Return the table's cells, its head first."""
     several = any(len(runs) > 1 for runs in results.values())
-    head = ["rule", "test accuracy", "gap to BPTT", "seconds a step", "seconds to 97 %",
-            "spikes", "synaptic operations"]  # fmt: skip
+    ranked = any(len(run["confusion"]) > 5 for runs in results.values() for run in runs)
+    samples = next(iter(results.values()))[0]["test_samples"]
+    head = [
+        "rule", "test accuracy", "error", f"95 % of n={samples}", "gap to BPTT", "samples a second",
+        "seconds a step", "epochs to 97 %", "seconds to 97 %", "spikes", "synaptic operations",
+    ]  # fmt: skip
+    if ranked:
+        head.insert(4, "top-5")
     if several:
         head[1:2] = ["mean", "std", "worst", "seeds"]
-    rows = [head]
-    bptt = results.get("bptt")
-    for rule, runs in results.items():
-        of = summary(runs)
-        gap = "-" if bptt is None else f"{100 * (summary(bptt)['mean'] - of['mean']):+.2f}"
-        to_97 = "-" if of["seconds_to_97"] is None else f"{of['seconds_to_97']:.0f}"
-        step = statistics.fmean(run["seconds_per_step"] for run in runs)
-        spent = (
-            statistics.fmean(run[f"{what}_per_sample"] for run in runs)
-            for what in ("spikes", "synaptic_operations")
-        )
-        costs = [f"{each:,.0f}" for each in spent]
-        row = [rule, _percent(of["mean"]), gap, f"{step:.4f}", to_97, *costs]
-        if several:
-            row[2:2] = [_percent(of["std"]), _percent(of["worst"]), str(len(runs))]
-        rows.append(row)
-    return rows
+    return [head, *(_row(results, rule, several, ranked) for rule in results)]
+
+
+def _row(results: Results, rule: str, several: bool, ranked: bool) -> list[str]:
+    runs, bptt = results[rule], results.get("bptt")
+    of = summary(runs)
+    low, high = of["interval"]
+    row = [
+        rule,
+        _percent(of["mean"]),
+        _percent(1 - of["mean"]),
+        f"{100 * low:.1f} - {100 * high:.1f}",
+        "-" if bptt is None else f"{100 * (summary(bptt)['mean'] - of['mean']):+.2f}",
+        f"{of['samples_per_second']:,.0f}",
+        f"{statistics.fmean(run['seconds_per_step'] for run in runs):.4f}",
+        *("-" if of[f"{what}_to_97"] is None else f"{of[f'{what}_to_97']:.0f}"
+          for what in ("epochs", "seconds")),
+        *(f"{statistics.fmean(run[f'{what}_per_sample'] for run in runs):,.0f}"
+          for what in ("spikes", "synaptic_operations")),
+    ]  # fmt: skip
+    if ranked:
+        row.insert(4, _percent(of["top5"]))
+    if several:
+        row[2:2] = [_percent(of["std"]), _percent(of["worst"]), str(len(runs))]
+    return row
+
+
+def _alike(results: Results) -> list[str]:
+    """Say which rules lie within the interval of the best: too few samples to tell them apart."""
+    summaries = {rule: summary(runs) for rule, runs in results.items()}
+    best = max(summaries, key=lambda rule: summaries[rule]["mean"])
+    low = summaries[best]["interval"][0]
+    alike = [r for r, of in summaries.items() if r != best and of["mean"] >= low]
+    if not alike:
+        return []
+    samples = results[best][0]["test_samples"]
+    return [f"within the 95 % interval of {best} on {samples} test samples: {', '.join(alike)}"]
+
+
+def cost_rows(costs: Costs) -> list[list[str]]:
+    """Return the table of what a training step of a batch costs, its head first."""
+    if not costs:
+        return []
+    head = [
+        "rule", "kept, MB", "feedback, kB", "weights transported, kB", "chain after the loss",
+        "forward, 10^6 MAC + AC", "backward", "update", "energy, mJ",
+    ]  # fmt: skip
+    rows = [
+        [
+            rule,
+            f"{(of.kept_bytes + of.trace_bytes) / 1e6:.2f}",
+            f"{of.feedback_bytes / 1e3:.1f}",
+            f"{of.transport_bytes / 1e3:.1f}",
+            str(of.chain) if of.waits else f"{of.chain}, unlocked",
+            *(f"{part.macs / 1e6:.1f} + {part.acs / 1e6:.1f}"
+              for part in (of.forward, of.backward, of.update)),
+            f"{1e3 * of.energy():.2f}",
+        ]
+        for rule, of in costs.items()
+    ]  # fmt: skip
+    return [head, *rows]
 
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2f} %"
 
 
-def _aligned(rows: list[list[str]]) -> str:
+def aligned(rows: list[list[str]]) -> str:
     """Return rows of cells as columns of text, the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
@@ -100,36 +169,43 @@ def _aligned(rows: list[list[str]]) -> str:
     )  # fmt: skip
 
 
-def write(folder: Path, recipe: str, settings: Settings, results: Results) -> list[Path]:
-    """Write all files of an experiment and return their paths.
-
-    ``metrics.json`` has the result of the first seed under the rule's name, and with several seeds
-    a summary and the other seeds' results under ``over_seeds``.
-    """
+def write(
+    folder: Path, described: Description, results: Results, costs: Costs | None = None
+) -> list[Path]:
+    """Write all files of an experiment and return their paths, those to look at first."""
+    write_metrics(folder, described, results, costs)
     firsts = {rule: runs[0] for rule, runs in results.items()}
-    figures = {"curves.png": _curves(results)}
-    figures |= {f"confusion_{rule}.png": _confusion(rule, r) for rule, r in firsts.items()}
+    figures = {"curves": _curves(results)}
+    figures |= {f"confusion_{file_name(rule)}": _confusion(rule, r) for rule, r in firsts.items()}
     figures |= {
-        f"diagnostics_{rule}.png": diagnose.figure(r["diagnostics"])
+        f"diagnostics_{file_name(rule)}": diagnose.figure(r["diagnostics"])
         for rule, r in firsts.items()
         if r["diagnostics"]
     }
+    pictures = {stem: write_figure(folder / f"{stem}.png", f) for stem, f in figures.items()}
+    html = render(described, results, _rows(results), pictures, versions(), cost_rows(costs or {}))
+    write_text(folder / "report.html", html)
+    names = ("report.html", "metrics.json", *(f"{stem}.png" for stem in figures))
+    return [folder / name for name in names]
+
+
+def write_metrics(
+    folder: Path, described: Description, results: Results, costs: Costs | None = None
+) -> None:
+    """Write ``metrics.json``.
+
+    It has the result of the first seed under the rule's name, and with several seeds a summary and
+    the other seeds' results under ``over_seeds``.
+    """
     over_seeds = {r: {**summary(runs), "runs": runs} for r, runs in results.items()}
     metrics = {
-        **firsts,
+        **{rule: runs[0] for rule, runs in results.items()},
         "over_seeds": {} if all(len(runs) == 1 for runs in results.values()) else over_seeds,
-        "recipe": recipe,
-        "settings": settings.as_dict(),
+        **described.settings,
+        "costs": {r: {**asdict(c), "joules": c.energy()} for r, c in (costs or {}).items()},
         "versions": versions(),
     }
     write_text(folder / "metrics.json", json.dumps(metrics, indent=1))
-    pictures = {name: _png(drawn) for name, drawn in figures.items()}
-    for name, png in pictures.items():
-        _write_bytes(folder / name, png)
-    stems = {Path(name).stem: png for name, png in pictures.items()}
-    html = render(recipe, settings, results, _rows(results), stems, versions())
-    write_text(folder / "report.html", html)
-    return [folder / name for name in ("report.html", "metrics.json", *figures)]
 
 
 def write_rows(
@@ -154,18 +230,24 @@ def write_text(path: Path, text: str) -> None:
     _write_bytes(path, text.encode())
 
 
-def write_figure(path: Path, figure: Figure) -> None:
-    """Write a picture whole or not at all."""
-    _write_bytes(path, _png(figure))
+def write_figure(path: Path, figure: Figure) -> bytes:
+    """Write a picture as PNG, PDF and SVG, whole or not at all; return the PNG."""
+    drawn = {kind: _drawn(figure, kind) for kind in _FORMATS}
+    for kind, picture in drawn.items():
+        _write_bytes(path.with_suffix(f".{kind}"), picture)
+    return drawn["png"]
 
 
 def _write_bytes(path: Path, content: bytes) -> None:
     atomic_write(path, lambda file: file.write(content))
 
 
-def _png(figure: Figure) -> bytes:
+def _drawn(figure: Figure, kind: str) -> bytes:
     drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=120)
+    figure.savefig(drawn, format=kind, dpi=120)
+    figure.set_layout_engine(
+        "none"
+    )  # the next format has the same layout, and needs no time for it
     return drawn.getvalue()
 
 
@@ -187,9 +269,10 @@ def _curves(results: Results) -> Figure:
     """Accuracy and loss over epochs; a rule has a colour, a part of the data a line style."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     for axes, what in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
-        for rule, runs in results.items():
+        for number, (rule, runs) in enumerate(results.items()):
+            colour = _COLOURS.get(rule, f"C{number}")
             for run in runs:
-                _plot_run(axes, what, run, rule, label=run is runs[0])
+                _plot_run(axes, what, run, colour, rule if run is runs[0] else None)
         axes.set(xlabel="epoch", ylabel=what, title=f"{what}; dot: the epoch that is tested"
                  if what == "accuracy" else what)  # fmt: skip
         axes.grid(alpha=0.3)
@@ -197,11 +280,13 @@ def _curves(results: Results) -> Figure:
     return figure
 
 
-def _plot_run(axes: Axes, what: str, run: dict[str, Any], rule: str, label: bool) -> None:
-    colour, epochs = _COLOURS.get(rule), [line["epoch"] for line in run["history"]]
+def _plot_run(axes: Axes, what: str, run: dict[str, Any], colour: str, rule: str | None) -> None:
+    epochs = [line["epoch"] for line in run["history"]]
     for part, style in _STYLES.items():
-        values = [line[f"{part}_{what}"] for line in run["history"]]
-        text = f"{rule}, {part}" if label else None
+        values = [line.get(f"{part}_{what}") for line in run["history"]]
+        if None in values:  # there is no validation part
+            continue
+        text = rule and f"{rule}, {part}"
         axes.plot(epochs, values, style, color=colour, label=text, linewidth=1.2)
     if what == "accuracy":
         axes.plot(run["best_epoch"], run["test_accuracy"], "o", color=colour)
@@ -214,14 +299,14 @@ def _confusion(rule: str, result: dict[str, Any]) -> Figure:
     shares = counts / counts.sum(1, keepdims=True).clip(1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts):
-        if count:
+        if count and len(counts) <= _WRITTEN:
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
     axes.set(
         xlabel="predicted",
         ylabel="true",
-        xticks=range(len(counts)),
-        yticks=range(len(counts)),
+        xticks=range(0, len(counts), 1 + len(counts) // _WRITTEN),
+        yticks=range(0, len(counts), 1 + len(counts) // _WRITTEN),
         title=f"{rule}: {100 * result['test_accuracy']:.2f} % of the test set",
     )
     return figure

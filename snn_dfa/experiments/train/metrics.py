@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import Any
 
@@ -9,31 +10,41 @@ import torch
 from torch import Tensor
 
 from snn_dfa.diagnostics import activity, complaints, cost
-from snn_dfa.experiments.train.trainer import Trainer
+from snn_dfa.experiments.train.training import Evaluation, Training
 
-__all__ = ["metrics", "seconds_to"]
+__all__ = ["epochs_to", "interval", "metrics", "seconds_to"]
+
+#: Two-sided, of 95 %: this quantile of the normal distribution.
+_QUANTILE = 1.959964
 
 
-def metrics(trainer: Trainer) -> dict[str, Any]:
+def metrics(trainer: Training) -> dict[str, Any]:
     """Return what is reported of the best epoch's network, and of the way to it."""
     now = {k: v.detach().clone() for k, v in trainer.net.state_dict().items()}
     trainer.net.load_state_dict(trainer.best)
     with activity(trainer.sequence) as layers:
-        accuracy, loss, predicted = trainer.evaluate("test")
+        seen = trainer.evaluate("test")
     with cost(trainer.sequence) as spent:
         trainer.evaluate("test")
     trainer.net.load_state_dict(now)
-    neurons, samples = sum(seen.neurons for seen in layers.values()), len(predicted)
+    neurons, samples = sum(each.neurons for each in layers.values()), len(seen.predicted)
+    speeds = (each["samples"] / each["steps"] for each in trainer.epoch_seconds)
     return {
-        "seed": trainer.settings.seed,
-        "test_accuracy": accuracy,
-        "test_loss": loss,
-        "val_accuracy": trainer.history[trainer.best_epoch - 1]["val_accuracy"],
+        "seed": trainer.seed,
+        "test_accuracy": seen.accuracy,
+        "test_interval": interval(seen.accuracy, samples),
+        "test_samples": samples,
+        "test_top5": seen.top5,
+        "test_loss": seen.loss,
+        "val_accuracy": trainer.history[trainer.best_epoch - 1].get("val_accuracy"),
         "best_epoch": trainer.best_epoch,
         "seconds_to_97": seconds_to(trainer, 0.97),
+        "epochs_to_97": epochs_to(trainer, 0.97),
         "seconds_per_step": statistics.median(trainer.step_seconds),
+        "samples_per_second": statistics.median(speeds),
         "epoch_seconds": trainer.epoch_seconds,
-        "spikes_per_neuron_and_step": sum(s.rate * s.neurons for s in layers.values()) / neurons,
+        "spikes_per_neuron_and_step": sum(s.rate * s.neurons for s in layers.values())
+        / max(neurons, 1),
         "spikes_per_sample": spent.spikes / samples,
         "synaptic_operations_per_sample": spent.synaptic_operations / samples,
         "multiplications_per_sample": spent.multiplications / samples,
@@ -41,25 +52,47 @@ def metrics(trainer: Trainer) -> dict[str, Any]:
         "silent": {name: seen.silent for name, seen in layers.items()},
         "saturated": {name: seen.saturated for name, seen in layers.items()},
         "warnings": complaints(layers),
-        "confusion": _confusion(trainer, predicted),
+        "confusion": _confusion(seen),
         "history": trainer.history,
         "diagnostics": trainer.diagnostics,
     }
 
 
-def seconds_to(trainer: Trainer, accuracy: float) -> float | None:
-    """Return the time until the validation accuracy was first this high; ``None``: never."""
-    passed = 0.0
-    for line, seconds in zip(trainer.history, trainer.epoch_seconds, strict=True):
-        passed += seconds["epoch"]
-        if line["val_accuracy"] >= accuracy:
-            return passed
-    return None
+def interval(share: float, samples: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share that was seen on so many samples.
+
+    Source: Wilson 1927, J. Am. Stat. Assoc. 22, 209, the score interval. It says how far other test
+    samples may lead to another share. It says nothing of other weights: that is what seeds are for.
+
+    Example:
+        >>> low, high = interval(352 / 360, 360)
+        >>> round(low, 3), round(high, 3)
+        (0.957, 0.989)
+    """
+    square = _QUANTILE**2 / samples
+    middle = (share + square / 2) / (1 + square)
+    half = math.sqrt(share * (1 - share) * square + square**2 / 4) / (1 + square)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
-def _confusion(trainer: Trainer, predicted: list[int]) -> list[list[int]]:
+def epochs_to(trainer: Training, accuracy: float) -> int | None:
+    """Return after how many epochs the accuracy was first this high; ``None``: never.
+
+    It is the validation part's, or the test part's where there is no validation part.
+    """
+    part = f"{trainer.parts[0]}_accuracy"
+    reached = (i for i, line in enumerate(trainer.history, 1) if line[part] >= accuracy)
+    return next(reached, None)
+
+
+def seconds_to(trainer: Training, accuracy: float) -> float | None:
+    """Return the time that :func:`epochs_to` took; ``None``: never."""
+    epochs = epochs_to(trainer, accuracy)
+    return None if epochs is None else sum(s["epoch"] for s in trainer.epoch_seconds[:epochs])
+
+
+def _confusion(seen: Evaluation) -> list[list[int]]:
     """Rows are true classes, columns predictions."""
-    classes = trainer.data.classes
-    table: Tensor = torch.zeros(classes, classes, dtype=torch.long)
-    pairs = (trainer.data.test.y.cpu(), torch.tensor(predicted))
+    table: Tensor = torch.zeros(seen.classes, seen.classes, dtype=torch.long)
+    pairs = (torch.tensor(seen.targets), torch.tensor(seen.predicted))
     return table.index_put_(pairs, torch.tensor(1), accumulate=True).tolist()

@@ -81,7 +81,8 @@ def _layers(
         yield "pool", nn.MaxPool2d(block.pool)
     threshold = settings.threshold[number if len(settings.threshold) > 1 else 0]
     size = settings.spike_size if number < count - 1 else 1.0
-    yield "neuron", _neuron(settings, threshold, size)
+    recurrent = settings.neuron == "recurrent" and number < count - 1
+    yield "neuron", _neuron(settings, threshold, size, block.width, recurrent)
 
 
 def _normalisation(settings: Settings, block: Block) -> nn.Module:
@@ -97,7 +98,9 @@ def _shape_after(block: Block, shape: tuple[int, ...], pad: bool) -> tuple[int, 
     return (block.width, *((side - lost) // (block.pool or 1) for side in shape[1:]))
 
 
-def _neuron(settings: Settings, threshold: float, spike_size: float) -> nn.Module:
+def _neuron(
+    settings: Settings, threshold: float, spike_size: float, width: int, recurrent: bool
+) -> nn.Module:
     surrogate = (
         fast_sigmoid(settings.slope)
         if settings.surrogate == "fast-sigmoid"
@@ -106,7 +109,10 @@ def _neuron(settings: Settings, threshold: float, spike_size: float) -> nn.Modul
     options = {
         "spike_grad": surrogate, "init_hidden": True, "graded_spikes_factor": spike_size,
     }  # fmt: skip
-    if settings.neuron == "leaky":
+    if recurrent:
+        del options["graded_spikes_factor"]  # it has none
+        return snn.RLeaky(settings.beta, threshold=threshold, linear_features=width, **options)
+    if settings.neuron in ("leaky", "recurrent"):
         return snn.Leaky(settings.beta, threshold, **options)
     return RefractoryLeaky.from_time_constants(
         settings.tau, settings.dt, settings.t_ref, threshold, **options

@@ -28,7 +28,7 @@ def _groups(settings: Settings, net: nn.Module) -> Iterator[dict[str, Any]]:
     """Yield weights and other parameters of each layer, with the layer's own learning rate."""
     lr = settings.lr
     for module in net.children():
-        parameters = list(module.parameters(recurse=False))
+        parameters = list(module.parameters())  # of a neuron, those of its recurrent weights
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             lr = settings.lr / (module.weight[0].numel() if settings.per_input else 1)
             yield {"params": parameters[:1], "lr": lr, "weight_decay": settings.weight_decay}

@@ -55,7 +55,7 @@ def refuse_another(mine: Mapping[str, Any], state: Mapping[str, Any]) -> None:
             f"{lacking[0]!r}; train anew without --resume"
         )
     free = {"dataset": "", "data_root": "", "device": ""}
-    if mine["settings"]["schedule"] != "one-cycle":  # whose rates depend on where it ends
+    if mine["settings"]["schedule"] in ("none", "step"):  # others depend on where the run ends
         free["epochs"] = ""
     for name, value in _identity(mine, free).items():
         theirs = _identity(state, free).get(name)

@@ -1,0 +1,129 @@
+"""What a training step costs: computed, beside what is measured and what loops count."""
+
+from dataclasses import replace
+
+import pytest
+import snntorch as snn
+import torch
+from torch import nn
+
+from snn_dfa import InputError, over_time
+from snn_dfa.diagnostics import EnergyConstants, training_cost
+from snn_dfa.experiments.data import Part, Splits
+from snn_dfa.experiments.recipes import RECIPES
+from snn_dfa.experiments.studies.comparison import kept_megabytes
+from snn_dfa.experiments.train.trainer import Trainer
+
+
+def trainer(recipe, rule, batch, **changed):
+    settings = replace(RECIPES[recipe].settings, batch_size=batch, **changed)
+    generator = torch.Generator().manual_seed(0)
+    part = Part(torch.rand(batch, 1, 28, 28, generator=generator), torch.arange(batch) % 10)
+    return Trainer(settings, rule, Splits(part, part, part))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "rule", "changed"),
+    [
+        *(("deep", rule, {}) for rule in ("bptt", "fa", "dfa", "sign", "target", "shallow")),
+        ("deep", "dfa", {"credit": "current"}),
+        ("deep", "dfa", {"credit": "trace", "feedback": "gaussian"}),
+        *(("conv", rule, {}) for rule in ("bptt", "fa", "dfa", "sign", "target", "shallow")),
+        ("conv", "dfa", {"credit": "current"}),
+    ],
+)
+def test_what_is_kept_is_what_is_measured(recipe, rule, changed):
+    batch = 64 if recipe == "deep" else 8
+    measured = kept_megabytes(trainer(recipe, rule, batch, **changed))
+    computed = trainer(recipe, rule, batch, **changed).cost(batch).kept_bytes / 1e6
+    assert computed == pytest.approx(measured, rel=0.1)
+
+
+def network():
+    return nn.Sequential(
+        nn.Linear(5, 7), snn.Leaky(0.9, threshold=0.1, init_hidden=True),
+        nn.Linear(7, 6), snn.Leaky(0.9, threshold=0.1, init_hidden=True),
+        nn.Linear(6, 3), snn.Leaky(0.9, threshold=0.1, init_hidden=True),
+    )  # fmt: skip
+
+
+X = torch.rand(4, 2, 5, generator=torch.Generator().manual_seed(1)) + 0.1  # T=4, B=2
+RULES = ("bptt", "fa", "dfa", "sdfa", "drtp", "shallow")
+
+
+def costs(**options):
+    return training_cost(over_time(network()), lambda net: net(X), RULES, **options)
+
+
+def test_operations_are_those_that_loops_count():
+    net, found = network(), {}
+    form = over_time(net)
+    costs_ = training_cost(form, lambda net: net(X), RULES)
+    spikes, x = [], X
+    for layer in list(form)[:4]:
+        x = layer(x)
+        spikes.append(x)
+    fired = int(spikes[1].sum()) * 6 + int(spikes[3].sum()) * 3
+    values = 4 * 2 * (7 + 6 + 3)
+    for rule, cost in costs_.items():
+        found[rule] = cost
+        assert cost.forward.acs == fired
+        assert cost.forward.macs == 4 * 2 * 5 * 7 + values
+    assert found["bptt"].backward.macs == values + 4 * 2 * (7 * 6 + 6 * 3)
+    assert found["fa"].backward == found["bptt"].backward
+    assert found["dfa"].backward.macs == values + 4 * 2 * (7 + 6) * 3
+    assert found["shallow"].backward.macs == 4 * 2 * 3
+    assert found["dfa"].update.macs == 4 * 2 * 5 * 7
+    assert found["dfa"].update.acs == fired
+    assert found["shallow"].update.acs == int(spikes[3].sum()) * 3
+
+
+def test_bytes_of_feedback_and_of_transported_weights():
+    found = costs()
+    of = {rule: (c.feedback_bytes // 4, c.transport_bytes // 4) for rule, c in found.items()}
+    assert of == {
+        "bptt": (0, 7 * 6 + 6 * 3), "fa": (7 * 6 + 6 * 3, 0), "dfa": (3 * 13, 0),
+        "sdfa": (3 * 13, 0), "drtp": (3 * 13, 0), "shallow": (0, 0),
+    }  # fmt: skip
+    assert costs(feedback="shared")["dfa"].feedback_bytes == 4 * 3 * 7
+    product = costs(feedback="kolen-pollack-product")["dfa"].feedback_bytes
+    assert product == 4 * (7 * 6 + 6 * 3)
+
+
+def test_the_chain_of_dependent_steps():
+    """Through T=4 steps and three layers, or through one layer after a projection."""
+    chains = {rule: (c.chain, c.waits) for rule, c in costs().items()}
+    assert chains == {
+        "bptt": (7, True), "fa": (7, True), "dfa": (5, True), "sdfa": (5, True),
+        "drtp": (5, False), "shallow": (4, False),
+    }  # fmt: skip
+    assert costs(credit="current")["dfa"].chain == 2
+    assert costs(credit="online")["dfa"].chain == 2
+    assert costs(credit="current")["bptt"].chain == 7
+
+
+def test_online_keeps_a_step_and_traces():
+    def run(net):
+        for x in X:
+            net(x.clone())  # a view would count as all that it is a view of
+
+    found = training_cost(network(), run, ["dfa"], "trace")["dfa"]
+    assert found.kept_bytes == 4 * 2 * (5 + 7 + 7 + 6 + 6 + 3)
+    assert found.trace_bytes == 4 * 2 * (5 + 7 + 6)
+    assert found.feedback_bytes == 4 * 3 * 13
+
+
+def test_energy_is_operations_and_traffic_times_constants():
+    cost = costs()["dfa"]
+    total = cost.forward + cost.backward + cost.update
+    free = cost.energy(EnergyConstants(mac=2.0, ac=0.5, byte=0.0))
+    assert free == pytest.approx((2 * total.macs + 0.5 * total.acs) * 1e-12)
+    assert cost.energy(EnergyConstants(0, 0, 1.0)) == pytest.approx(cost.memory_traffic * 1e-12)
+
+
+def test_what_cannot_be_watched_is_told():
+    with pytest.raises(InputError, match=r"rules: expected some of bptt, .*, got 'hebb'"):
+        training_cost(network(), lambda net: None, ["hebb"])
+    with pytest.raises(InputError, match="run: expected a function that runs a spiking layer"):
+        training_cost(network(), lambda net: None)
