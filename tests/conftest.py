@@ -10,11 +10,11 @@ import pytest
 if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
-import snntorch as snn  # noqa: E402
-import torch  # noqa: E402
+import snntorch as snn
+import torch
 
-from snn_dfa.experiments.data import load  # noqa: E402
-from snn_dfa.experiments.settings import Settings  # noqa: E402
+from snn_dfa.experiments.data import load
+from snn_dfa.experiments.settings import Settings
 
 matplotlib.use("Agg")
 

@@ -26,7 +26,11 @@ numba = pytest.mark.skipif(
 @pytest.mark.parametrize(
     ("dtype", "once", "options"),
     [(torch.float64, False, kind) for kind in KINDS]
-    + [(dtype, once, KINDS[-1]) for dtype in (torch.float32, torch.float64) for once in (False, True)]
+    + [
+        (dtype, once, KINDS[-1])
+        for dtype in (torch.float32, torch.float64)
+        for once in (False, True)
+    ]
     + [(torch.float32, True, KINDS[0])],
     ids=str,
 )
