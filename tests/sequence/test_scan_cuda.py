@@ -103,3 +103,19 @@ def test_the_function_chooses_them():
     from snn_dfa.sequence.scan.function import _implementation
 
     assert _implementation(torch.zeros(1, 1, 1, device=DEVICE), on_device(dynamics())) is cuda
+
+
+@kernels
+@pytest.mark.parametrize("options", KINDS, ids=str)
+def test_kernels_equal_plain_from_a_state(options, generator):
+    dyn = on_device(dynamics(torch.float64, **options))
+    x, mem = torch.rand(4, 3, 50, generator=generator, dtype=torch.float64).to(DEVICE).split([3, 1])
+    wait = torch.randint(0, dyn.refractory_steps + 1, (3, 50), dtype=torch.int32).to(DEVICE)
+    mem, found = 0.3 * mem[0], []
+    for scan in (cuda, reference):
+        last = torch.zeros_like(mem), torch.zeros_like(wait)
+        counts = (wait, last[1]) if dyn.refractory_steps else (None, None)
+        states = reference.States(mem, counts[0], last[0], counts[1])
+        found.append([*scan.forward(x, dyn, 3, x.dtype, True, True, states), *last])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
