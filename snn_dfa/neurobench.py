@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from snn_dfa.errors import ExportError, InputError
 from snn_dfa.sequence import AtOnce
-from snn_dfa.sequence.over_time import OverTime, Scan
+from snn_dfa.sequence import OverTime, Scan
 from snn_dfa.state import reset
 
 if TYPE_CHECKING:
