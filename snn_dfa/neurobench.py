@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_dfa.errors import ExportError, InputError
-from snn_dfa.sequence import AtOnce
-from snn_dfa.sequence import OverTime, Scan
+from snn_dfa.sequence import AtOnce, OverTime, Scan
 from snn_dfa.state import reset
 
 if TYPE_CHECKING:
