@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import snntorch as snn
@@ -111,7 +110,8 @@ class RefractoryLeaky(snn.Leaky):
         self.register_buffer("counter", torch.zeros(0, dtype=torch.int32), persistent=False)
         # Leaky binds its reset once, in the instance; here the method below looks it up.
         del self.state_function
-        self._last_mem: weakref.ref[Tensor] | None = None
+        # The last membrane, so that no other tensor has its place in memory; no state of its own.
+        self._last_mem: tuple[Tensor, ...] = ()
 
     @classmethod
     def from_time_constants(
@@ -166,7 +166,7 @@ class RefractoryLeaky(snn.Leaky):
             self._restart_if_new(input_, self.mem if mem is None else mem)
         returned = super().forward(input_, mem)
         if self.refractory_steps:
-            self._last_mem = weakref.ref(self.mem)
+            self._last_mem = (self.mem.detach(),)
         return returned
 
     def reset_mem(self) -> Tensor:
@@ -179,8 +179,7 @@ class RefractoryLeaky(snn.Leaky):
         if self.counter.shape != input_.shape or mem.shape != input_.shape:
             self.counter = torch.zeros_like(input_, dtype=torch.int32)
             return
-        last = self._last_mem() if self._last_mem is not None else None
-        goes_on = last is not None and last.data_ptr() == mem.data_ptr()
+        goes_on = any(last.data_ptr() == mem.data_ptr() for last in self._last_mem)
         if not goes_on and not mem.any():
             self.counter = torch.zeros_like(self.counter)
 
@@ -231,5 +230,4 @@ class RefractoryLeaky(snn.Leaky):
         self._reset_mechanism = list(self.reset_dict)[int(self.reset_mechanism_val)]
 
     def __getstate__(self) -> dict[str, Any]:
-        # A weak reference cannot be pickled; without it a membrane of zeros starts anew.
-        return {**self.__dict__, "_last_mem": None}
+        return {**self.__dict__, "_last_mem": ()}  # in a copy a membrane of zeros starts anew

@@ -45,6 +45,32 @@ def test_a_trace_is_the_sum_of_what_has_leaked():
         torch.testing.assert_close(trace[1], sum(0.8 ** (t - s) * syn[s] for s in range(t + 1)))
 
 
+def test_a_membrane_of_zeros_goes_on_where_its_neuron_is_refractory():
+    def spikes(attach):
+        torch.manual_seed(0)
+        neuron = RefractoryLeaky(
+            0.9, 0.5, refractory_steps=2, refractory="clamp", reset_mechanism="zero",
+            reset_delay=False, init_hidden=True,
+        )  # fmt: skip
+        net = nn.Sequential(
+            nn.Linear(3, 4), neuron, nn.Linear(4, 2), snn.Leaky(0.9, init_hidden=True)
+        )
+        nn.init.constant_(net[0].weight, 1.0)  # all neurons spike at once, and are reset to zero
+        if attach:
+            DFA(net, credit="trace")
+        seen = []
+        neuron.register_forward_hook(lambda *args: seen.append(args[-1].detach().clone()))
+        for _ in range(7):
+            loss = net(torch.ones(2, 3)).sum()
+            if attach:
+                loss.backward()
+        return torch.stack(seen)
+
+    plain = spikes(False)
+    assert plain.mean((1, 2)).tolist() == [1, 0, 0, 1, 0, 0, 1]
+    assert torch.equal(spikes(True), plain)
+
+
 # -- against membrane credit ----------------------------------------------------------------------
 
 NEURONS = {
