@@ -73,6 +73,7 @@ class Core:
         self._warned = False
         # The call that is going on: whether it learns, and the nodes that it learns through.
         self._learning, self._closed, self._entered = False, True, list[Any]()
+        self._block = False
         self._seen: list[tuple[torch.Size, ...]] = []  # shapes for which there is feedback
         self._kinds: list[tuple[int, torch.dtype, torch.device]] | None = None
         self.collector: Collector
@@ -165,24 +166,25 @@ class Core:
         if origin.reentrant:
             replayed: Tensor = Replay.apply(self.collector.replay, [value], self.trap)
             return replayed
-        if not own and self._closed:
+        if not own and not self._block:
             return value
         if not own and not origin.leaves:
             return value.detach()
-        # From inside a layer whose values may come out by other ways, such as a hook on a module
-        # in it, no path leads to another layer.
+        # From inside a block, whose values may come out by a hook on a module in it, no path leads
+        # to another layer.
         self.collector.bridged = True
         at = (*(GradientEdge(*edge) for edge in own), *origin.leaves.values())
         bridged: Tensor = Bridge.apply([value], at, *own.values(), *origin.leaves.values())
         return bridged
 
-    def call(self, layer: str, *, learns: bool, closed: bool) -> None:
+    def call(self, layer: str, *, learns: bool, closed: bool, block: bool) -> None:
         """Begin a call of a layer.
 
         Args:
             layer: Its name.
             learns: Whether the layer has parameters of its own that want a gradient.
             closed: Whether values come out by its result and its attributes alone.
+            block: Whether it is not closed and holds modules, which hooks may look at.
 
         Raises:
             AttachError: if another layer is at work.
@@ -190,6 +192,7 @@ class Core:
         if self.inside is not None:
             raise messages.nested(layer, self.inside)
         self._learning, self._closed, self._entered = learns, closed, []
+        self._block = block
 
     def _original(self, layer: str, node: Any, index: int) -> Tensor:
         if node.call.released:

@@ -120,6 +120,7 @@ class LayerForward(Forward):
         super().__init__(module, core)
         self._name, self._closed, self._credit, self._states = name, closed, credit, states
         self._own = list(module.parameters())
+        self._is_block = not closed and bool(module._modules)
         known = closed and credit is None and type(module) is snn.Leaky
         self._step = Step(module) if known else None
         self._size, self._keys = -1, list[tuple[dict[str, Any], str]]()
@@ -141,7 +142,7 @@ class LayerForward(Forward):
         if not torch.is_grad_enabled() or (core.aligned and self._credit is None):
             result = self.plain(*args, **kwargs)
         else:
-            core.call(self._name, learns=self._learns(), closed=self._closed)
+            core.call(self._name, learns=self._learns(), closed=self._closed, block=self._is_block)
             inputs = None if self._step is None or kwargs else self._step.inputs(args)
             result = self._call(args, kwargs) if inputs is None else self._call_step(inputs)
         self._states.note(self._name, self.module)

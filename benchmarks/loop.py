@@ -1,0 +1,93 @@
+"""Time DFA in snnTorch's loop against back-propagation in the same loop, interleaved in one run.
+
+    python benchmarks/loop.py --json loop.json
+
+Dense networks at batch 128, then every network of the tests' zoo, which have four neurons a layer:
+there the time is that of Python and of autograd's nodes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from step import Case, contestants
+from torch import nn
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "support"))
+
+from matrix import forward, loss_of  # noqa: E402
+from zoo import NETWORKS  # noqa: E402
+
+from snn_dfa import DFA  # noqa: E402
+
+DENSE = ((16, 32, 32, 4), (64, 256, 128, 64, 10), (784, 1000, 10), (784, 1000, 250, 100, 10))
+Pair = tuple[Callable[[], object], Callable[[], object]]
+
+
+def dense(sizes: tuple[int, ...]) -> Pair:
+    """Return a step of back-propagation and one of DFA."""
+    ready = contestants(Case(25, 128, sizes, "cpu", "poisson"))
+    return ready["snntorch bptt"](), ready["snntorch dfa"]()
+
+
+def zoo(name: str) -> Pair:
+    """Return the same for a network of the zoo, of which DFA gets a copy."""
+    net, x = NETWORKS[name]()
+    twin = copy.deepcopy(net)
+    DFA(twin)
+
+    def step(net: nn.Module) -> None:
+        net.zero_grad()
+        loss_of(forward(net, x)).backward()
+
+    return lambda: step(net), lambda: step(twin)
+
+
+def measure(pair: Pair, seconds: float) -> dict[str, float]:
+    """Return the median times of both and their ratio, by the clock of the thread."""
+    ms: tuple[list[float], list[float]] = ([], [])
+    until = time.monotonic() + seconds
+    while time.monotonic() < until or len(ms[0]) < 10:
+        for run, own in zip(pair, ms, strict=True):
+            start = time.thread_time()
+            run()
+            own.append(1e3 * (time.thread_time() - start))
+    bptt, dfa = (statistics.median(each[3:]) for each in ms)
+    return {"bptt ms": bptt, "dfa ms": dfa, "ratio": dfa / bptt}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--seconds", type=float, default=6, help="for each network")
+    p.add_argument("--json", type=Path)
+    args = p.parse_args()
+    torch.set_num_threads(1)
+    makers = {"-".join(map(str, sizes)): lambda s=sizes: dense(s) for sizes in DENSE}
+    makers |= {name: lambda n=name: zoo(n) for name in NETWORKS}
+    results = {}
+    for name, make in makers.items():
+        try:
+            pair = make()
+            for run in pair:
+                run()
+        except Exception as error:  # whatever it is, the others are measured
+            print(f"{name:45s} {str(error)[:60]}", flush=True)
+            continue
+        results[name] = row = measure(pair, args.seconds)
+        print(f"{name:45s}", *(f"{number:8.2f}" for number in row.values()), flush=True)
+    if args.json:
+        args.json.write_text(json.dumps({"torch": torch.__version__, **results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
