@@ -2,9 +2,11 @@
 
 from snn_dfa.diagnostics.activity import Activity, ActivityWarning, activity, complaints, warn
 from snn_dfa.diagnostics.alignment import (
+    GradientReport,
     angle,
     feedback_angles,
     gradient_angles,
+    gradient_report,
     projected_errors,
 )
 from snn_dfa.diagnostics.cost import Cost, cost
@@ -20,6 +22,7 @@ __all__ = [
     "ActivityWarning",
     "Cost",
     "EnergyConstants",
+    "GradientReport",
     "Operations",
     "TrainingCost",
     "activity",
@@ -28,6 +31,7 @@ __all__ = [
     "cost",
     "feedback_angles",
     "gradient_angles",
+    "gradient_report",
     "projected_errors",
     "training_cost",
     "warn",

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean
 from typing import TypeAlias
 
 import torch
@@ -15,7 +18,10 @@ from snn_dfa._attach.weights import synapses
 from snn_dfa.dfa import DFA
 from snn_dfa.errors import FeedbackError
 
-__all__ = ["angle", "feedback_angles", "gradient_angles", "projected_errors"]
+__all__ = [
+    "GradientReport", "angle", "feedback_angles", "gradient_angles", "gradient_report",
+    "projected_errors",
+]  # fmt: skip
 
 #: Layer name to the sum of squares of what was sent to it, and of how many numbers it is one.
 Sums: TypeAlias = dict[str, tuple[Tensor, int]]
@@ -67,6 +73,105 @@ def gradient_angles(
         >>> gradient_angles(dfa, lambda net: net(torch.ones(3, 4)).square().mean())
         {'0': 180.0, '2': 0.0}
     """
+    of_rule, of_bptt = _gradients(dfa, loss, targets)
+    return {name: _rounded(angle(of_rule[name], of_bptt[name])) for name in of_rule}
+
+
+@dataclass(frozen=True)
+class GradientReport:
+    """How a layer's gradient by a rule stands to back-propagation's, over several batches.
+
+    Args:
+        angle: Degrees between both, mean over batches. NaN where back-propagation's gradient is so
+            small that its direction is rounding, or where a gradient is zero.
+        norm_ratio: Norm of the rule's gradient over that of back-propagation's, mean over batches.
+            An angle says nothing of the length of the step.
+        bptt_norm: Norm of back-propagation's gradient, mean over batches.
+        agreement: Mean cosine between the rule's gradients of different batches. Near 0 each batch
+            points elsewhere, and the direction is noise.
+        bptt_agreement: The same of back-propagation, to compare with.
+
+    Example:
+        >>> GradientReport(60.0, 0.5, 0.1, 0.8, 0.9).angle
+        60.0
+    """
+
+    angle: float
+    norm_ratio: float
+    bptt_norm: float
+    agreement: float
+    bptt_agreement: float
+
+
+def gradient_report(
+    dfa: DFA,
+    losses: Sequence[Callable[[nn.Module], Tensor]],
+    targets: Sequence[Tensor] | None = None,
+    floor: float = 1e-5,
+) -> dict[str, GradientReport]:
+    """Return for each layer angle, norm and agreement over batches, beside back-propagation's.
+
+    An angle alone says little: where back-propagation's gradient is near the rounding of floating
+    point numbers, it is an angle to noise; and a layer whose gradients of two batches have nothing
+    in common learns nothing, whatever the angle of each. What no such number says is whether what a
+    layer learns is of use: compare the accuracy with that of ``rule="shallow"``, whose hidden
+    layers are frozen.
+
+    Args:
+        dfa: Attached.
+        losses: One for each batch, as for :func:`gradient_angles`; two or more for the agreement.
+        targets: For ``rule="target"``, those of each batch.
+        floor: Share of the largest norm among the layers below which a layer's gradient by
+            back-propagation counts as rounding. 1e-5 is a hundred times the rounding of float32.
+
+    Returns:
+        Name of each layer with weights to :class:`GradientReport`.
+
+    Source: the protocol of arXiv 2606.21126: norm of the reference gradient beside the angle,
+    stability of the direction, and networks with frozen blocks as a floor of the accuracy.
+
+    Example:
+        >>> import snntorch as snn
+        >>> net = nn.Sequential(
+        ...     nn.Linear(4, 8), snn.Leaky(beta=0.9, init_hidden=True), nn.Linear(8, 2)
+        ... )
+        >>> dfa = DFA(net, output="2", feedback={"1": 2 * net[2].weight})
+        >>> x = torch.ones(3, 4)
+        >>> found = gradient_report(dfa, [lambda net: net(x).square().mean()] * 2)
+        >>> round(found["0"].angle, 3), round(found["0"].norm_ratio, 3), found["2"].agreement
+        (0.0, 2.0, 1.0)
+    """
+    given: Sequence[Tensor | None] = [None] * len(losses) if targets is None else targets
+    pairs = [_gradients(dfa, loss, y) for loss, y in zip(losses, given, strict=True)]
+    largest = [max(g.norm().item() for g in bptt.values()) for _, bptt in pairs]
+    found = {}
+    for name in pairs[0][0]:
+        of_rule, of_bptt = ([pair[which][name] for pair in pairs] for which in (0, 1))
+        norms = [g.norm().item() for g in of_bptt]
+        meant = all(norm > floor * most for norm, most in zip(norms, largest, strict=True))
+        degrees = [
+            angle(a, b) if meant else math.nan for a, b in zip(of_rule, of_bptt, strict=True)
+        ]
+        ratios = [
+            a.norm().item() / n if n else math.nan for a, n in zip(of_rule, norms, strict=True)
+        ]
+        found[name] = GradientReport(
+            _rounded(fmean(degrees)), fmean(ratios), fmean(norms),
+            _agreement(of_rule), _agreement(of_bptt),
+        )  # fmt: skip
+    return found
+
+
+def _agreement(gradients: Sequence[Tensor]) -> float:
+    """Return the mean cosine between different ones; NaN for one alone."""
+    cosines = [math.cos(math.radians(angle(a, b))) for a, b in combinations(gradients, 2)]
+    return round(fmean(cosines), 6) if cosines else math.nan
+
+
+def _gradients(
+    dfa: DFA, loss: Callable[[nn.Module], Tensor], targets: Tensor | None
+) -> list[dict[str, Tensor]]:
+    """Return each layer's gradient by the rule and by back-propagation, made on copies."""
     cuda = [p.device for p in dfa.net.parameters() if p.device.type == "cuda"][:1]
     grads = []
     for paused in (False, True):
@@ -77,7 +182,7 @@ def gradient_angles(
         with torch.random.fork_rng(devices=cuda), twin.paused() if paused else nullcontext(), given:
             torch.autograd.backward(loss(twin.net))
         grads.append({name: _gradient(module) for name, module in synapses(twin.net).items()})
-    return {name: _rounded(angle(grads[0][name], grads[1][name])) for name in grads[0]}
+    return grads
 
 
 def _without_graphs(net: nn.Module) -> dict[int, Tensor]:

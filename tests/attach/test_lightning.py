@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from snn_dfa import DFA, reset
+from snn_dfa.diagnostics import activity, gradient_angles
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what it imports is its own affair
@@ -43,6 +44,25 @@ class Classifier(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint):
         self.dfa.load_state_dict(checkpoint["feedback"])
+
+
+class Angles(lightning.Callback):
+    """Logs the angle of each layer's gradient to back-propagation's, and rates, on one batch."""
+
+    def __init__(self, batch):
+        self.x, self.y = batch
+
+    def on_train_epoch_end(self, trainer, module):
+        def loss(net):
+            reset(net)
+            spk = torch.stack([net(step) for step in self.x.transpose(0, 1)])
+            return nn.functional.cross_entropy(spk.sum(0), self.y)
+
+        angles = gradient_angles(module.dfa, loss)
+        with torch.no_grad(), activity(module.net) as layers:
+            loss(module.net)
+        module.log_dict({f"angle/{name}": angle for name, angle in angles.items()})
+        module.log_dict({f"rate/{name}": seen.rate for name, seen in layers.items()})
 
 
 def batches():
@@ -87,3 +107,39 @@ def test_it_trains_as_the_loop_by_hand_and_goes_on_from_its_checkpoint(tmp_path)
     for name, value in model.net.state_dict().items():
         assert torch.equal(value, resumed.net.state_dict()[name])
     assert torch.equal(model.dfa.feedback["1"], resumed.dfa.feedback["1"])
+
+
+def test_a_callback_logs_angles_and_rates(tmp_path):
+    model = Classifier()
+    trainer = lightning.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path, enable_checkpointing=False,
+        callbacks=[Angles(batches()[0])],
+    )  # fmt: skip
+    trainer.fit(model, torch.utils.data.DataLoader(batches(), batch_size=None))
+    logged = {name: value.item() for name, value in trainer.logged_metrics.items()}
+    assert 0 <= logged["angle/0"] <= 180
+    assert logged["angle/2"] < 1e-3
+    assert 0 <= logged["rate/1"] <= 1
+
+
+@pytest.mark.slow
+def test_loggers_of_lightning_take_what_compare_says(tmp_path):
+    from lightning.pytorch.loggers import CSVLogger
+
+    from snn_dfa import compare
+
+    logger, data = CSVLogger(tmp_path), (torch.rand(16, 4), torch.randint(2, (16,)))
+
+    def log(line):
+        logger.log_metrics({k: v for k, v in line.items() if k != "rule"}, line["epoch"])
+
+    def forward(net, x):
+        return torch.stack([net(x) for _ in range(3)])
+
+    net = lambda: nn.Sequential(nn.Linear(4, 2), snn.Leaky(beta=0.8, init_hidden=True))  # noqa: E731
+    compare(net, [data, data], rules="bptt", epochs=1, silent=True, forward=forward, on_epoch=log)
+    logger.save()
+    assert (
+        "test_accuracy" in (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").read_text()
+    )

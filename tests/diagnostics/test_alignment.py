@@ -10,7 +10,14 @@ from problems import problem
 from torch import nn
 
 from snn_dfa import DFA, diagnostics, over_time, reset
-from snn_dfa.diagnostics import angle, cost, feedback_angles, gradient_angles, projected_errors
+from snn_dfa.diagnostics import (
+    angle,
+    cost,
+    feedback_angles,
+    gradient_angles,
+    gradient_report,
+    projected_errors,
+)
 from snn_dfa.surrogate import fast_sigmoid
 
 X = torch.rand(6, 4, 5, generator=torch.Generator().manual_seed(1))
@@ -187,3 +194,45 @@ def test_costs_are_alike_for_both_forms():
 
 def test_the_package_has_all_of_them():
     assert {"activity", "cost", "gradient_angles", "feedback_angles"} <= set(diagnostics.__all__)
+
+
+# -- norms and agreement beside angles -------------------------------------------------------------
+
+
+def losses(*seeds):
+    def of(seed):
+        x = torch.rand(6, 4, 5, generator=torch.Generator().manual_seed(seed))
+
+        def loss(net):
+            reset(net)
+            return nn.functional.cross_entropy(torch.stack([net(step) for step in x]).sum(0), Y)
+
+        return loss
+
+    return [of(seed) for seed in seeds]
+
+
+def test_the_report_of_two_batches_is_that_of_each():
+    dfa = DFA(network())
+    both = gradient_report(dfa, losses(1, 2))
+    alone = [gradient_report(dfa, losses(seed)) for seed in (1, 2)]
+    angles = [gradient_angles(dfa, loss) for loss in losses(1, 2)]
+    for name, of in both.items():
+        assert of.angle == pytest.approx(sum(a[name] for a in angles) / 2, abs=1e-3)
+        assert of.norm_ratio == pytest.approx(sum(a[name].norm_ratio for a in alone) / 2)
+        assert math.isnan(alone[0][name].agreement)
+        assert -1 <= of.agreement <= 1
+    *_, last = both.values()
+    assert last.norm_ratio == pytest.approx(1)
+    assert last.agreement == pytest.approx(last.bptt_agreement)
+
+
+def test_a_direction_that_is_rounding_has_no_angle():
+    net = network()
+    with torch.no_grad():
+        net[-2].weight.mul_(1e-7)  # hidden layers get next to nothing of it
+    found = gradient_report(DFA(net, output="6"), losses(1, 2))
+    assert math.isnan(found["0"].angle)
+    assert found["0"].norm_ratio > 100
+    assert found["0"].bptt_norm < 1e-5 * found["5"].bptt_norm
+    assert not math.isnan(gradient_report(DFA(network()), losses(1, 2))["0"].angle)

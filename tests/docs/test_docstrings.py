@@ -18,7 +18,7 @@ MODULES = [
         f"snn_dfa.{name}"
         for name in (
             "diagnostics", "eligibility", "encoding", "errors", "feedback", "folding",
-            "functional", "kolen_pollack", "neurons", "nir", "normalization", "rules", "sequence", "state", "surrogate",
+            "functional", "kolen_pollack", "neurobench", "neurons", "nir", "normalization", "rules", "sequence", "state", "surrogate",
             "zhang",
         )
     ),

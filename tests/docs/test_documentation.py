@@ -40,7 +40,7 @@ _BLOCK = re.compile(
     r"(?:^<!-- (?P<marker>[^\n]*?) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S
 )
 _MARKER = re.compile(r"example|run|file: [\w.]+|not run: \S.*|command: \w+")
-_NEEDS = ("nir", "nirtorch")  # optional; a page that imports them is skipped without
+_NEEDS = ("nir", "nirtorch", "neurobench")  # optional; a page that imports them is skipped without
 
 
 class Block(NamedTuple):

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import snn_dfa
-from snn_dfa import InputError, compare
+from snn_dfa import DFA, InputError, compare
 
 
 class Net(nn.Module):
@@ -198,6 +198,7 @@ def test_a_name_of_ones_own_stands_for_arguments_of_dfa_and_a_loop_goes_outside(
         ({"device": "abacus"}, "device: expected a device of this machine, got 'abacus'"),
         ({"resume": True}, "resume: expected a folder out="),
         ({"make_network": lambda: 3}, "make_network: expected a function that returns a module"),
+        ({"make_network": lambda: DFA(Net()).net}, "expected a plain network, got one with a DFA"),
         ({"make_network": Net().requires_grad_}, "got the same one twice"),
         ({"forward": lambda net, x: 3}, "forward: expected spikes"),
         ({"loss": lambda out, y: out[0].sum() * float("nan")}, "the loss is nan in epoch 1"),

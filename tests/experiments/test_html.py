@@ -104,8 +104,8 @@ def test_its_figures_are_those_beside_it(tmp_path):
     diagnosed = {
         name: {"neuron1": 45.0}
         for name in (
-            "gradient_angles", "feedback_angles", "projected_errors", "rates", "silent",
-            "saturated",
+            "gradient_angles", "norm_ratios", "agreement", "feedback_angles", "projected_errors",
+            "rates", "silent", "saturated",
         )
     }  # fmt: skip
     run = a_run(diagnostics=[{"epoch": 1, **diagnosed}])

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from snn_dfa.dfa import DFA
-from snn_dfa.diagnostics import Activity, feedback_angles, gradient_angles
+from snn_dfa.diagnostics import Activity, feedback_angles, gradient_report
 
 __all__ = ["diagnose", "figure"]
 
 
 def diagnose(
     dfa: DFA,
-    loss: Callable[[nn.Module], Tensor],
-    y: Tensor,
+    losses: Sequence[Callable[[nn.Module], Tensor]],
+    targets: Sequence[Tensor],
     layers: Mapping[str, Activity],
     sent: Mapping[str, float],
 ) -> dict[str, dict[str, float]]:
@@ -25,13 +25,18 @@ def diagnose(
 
     Args:
         dfa: Attached to the network.
-        loss: From a network to the loss of one batch.
-        y: Classes of the batch [B].
+        losses: From a network to the loss of each batch.
+        targets: Classes of each batch [B].
         layers: What the layers were seen to do.
         sent: Root mean square of the errors that were sent to each.
     """
+    found = gradient_report(dfa, losses, targets)
     return {
-        "gradient_angles": gradient_angles(dfa, loss, targets=y),
+        "gradient_angles": {name: of.angle for name, of in found.items()},
+        "norm_ratios": {name: of.norm_ratio for name, of in found.items()},
+        "bptt_norms": {name: of.bptt_norm for name, of in found.items()},
+        "agreement": {name: of.agreement for name, of in found.items()},
+        "bptt_agreement": {name: of.bptt_agreement for name, of in found.items()},
         "feedback_angles": feedback_angles(dfa),
         "projected_errors": dict(sent),
         "rates": {name: seen.rate for name, seen in layers.items()},
@@ -42,6 +47,8 @@ def diagnose(
 
 _TITLES = {
     "gradient_angles": "angle to back-propagation's gradient, degrees",
+    "norm_ratios": "norm of the gradient over back-propagation's",
+    "agreement": "cosine of gradients of two batches",
     "feedback_angles": "angle of feedback to the weights' product, degrees",
     "projected_errors": "error sent, root mean square",
     "rates": "spikes a neuron and step",
@@ -52,8 +59,8 @@ _TITLES = {
 
 def figure(entries: list[dict[str, Any]]) -> Figure:
     """Draw each quantity over epochs, a line for each layer."""
-    drawn = Figure(figsize=(12, 6.4), layout="constrained")
-    for axes, (name, title) in zip(drawn.subplots(2, 3).flat, _TITLES.items(), strict=True):
+    drawn = Figure(figsize=(15, 6.4), layout="constrained")
+    for axes, (name, title) in zip(drawn.subplots(2, 4).flat, _TITLES.items(), strict=True):
         layers = entries[-1][name]
         for layer in layers:
             points = [(e["epoch"], e[name][layer]) for e in entries if layer in e[name]]

@@ -158,6 +158,11 @@ class OwnTask:
                 f"make_network: expected a function that returns a module, got one that returns "
                 f"{type(net).__name__}"
             )
+        if any(_is_ours(vars(module).get("forward")) for module in net.modules()):
+            raise InputError(
+                "make_network: expected a plain network, got one with a DFA attached; rules= says "
+                "what is attached"
+            )
         if any(net is first() for first, _ in self._firsts.values()):
             raise InputError(
                 "make_network: expected a new network in every call, got the same one twice; make "
@@ -167,6 +172,11 @@ class OwnTask:
             self._firsts[seed] = ref(net), {k: v.clone() for k, v in net.state_dict().items()}
         net.load_state_dict(self._firsts[seed][1])
         return net.to(device)
+
+
+def _is_ours(forward: Any) -> bool:
+    """Whether this stands in a module in place of its method."""
+    return type(forward).__module__.startswith("snn_dfa.")
 
 
 class OwnTraining(Training):

@@ -280,14 +280,15 @@ class Training(ABC):
     def _diagnose(
         self, dfa: DFA, layers: Mapping[str, Activity], sent: Mapping[str, float]
     ) -> None:
-        """Compare gradients on a batch of the training part; nothing is changed by it."""
-        x, y = self._sample(DIAGNOSED)
+        """Compare gradients on two batches of the training part; nothing is changed by it."""
+        batches = _halves(*self._sample(DIAGNOSED))
 
-        def loss(net: nn.Module) -> Tensor:
-            return torch.stack([each for each, _ in self._passes(net, x, y)]).sum()
+        def loss_of(x: Any, y: Tensor) -> Callable[[nn.Module], Tensor]:
+            return lambda net: torch.stack([each for each, _ in self._passes(net, x, y)]).sum()
 
         with own_masks(self.seed, self.device):
-            entry = diagnose(dfa, loss, y, layers, sent)
+            losses = [loss_of(x, y) for x, y in batches]
+            entry = diagnose(dfa, losses, [y for _, y in batches], layers, sent)
         self.diagnostics.append({"epoch": self.epoch, **entry})
 
     def _clock(self) -> float:
@@ -378,3 +379,13 @@ class Training(ABC):
         for name in _LISTS:
             setattr(self, name, list(state[name]))
         self._under_way = None if state["under_way"] is None else Progress(**state["under_way"])
+
+
+def _halves(x: Any, y: Tensor) -> list[Batch]:
+    """Return two batches of the samples of one, or that one where it cannot be parted."""
+    half = len(y) // 2
+    if half < 2 or not isinstance(x, Tensor) or len(y) not in x.shape[:2]:
+        return [(x, y)]
+    dim = 0 if len(x) == len(y) else 1  # [B, ...], or [T, B, ...]
+    parts = (x.narrow(dim, start, half) for start in (0, half))
+    return list(zip(parts, (y[:half], y[half : 2 * half]), strict=True))
