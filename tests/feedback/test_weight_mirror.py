@@ -54,6 +54,30 @@ OUTPUTS = {
 }  # fmt: skip
 
 
+class Explicit(nn.Sequential):
+    """The same with states that the program holds, and the current of the output by its name."""
+
+    def forward(self, x):
+        if x is self.steps[0]:
+            self.mems = [torch.zeros(B, n, dtype=x.dtype) for n in (6, 3)]
+        for i, (layer, neuron) in enumerate([(self[0], self[1]), (self[2], self[3])]):
+            x, self.mems[i] = neuron(input_=layer(x), mem=self.mems[i])
+        return x, self.mems[1]
+
+
+def test_states_that_the_program_holds():
+    torch.manual_seed(0)
+    neurons = [snn.Leaky(0.7, 0.4, spike_grad=fast_sigmoid(5)) for _ in range(2)]
+    net = Explicit(nn.Linear(5, 6), neurons[0], nn.Linear(6, 3), neurons[1]).double()
+    net.steps = list(torch.rand(T, B, 5, dtype=torch.float64))
+    wanted = grads_of(net, net.steps)
+    with DFA(net, feedback={"1": net[2].weight.detach()}, error_at="current"):
+        for _ in range(2):
+            found = grads_of(net, net.steps)
+            for name, grad in wanted.items():
+                torch.testing.assert_close(found[name], grad, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_with_one_hidden_layer_and_its_weights_it_is_back_propagation(output, frozen):
