@@ -154,7 +154,7 @@ def _scaled(node: Any, kind: str, x: Inflow) -> Inflow:
     other = node._saved_other
     if not isinstance(other, Tensor) or other.dim() > 0:
         return x
-    number = float(other)
+    number = float(other.detach())
     return stand_in.multiply(x, number if kind == "MulBackward0" else 1 / number)
 
 

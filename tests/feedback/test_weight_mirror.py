@@ -335,3 +335,15 @@ def test_the_form_over_time_learns_alike():
         found.append([*dfa.feedback.values(), *(p.detach() for p in net.parameters())])
     for step, whole in zip(*found, strict=True):
         torch.testing.assert_close(step, whole, rtol=1e-6, atol=1e-8)
+
+
+def test_neurons_with_weights_of_their_own_have_a_matrix_of_their_own():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 6), leaky(), snn.SLSTM(6, 6, init_hidden=True, threshold=0.1), nn.Linear(6, 3), leaky(output=True))  # fmt: skip  # noqa: E501
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    dfa = DFA(net, optimizer=optimizer)
+    for _ in range(3):
+        loss_of(*loop(net, torch.rand(T, B, 5))).backward()
+        optimizer.step()
+    assert set(dfa.state_dict()["matrices"]) == {"1", "3"}  # of a layer, and of a weight
+    assert all((matrix != 0).any() for matrix in dfa.feedback.values())
