@@ -132,14 +132,17 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
         self._cache.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return factors, state and the number of steps."""
+        """Return factors, layers' own matrices, state and the number of steps."""
         state = super().state_dict()
-        state["learner"]["steps"] = self._steps
+        own = {name: state["matrices"].pop(name) for name in self._direct}
+        state["learner"] |= {"steps": self._steps, "own": own}
         return state
 
     def _load(self, state: Mapping[str, Any]) -> None:
         super()._load(state)
-        self._steps = state["learner"]["steps"]
+        learner = state["learner"]
+        self._steps, self._direct = learner["steps"], tuple(learner["own"])
+        self.matrices |= {name: matrix.detach().clone() for name, matrix in learner["own"].items()}
 
 
 class _Noise:

@@ -188,7 +188,8 @@ def test_what_is_not_linear():
     for _ in range(3):
         loss_of(*loop(net, torch.rand(T, B, 5))).backward()
         optimizer.step()
-    factors = dfa.state_dict()["matrices"]
+    state = dfa.state_dict()
+    factors = state["matrices"] | state["learner"]["own"]
     assert list(factors) == ["l3", "last", "n1"]
     above = factors["last"] @ factors["l3"]  # n1 is joined to n2's spikes, and follows them
     torch.testing.assert_close(dfa.feedback["n1"], factors["n1"] + above[:, 6:])
@@ -339,11 +340,16 @@ def test_the_form_over_time_learns_alike():
 
 def test_neurons_with_weights_of_their_own_have_a_matrix_of_their_own():
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(5, 6), leaky(), snn.SLSTM(6, 6, init_hidden=True, threshold=0.1), nn.Linear(6, 3), leaky(output=True))  # fmt: skip  # noqa: E501
+    lstm = snn.SLSTM(6, 6, init_hidden=True, threshold=0.1)
+    net = nn.Sequential(nn.Linear(5, 6), leaky(), lstm, nn.Linear(6, 3), leaky(output=True))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     dfa = DFA(net, optimizer=optimizer)
     for _ in range(3):
         loss_of(*loop(net, torch.rand(T, B, 5))).backward()
         optimizer.step()
-    assert set(dfa.state_dict()["matrices"]) == {"1", "3"}  # of a layer, and of a weight
+    assert list(dfa.state_dict()["matrices"]) == ["3"]
+    assert list(dfa.state_dict()["learner"]["own"]) == ["1"]
     assert all((matrix != 0).any() for matrix in dfa.feedback.values())
+    reset(net)
+    twin = copy.deepcopy(dfa)
+    assert all(torch.equal(B, twin.feedback[name]) for name, B in dfa.feedback.items())
