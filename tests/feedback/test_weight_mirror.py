@@ -352,4 +352,5 @@ def test_neurons_with_weights_of_their_own_have_a_matrix_of_their_own():
     assert all((matrix != 0).any() for matrix in dfa.feedback.values())
     before = dict(dfa.feedback)
     dfa.load_state_dict(dfa.state_dict())
+    loss_of(*loop(net, torch.rand(T, B, 5))).backward()
     assert all(torch.equal(B, dfa.feedback[name]) for name, B in before.items())
