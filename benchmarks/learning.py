@@ -183,8 +183,8 @@ def steps_of(name: str, x: Tensor) -> list[Tensor]:
 def forward_pass(name: str, net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return spikes and membranes [T, B, 10]."""
     utils.reset(net)
-    spk, mem = zip(*(net(step) for step in steps_of(name, x)), strict=True)
-    return torch.stack(spk), torch.stack(mem)
+    returned = [net(step) for step in steps_of(name, x)]
+    return torch.stack([r[0] for r in returned]), torch.stack([r[-1] for r in returned])
 
 
 def accuracy_on(name: str, loss: str, net: nn.Module, part: tuple[Tensor, Tensor]) -> float:

@@ -332,9 +332,7 @@ class DFA:
         if fa:
             feedback_alignment.check_feedback(feedback, state["kind"])
         own = [n for n in self._names if n not in self._core.layers.outputs]
-        known = list(synapses(self._net)) if fa else own
-        if feedback.by_weight:
-            known = [*synapses(self._net), *own]
+        known = list(synapses(self._net)) if fa or feedback.by_weight else own
         check_names(state["matrices"], known, "state_dict")
         self._core.feedback = load(state, self._feedback)
 

@@ -73,7 +73,7 @@ def assemble(
         inside = traces
         parts.append(traces)
     if at_current:
-        core.errors_of = currents = OutputCurrents()
+        core.errors_of = currents = OutputCurrents(layers)
     states = States()
     for name, module in modules.items():
         credit_of = inside

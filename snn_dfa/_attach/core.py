@@ -58,7 +58,7 @@ class Core:
         self.layers, self._rule, self.feedback, self.paths = layers, rule, feedback, paths
         self.active = True
         #: Takes the errors of outputs where they are to be taken.
-        self.errors_of: Callable[[Arrivals, Layers], Arrivals] | None = None
+        self.errors_of: Callable[[Arrivals], Arrivals] | None = None
         self.aligned = False  # errors go from layer to layer, and nothing is cut
         self.targets: Tensor | None = None
         self.running: Run | None = None
@@ -351,7 +351,7 @@ class Core:
             return []
         self._refuse_second_output(arrived)
         if self.errors_of is not None:
-            arrived = self.errors_of(arrived, self.layers)
+            arrived = self.errors_of(arrived)
         return self._broadcast()(arrived)
 
     def _look_at_heads(self) -> None:

@@ -23,7 +23,8 @@ class OutputCurrents:
     steps and of all that the loss reads of it. It is what the last weights learn from.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, layers: Layers) -> None:
+        self._layers = layers
         self._now: dict[str, Tensor] = {}
         self._currents = WeakTensorKeyDictionary()
 
@@ -34,12 +35,14 @@ class OutputCurrents:
     def before(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Note the current; see that it has a gradient where the weights before it are frozen."""
         self._now.pop(name, None)
-        first = args[0] if args else None
-        if isinstance(first, Tensor) and first.is_floating_point():
-            if not first.requires_grad:
-                first = first.detach().requires_grad_()
-                args = (first, *args[1:])
-            self._now[name] = first
+        every = [*args, *kwargs.values()]
+        current = every[0] if every and self._layers.may_be_output(name) else None
+        if isinstance(current, Tensor) and current.is_floating_point():
+            if not current.requires_grad:
+                every[0] = current = current.detach().requires_grad_()
+            self._now[name] = current
+            named = dict(zip(kwargs, every[len(args) :], strict=True))
+            return tuple(every[: len(args)]), named
         return args, kwargs
 
     def after(self, name: str, module: nn.Module, values: list[Tensor]) -> list[Tensor]:
@@ -49,11 +52,11 @@ class OutputCurrents:
             self._currents[values[0]] = current
         return values
 
-    def __call__(self, arrived: Arrivals, layers: Layers) -> Arrivals:
+    def __call__(self, arrived: Arrivals) -> Arrivals:
         """Return what has arrived, with the errors of outputs taken at their currents."""
         calls, roots = [], []
         for call, grads in arrived:
-            if call.layer in layers.outputs and call.spikes in self._currents:
+            if call.layer in self._layers.outputs and call.spikes in self._currents:
                 known = [(v, g) for v, g in zip(call.values, grads, strict=False) if g is not None]
                 known = [(v, g) for v, g in known if v.requires_grad]
                 if known and self._currents[call.spikes].shape == call.shape:

@@ -65,6 +65,8 @@ class Paths:
     def _note_inflow(self, layer: str, value: Tensor, mine: Callable[[Any], bool]) -> None:
         names, modules = self._names(), self._synapses()
         try:
+            if layer not in modules:
+                self._see_that_it_is_linear(layer)
             made = inflow_of(
                 value,
                 mine,
@@ -81,6 +83,16 @@ class Paths:
         except NotLinearError as error:
             of = {source for source, _ in self.sources(value, mine)} - {layer}
             self._unknown[layer] = str(error), sorted(of)
+
+    def _see_that_it_is_linear(self, layer: str) -> None:
+        """Raise an error for a layer that does more to what comes in than a neuron does."""
+        net = self._net()
+        module = None if net is None else dict(net.named_modules()).get(layer)
+        if module is None or layer not in self._layers.neurons:
+            raise NotLinearError(type(module).__name__)
+        inside = (n for n, p in module.named_parameters() if is_lazy(p) or p.dim() > 1)
+        if any(not name.startswith(("recurrent", "neuron.recurrent")) for name in inside):
+            raise NotLinearError(type(module).__name__)
 
     def note_returned(self, value: Tensor, mine: Callable[[Any], bool]) -> None:
         """Note where a value was made that the network returns."""

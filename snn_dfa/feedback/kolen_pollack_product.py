@@ -97,7 +97,11 @@ class KolenPollackProductFeedback(Learned):
         wanted = [list(self.shapes.items()), list(self.path.items()), made]
         if wanted == self._made_for:
             return
-        layers = list(self.shapes) if inflows is None else _weights(inflows, self.forward.outputs)
+        if inflows is None:
+            layers = list(self.shapes)
+        else:
+            inflows = _leading(inflows, (*self.forward.outputs, *self._direct))
+            layers = list(dict.fromkeys(w for each in inflows.values() for w in each.weights))
         for layer in layers:
             known = self.matrices.get(layer)
             weight = self._weight(layer, None if known is None else known.shape)
@@ -199,14 +203,12 @@ class KolenPollackProductFeedback(Learned):
         self._weight(name, matrix.shape)
 
 
-def _weights(inflows: Mapping[str, Inflow], outputs: tuple[str, ...]) -> list[str]:
-    """Return the layers with weights on the ways to the outputs, from the first on."""
-    todo, on_the_way = list(outputs), set[str]()
+def _leading(inflows: Mapping[str, Inflow], ends: Iterable[str]) -> dict[str, Inflow]:
+    """Return the inflows on the ways to some layers, from the first on."""
+    todo, leading = list(ends), set[str]()
     while todo:
         layer = todo.pop()
-        if layer in inflows and layer not in on_the_way:
-            on_the_way.add(layer)
+        if layer in inflows and layer not in leading:
+            leading.add(layer)
             todo += inflows[layer].sources
-    return list(
-        dict.fromkeys(w for layer in inflows if layer in on_the_way for w in inflows[layer].weights)
-    )
+    return {layer: each for layer, each in inflows.items() if layer in leading}

@@ -198,7 +198,7 @@ def jacobians(
         >>> jacobians(inflows, ["out"], shapes, factors)["lif1"]
         tensor([[-2., -2., -2.]])
     """
-    like = next(iter(factors.values()))
+    like = next(iter(factors.values()), torch.zeros(()))
     rows = next(iter(shapes.values()))[0]
     with torch.enable_grad():
         leaves = {name: like.new_zeros(shape).requires_grad_() for name, shape in shapes.items()}

@@ -18,6 +18,10 @@ from snn_dfa.feedback.learning import LearningOptions, Twin
 
 __all__ = ["WeightMirror", "WeightMirrorFeedback"]
 
+#: After so many steps noise drives a layer at every eighth step alone, if its factor takes the
+#: weight's own steps: there is little left to correct.
+_SETTLED, _SELDOM = 100, 8
+
 
 @dataclass(frozen=True)
 class WeightMirror(LearningOptions):
@@ -31,7 +35,8 @@ class WeightMirror(LearningOptions):
        the same options makes of it: rate, momentum and decay are those of the weights.
     2. Noise drives the layer and the factor. V moves to answer the noise as the layer does, which
        is a step of the delta rule. The difference of W and V shrinks by a tenth or more a step, so
-       that V stands for the weight after some ten steps, whatever W was at first.
+       that V stands for the weight after some 30 steps, whatever W was at first. After 100 steps
+       noise comes at every eighth step only.
 
     V is zero at first: hidden layers get no error before it stands for anything. No weight is used
     backwards: the layer answers forwards, as it does in use.
@@ -117,21 +122,27 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
                 found[layer] = weight, whole(weight.grad)
         self._step(found)
         self._steps += 1
+        settled = self._steps > _SETTLED and self._steps % _SELDOM > 0
         for layer in factors:
+            if settled and layer in found:
+                continue
             factor = self.matrices[layer]
             noise = _Noise(self.seed, f"{layer} {self._steps}", factor)
             factor += self.forward.mirror(layer, factor, noise)
         self._cache.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return factors, state and the number of steps."""
+        """Return factors, layers' own matrices, state and the number of steps."""
         state = super().state_dict()
-        state["learner"]["steps"] = self._steps
+        own = {name: state["matrices"].pop(name) for name in self._direct}
+        state["learner"] |= {"steps": self._steps, "own": own}
         return state
 
     def _load(self, state: Mapping[str, Any]) -> None:
         super()._load(state)
-        self._steps = state["learner"]["steps"]
+        learner = state["learner"]
+        self._steps, self._direct = learner["steps"], tuple(learner["own"])
+        self.matrices |= {name: matrix.detach().clone() for name, matrix in learner["own"].items()}
 
 
 class _Noise:

@@ -54,6 +54,30 @@ OUTPUTS = {
 }  # fmt: skip
 
 
+class Explicit(nn.Sequential):
+    """The same with states that the program holds, and the current of the output by its name."""
+
+    def forward(self, x):
+        if x is self.steps[0]:
+            self.mems = [torch.zeros(B, n, dtype=x.dtype) for n in (6, 3)]
+        for i, (layer, neuron) in enumerate([(self[0], self[1]), (self[2], self[3])]):
+            x, self.mems[i] = neuron(input_=layer(x), mem=self.mems[i])
+        return x, self.mems[1]
+
+
+def test_states_that_the_program_holds():
+    torch.manual_seed(0)
+    neurons = [snn.Leaky(0.7, 0.4, spike_grad=fast_sigmoid(5)) for _ in range(2)]
+    net = Explicit(nn.Linear(5, 6), neurons[0], nn.Linear(6, 3), neurons[1]).double()
+    net.steps = list(torch.rand(T, B, 5, dtype=torch.float64))
+    wanted = grads_of(net, net.steps)
+    with DFA(net, feedback={"1": net[2].weight.detach()}, error_at="current"):
+        for _ in range(2):
+            found = grads_of(net, net.steps)
+            for name, grad in wanted.items():
+                torch.testing.assert_close(found[name], grad, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("output", OUTPUTS)
 def test_with_one_hidden_layer_and_its_weights_it_is_back_propagation(output, frozen):
@@ -164,7 +188,8 @@ def test_what_is_not_linear():
     for _ in range(3):
         loss_of(*loop(net, torch.rand(T, B, 5))).backward()
         optimizer.step()
-    factors = dfa.state_dict()["matrices"]
+    state = dfa.state_dict()
+    factors = state["matrices"] | state["learner"]["own"]
     assert list(factors) == ["l3", "last", "n1"]
     above = factors["last"] @ factors["l3"]  # n1 is joined to n2's spikes, and follows them
     torch.testing.assert_close(dfa.feedback["n1"], factors["n1"] + above[:, 6:])
@@ -311,3 +336,21 @@ def test_the_form_over_time_learns_alike():
         found.append([*dfa.feedback.values(), *(p.detach() for p in net.parameters())])
     for step, whole in zip(*found, strict=True):
         torch.testing.assert_close(step, whole, rtol=1e-6, atol=1e-8)
+
+
+def test_neurons_with_weights_of_their_own_have_a_matrix_of_their_own():
+    torch.manual_seed(0)
+    lstm = snn.SLSTM(6, 6, init_hidden=True, threshold=0.1)
+    net = nn.Sequential(nn.Linear(5, 6), leaky(), lstm, nn.Linear(6, 3), leaky(output=True))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    dfa = DFA(net, optimizer=optimizer)
+    for _ in range(3):
+        loss_of(*loop(net, torch.rand(T, B, 5))).backward()
+        optimizer.step()
+    assert list(dfa.state_dict()["matrices"]) == ["3"]
+    assert list(dfa.state_dict()["learner"]["own"]) == ["1"]
+    assert all((matrix != 0).any() for matrix in dfa.feedback.values())
+    before = dict(dfa.feedback)
+    dfa.load_state_dict(dfa.state_dict())
+    loss_of(*loop(net, torch.rand(T, B, 5))).backward()
+    assert all(torch.equal(B, dfa.feedback[name]) for name, B in before.items())

@@ -114,8 +114,12 @@ class Trainer(Training):
         self._follow_schedule()
 
     def _follow_schedule(self) -> None:
-        """Let feedback that learns have the share of its rate that the weights have of theirs."""
-        if self.dfa is not None and self.settings.feedback in LEARNED:
+        """Let feedback that learns have the share of its rate that the weights have of theirs.
+
+        A weight mirror has the rates of the optimiser by itself.
+        """
+        own_rate = self.settings.feedback in LEARNED and self.settings.feedback != "weight-mirror"
+        if self.dfa is not None and own_rate:
             share = self.optimizer.param_groups[0]["lr"] / self._full_rate
             self.dfa.feedback_lr = self.settings.feedback_lr * share
 
