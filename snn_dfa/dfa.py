@@ -343,7 +343,8 @@ class DFA:
         return _rebuild, (self._net, options, self.state_dict(), self._attached)
 
     def __repr__(self) -> str:
-        options = ", ".join(f"{k}={v!r}" for k, v in self._options.items() if v is not None)
+        shown = {k: v for k, v in self._options.items() if v not in (None, "spikes")}
+        options = ", ".join(f"{k}={v!r}" for k, v in shown.items())
         state = f"output={self.output!r}, hidden={self.hidden}" if self._attached else "removed"
         return f"DFA({options}, feedback={self._feedback.type_name!r}, {state})"
 
