@@ -167,6 +167,44 @@ def _products(dtype: torch.dtype, bptt: bool = False) -> Contestant:
     return contestant
 
 
+def _convolutions(memory_format: torch.memory_format) -> Contestant:
+    """The bare convolutions and the last product: forward and weight gradient, as DFA has them."""
+
+    def contestant(case: Case) -> Callable[[], None]:
+        g, rows = torch.Generator().manual_seed(0), case.steps * case.batch
+        net, shape, layers = case.build(nn, nn.Identity), (case.batch, *_IMAGE), []
+        for i, module in enumerate(net):
+            x = (torch.rand(shape, generator=g) < 0.2).to(case.device, SINGLE)
+            shape = module(x).shape
+            if not list(module.parameters()):
+                continue
+            # A constant current needs the first layer's convolutions for one step only.
+            m = case.batch if i == 0 and case.encoding == "constant" else rows
+            x = x.repeat(m // case.batch, *[1] * (x.dim() - 1))
+            delta = torch.randn(m, *shape[1:], generator=g).to(case.device)
+            if x.dim() == 4:
+                x, delta = (_in_format(t, memory_format) for t in (x, delta))
+            layers.append((module, x, delta))
+
+        def run() -> None:
+            for module, x, delta in layers:
+                module.zero_grad()
+                module(x).backward(delta)
+
+        return run
+
+    return contestant
+
+
+def _in_format(t: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """Return [B, C, H, W] in a format, which for one channel its strides alone tell."""
+    if memory_format is torch.channels_last:
+        return (
+            t.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
+        )
+    return t.contiguous()
+
+
 CONTESTANTS: dict[str, Contestant] = {
     "snntorch bptt": _loop(dfa=False),
     "snntorch dfa": _loop(dfa=True),
@@ -177,6 +215,8 @@ CONTESTANTS: dict[str, Contestant] = {
     "bptt bf16": _sequence(dfa=False, half=True),
     "dfa bf16": _sequence(dfa=True, half=True),
     "dfa current bf16": _sequence(dfa=True, half=True, credit="current"),
+    "convs": _convolutions(torch.contiguous_format),
+    "convs channels last": _convolutions(torch.channels_last),
     "products bptt": _products(SINGLE, bptt=True),
     "products dfa": _products(SINGLE),
     "products dfa bf16": _products(HALF),
@@ -232,8 +272,8 @@ def spread(ms: list[float]) -> dict[str, float]:
 
 def contestants(case: Case) -> dict[str, Callable[[], Callable]]:
     """Return those that there are for a case, each ready to be made."""
-    dense = case.network == "dense"
-    names = [name for name in CONTESTANTS if dense or not name.startswith("products")]
+    others = "convs" if case.network == "dense" else "products"
+    names = [name for name in CONTESTANTS if not name.startswith(others)]
     return {name: partial(CONTESTANTS[name], case) for name in names}
 
 

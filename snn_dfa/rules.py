@@ -142,8 +142,17 @@ def canonical(name: str) -> str:
     return SYNONYMS.get(name, name)
 
 
-def broadcast_signal(rule: Rule, e: Tensor, targets: Tensor | None) -> Tensor:
-    """Return what a rule makes of the error [..., C] and, where it takes them, the targets."""
+def broadcast_signal(
+    rule: Rule, e: Tensor, targets: Tensor | None, steps: int | None = None
+) -> Tensor:
+    """Return what a rule makes of the error [..., C] and, where it takes them, the targets.
+
+    Args:
+        rule: The rule.
+        e: The error.
+        targets: See :func:`target`.
+        steps: T where the samples of e [..., T * B, C] are those of T steps; ``None`` for one step.
+    """
     if rule is not target:
         return rule(e)
     if targets is None:
@@ -151,7 +160,10 @@ def broadcast_signal(rule: Rule, e: Tensor, targets: Tensor | None) -> Tensor:
             "rule='target' projects the targets, and there are none; write `with "
             "dfa.targets(y):` around the forward or the backward pass"
         )
-    return target(e, targets)
+    if steps is None:
+        return target(e, targets)
+    in_steps = e.reshape(*e.shape[:-2], steps, -1, e.shape[-1])
+    return target(in_steps, targets).flatten(-3, -2)
 
 
 def check_finite(e: Tensor, output: str) -> None:

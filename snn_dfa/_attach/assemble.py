@@ -19,6 +19,7 @@ from snn_dfa._attach.trace import traces_of
 from snn_dfa._distributed import States
 from snn_dfa.feedback.base import FeedbackWeights
 from snn_dfa.rules import RULES
+from snn_dfa.sequence import TimeAsBatch
 
 __all__ = ["Part", "assemble"]
 
@@ -64,6 +65,7 @@ def assemble(
     local = LocalGradient(modules, layers.outputs, derivative) if credit == "current" else None
     core = Core(layers, RULES[rule], feedback, paths, parameters_of(net)())
     core.aligned = bool(weights)
+    core.layouts = [m.layout for m in net.modules() if isinstance(m, TimeAsBatch)]
     parts: list[Part] = []
     inside: Credit | None = local
     if weights:

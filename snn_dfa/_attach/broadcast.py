@@ -158,8 +158,9 @@ class Broadcast:
             errors = [self._joined(each) for _, each in group]
             e = _stacked(errors)
             check_finite(e, " and ".join(self._layers.outputs))
-            targets = self._targets if self._targets is not None else group[0][0].targets
-            self._signals[key] = broadcast_signal(self._rule, e, targets)
+            call = group[0][0]
+            targets = self._targets if self._targets is not None else call.targets
+            self._signals[key] = broadcast_signal(self._rule, e, targets, call.steps)
         return self._signals[key], len(batch)
 
     def _joined(self, errors: Errors) -> Tensor:

@@ -63,7 +63,7 @@ class Call:
 
     __slots__ = (
         "below", "collector", "entered", "layer", "learns", "linked", "released", "returned",
-        "shape", "sizes", "spikes", "targets", "values",
+        "shape", "sizes", "spikes", "steps", "targets", "values",
     )  # fmt: skip
 
     def __init__(
@@ -82,6 +82,7 @@ class Call:
         self.shape = torch.Size() if spikes is None else spikes.shape
         self.below: dict[str, Call] = {}
         self.targets: Tensor | None = None
+        self.steps: int | None = None  # T, where time is part of the samples
         #: Nodes that the call learns through, and the lists of the calls that it goes on from.
         self.entered: list[Any] = []
         self.sizes: list[torch.Size] = []  # of the values that were released

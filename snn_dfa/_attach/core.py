@@ -32,6 +32,7 @@ from snn_dfa._attach.paths import Paths
 from snn_dfa.errors import AttachError, BackwardError
 from snn_dfa.feedback.base import FeedbackWeights
 from snn_dfa.rules import Rule
+from snn_dfa.sequence import Layout
 
 __all__ = ["Core"]
 
@@ -61,6 +62,7 @@ class Core:
         self.errors_of: Callable[[Arrivals], Arrivals] | None = None
         self.aligned = False  # errors go from layer to layer, and nothing is cut
         self.targets: Tensor | None = None
+        self.layouts: list[Layout] = []  # of the forms in the network that run time as samples
         self.running: Run | None = None
         self.now = Pass()
         self.within = False  # a pass of the network is going on
@@ -266,6 +268,7 @@ class Core:
         linked = self.layers.may_be_output(layer)
         call = Call(layer, values, spikes, returned, self._learning, linked, self.collector)
         call.targets, call.entered = self.targets, self._entered
+        call.steps = next((each.steps for each in self.layouts if each.running), None)
         self.now.note(call, self.layers)
         if linked and not self._closed:
             for value in values:

@@ -7,12 +7,13 @@ linear layers on spikes.
 """
 
 from snn_dfa.sequence.any_network import OneMask, SpikeLinear, TimeAsBatch
-from snn_dfa.sequence.neuron import FlatScan, NeuronOverTime, Scan, dynamics_of
+from snn_dfa.sequence.neuron import FlatScan, Layout, NeuronOverTime, Scan, dynamics_of
 from snn_dfa.sequence.over_time import AtOnce, OverTime, over_time
 
 __all__ = [
     "AtOnce",
     "FlatScan",
+    "Layout",
     "NeuronOverTime",
     "OneMask",
     "OverTime",

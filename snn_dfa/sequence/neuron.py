@@ -124,7 +124,7 @@ class Scan(NeuronOverTime):
 
     def forward(self, x: Tensor) -> Any:
         """Run the neuron over the sequence [T, B, ...]."""
-        return self._run(x, {})
+        return self._run(x.contiguous() if self.is_last else x, {})
 
 
 @dataclass

@@ -12,6 +12,7 @@ from snn_dfa.errors import AttachError, InputError
 from snn_dfa.sequence import spike_linear
 from snn_dfa.sequence.any_network import TimeAsBatch
 from snn_dfa.sequence.neuron import Scan, twice
+from snn_dfa.sequence.products import fast_product
 
 __all__ = ["AtOnce", "OverTime", "over_time"]
 
@@ -22,6 +23,9 @@ _ALIKE = (
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
 )  # fmt: skip
+# Of these oneDNN has its own convolutions; those for doubles gain nothing by another format.
+_CHANNELS_LAST = (torch.float32, torch.bfloat16)
+_PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TAKE_SEQUENCES = (snn.StateLeaky, snn.AssociativeLeaky, snn.LeakyParallel)
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
@@ -44,16 +48,42 @@ class AtOnce(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Run the module on [T, B, ...]."""
         if x.stride(0) == 0 and isinstance(self.module, (*_ALIKE, *_DROPOUTS)):
-            out = self.module(x[0])
+            out = self._run(x[0])
             return out.expand(len(x), *out.shape)
         if isinstance(self.module, _DROPOUTS):
             return x * self.module(torch.ones_like(x[0])) if self.module.training else x
         if isinstance(self.module, nn.Linear) and _is_plain(self.module):
             return spike_linear.linear(x, self.module.weight, self.module.bias)
         before = _attributes(self.module)
-        out = self.module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        out = self._run(x.flatten(0, 1))
+        out = out.reshape(*x.shape[:2], *out.shape[1:])
         _refuse_state(self.module, before)
         return out
+
+    def _run(self, x: Tensor) -> Tensor:
+        """Run the module on [B, ...]."""
+        if type(self.module) is nn.Conv2d:
+            x = _channels_last(x)
+        elif type(self.module) not in _ALIKE:
+            x = x.contiguous()  # a module may ask for a view of what it gets
+        weight = getattr(self.module, "weight", None)
+        if isinstance(self.module, _PRODUCTS) and isinstance(weight, Tensor):
+            return fast_product(self.module, x, weight)
+        result: Tensor = self.module(x)
+        return result
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """Return [B, C, H, W] with its channels last in memory, where convolutions are faster so.
+
+    What a convolution gets so it gives so, and pooling and neurons leave it so: there are no
+    copies between layers.
+    """
+    if x.dim() != 4 or x.device.type != "cpu" or x.dtype not in _CHANNELS_LAST:
+        return x
+    if x.shape[1] == 1:  # a view: strides alone tell this format of one channel from the other
+        return x.reshape(len(x), *x.shape[2:], 1).permute(0, 3, 1, 2)
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _attributes(module: nn.Module) -> dict[str, int]:

@@ -8,6 +8,7 @@ kernel, compiled by numba; torch's dense product does what is not sparse, or not
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch.nn import functional
 
 from snn_dfa.sequence import spike_kernels as kernels
 from snn_dfa.sequence.numba_tools import as_array, has_numba
+from snn_dfa.sequence.products import fast_product, products_dtype
 
 __all__ = ["Events", "events_of", "linear"]
 
@@ -58,12 +60,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
                 [2.5000]])
     """
     dtype = _compute_dtype(x, weight)
-    most = _SPARSE.get(dtype)
+    most = _SPARSE.get(dtype if dtype is None else products_dtype(dtype))
+    dense = functools.partial(functional.linear, weight=weight, bias=bias)
     if most is None or not _worth_a_look(x, weight):
-        return functional.linear(x, weight, bias)
+        return fast_product(dense, x, weight)
     events = events_of(x.detach().flatten(0, -2), most)
     if events is None:
-        return functional.linear(x, weight, bias)
+        return fast_product(dense, x, weight)
     out: Tensor = _SpikeLinear.apply(x, weight, bias, events, dtype)
     return out
 
@@ -125,7 +128,9 @@ class _SpikeLinear(torch.autograd.Function):
         flat = error.flatten(0, -2).contiguous()
         at_x = at_weight = at_bias = None
         if ctx.needs_input_grad[0] and _is_wanted(ctx.next_functions[0][0]):
-            at_x = (flat @ weight.to(flat.dtype)).view(*error.shape[:-1], weight.shape[1])
+            dtype = products_dtype(flat.dtype)
+            at_x = (flat.to(dtype) @ weight.to(dtype)).to(flat.dtype)
+            at_x = at_x.view(*error.shape[:-1], weight.shape[1])
         if ctx.needs_input_grad[1]:
             at_weight = _at_weight(flat, Events(*events), weight)
         if ctx.needs_input_grad[2]:

@@ -50,22 +50,26 @@ def leaky_scan(
         tensor([0., 1., 0., 1.])
     """
     mem, wait = (None, None) if start is None else start
+    order = _order(current)
+    current = current.permute(order)
     flat = _flat(current)
     if mem is not None and mem.requires_grad and flat.stride(0) == 0:
         flat = flat.contiguous()  # the gradient of the first step alone is asked for
     dtype = torch.promote_types(current.dtype, torch.float32)
     spikes, mems, last_mem, last_wait = _LeakyScan.apply(
         flat,
-        None if mem is None else mem.to(dtype).flatten(1),
-        None if wait is None else wait.flatten(1),
-        _of_flat(dyn, current),
+        None if mem is None else _of_step(mem.to(dtype), order),
+        None if wait is None else _of_step(wait, order),
+        _of_flat(dyn, current, order),
         want_mem,
         want_last,
         over_resets,
         current.dtype if spikes_dtype is None else spikes_dtype,
     )
-    found = [t.view(current.shape) for t in (spikes, mems) if t is not None]
-    found += [t.view(current.shape[1:]) for t in (last_mem, last_wait) if t is not None]
+    back = [order.index(i) for i in range(len(order))]
+    found = [t.view(current.shape).permute(back) for t in (spikes, mems) if t is not None]
+    lasts = [t.unsqueeze(0) for t in (last_mem, last_wait) if t is not None]
+    found += [t.view(1, *current.shape[1:]).permute(back)[0] for t in lasts]
     return tuple(found)
 
 
@@ -93,15 +97,33 @@ def credit_at_current(
         >>> credit_at_current(torch.ones(3, 1, 1), current, one, fast_sigmoid(10)).flatten()
         tensor([0.2500, 1.0000, 0.2500])
     """
+    order = _order(current)
+    current, at_spikes = current.permute(order), at_spikes.permute(order)
     shape, errors, once = current.shape, _flat(at_spikes), one_step_if_constant(_flat(current))
     if len(once) < len(current):
         errors = one_step_if_constant(errors).mean(0, keepdim=True)
     memoryless = Dynamics(torch.zeros(()), threshold, surrogate, reset="none")
-    dyn = _of_flat(memoryless, current)
+    dyn = _of_flat(memoryless, current, order)
     margin = once - dyn.threshold
     kernels = _implementation(once, dyn)
     result = kernels.backward(errors, None, margin, dyn, current.dtype, False)
-    return result.view(-1, *shape[1:]).expand(shape)
+    back = [order.index(i) for i in range(len(order))]
+    return result.view(-1, *shape[1:]).expand(shape).permute(back)
+
+
+def _order(sequence: Tensor) -> list[int]:
+    """Return the dimensions of [T, B, ...], those of a sample as they lie in memory.
+
+    A neuron knows no place, so that a scan runs over any dense sample, such as one with its
+    channels last, and a copy is spared.
+    """
+    strides = sequence.stride()
+    return [0, 1, *sorted(range(2, sequence.dim()), key=lambda i: (-strides[i], i))]
+
+
+def _of_step(state: Tensor, order: list[int]) -> Tensor:
+    """Return a state [B, ...] as [B, N], in the order of the sequence."""
+    return state.unsqueeze(0).permute(order)[0].flatten(1)
 
 
 def _flat(sequence: Tensor) -> Tensor:
@@ -109,13 +131,22 @@ def _flat(sequence: Tensor) -> Tensor:
     return sequence if sequence.dim() == 3 else sequence.flatten(2)
 
 
-def _of_flat(dyn: Dynamics, current: Tensor) -> Dynamics:
-    """Return the neuron with constants [] or [N], in the dtype and on the device of membranes."""
+def _of_flat(dyn: Dynamics, current: Tensor, order: list[int]) -> Dynamics:
+    """Return the neuron with constants [] or [N], in the dtype and on the device of membranes.
+
+    Args:
+        dyn: The neuron, its constants in the order of its features.
+        current: [T, B, ...], its dimensions in ``order``.
+        order: Of the dimensions.
+    """
     dtype = torch.promote_types(current.dtype, torch.float32)
 
     def row(value: Tensor) -> Tensor:
         value = value.detach().to(current.device, dtype)
-        return value if not value.dim() else value.expand(current.shape[2:]).flatten()
+        if not value.dim():
+            return value
+        value = value[(None,) * (current.dim() - value.dim())]
+        return value.permute(order)[0, 0].expand(current.shape[2:]).flatten()
 
     return dataclasses.replace(dyn, beta=row(dyn.beta), threshold=row(dyn.threshold))
 
