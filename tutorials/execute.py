@@ -21,8 +21,9 @@ from nbformat import NotebookNode
 
 __all__ = ["REPOSITORY", "clean", "execute", "headed", "read", "tutorials", "write"]
 
-#: Where the notebooks are published: their Colab links and their install cells are made of it.
-REPOSITORY = "OWNER/snn_dfa"
+#: Where the notebooks are published, as OWNER/NAME on GitHub: the only place that has the address.
+#: With ``None`` the notebooks have no link to Colab and say how to install from a checkout.
+REPOSITORY: str | None = None
 
 HERE = Path(__file__).resolve().parent
 TIMEOUT = 240  # seconds a cell
@@ -34,6 +35,12 @@ import importlib.util
 
 if importlib.util.find_spec("snn_dfa") is None:  # as in Colab
     %pip install -q "snn-dfa[fast] @ git+https://github.com/{}"\
+"""
+_FROM_CHECKOUT = """\
+import importlib.util
+
+if importlib.util.find_spec("snn_dfa") is None:
+    raise ImportError("run in a checkout of the repository: pip install '.[fast]'")\
 """
 
 
@@ -61,12 +68,18 @@ def write(path: Path, notebook: NotebookNode) -> None:
     path.write_text(nbformat.writes(notebook, indent=1) + "\n")
 
 
-def headed(notebook: NotebookNode, name: str) -> NotebookNode:
-    """Put Colab's badge under the title, and after it the cell that installs what is missing."""
+def headed(notebook: NotebookNode, name: str, repository: str | None = REPOSITORY) -> NotebookNode:
+    """Put Colab's badge under the title, and after it the cell that installs what is missing.
+
+    Without a repository there is no badge, and the cell says what to install.
+    """
     title = notebook.cells[0].source.splitlines()[0]
-    badge = _BADGE.format(_COLAB.format(REPOSITORY, name))
+    if repository is None:
+        notebook.cells[0].source, notebook.cells[1].source = title, _FROM_CHECKOUT
+        return notebook
+    badge = _BADGE.format(_COLAB.format(repository, name))
     notebook.cells[0].source = f"{title}\n\n{badge}"
-    notebook.cells[1].source = _INSTALL.format(REPOSITORY)
+    notebook.cells[1].source = _INSTALL.format(repository)
     return notebook
 
 

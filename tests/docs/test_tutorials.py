@@ -121,15 +121,28 @@ def test_it_is_stored_as_it_should_be(path):
     assert path.stat().st_size < 400_000
     title, install = notebook.cells[:2]
     assert title.source.startswith(f"# {int(path.name[:2])}. ")
-    assert f"colab.research.google.com/github/{run.REPOSITORY}/blob/main/tutorials/{path.name}" in (
-        title.source
-    )
     assert "find_spec" in install.source
     assert not install.outputs
     assert run.headed(run.read(path), path.name) == run.clean(run.read(path)) == notebook
     last = notebook.cells[-1].source
     assert "## Exercise" in last
     assert "<summary>Hint</summary>" in last
+
+
+def test_no_notebook_points_to_a_place_that_is_not_there():
+    assert run.REPOSITORY is None or "OWNER" not in run.REPOSITORY
+    for path in NOTEBOOKS:
+        text = path.read_text()
+        assert "OWNER/" not in text
+        for address in re.findall(r"github(?:\.com)?/([\w-]+/snn_dfa)", text):
+            assert address == run.REPOSITORY
+
+
+def test_the_address_is_all_that_the_heading_needs():
+    notebook = run.headed(run.read(NOTEBOOKS[0]), NOTEBOOKS[0].name, "someone/snn_dfa")
+    title, install = notebook.cells[:2]
+    assert f"github/someone/snn_dfa/blob/main/tutorials/{NOTEBOOKS[0].name}" in title.source
+    assert "git+https://github.com/someone/snn_dfa" in install.source
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=names)

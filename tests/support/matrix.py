@@ -242,8 +242,37 @@ def page(results: dict[tuple[str, str], str]) -> str:
                 found = str(reasons.setdefault(found, len(reasons) + 1))
             cells.append("✓" if found == "works" else f"({found})")
         rows.append(f"| {network} | {' | '.join(cells)} |")
-    notes = [f"{number}. {reason}" for reason, number in reasons.items()]
-    return "\n".join([HEAD, *rows, "", TAIL, *notes, ""])
+    notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, start=1)]
+    return "\n".join([HEAD, *missing(results), MIDDLE, *rows, "", TAIL, *notes, ""])
+
+
+def missing(results: dict[tuple[str, str], str]) -> list[str]:
+    """Return a line for each machinery that does not work with all networks: with which ones."""
+    lines = []
+    for machinery in MACHINERY:
+        works = [n for n in NETWORKS if results[n, machinery] == "works"]
+        fails = [n for n in NETWORKS if n not in works]
+        if fails:
+            alone = len(works) < len(fails)
+            names = "; ".join(_merged(works if alone else fails))
+            lines.append(
+                f"- **{machinery}** {'works with these alone' if alone else 'does not work with'}: "
+                f"{names}. {ADVICE.get(machinery, '')}".rstrip()
+            )
+    return lines
+
+
+def _merged(networks: list[str]) -> list[str]:
+    """Name a neuron once that is there with hidden and with explicit states."""
+    both = {", hidden states", ", explicit states"}
+    names = []
+    for network in networks:
+        ending = next((end for end in both if network.endswith(end)), "")
+        name = network.removesuffix(ending)
+        merged = bool(ending) and {name + end for end in both} <= set(networks)
+        if (found := name if merged else network) not in names:
+            names.append(found)
+    return names
 
 
 def read(text: str) -> dict[tuple[str, str], str]:
@@ -256,15 +285,30 @@ def read(text: str) -> dict[tuple[str, str], str]:
     return {(row[0], m): reasons[c] for row in rows for m, c in zip(head[1:], row[1:], strict=True)}
 
 
+ADVICE = {
+    "over_time": "Others: write the layers as an `nn.Sequential`, or keep the loop over time.",
+    "torch.save": "Use a surrogate of `snn_dfa.surrogate`, which can be pickled.",
+    "checkpoint": "Pass states explicitly, or checkpoint layers without spiking neurons.",
+    "credit current": 'Freeze the parameters inside the neuron, or use `credit="membrane"`.',
+    "credit trace": 'Others: use `credit="membrane"`.',
+    "rule fa": "Put the weights into an `nn.Linear` or a convolution, or use another rule.",
+    "kolen-pollack-product": 'Use `feedback="kolen-pollack"`.',
+}
 HEAD = """# What works with what
 
-Every pair of a network and what it meets is run by the tests, on three layers, and this page is
-what they found (`python tests/support/matrix.py` writes it, the tests compare it). ✓: it works. From
-`over_time` to `functional_call` that means the same gradients as without it; for the others, whose
-gradients are not those of the default, that every layer gets some, and their own tests compare
-these with loops. A number is a refusal, in the words that a user reads; nothing is changed by it.
+What does not work raises an error that says what to do, before a gradient is written. In short:
 """
-TAIL = """`DDP` is one process here; two are compared with one in `tests/attach/test_distributed.py`. Refused:
+MIDDLE = """
+All else in the table works. The tests run every pair of a network and what it meets, on three layers, and this page is
+what they found (`python tests/support/matrix.py` writes it, the tests compare it).
+
+- ✓: it works. From `over_time` to `functional_call` that means the same gradients as without it. For the others, whose
+  gradients are not those of the default, it means that every layer gets a gradient; other tests compare these with loops.
+- A number is an error; its words are below the table.
+"""
+TAIL = """`DDP` is one process here; two are compared with one in `tests/attach/test_distributed.py`.
+
+## The errors
 """
 
 
