@@ -315,6 +315,9 @@ TAIL = """`DDP` is one process here; two are compared with one in `tests/attach/
 def main() -> None:
     """Run all pairs and write the page."""
     warnings.simplefilter("error")
+    warnings.filterwarnings(
+        "ignore", message="feedback: 'kolen-pollack' learns at a rate of its own"
+    )
     results = {(n, m): outcome(n, m) for n in NETWORKS for m in MACHINERY}
     PAGE.write_text(page(results), encoding="utf-8")
 
