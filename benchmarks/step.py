@@ -315,7 +315,8 @@ def _table(result: dict) -> str:
     base = rows.get("snntorch bptt")
     lines = [f"T={result['steps']}  {'ms':>9} {'x snntorch':>11} {'x products':>11} {'MB':>8}"]
     for name, row in rows.items():
-        own = rows.get("products dfa bf16") if "bf16" in name else rows.get("products dfa")
+        floor = "products dfa bf16" if "bf16" in name else "products dfa"
+        own = rows.get(floor, rows.get("convs"))
         ratios = (row["ms"] / other["ms"] if other else math.nan for other in (base, own))
         lines.append(
             f"{name:<18} {row['ms']:8.1f} {next(ratios):11.3f} "

@@ -82,6 +82,8 @@ def _channels_last(x: Tensor) -> Tensor:
     if x.dim() != 4 or x.device.type != "cpu" or x.dtype not in _CHANNELS_LAST:
         return x
     if x.shape[1] == 1:  # a view: strides alone tell this format of one channel from the other
+        if x.requires_grad:
+            return x  # between layers DFA reads the graph, in which views keep numbers in order
         return x.reshape(len(x), *x.shape[2:], 1).permute(0, 3, 1, 2)
     return x.contiguous(memory_format=torch.channels_last)
 
