@@ -93,7 +93,7 @@ class Broadcast:
     ) -> dict[str, dict[Call, Errors]]:
         """Return for each hidden layer its calls, with the errors at the outputs of their step."""
         steps: dict[str, dict[Call, Errors]] = {}
-        for call, grads in arrived:
+        for call, grads in sorted(arrived, key=lambda each: each[0].number):
             if call.layer not in self._layers.outputs or all(g is None for g in grads):
                 continue
             error = self._error(call, grads)
@@ -158,10 +158,18 @@ class Broadcast:
             errors = [self._joined(each) for _, each in group]
             e = _stacked(errors)
             check_finite(e, " and ".join(self._layers.outputs))
-            call = group[0][0]
-            targets = self._targets if self._targets is not None else call.targets
-            self._signals[key] = broadcast_signal(self._rule, e, targets, call.steps)
+            self._signals[key] = self._made(e, [call for call, _ in group])
         return self._signals[key], len(batch)
+
+    def _made(self, e: Tensor, calls: Sequence[Call]) -> Tensor:
+        """Return what the rule makes of the errors of some calls, in their order."""
+        own, steps = [call.targets for call in calls], calls[0].steps
+        if self._targets is not None or all(y is own[0] for y in own):
+            targets = own[0] if self._targets is None else self._targets
+            return broadcast_signal(self._rule, e, targets, steps)
+        return torch.stack(
+            [broadcast_signal(self._rule, *each, steps) for each in zip(e, own, strict=True)]
+        )
 
     def _joined(self, errors: Errors) -> Tensor:
         """Return the errors of all outputs side by side; one that the loss did not read is zero."""

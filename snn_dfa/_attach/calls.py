@@ -59,11 +59,12 @@ class Call:
         learns: Whether anything but other layers went into it that wants a gradient.
         linked: Whether the graph leads from the port to the parameters.
         collector: Receives what comes back.
+        number: Of the call, in their order.
     """
 
     __slots__ = (
-        "below", "collector", "entered", "layer", "learns", "linked", "released", "returned",
-        "shape", "sizes", "spikes", "steps", "targets", "values",
+        "below", "collector", "entered", "layer", "learns", "linked", "number", "released",
+        "returned", "shape", "sizes", "spikes", "steps", "targets", "values",
     )  # fmt: skip
 
     def __init__(
@@ -75,7 +76,9 @@ class Call:
         learns: bool,
         linked: bool,
         collector: Collector,
+        number: int,
     ) -> None:
+        self.number = number
         self.layer, self.values, self.spikes = layer, values, spikes
         self.returned, self.learns, self.linked = returned, learns, linked
         self.collector = collector

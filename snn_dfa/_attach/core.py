@@ -11,6 +11,7 @@ graph ends. What comes in is looked up in the graph, never by the identity of an
 
 from __future__ import annotations
 
+import itertools
 import warnings
 import weakref
 from bisect import bisect_right
@@ -64,7 +65,7 @@ class Core:
         self.targets: Tensor | None = None
         self.layouts: list[Layout] = []  # of the forms in the network that run time as samples
         self.running: Run | None = None
-        self.now = Pass()
+        self.now, self._numbers = Pass(), itertools.count()
         self.within = False  # a pass of the network is going on
         self.repeats = False  # the pass is one that activation checkpointing does again
         self.inside: str | None = None
@@ -266,7 +267,7 @@ class Core:
         if self.aligned:
             return tuple(values)
         linked = self.layers.may_be_output(layer)
-        call = Call(layer, values, spikes, returned, self._learning, linked, self.collector)
+        call = self._make(layer, values, spikes, returned, self._learning, linked)
         call.targets, call.entered = self.targets, self._entered
         call.steps = next((each.steps for each in self.layouts if each.running), None)
         self.now.note(call, self.layers)
@@ -287,7 +288,10 @@ class Core:
         if self.paths.tracing:
             for value in values:
                 self.paths.note_returned(value, self._mine)
-        return self._port(Call(None, values, None, len(values), True, True, self.collector))
+        return self._port(self._make(None, values, None, len(values), True, True))
+
+    def _make(self, *described: Any) -> Call:
+        return Call(*described, self.collector, next(self._numbers))
 
     def _port(self, call: Call) -> tuple[Tensor, ...]:
         if not call.values:

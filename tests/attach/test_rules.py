@@ -65,6 +65,37 @@ def test_targets_may_be_given_around_forward_or_backward(y):
     assert torch.equal(*grads)
 
 
+def test_targets_of_steps_are_those_of_their_steps():
+    def net():
+        torch.manual_seed(0)
+        layers = (nn.Linear(4, 6), nn.Linear(6, 3))
+        lif = partial(snn.Leaky, 0.8, 0.3, fast_sigmoid(5), init_hidden=True)
+        return nn.Sequential(layers[0], lif(), layers[1], lif()).double()
+
+    x, y = torch.rand(2, 5, 2, 4, dtype=torch.float64)[:, :, :, :4]
+    y = y[..., :3]  # [T, B, C], another one at each step
+
+    def grads(way):
+        plain = net()
+        form = over_time(plain) if way == "whole" else plain
+        dfa = DFA(form, rule="target", output="3")
+        if way == "each":
+            total = 0.0
+            for step, targets in zip(x, y, strict=True):
+                with dfa.targets(targets):
+                    total = total + plain(step).sum()
+            total.backward()
+        else:
+            with dfa.targets(y):
+                spk = form(x) if way == "whole" else torch.stack([form(step) for step in x])
+                spk.sum().backward()
+        return plain[0].weight.grad
+
+    assert grads("whole").any()
+    torch.testing.assert_close(grads("loop"), grads("whole"))
+    torch.testing.assert_close(grads("each"), grads("whole"))
+
+
 def test_targets_that_are_missing_or_do_not_fit_are_refused():
     p = problem("sequential", "leaky")
     dfa = DFA(p.net, rule="target", output="4")
