@@ -267,7 +267,8 @@ class Core:
         if self.aligned:
             return tuple(values)
         linked = self.layers.may_be_output(layer)
-        call = self._make(layer, values, spikes, returned, self._learning, linked)
+        number = next(self._numbers)
+        call = Call(layer, values, spikes, returned, self._learning, linked, self.collector, number)
         call.targets, call.entered = self.targets, self._entered
         call.steps = next((each.steps for each in self.layouts if each.running), None)
         self.now.note(call, self.layers)
@@ -288,10 +289,8 @@ class Core:
         if self.paths.tracing:
             for value in values:
                 self.paths.note_returned(value, self._mine)
-        return self._port(self._make(None, values, None, len(values), True, True))
-
-    def _make(self, *described: Any) -> Call:
-        return Call(*described, self.collector, next(self._numbers))
+        number = next(self._numbers)
+        return self._port(Call(None, values, None, len(values), True, True, self.collector, number))
 
     def _port(self, call: Call) -> tuple[Tensor, ...]:
         if not call.values:
