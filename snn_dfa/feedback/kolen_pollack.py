@@ -74,12 +74,13 @@ class KolenPollackFeedback(Learned):
         return True
 
     def notify(self, name: str, error: Tensor) -> None:
-        """Show the observer an error; warn once if no optimiser is followed."""
-        if not self.has_optimizer and not self._warned:
+        """Show the observer an error; warn once if no optimiser is followed, at a rate of ours."""
+        lr = self.feedback_optimizer.lr
+        if lr == KolenPollack().lr and not self.has_optimizer and not self._warned:
             self._warned = True
             warnings.warn(
                 f"feedback: {self.type_name!r} learns at a rate of its own "
-                f"({self.feedback_optimizer.lr:g}) and follows no optimiser; it becomes the "
+                f"({lr:g}) and follows no optimiser; it becomes the "
                 f"weights only if it takes their steps: call dfa.follow(optimizer), or write "
                 f"DFA(net, optimizer=optimizer)",
                 stacklevel=2,

@@ -139,6 +139,13 @@ class Layout:
             and the states that come in and go out are noted.
         in_neuron: Whether a neuron runs.
         last_neuron: The one that was called last.
+        taken: States that have come into neurons, by identity.
+        given: States that have come out of neurons, by identity.
+        kept: The tensors behind both, so that no other one has their identity.
+
+    Example:
+        >>> Layout(steps=5, batch=2).first_dimension(torch.zeros(10, 3)).shape
+        torch.Size([5, 2, 3])
     """
 
     steps: int = 1

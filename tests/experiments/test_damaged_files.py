@@ -27,6 +27,7 @@ from snn_dfa.experiments.train.trainer import Trainer
 def test_a_full_disk_is_one_line_and_leaves_the_old_checkpoint(tmp_path, capsys, monkeypatch):
     path = tmp_path / "checkpoint.pt"
     assert run(*TINY, "--out", tmp_path) == 0
+    (tmp_path / "metrics.json").unlink()  # without results, another run may follow
     before = path.read_bytes()
     capsys.readouterr()
 
@@ -49,6 +50,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_checkpoint(tmp_path, capsys,
 def test_a_file_that_the_system_refuses_to_let_grow_is_one_line(tmp_path):
     """What torch itself makes of a write that fails, in a process with a real limit."""
     assert run(*TINY, "--epochs", "1", "--out", tmp_path) == 0
+    (tmp_path / "metrics.json").unlink()
     path = tmp_path / "checkpoint.pt"
     before = path.read_bytes()
     limit = len(before) // 2
