@@ -117,9 +117,9 @@ class TrainingCost:
 
     @property
     def memory_traffic(self) -> int:
-        """Bytes: what is kept and traces are written and read, weights read for the forward pass.
+        """Bytes that are moved, with what is kept and traces written and read.
 
-        The update reads weights, and writes weights and gradients. The backward pass reads
+        The forward pass reads weights. The update reads and writes them. The backward pass reads
         feedback and transported weights once.
         """
         passes = self.steps if self.credit == "trace" else 1

@@ -64,7 +64,7 @@ class Comparison:
 
     @property
     def cost_table(self) -> str:
-        """A line for each rule: what a training step of the first batch costs, computed."""
+        """What a training step of the first batch costs by each rule, computed."""
         return aligned(cost_rows(self.costs))
 
     @property

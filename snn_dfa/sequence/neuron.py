@@ -382,7 +382,7 @@ def _flat(result: Any) -> Any:
 
 
 def dynamics_of(neuron: Any) -> Dynamics | None:
-    """Return the equations of a neuron that :func:`leaky_scan` knows; ``None`` for any other.
+    """Return the equations of a neuron that ``leaky_scan`` knows; ``None`` for any other.
 
     Known are ``Leaky``, ``RefractoryLeaky`` and, where it does not reset to zero, ``Lapicque`` (not
     their subclasses, which may do anything) with the surrogates of this library and those of
