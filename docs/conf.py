@@ -36,11 +36,8 @@ nitpicky = True
 # Nothing is fetched while building, so that what lies outside this library is not linked.
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|snntorch|collections|typing|pathlib)\..*"),
-    (
-        r"py:class",
-        r"nn\.Module|Tensor|NeuroBenchModel",
-    ),  # of a class that is made inside a function
-    (r"py:class", r"snn_dfa\.sequence\.scan\..*"),  # not public
+    (r"py:class", r"nn\.Module|Tensor|NeuroBenchModel"),  # of a class that a function makes
+    (r"py:class", r"snn_dfa\.sequence\.(scan\..*|neuron\.Layout)"),  # without a page
 ]
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"

@@ -119,8 +119,8 @@ class TrainingCost:
     def memory_traffic(self) -> int:
         """Bytes that are moved, with what is kept and traces written and read.
 
-        The forward pass reads weights. The update reads and writes them. The backward pass reads
-        feedback and transported weights once.
+        The forward pass reads weights. The update reads weights, and writes weights and gradients.
+        The backward pass reads feedback and transported weights once.
         """
         passes = self.steps if self.credit == "trace" else 1
         kept = 2 * (passes * self.kept_bytes + passes * self.trace_bytes)
