@@ -197,7 +197,8 @@ class Broadcast:
         shape = calls[0].shape if len(calls) == 1 else (len(calls), *calls[0].shape)
         sent = sent.expand(shape)
         self._feedback.notify(name, sent)
-        return [(call, (sent if len(calls) == 1 else sent[k],)) for k, call in enumerate(calls)]
+        each = [sent] if len(calls) == 1 else sent
+        return [(call, (e,)) for call, e in zip(calls, each, strict=True) if call.hears]
 
 
 def _alike(calls: Mapping[Call, Errors]) -> list[list[tuple[Call, Errors]]]:

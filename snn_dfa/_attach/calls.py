@@ -91,6 +91,11 @@ class Call:
         self.sizes: list[torch.Size] = []  # of the values that were released
         self.released = False
 
+    @property
+    def hears(self) -> bool:
+        """Whether an error at the spikes reaches anything: they have a graph, or had one."""
+        return self.released or (bool(self.values) and self.values[0] is self.spikes)
+
     def release(self) -> None:
         """Forget the layer's own graph, which a backward pass has used up."""
         if self.released:

@@ -29,6 +29,12 @@ def test_gradients_are_the_oracles(chunk, outcomes):
     assert not failed, f"{len(failed)} of {SIZE}:\n" + "\n".join(failed)
 
 
+def test_an_error_goes_nowhere_where_the_spikes_of_a_step_have_no_graph_and_the_membrane_has():
+    layer = Layer(reset_delay=False, learns="graded", inhibition=True)
+    spec = Spec(seed=705587, layers=(layer,), output=Layer(), frozen="synapses")
+    assert check(spec).kind == EQUAL
+
+
 def test_few_programs_are_refused(outcomes):
     if len(outcomes) < CHUNKS * SIZE:
         pytest.skip("counts a full run")
