@@ -162,5 +162,5 @@ class Pass:
             hidden = [n for n in counts if n not in layers.outputs]
             for call in self.calls.get(output, ()):
                 late = [name for name in hidden if name not in call.below]
-                if late:
+                if late and not call.released:
                     raise OutOfStepError(messages.called_late(late[0], output))

@@ -348,8 +348,7 @@ class Core:
             OutOfStepError: if a hidden layer has other steps or samples than the output.
             FeedbackError: if a matrix does not fit.
         """
-        if not self.layers.outputs:
-            self.now.end(self.layers)
+        self._settle(arrived)
         if self.paths.tracing:
             self._look_at_heads()
             self.paths.tracing = False
@@ -359,6 +358,21 @@ class Core:
         if self.errors_of is not None:
             arrived = self.errors_of(arrived)
         return self._broadcast()(arrived)
+
+    def _settle(self, arrived: Arrivals) -> None:
+        """Settle who is the output, and end a pass that is made without the network's forward.
+
+        Such a pass has no other end where layers were not called equally often, as after an
+        exception in the middle of a step.
+        """
+        may_be_output = self.layers.may_be_output
+        last = {id(c) for n, calls in self.now.calls.items() if may_be_output(n) for c in calls}
+        now, unknown = self.now, not self.layers.outputs
+        ends = not self.within and any(id(call) in last for call, _ in arrived)
+        if ends:
+            self.now = Pass()
+        if ends or unknown:
+            now.end(self.layers)
 
     def _look_at_heads(self) -> None:
         """See which layers the loss reads through weights."""

@@ -28,7 +28,8 @@ def out_of_step(hidden: str, output: str | None, calls: Mapping[str, int]) -> st
         f"{output!r} {calls.get(output or '', 0)} times in one forward pass; expected as many "
         f"calls of each: if {output!r} is not the output, name the one that is with output=, and "
         f"name the layers that keep step with it with hidden=; a neuron that stands for several "
-        f"layers must be a neuron of its own for each, which may share weights"
+        f"layers must be a neuron of its own for each, which may share weights; a step that an "
+        f"exception has broken off counts, too, until this error"
     )
 
 

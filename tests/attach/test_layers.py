@@ -148,3 +148,65 @@ def test_layers_out_of_step_are_refused_by_name():
         pytest.raises(OutOfStepError, match="'3' is called after the output '1' of its step"),
     ):
         net(X[0])
+
+
+def _by_hand(net, *, interrupt=False):
+    """Return the gradients of a loop that calls the layers, and not the network."""
+    net.zero_grad()
+    for module in net:
+        if isinstance(module, snn.SpikingNeuron):
+            module.reset_mem()
+    if interrupt:
+        net[1](net[0](X[0]))
+        net[1].reset_mem()
+    steps = []
+    for x in X:
+        for module in net:
+            x = module(x)
+        steps.append(x)
+    (torch.stack(steps) * torch.arange(len(X)).view(-1, 1, 1)).sum().backward()
+    return [p.grad.clone() for p in net.parameters()]
+
+
+def test_a_step_that_was_broken_off_raises_one_error_and_is_forgotten():
+    net = small()
+    with DFA(net):
+        expected = _by_hand(net)
+        with pytest.raises(OutOfStepError, match="exception has broken off"):
+            _by_hand(net, interrupt=True)
+        assert all(p.grad is None for p in net.parameters())
+        assert equal(_by_hand(net), expected)
+    assert all(grad.any() for grad in expected)
+
+
+class Online(nn.Module):
+    """Its loop, with a backward pass after each step, is inside ``forward`` or around it."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self.body, self.inside = small(), inside
+
+    def forward(self, x):
+        return self.learn(x, self.body) if self.inside else self.body(x)
+
+    def learn(self, xs, step):
+        for x in xs:
+            step(x).square().sum().backward()
+            for module in self.body:
+                if isinstance(module, snn.SpikingNeuron):
+                    module.detach_hidden()
+
+
+def test_backward_passes_inside_forward_are_those_of_the_loop_around_it():
+    grads = []
+    for inside in (True, False):
+        torch.manual_seed(0)
+        net = Online(inside)
+        with DFA(net):
+            if inside:
+                net(X)
+            else:
+                net.learn(X, net)
+        grads.append([p.grad for p in net.parameters()])
+    assert all(grad.any() for grad in grads[0])
+    assert equal(*grads)
