@@ -20,7 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from snn_dfa._attach.core import Core
 from snn_dfa._attach.hooks import place
-from snn_dfa._attach.layers import spiking_layers
+from snn_dfa._attach.trace_base import TraceBase, cut
 from snn_dfa._attach.weights import SYNAPSES, inside_neurons
 from snn_dfa.eligibility import advance_chunk
 from snn_dfa.errors import AttachError
@@ -32,7 +32,7 @@ __all__ = ["LINEAR", "ChunkTraces"]
 LINEAR = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.Flatten, nn.Identity)
 
 
-class ChunkTraces:
+class ChunkTraces(TraceBase):
     """Hooks on synapses, what neurons do before and after a call, and traces between chunks.
 
     Args:
@@ -43,15 +43,9 @@ class ChunkTraces:
     """
 
     def __init__(self, net: nn.Module, modules: Mapping[str, nn.Module], core: Core) -> None:
-        self._core = core
-        self._neurons = spiking_layers(net)
-        self._inputs: dict[nn.Module, Tensor] = {}
+        super().__init__(net, core)
         # What a synapse or a module behind it returned -> input of the synapse, and all of them.
         self._ways = WeakTensorKeyDictionary()
-        self._traces: dict[str, tuple[Tensor, Tensor]] = {}  # of inputs and of the bias
-        # Membranes, kept so that no other tensor has their place in memory.
-        self._last: dict[str, Tensor] = {}
-        self._handles: list[Any] = []
         within = inside_neurons(net)
         wrapped = {m.module for m in net.modules() if isinstance(m, AtOnce)}
         for module in net.modules():
@@ -64,18 +58,6 @@ class ChunkTraces:
             if neuron not in set(modules.values()):
                 before = partial(self.before, name, neuron)
                 self._handles += place(neuron, before, partial(self._after_neuron, name))
-
-    def remove(self) -> None:
-        """Take every hook off and forget the traces."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        for kept in (self._inputs, self._traces, self._last):
-            kept.clear()
-
-    @property
-    def _idle(self) -> bool:
-        return not self._core.active or not torch.is_grad_enabled()
 
     # -- between layers ----------------------------------------------------------------------------
 
@@ -96,17 +78,13 @@ class ChunkTraces:
 
     # -- a call of a layer -------------------------------------------------------------------------
 
-    def cuts(self, name: str) -> bool:
-        """Return that layers run with their graph, which ends at their states."""
-        return False
-
     def before(self, name: str, module: Any, args: Any, kwargs: Any) -> Any:
         """Let a neuron begin with a membrane that has the gradient of the trace."""
         if name not in self._neurons or self._idle:
             return args, kwargs
         current, *states = args
-        states = [_cut(s) for s in states]
-        kwargs = {k: _cut(v) for k, v in kwargs.items()}
+        states = [cut(s) for s in states]
+        kwargs = {k: cut(v) for k, v in kwargs.items()}
         module.traces = True
         if current in self._ways or self._core.learns(current):
             self._carry(name, module, current, [*states, *kwargs.values()])
@@ -161,12 +139,10 @@ class ChunkTraces:
     def _is_new(self, name: str, scan: Any, current: Tensor, states: list[Any]) -> bool:
         """Whether the membrane that comes in begins a new sequence."""
         given = [s for s in states if isinstance(s, Tensor)]
-        mem, last = given[-1] if given else scan.neuron.mem, self._last.get(name)
+        mem = given[-1] if given else scan.neuron.mem
         if isinstance(scan, FlatScan):
             mem = scan.layout.last(mem, current.dim() - 1)
-        if last is None or mem.shape != current.shape[1:] or not scan.stateful:
-            return True
-        return mem.data_ptr() != last.data_ptr() and not bool(mem.any())
+        return not scan.stateful or self._begins(name, mem, current.shape[1:])
 
 
 def _current(modules: Any, inputs: Tensor, biases: Tensor) -> Tensor:
@@ -180,7 +156,3 @@ def _current(modules: Any, inputs: Tensor, biases: Tensor) -> Tensor:
     for module in between:
         y = module.forward(y)
     return y
-
-
-def _cut(state: Any) -> Any:
-    return state.detach() if isinstance(state, Tensor) else state

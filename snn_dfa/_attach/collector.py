@@ -19,7 +19,6 @@ from torch.autograd import Variable
 from snn_dfa._attach.calls import Call
 from snn_dfa._attach.functions import (
     Deliver,
-    Emit,
     Gather,
     accumulate,
     gradients,
@@ -110,11 +109,11 @@ class Collector:
             run.replay(replays, keep=keep)
         own = len(self.parameters)
         if not self._partial:
-            _accumulate(others, results[own:])
+            _write(others, results[own:])
         if any(call.linked for call, _ in arrived):
             self._results = results[:own]
         else:
-            _accumulate(self.parameters, results[:own])
+            _write(self.parameters, results[:own])
 
     def hand_out(self) -> Sequence[Tensor | None]:
         """Return the parameters' gradients to autograd, once."""
@@ -195,7 +194,7 @@ class Run:
                 own = zip(self._at, layers, strict=False)
                 _add(total, [None if id(t) in inside else g for t, g in own])
                 if inside:
-                    accumulate(roots, self._inside, keep=twice)
+                    accumulate(roots, at=self._inside, keep=twice)
         finally:
             core.running = None
         if not keep:
@@ -248,11 +247,8 @@ def _add(total: list[Tensor | None], more: Iterable[Tensor | None]) -> None:
         total[i] = _sum(known, new)
 
 
-def _accumulate(tensors: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+def _write(leaves: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
     """Let autograd accumulate gradients at leaves, with their hooks."""
-    pairs = [(t, g) for t, g in zip(tensors, grads, strict=True) if g is not None]
-    if pairs:
-        leaves, found = zip(*pairs, strict=True)
-        with torch.enable_grad():
-            root = Emit.apply(found, *leaves)
-        torch.autograd.backward(root)
+    known = [(leaf, g) for leaf, g in zip(leaves, grads, strict=True) if g is not None]
+    if known:
+        accumulate(known)

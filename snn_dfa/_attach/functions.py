@@ -272,18 +272,23 @@ def gradients(
             hooks.update(were)
 
 
-def accumulate(roots: Sequence[tuple[Tensor, Tensor]], at: Sequence[Tensor], *, keep: bool) -> None:
-    """Accumulate gradients at some leaves, in a pass that calls their hooks.
+def accumulate(
+    roots: Sequence[tuple[Tensor, Tensor]],
+    *,
+    at: Sequence[Tensor] | None = None,
+    keep: bool = False,
+) -> None:
+    """Accumulate gradients at leaves, in a pass that calls their hooks.
 
     Args:
         roots: Values and the gradients at them.
-        at: The leaves.
+        at: The leaves; ``None`` for all.
         keep: Whether the graph can be passed once more.
     """
     values, grads = zip(*roots, strict=True)
     with torch.enable_grad():
         root = Emit.apply(grads, *values)
-    torch.autograd.backward(root, inputs=list(at), retain_graph=keep)
+    torch.autograd.backward(root, inputs=None if at is None else list(at), retain_graph=keep)
 
 
 # -- what a layer's own graph is replaced by -------------------------------------------------------

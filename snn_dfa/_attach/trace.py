@@ -22,6 +22,7 @@ from snn_dfa._attach.core import Core
 from snn_dfa._attach.functions import Traced, in_backward
 from snn_dfa._attach.hooks import place
 from snn_dfa._attach.layers import is_spiking, spiking_layers
+from snn_dfa._attach.trace_base import TraceBase, cut
 from snn_dfa._attach.weights import SYNAPSES, gradient_at_weight, inside_neurons, synapses
 from snn_dfa.eligibility import advance
 from snn_dfa.errors import AttachError
@@ -121,7 +122,7 @@ class _Call:
         return gradient_at_weight(self.module, self.x, error), at_bias
 
 
-class Traces:
+class Traces(TraceBase):
     """Hooks on synapses, what layers do before and after a call, and traces between steps.
 
     Args:
@@ -131,16 +132,9 @@ class Traces:
     """
 
     def __init__(self, net: nn.Module, modules: Mapping[str, nn.Module], core: Core) -> None:
-        self._core = core
-        # Also one behind a plain readout: its past is cut like that of the others.
-        self._neurons = spiking_layers(net)
-        self._inputs: dict[nn.Module, Tensor] = {}
+        super().__init__(net, core)
         self._calls = WeakTensorKeyDictionary()  # what a synapse returned -> its call
-        self._traces: dict[tuple[str, nn.Module], tuple[tuple[Tensor, ...], ...]] = {}
         self._latest: dict[nn.Module, _Call] = {}
-        # Membranes, kept so that no other tensor has their place in memory.
-        self._last: dict[str, Tensor] = {}
-        self._handles: list[Any] = []
         layers = set(modules.values())
         for synapse in synapses(net).values():
             if synapse in layers:  # a readout: its values have a port by now
@@ -165,15 +159,8 @@ class Traces:
 
     def remove(self) -> None:
         """Take every hook off and forget the traces."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        for kept in (self._inputs, self._traces, self._last, self._latest):
-            kept.clear()
-
-    @property
-    def _idle(self) -> bool:
-        return not self._core.active or not torch.is_grad_enabled()
+        super().remove()
+        self._latest.clear()
 
     # -- between layers ----------------------------------------------------------------------------
 
@@ -210,10 +197,6 @@ class Traces:
 
     # -- a call of a layer -------------------------------------------------------------------------
 
-    def cuts(self, name: str) -> bool:
-        """Return that layers run with their graph, which ends at their states."""
-        return False
-
     def before(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Cut a neuron's states and carry its trace on; note a readout's input."""
         if name in self._neurons:
@@ -240,27 +223,20 @@ class Traces:
         if self._idle:
             return None
         current = args[0]
-        kwargs = {k: _cut(v) for k, v in kwargs.items()}
-        args = (current, *(_cut(state) for state in args[1:]))
+        kwargs = {k: cut(v) for k, v in kwargs.items()}
+        args = (current, *(cut(state) for state in args[1:]))
         for state in _STATES:
             value = getattr(neuron, state, None)
             if isinstance(value, Tensor) and value.requires_grad:
                 setattr(neuron, state, value.detach())
         given = [s for s in (*args[1:], *kwargs.values()) if isinstance(s, Tensor)]
         mem = given[-1] if given else neuron.mem  # the last of a neuron's states
-        if self._is_new(name, mem, current):
+        if self._begins(name, mem, current.shape):
             for key in [k for k in self._traces if k[0] == name]:
                 del self._traces[key]
         if current in self._calls or self._core.learns(current):
             self._carry(name, neuron, self._call_of(name, current))
         return args, kwargs
-
-    def _is_new(self, name: str, mem: Tensor, current: Tensor) -> bool:
-        """Whether the membrane that comes in begins a new sequence."""
-        last = self._last.get(name)
-        if last is None or mem.shape != current.shape or last.shape != current.shape:
-            return True
-        return mem.data_ptr() != last.data_ptr() and not bool(mem.any())
 
     def _call_of(self, name: str, current: Tensor) -> _Call:
         call: _Call | None = self._calls.get(current)  # type: ignore[no-untyped-call]
@@ -300,7 +276,3 @@ class Traces:
         if not self._idle:
             neuron: Any = self._neurons[name]
             self._last[name] = neuron.mem.detach()
-
-
-def _cut(state: Any) -> Any:
-    return state.detach() if isinstance(state, Tensor) else state

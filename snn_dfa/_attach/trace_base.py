@@ -1,0 +1,66 @@
+"""What traces of single steps and of chunks share: hooks, what they note, and when they rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snn_dfa._attach.core import Core
+from snn_dfa._attach.layers import spiking_layers
+
+__all__ = ["TraceBase", "cut"]
+
+
+class TraceBase:
+    """Hooks on layers with weights, and traces from call to call.
+
+    Args:
+        net: The network.
+        core: The attachment.
+    """
+
+    def __init__(self, net: nn.Module, core: Core) -> None:
+        self._core = core
+        # Also one behind a plain readout: its past is cut like that of the others.
+        self._neurons = spiking_layers(net)
+        self._inputs: dict[nn.Module, Tensor] = {}
+        self._traces: dict[Any, Any] = {}
+        # Membranes, kept so that no other tensor has their place in memory.
+        self._last: dict[str, Tensor] = {}
+        self._handles: list[Any] = []
+
+    def remove(self) -> None:
+        """Take every hook off and forget the traces."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for kept in (self._inputs, self._traces, self._last):
+            kept.clear()
+
+    def cuts(self, name: str) -> bool:
+        """Return that layers run with their graph, which ends at their states."""
+        return False
+
+    @property
+    def _idle(self) -> bool:
+        return not self._core.active or not torch.is_grad_enabled()
+
+    def _begins(self, name: str, mem: Tensor, shape: torch.Size) -> bool:
+        """Return whether the membrane that comes in begins a new sequence.
+
+        Args:
+            name: Of the neuron.
+            mem: The membrane.
+            shape: Of a step's current.
+        """
+        last = self._last.get(name)
+        if last is None or mem.shape != shape or last.shape != shape:
+            return True
+        return mem.data_ptr() != last.data_ptr() and not bool(mem.any())
+
+
+def cut(state: Any) -> Any:
+    """Return a state without its past."""
+    return state.detach() if isinstance(state, Tensor) else state
