@@ -12,6 +12,7 @@ from snn_dfa._attach.core import Core
 from snn_dfa._attach.feedback_alignment import Alignment
 from snn_dfa._attach.forward import Credit, LayerForward, NetworkForward, parameters_of
 from snn_dfa._attach.hooks import sweep
+from snn_dfa._attach.layers import Structure
 from snn_dfa._attach.local_gradient import LocalGradient
 from snn_dfa._attach.output_current import OutputCurrents
 from snn_dfa._attach.paths import Paths
@@ -65,6 +66,7 @@ def assemble(
     local = LocalGradient(modules, layers.outputs, derivative) if credit == "current" else None
     core = Core(layers, RULES[rule], feedback, paths, parameters_of(net)())
     core.aligned = bool(weights)
+    core.see_that_it_is_whole = Structure(net, layers, modules).check
     core.layouts = [m.layout for m in net.modules() if isinstance(m, TimeAsBatch)]
     parts: list[Part] = []
     inside: Credit | None = local
@@ -87,7 +89,7 @@ def assemble(
             )
         )
     own = {id(module.weight): name for name, module in weights.items()}
-    parts.append(NetworkForward(net, core, modules, states, own))
+    parts.append(NetworkForward(net, core, states, own))
     return core, parts[::-1]
 
 

@@ -137,8 +137,8 @@ class Broadcast:
         """
         dims = 2 if self._layers.sequences else 1
         if len(call.shape) == 1:
-            hidden = next(iter(call.below.values()), None)
-            if hidden is None or len(hidden.shape) == 1 or hidden.shape[0] != call.shape[0]:
+            shapes = [hidden.shape for hidden in call.below.values()]
+            if not shapes or any(len(s) == 1 or s[0] != call.shape[0] for s in shapes):
                 return 0
         return min(dims, len(call.shape))
 

@@ -136,6 +136,11 @@ class Pass:
                 for other, calls in self.calls.items()
                 if len(calls) > step and other != name and other not in layers.outputs
             }
+        elif len(layers.outputs) > 1:  # some of which may have been called before
+            for output in layers.outputs:
+                calls = self.calls.get(output, ())
+                if len(calls) > step:
+                    calls[step].below[name] = call
 
     def is_even(self, layers: Layers) -> bool:
         """Return whether every layer that was called has been called as often as the outputs."""
@@ -159,8 +164,11 @@ class Pass:
             for name in layers.names:
                 if name in counts and counts[name] != counts.get(output, 0):
                     raise OutOfStepError(messages.out_of_step(name, output, counts))
-            hidden = [n for n in counts if n not in layers.outputs]
-            for call in self.calls.get(output, ()):
-                late = [name for name in hidden if name not in call.below]
-                if late and not call.released:
-                    raise OutOfStepError(messages.called_late(late[0], output))
+        self._see_that_an_output_is_last(layers)
+
+    def _see_that_an_output_is_last(self, layers: Layers) -> None:
+        outputs = [self.calls[name] for name in layers.outputs if name in self.calls]
+        last = [max(call.number for call in step) for step in zip(*outputs, strict=False)]
+        for name in [name for name in self.calls if name not in layers.outputs]:
+            if any(c.number > end for c, end in zip(self.calls[name], last, strict=False)):
+                raise OutOfStepError(messages.called_late(name, layers.outputs))

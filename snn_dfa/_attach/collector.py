@@ -110,6 +110,11 @@ class Collector:
         own = len(self.parameters)
         if not self._partial:
             _write(others, results[own:])
+        elif any(g is not None for g in results[own:]):
+            raise BackwardError(
+                "torch.autograd.grad and backward(inputs=...) do not pass what comes into the "
+                "network or learns outside of it; call loss.backward(), or net(x.detach())"
+            )
         if any(call.linked for call, _ in arrived):
             self._results = results[:own]
         else:

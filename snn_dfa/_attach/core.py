@@ -30,7 +30,7 @@ from snn_dfa._attach.collector import Arrivals, Collector, Run
 from snn_dfa._attach.functions import Bridge, Port, Replay, Stale
 from snn_dfa._attach.graph import PORT, origin_of
 from snn_dfa._attach.paths import Paths
-from snn_dfa.errors import AttachError, BackwardError
+from snn_dfa.errors import AttachError, BackwardError, OutOfStepError
 from snn_dfa.feedback.base import FeedbackWeights
 from snn_dfa.rules import Rule
 from snn_dfa.sequence import Layout
@@ -61,6 +61,8 @@ class Core:
         self.active = True
         #: Takes the errors of outputs where they are to be taken.
         self.errors_of: Callable[[Arrivals], Arrivals] | None = None
+        #: Raises an error if the network has other layers now than when it was attached to.
+        self.see_that_it_is_whole: Callable[[], None] = lambda: None
         self.aligned = False  # errors go from layer to layer, and nothing is cut
         self.targets: Tensor | None = None
         self.layouts: list[Layout] = []  # of the forms in the network that run time as samples
@@ -246,16 +248,21 @@ class Core:
                     f"{of!r}, or name the modules inside {of!r} with hidden="
                 )
 
-    def note_insides(
-        self, layer: str, since: int, values: Sequence[Tensor], ends: set[Any]
-    ) -> None:
-        """Note a call whose insides are not known: its leaves, and its nodes."""
+    def note_insides(self, layer: str, since: int) -> None:
+        """Note a call whose insides are not known by its nodes."""
         self._intervals.append((since, torch.autograd._get_sequence_nr(), layer))  # type: ignore[attr-defined]
+
+    def note_leaves(self, values: Sequence[Tensor], ends: set[Any]) -> None:
+        """Note what a call learns from inside, beside the parameters of its module.
+
+        Args:
+            values: What the call returned.
+            ends: Nodes of what came in.
+        """
         for value in values:
             if value.grad_fn is not None:
-                for leaf in origin_of(
-                    value, self._mine, ends, self._entered.append
-                ).leaves.values():
+                found = origin_of(value, self._mine, ends, self._entered.append)
+                for leaf in found.leaves.values():
                     self._note_leaf(leaf)
 
     # -- what goes out -----------------------------------------------------------------------------
@@ -277,7 +284,8 @@ class Core:
                 if value.requires_grad:
                     value.register_hook(partial(self._refuse_reading, layer))  # type: ignore[no-untyped-call]
         if not self.within and self.now.is_even(self.layers):
-            self.now = Pass()  # the layers are called without the network: step by step
+            now, self.now = self.now, Pass()  # layers are called without the network: step by step
+            now.end(self.layers)
         if spikes is not None:
             self._shapes[layer] = [spikes.shape, *(v.shape for v in values[:returned])]
             if call.learns and self._rule is not None:
@@ -324,7 +332,11 @@ class Core:
         Raises:
             OutOfStepError: if a layer was not called as often as the output.
         """
-        self.now.end(self.layers)
+        try:
+            self.now.end(self.layers)
+        except OutOfStepError:
+            self.see_that_it_is_whole()  # a layer that is gone says more
+            raise
         if torch.is_grad_enabled() and self._rule is not None and not self.aligned:
             first = [c[0] for n, c in self.now.calls.items() if n in self.layers.outputs]
             shapes = [
@@ -344,11 +356,13 @@ class Core:
         """Return what each hidden call is sent for the errors that have arrived at the outputs.
 
         Raises:
-            AttachError: if the loss reads a layer that may be a second output.
+            AttachError: if the loss reads a layer that may be a second output, or a layer has come
+                into the network, or has left it, since DFA was attached.
             OutOfStepError: if a hidden layer has other steps or samples than the output.
             FeedbackError: if a matrix does not fit.
         """
         self._settle(arrived)
+        self.see_that_it_is_whole()
         if self.paths.tracing:
             self._look_at_heads()
             self.paths.tracing = False

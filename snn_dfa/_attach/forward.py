@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
@@ -33,6 +33,8 @@ __all__ = ["Credit", "LayerForward", "NetworkForward", "is_attached", "parameter
 
 #: An attribute of a module: where it is kept, its name and its value.
 State: TypeAlias = tuple[dict[str, Any], str, Tensor]
+#: One that a module runs with another value: where, name, its own value and the other.
+Held: TypeAlias = tuple[dict[str, Any], str, Tensor, Tensor]
 
 
 class Credit(Protocol):
@@ -82,15 +84,11 @@ def is_attached(net: nn.Module) -> bool:
 
 def parameters_of(net: nn.Module) -> Callable[[], list[Tensor]]:
     """Return a function that lists the parameters that want a gradient, without a walk."""
-    slots = [(m._parameters, name) for m in net.modules() for name in m._parameters]
+    stores = [m._parameters for m in net.modules()]
 
     def listed() -> list[Tensor]:
-        found = {}
-        for slot, name in slots:
-            p = slot.get(name)
-            if p is not None and p.requires_grad and not is_lazy(p):
-                found[id(p)] = p
-        return list(found.values())
+        every = [p for store in stores for p in store.values() if p is not None and p.requires_grad]
+        return list({id(p): p for p in every if not is_lazy(p)}.values())
 
     return listed
 
@@ -119,7 +117,7 @@ class LayerForward(Forward):
     ) -> None:
         super().__init__(module, core)
         self._name, self._closed, self._credit, self._states = name, closed, credit, states
-        self._own = list(module.parameters())
+        self._own = [m._parameters for m in module.modules()]
         self._is_block = not closed and bool(module._modules)
         known = closed and credit is None and type(module) is snn.Leaky
         self._step = Step(module) if known else None
@@ -164,31 +162,44 @@ class LayerForward(Forward):
         before = self._attributes() if cuts else []
         if self._credit is not None:
             args, kwargs = self._credit.before(name, module, args, kwargs)
-        since = 0 if self._closed else torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
-        core.inside = name
-        try:
-            with torch.set_grad_enabled(not cuts):
-                result = self.plain(*args, **kwargs)
-        except BaseException:
-            for store, key, old, _ in held:
-                store[key] = old
-            raise
-        finally:
-            core.inside = None
-        for store, key, old, new in held:
-            if store.get(key) is new:  # the module has not touched it
-                store[key] = old
-        if not self._closed:
-            ends = {t.grad_fn for t in _tensors((args, kwargs)) if t.grad_fn is not None}
-            ends |= {new.grad_fn for *_, new in held if new.grad_fn is not None}
-            core.note_insides(name, since, _tensors(result), ends)
+        result = self._run(args, kwargs, held, cuts)
         known = {id(old) for _, _, old, _ in held} | {id(old) for _, _, old in before}
         states = self._attributes() if cuts else self._graphs()
         left = [s for s in states if id(s[2]) not in known and (cuts or s[2].grad_fn is not None)]
         return self._hand_out(result, left)
 
+    def _run(self, args: Any, kwargs: Any, held: Sequence[Held], cuts: bool) -> Any:
+        """Run the module; note what it learns from inside; put back states that it left alone."""
+        core = self.core
+        since = 0 if self._closed else torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+        core.inside, done = self._name, False
+        try:
+            with torch.set_grad_enabled(not cuts):
+                result = self.plain(*args, **kwargs)
+            done = True
+        finally:
+            core.inside = None
+            for store, key, old, new in held:
+                if not done or store.get(key) is new:
+                    store[key] = old
+        if not self._closed or self._has_own_surrogate():
+            came_in = (*_tensors((args, kwargs)), *(new for *_, new in held))
+            ends = {t.grad_fn for t in came_in if t.grad_fn is not None}
+            core.note_leaves(_tensors(result), ends)
+            if not self._closed:
+                core.note_insides(self._name, since)
+        return result
+
     def _learns(self) -> bool:
-        return any([p.requires_grad for p in self._own])
+        return any(
+            [p.requires_grad for own in self._own if own for p in own.values() if p is not None]
+        )
+
+    def _has_own_surrogate(self) -> bool:
+        """Return whether the neuron has a surrogate of the user's, which may hold what learns."""
+        surrogate = getattr(self.module, "spike_grad", None)
+        home = getattr(surrogate, "__module__", "")  # a function's, or that of an object's class
+        return surrogate is not None and home.partition(".")[0] not in ("snntorch", "snn_dfa")
 
     def _call_step(self, inputs: list[Any]) -> Any:
         """Run a step whose inputs and states are known, as :meth:`_call` runs a module."""
@@ -268,7 +279,6 @@ class NetworkForward(Forward):
     Args:
         net: The network.
         core: The attachment.
-        modules: Its layers by name.
         states: Sees that no membrane is one of another process.
         weights: For feedback alignment: identity of each weight that has feedback to its layer.
     """
@@ -277,12 +287,11 @@ class NetworkForward(Forward):
         self,
         net: nn.Module,
         core: Core,
-        modules: Mapping[str, nn.Module],
         states: States,
         weights: Mapping[int, str],
     ) -> None:
         super().__init__(net, core)
-        self._modules, self._states, self._weights = modules, states, weights
+        self._states, self._weights = states, weights
         self._parameters = parameters_of(net)
 
     @partial(eager, recursive=False)
@@ -318,10 +327,6 @@ class NetworkForward(Forward):
 
     @eager
     def _end(self) -> None:
-        if torch.is_grad_enabled() and not self.core.aligned:
-            called = self.core.now.calls
-            missing = [name for name in self._modules if name not in called]
-            messages.refuse_gone(self.module, self._modules, missing)
         self.core.end()
 
     @eager

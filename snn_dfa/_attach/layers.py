@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import snntorch as snn
 from torch import nn
 
+from snn_dfa._attach import messages
 from snn_dfa._attach.calls import Layers
 from snn_dfa._attach.forward import is_attached
 from snn_dfa.errors import AttachError
 from snn_dfa.sequence import NeuronOverTime, Scan
 
-__all__ = ["find_layers", "is_spiking", "spiking_layers", "takes_sequences"]
+__all__ = ["Structure", "find_layers", "is_spiking", "spiking_layers", "takes_sequences"]
 
 # They take a whole sequence [T, B, ...] in one call, where the other neurons take a step [B, ...].
 _SEQUENCE_NEURONS = (snn.StateLeaky, snn.AssociativeLeaky, snn.LeakyParallel, Scan)
@@ -140,6 +142,44 @@ def find_layers(
         given=bool(outs),
     )
     return layers, modules
+
+
+class Structure:
+    """The modules of a network, as they were when DFA was attached. It does not hold the network.
+
+    Args:
+        net: The network.
+        layers: Its layers.
+        modules: Their modules by name.
+    """
+
+    def __init__(self, net: nn.Module, layers: Layers, modules: Mapping[str, nn.Module]) -> None:
+        self._net, self._layers = weakref.ref(net), layers
+        self._modules = weakref.WeakValueDictionary(modules)
+        self._seen = self._children(net)
+
+    def check(self) -> None:
+        """See that the layers are those that DFA was attached to.
+
+        Raises:
+            AttachError: naming one that is new or gone.
+        """
+        net = self._net()
+        if net is None or all([now == tuple(store.values()) for store, now in self._seen]):
+            return
+        known = dict(self._modules)
+        there = set(net.modules())
+        gone = [name for name in self._layers.names if known.get(name) not in there]
+        neurons = {} if self._layers.named else spiking_layers(net)
+        new = [name for name, module in neurons.items() if module not in known.values()]
+        if gone or new:
+            raise AttachError(messages.changed(gone, new))
+        self._seen = self._children(net)
+
+    @staticmethod
+    def _children(net: nn.Module) -> list[tuple[Mapping[str, Any], tuple[Any, ...]]]:
+        stores = [m._modules for m in net.modules()]
+        return [(store, tuple(store.values())) for store in stores]
 
 
 def _only_neuron_left(

@@ -10,10 +10,10 @@ from snn_dfa.errors import AttachError, FeedbackError
 
 __all__ = [
     "called_late",
+    "changed",
     "heads",
     "other_steps",
     "out_of_step",
-    "refuse_gone",
     "refuse_repetition",
     "refuse_unled",
     "second_output",
@@ -33,12 +33,13 @@ def out_of_step(hidden: str, output: str | None, calls: Mapping[str, int]) -> st
     )
 
 
-def called_late(hidden: str, output: str) -> str:
-    """Say that a layer was called after the output of its step."""
+def called_late(hidden: str, outputs: Sequence[str]) -> str:
+    """Say that a layer was called after all outputs of its step."""
+    output = " and ".join(map(repr, outputs))
     return (
-        f"hidden layer {hidden!r} is called after the output {output!r} of its step; expected the "
-        f"output last: if {output!r} is not the output, name the one that is with output=; if "
-        f"{hidden!r} lies behind the output, name the layers before it with hidden="
+        f"hidden layer {hidden!r} is called after the output {output} of its step; expected an "
+        f"output last: name the layer that is the output with output=; if {hidden!r} lies behind "
+        f"the output, name the layers before it with hidden="
     )
 
 
@@ -79,25 +80,18 @@ def heads(found: Mapping[str, str], outputs: Sequence[str]) -> str:
     )
 
 
-def refuse_gone(net: nn.Module, layers: Mapping[str, nn.Module], names: Sequence[str]) -> None:
-    """Raise an error for layers that another module has taken the place of.
-
-    Args:
-        net: The network.
-        layers: Its layers as they were.
-        names: Those that were not called.
-
-    Raises:
-        AttachError: if one of these is no longer there.
-    """
-    there = set(net.modules()) if names else set()
-    for name in names:
-        if layers[name] not in there:
-            raise AttachError(
-                f"layer {name!r} is no longer a part of the network, and what has taken its place "
-                f"would be left to back-propagation; call remove(), and attach DFA to the network "
-                f"as it is"
-            )
+def changed(gone: Sequence[str], new: Sequence[str]) -> str:
+    """Say that the network has other layers than when DFA was attached to it."""
+    if gone:
+        return (
+            f"layer {gone[0]!r} is no longer a part of the network, and what has taken its place "
+            f"would be left to back-propagation; call remove(), and attach DFA to the network as "
+            f"it is"
+        )
+    return (
+        f"layer {new[0]!r} has come into the network since DFA was attached, and would be left to "
+        f"back-propagation; call remove(), and attach DFA to the network as it is"
+    )
 
 
 def refuse_repetition(name: str, module: nn.Module, *, whole: bool) -> None:

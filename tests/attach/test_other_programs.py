@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import snntorch as snn
@@ -581,3 +582,79 @@ def test_neurons_in_a_plain_list_are_named_as_such():
         AttachError, match=r"neurons in a plain list are not seen, put them in an nn\.M"
     ):
         DFA(Listed())
+
+
+class EarlyExit(nn.Module):
+    """An auxiliary output that is called before a later hidden layer of its step."""
+
+    def __init__(self, early=True):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc1, self.lif1 = nn.Linear(4, 8), hidden()
+        self.fc2, self.lif2 = nn.Linear(8, 8), hidden()
+        self.exit, self.out, self.early = nn.Linear(8, 3), nn.Linear(8, 2), early
+
+    def forward(self, x):
+        spk1 = self.lif1(self.fc1(x))
+        a = self.exit(spk1) if self.early else None
+        spk2 = self.lif2(self.fc2(spk1))
+        return (self.exit(spk1) if a is None else a), self.out(spk2)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_an_output_before_a_later_hidden_layer(inside):
+    grads = []
+    for early in (True, False):
+        net = EarlyExit(early)
+        with DFA(net, output=["exit", "out"]):
+            step = net if inside else partial(EarlyExit.forward, net)
+            outs = [step(x) for x in X]
+            sum(a.square().sum() + (b - 1).square().sum() for a, b in outs).backward()
+        grads.append({name: p.grad for name, p in net.named_parameters()})
+    assert_alike(*grads)
+
+
+def test_a_surrogate_that_learns():
+    slopes = []
+    for inside in (True, False):
+        slope = nn.Parameter(torch.tensor(3.0))
+
+        def spike(x, slope=slope):
+            smooth = torch.sigmoid(slope * x)
+            return (x > 0).to(x.dtype).sub(smooth).detach() + smooth
+
+        net = Net()
+        net.lif1.spike_grad = spike
+        if inside:
+            net.slope = slope
+        with DFA(net, output="lif2"):
+            (net(X) - 1).square().sum().backward()
+        slopes.append(slope.grad)
+    assert slopes[0] != 0
+    assert torch.equal(*slopes)
+
+
+def test_a_constant_that_is_made_to_learn_after_dfa():
+    grads = []
+    for late in (False, True):
+        net = Net()
+        net.fc1.requires_grad_(False)
+        attached = [] if not late else [DFA(net, output="lif2")]
+        del net.lif1.beta
+        net.lif1.beta = nn.Parameter(torch.tensor(0.8))
+        attached += [] if late else [DFA(net, output="lif2")]
+        (net(X) - 1).square().sum().backward()
+        grads.append(net.lif1.beta.grad)
+    assert grads[0] != 0
+    assert torch.equal(*grads)
+
+
+def test_gradients_of_some_tensors_do_not_leave_out_what_comes_into_the_network():
+    net, before = Net(), nn.Linear(4, 4)
+    with DFA(net, output="lif2"):
+        loss = net(before(X)).square().sum()
+        with pytest.raises(BackwardError, match="do not pass what comes into the network"):
+            loss.backward(inputs=[*before.parameters(), *net.parameters()])
+        assert all(p.grad is None for p in net.parameters())
+        net(before(X)).square().sum().backward()
+        assert before.weight.grad.any()

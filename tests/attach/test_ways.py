@@ -195,6 +195,20 @@ def test_a_layer_whose_place_another_has_taken_is_missed(before, name):
             passed(net)
 
 
+def test_a_neuron_that_comes_in_after_dfa_is_missed():
+    net = nn.Sequential(nn.Linear(8, 8), lif(), nn.Identity(), nn.Linear(8, 3), lif())
+    with DFA(net):
+        passed(net)
+        net.zero_grad()
+        net[2] = nn.Identity()  # no neuron
+        passed(net)
+        net.zero_grad()
+        net[2] = lif()
+        with pytest.raises(AttachError, match="layer '2' has come into the network since"):
+            passed(net)
+        assert all(p.grad is None for p in net.parameters())
+
+
 def test_a_layer_that_is_not_called_is_left_alone():
     class Skips(nn.Sequential):
         def forward(self, x):
