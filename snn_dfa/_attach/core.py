@@ -27,7 +27,7 @@ from snn_dfa._attach import messages
 from snn_dfa._attach.broadcast import Broadcast
 from snn_dfa._attach.calls import Call, Layers, Pass
 from snn_dfa._attach.collector import Arrivals, Collector, Run
-from snn_dfa._attach.functions import Bridge, Port, Replay, Stale
+from snn_dfa._attach.functions import Bridge, Guard, Port, Replay, Stale
 from snn_dfa._attach.graph import PORT, origin_of
 from snn_dfa._attach.paths import Paths
 from snn_dfa.errors import AttachError, BackwardError, OutOfStepError
@@ -144,6 +144,8 @@ class Core:
             return value
         original = self.own(layer, value)
         if original is not None:
+            if value._backward_hooks:
+                raise AttachError(messages.hooked(layer))
             node: Any = value.grad_fn
             self._go_on(node.call)
             return original
@@ -220,6 +222,19 @@ class Core:
         if earlier.entered and not (entered and entered[-1] is earlier.entered):
             entered.append(earlier.entered)
 
+    def guard(self, layer: str, value: Tensor) -> Tensor:
+        """Return a value on its way into a layer; backward, no loss comes by from inside it."""
+        guarded: Tensor = Guard.apply(partial(self._refuse_insides_read, layer), value)
+        return guarded
+
+    def _refuse_insides_read(self, layer: str) -> None:
+        if self.running is None or self.running.losses is not None:
+            raise BackwardError(
+                f"layer {layer!r}: the loss reads a value inside the layer, which it neither "
+                f"returns nor keeps as an attribute, and would go on through the layer by true "
+                f"weights; return the value from {layer!r}, or keep it as an attribute"
+            )
+
     def _refuse_reading(self, layer: str, _: Tensor) -> None:
         """Raise an error for a loss that reads an output's value before it is handed out."""
         if self.running is None:
@@ -285,6 +300,7 @@ class Core:
                     value.register_hook(partial(self._refuse_reading, layer))  # type: ignore[no-untyped-call]
         if not self.within and self.now.is_even(self.layers):
             now, self.now = self.now, Pass()  # layers are called without the network: step by step
+            self._intervals = []
             now.end(self.layers)
         if spikes is not None:
             self._shapes[layer] = [spikes.shape, *(v.shape for v in values[:returned])]

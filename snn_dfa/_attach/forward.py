@@ -149,8 +149,11 @@ class LayerForward(Forward):
     def _call(self, args: Any, kwargs: Any) -> Any:
         core, name, module = self.core, self._name, self.module
 
+        guards = not (self._closed or self._is_block or core.aligned)
+
         def enter(t: Tensor) -> Tensor:
-            return core.enter(name, t) if t.requires_grad else t
+            t = core.enter(name, t) if t.requires_grad else t
+            return core.guard(name, t) if guards and t.requires_grad else t
 
         held = [(store, key, old, enter(old)) for store, key, old in self._graphs()]
         args = map_tensors(enter, args)

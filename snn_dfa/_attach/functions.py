@@ -20,6 +20,7 @@ __all__ = [
     "Detour",
     "Emit",
     "Gather",
+    "Guard",
     "Port",
     "Replay",
     "Stale",
@@ -199,6 +200,20 @@ class Bridge(Function):
         except RuntimeError as error:
             raise _explained(error) from error
         return None, None, *found
+
+
+class Guard(Function):
+    """Identity on a value; backward calls ``check`` first, which may raise an error."""
+
+    @staticmethod
+    def forward(ctx: Any, check: Callable[[], None], value: Tensor) -> Tensor:
+        ctx.check = check
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        ctx.check()
+        return None, grad
 
 
 class Stale(Function):

@@ -164,7 +164,9 @@ def _pooled(node: Any, kind: str, x: Inflow, shape: tuple[int, ...]) -> Inflow:
         if kind.startswith((f"MaxPool{dims}DWithIndices", f"AvgPool{dims}D")):
             kernel, stride = list(node._saved_kernel_size), list(node._saved_stride)
             dilation = getattr(node, "_saved_dilation", (1,))
-            if any(d != 1 for d in dilation):
+            pads = any(node._saved_padding) and not getattr(node, "_saved_count_include_pad", True)
+            divisor = getattr(node, "_saved_divisor_override", None)
+            if any(d != 1 for d in dilation) or pads or divisor is not None:
                 raise NotLinearError(kind)
             options = [tuple(stride or kernel), tuple(node._saved_padding), node._saved_ceil_mode]
             return stand_in.pool(x, sample, kernel * (dims if len(kernel) == 1 else 1), options)

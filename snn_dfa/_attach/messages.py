@@ -12,6 +12,7 @@ __all__ = [
     "called_late",
     "changed",
     "heads",
+    "hooked",
     "other_steps",
     "out_of_step",
     "refuse_repetition",
@@ -136,6 +137,16 @@ def nested(name: str, inside: str) -> AttachError:
     return AttachError(
         f"layer {name!r} is called inside layer {inside!r}; expected layers one after the other: "
         f"name either {inside!r} or the layers inside it with hidden="
+    )
+
+
+def hooked(layer: str) -> str:
+    """Say that a state with a hook of the user's comes back into its layer."""
+    return (
+        f"layer {layer!r}: a value of the layer with a hook (register_hook) comes back into the "
+        f"layer: autograd would call the hook with the sum of what the loss and the later steps "
+        f"send, and here they are apart; put the hook on a value that is made of it, such as "
+        f"mem * 1.0, and hand that on"
     )
 
 

@@ -18,7 +18,7 @@ from snn_dfa.errors import AttachError, InputError
 from snn_dfa.sequence import spike_linear
 from snn_dfa.sequence.neuron import FlatScan, Layout
 
-__all__ = ["OneMask", "SpikeLinear", "TimeAsBatch"]
+__all__ = ["Modules", "OneMask", "SpikeLinear", "TimeAsBatch"]
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 # Attributes that a twin has for itself: the modules, and what stands in place of its forward.
@@ -73,6 +73,36 @@ class OneMask(nn.Module):
         return (x * self.module(torch.ones_like(x[0]))).flatten(0, 1)
 
 
+class Modules:
+    """The modules of a network as they were when a form was made of it.
+
+    Args:
+        net: The network.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2))
+        >>> made_of = Modules(net)
+        >>> made_of.check()
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self._seen = [(m, type(m), tuple(m._modules.items())) for m in net.modules()]
+
+    def check(self) -> None:
+        """See that they are the same, and of the same classes.
+
+        Raises:
+            AttachError: naming one that is not.
+        """
+        for module, kind, children in self._seen:
+            if type(module) is not kind or tuple(module._modules.items()) != children:
+                raise AttachError(
+                    f"over_time: a {kind.__name__} of the network has been changed since the form "
+                    f"over time was made, or one of its layers replaced, and the form would go on "
+                    f"with what was there; call over_time(net) anew, and attach DFA to that"
+                )
+
+
 class TimeAsBatch(nn.Module):
     """What :func:`snn_dfa.over_time` returns for a network with a ``forward`` of its own.
 
@@ -107,6 +137,7 @@ class TimeAsBatch(nn.Module):
         self.loops: bool | None = None  # whether the loop over time is inside; None: not yet known
         self._pairs: list[tuple[nn.Module, nn.Module]] = []  # a module and its twin
         self._twins: dict[nn.Module, nn.Module] = {}
+        self._made_of = Modules(net)
         root = self._twin(net)
         self._root = (root,)
         for store in ("_modules", "_parameters", "_buffers"):
@@ -147,6 +178,7 @@ class TimeAsBatch(nn.Module):
 
     def run(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the network; it is known by now where its loop is."""
+        self._made_of.check()
         layout, root = self.layout, self._root[0]
         layout.steps, layout.batch = x.shape[:2]
         scans = list(self.scans.values())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from snn_dfa.errors import AttachError, InputError
 from snn_dfa.sequence import spike_linear
-from snn_dfa.sequence.any_network import TimeAsBatch
+from snn_dfa.sequence.any_network import Modules, TimeAsBatch
 from snn_dfa.sequence.neuron import Scan, twice
 from snn_dfa.sequence.products import fast_product
 
@@ -132,6 +132,7 @@ class OverTime(nn.Sequential):
     def __init__(self, net: nn.Module, layers: dict[str, nn.Module]) -> None:
         super().__init__()
         self._source = (net,)  # in a tuple: its parameters are registered once, by the layers
+        self._made_of = Modules(net)
         for name, layer in layers.items():
             self.add_module(name, layer)
 
@@ -142,6 +143,7 @@ class OverTime(nn.Sequential):
                 f"over_time: expected floating point numbers [T, B, ...] of one step or more, got "
                 f"{x.dtype} of shape {list(x.shape)}"
             )
+        self._made_of.check()
         return super().forward(x)  # type: ignore[no-untyped-call]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -179,10 +181,11 @@ def over_time(
         stateful: Begin each call with the states that the last one has left, until
             :func:`snn_dfa.reset`; no gradient goes from one call into another. A loop inside the
             network that begins with ``reset_mem()`` begins with these states, too.
-        check: At the first call of a network that is no ``nn.Sequential``, compare three steps of
-            the input with the loop, on copies in evaluation mode. That costs about as much time as
-            the forward pass of twenty steps in double precision, and memory for two copies
-            of the network. It cannot see what shows only after three steps or in training alone.
+        check: At the first call of a network that is no ``nn.Sequential``, compare up to 100 steps
+            of four samples with the loop, values and gradients, on copies with shaken parameters.
+            That costs about as much time as two training steps of the loop on four samples in
+            double precision, and memory for copies of the network. It cannot see what shows only
+            after 100 steps, or what random numbers the network draws in training.
 
     Returns:
         A module that maps [T, B, ...] to the output spikes [T, B, C], or to what else the network
@@ -191,7 +194,7 @@ def over_time(
 
     Raises:
         AttachError: if a neuron takes sequences itself, or is used twice; at the first call, if the
-            network cannot be run so.
+            network cannot be run so; at any call, if its modules are others than they were.
         InputError: when it is called, if the input is not such a sequence.
 
     Example:

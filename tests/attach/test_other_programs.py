@@ -658,3 +658,50 @@ def test_gradients_of_some_tensors_do_not_leave_out_what_comes_into_the_network(
         assert all(p.grad is None for p in net.parameters())
         net(before(X)).square().sum().backward()
         assert before.weight.grad.any()
+
+
+class Counter(snn.SpikingNeuron):
+    """A neuron of one's own, which keeps its membrane in a dict."""
+
+    def __init__(self):
+        super().__init__(threshold=0.3, spike_grad=fast_sigmoid(10))
+        self.states = {}
+
+    def forward(self, x):
+        mem = self.states["mem"] = 0.8 * self.states.get("mem", 0.0) + x
+        return self.spike_grad(mem - self.threshold)
+
+
+@pytest.mark.parametrize("returned", [True, False])
+@pytest.mark.parametrize("rule", ["error", "shallow"])
+def test_a_value_inside_a_layer_carries_no_loss_into_the_layer_before(returned, rule):
+    class Dicts(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x), self[3].states["mem"] if returned else None
+
+    torch.manual_seed(0)
+    net = Dicts(nn.Linear(4, 8), Counter(), nn.Linear(8, 8), Counter(), nn.Linear(8, 2), Counter())
+    with DFA(net, rule=rule, output="5"):
+        out, mem = net(3 * X[0])
+        mem = mem if returned else net[3].states["mem"]
+        with pytest.raises(
+            BackwardError, match="layer '3': the loss reads a value inside the layer"
+        ):
+            (out.sum() + mem.square().sum()).backward()
+        assert all(p.grad is None for p in net.parameters())
+
+
+def test_a_hook_on_a_state_that_goes_on():
+    net = Net(lambda spk, mem: (mem.register_hook(lambda g: 0 * g) and spk, mem))
+    with (
+        DFA(net, output="lif2"),
+        pytest.raises(AttachError, match=r"'lif1': a value .* with a hook"),
+    ):
+        net(X)
+
+    def made(spk, mem):
+        mem = mem * 1.0
+        mem.register_hook(lambda grad: 0 * grad)
+        return spk, mem
+
+    assert_alike(gradients(Net(made)), gradients(Net(lambda spk, mem: (spk, mem.detach()))))

@@ -118,6 +118,51 @@ class WeighsSteps(Inside):
         return self.fc(step) * (t + 1)
 
 
+class Delays(Inside):
+    """Hands on the spikes of three steps before."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = []
+
+    def current(self, t, step):
+        self.kept = [*(self.kept if t else []), self.fc(step)]
+        return self.kept[t - 3] if t >= 3 else 0 * self.kept[t]
+
+
+class HasAParameterOfEachStep(Inside):
+    """All of them are zero when they are made."""
+
+    def __init__(self):
+        super().__init__()
+        self.of_step = nn.Parameter(torch.zeros(T, N))
+
+    def current(self, t, step):
+        return self.fc(step) + self.of_step[t]
+
+
+class KeepsAMeanInTraining(Inside):
+    mean = 0.0
+
+    def current(self, t, step):
+        current = self.fc(step)
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * current.detach().mean(0)
+        return current - self.mean
+
+
+class DetachesAState(Hidden):
+    def forward(self, x):
+        snn.Leaky.detach_hidden()
+        return super().forward(x)
+
+
+class ReadsNumbers(Hidden):
+    def forward(self, x):
+        spk = self.lif(self.fc(x))
+        return self.lif_out(self.out(2 * spk if spk.detach().numpy().sum() > 3 else spk))
+
+
 class FixedSteps(Inside):
     def forward(self, x):
         return super().forward(x.expand(25, *x.shape))
@@ -135,11 +180,16 @@ ERRORS = {
     FeedsBackInTheLoop: "in the loop over time: a RuntimeError in the second call",
     SetsAState: "sets the state 'mem' of a Leaky, which has run over all steps by then",
     UsesANeuronTwice: "a Leaky that is used twice",
+    Delays: DIFFERS,
+    HasAParameterOfEachStep: DIFFERS,
+    KeepsAMeanInTraining: DIFFERS,
+    DetachesAState: "gives the values of its loop, and other gradients, such as that of 'fc.weight'",
+    ReadsNumbers: "reads a number off its samples",
     Branches: "reads a number off its samples",
-    FixesTheBatch: r"but not all T \* B = 3 \* 3 in one call",
-    ReturnsAMean: r"returned shape \[\], expected \[9, ...\]; leave the first dimension",
+    FixesTheBatch: r"but not all T \* B = 7 \* 3 in one call",
+    ReturnsAMean: r"returned shape \[\], expected \[21, ...\]; leave the first dimension",
     TakesNothing: r"takes neither a step \[B, ...\] of the sequence nor the sequence",
-    SumsOverTime: r"returned shape \[9, 3\], expected \[1, 9, ...\]; return torch.stack\(spikes\)",
+    SumsOverTime: r"returned shape \[21, 3\], expected \[1, 21, ...\]; return torch.stack\(spikes\)",
     ReturnsAList: r"return torch.stack\(spikes\), with time as the first dimension",
     FixedSteps: r"runs its neurons 25 times, .* `for t in range\(x.size\(0\)\)`",
 }
@@ -172,3 +222,22 @@ def test_what_is_no_network_of_single_steps_is_named():
         over_time(snn.Leaky(0.9))
     with pytest.raises(InputError, match=r"give an input that is the same at every step as"):
         over_time(Hidden())(torch.rand(B, F))
+
+
+@pytest.mark.parametrize(
+    "make", [Hidden, lambda: nn.Sequential(linear(F, N), snn.Leaky(0.9, init_hidden=True))]
+)
+def test_a_form_whose_network_has_changed(make):
+    net = make()
+    form, x = over_time(net), inputs()
+    form(x)
+    name = next(iter(net._modules))
+    net._modules[name] = linear(F, N)
+    with pytest.raises(AttachError, match="one of its layers replaced"):
+        form(x)
+    net = make()
+    form = over_time(net)
+    nn.utils.parametrizations.weight_norm(net._modules[name])
+    with pytest.raises(AttachError, match="a Linear of the network has been changed"):
+        form(x)
+    assert over_time(net)(x).isfinite().all()
