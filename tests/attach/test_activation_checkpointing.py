@@ -65,6 +65,7 @@ def test_hidden_states_of_a_checkpointed_network_are_refused():
         loss.backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("options", [{}, {"credit": "current"}, {"feedback": "kolen-pollack"}])
 def test_a_network_over_time_may_be_checkpointed(reentrant, options):

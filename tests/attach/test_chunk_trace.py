@@ -86,6 +86,7 @@ STEPS = [slice(t, t + 1) for t in range(T)]
 CHUNKS = {"whole": [slice(0, T)], "chunks": [slice(0, 3), slice(3, 4), slice(4, T)], "1": STEPS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", CHUNKS.values(), ids=CHUNKS)
 @pytest.mark.parametrize("kind", NEURONS)
 @pytest.mark.parametrize("network", [dense, Conv])

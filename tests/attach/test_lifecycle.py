@@ -17,6 +17,7 @@ from snn_dfa import DFA, AttachError, reset
 from snn_dfa._attach.forward import is_attached
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("neuron", ["leaky", "synaptic", "rleaky", "refractory-clamp"])
 @pytest.mark.parametrize("credit", ["membrane", "current"])

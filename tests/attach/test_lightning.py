@@ -80,6 +80,7 @@ def fit(model, folder, epochs, resume=None):
     return trainer
 
 
+@pytest.mark.slow
 def test_it_trains_as_the_loop_by_hand_and_goes_on_from_its_checkpoint(tmp_path):
     torch.manual_seed(0)
     model = Classifier()

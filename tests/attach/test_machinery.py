@@ -74,6 +74,7 @@ def learned(scale, steps=5):
     return dfa.feedback["net.3"].clone()
 
 
+@pytest.mark.slow
 def test_feedback_learns_alike_under_a_scale_that_stays():
     torch.testing.assert_close(learned(1024.0), learned(1.0), rtol=0, atol=1e-4)
     assert (learned(1.0, steps=1) - learned(1.0)).abs().max() > 0.05

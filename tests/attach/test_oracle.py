@@ -218,6 +218,7 @@ def test_it_is_autograd_on_the_program_that_is_cut_by_hand(features, x):
 # -- an interpreter of graphs ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 @pytest.mark.parametrize("chunk", range(4))
 def test_without_layers_it_is_back_propagation(chunk, float64):

@@ -13,6 +13,7 @@ from snn_dfa import DFA
 from snn_dfa.surrogate import fast_sigmoid
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("neuron", problems.NEURONS)
 @pytest.mark.parametrize("network", ["sequential", "loop-inside", "layer-by-layer"])
 def test_membrane_credit_over_neurons(network, neuron):
@@ -25,6 +26,7 @@ def test_membrane_credit_over_networks(network, neuron):
     check(problem(network, neuron), ref.Neuron)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("neuron", ["leaky", "leaky-zero", "synaptic", "refractory-clamp", "time-constants"])  # fmt: skip
 @pytest.mark.parametrize("network", problems.NETWORKS)
 def test_current_credit(network, neuron):

@@ -88,6 +88,7 @@ def test_any_network(neuron, sizes, hidden, steps, batch, seed, named):
         torch.testing.assert_close(mine, reference, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(sizes=SIZES, seed=st.integers(0, 10_000), rule=st.sampled_from(["error", "sign", "fa"]))
 def test_with_the_transpose_one_hidden_layer_gets_its_true_gradient(sizes, seed, rule):

@@ -212,6 +212,7 @@ def losses(*seeds):
     return [of(seed) for seed in seeds]
 
 
+@pytest.mark.slow
 def test_the_report_of_two_batches_is_that_of_each():
     dfa = DFA(network())
     both = gradient_report(dfa, losses(1, 2))

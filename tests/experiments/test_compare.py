@@ -116,6 +116,7 @@ def test_it_goes_on_from_checkpoints_and_overwrites_nothing_unasked(found):
 # -- the same for every rule -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_all_rules_start_from_the_same_weights_and_see_the_same_batches():
     seen = {}
 
@@ -150,6 +151,7 @@ def test_batches_that_differ_between_rules_are_an_error():
         compare(Net, (Other(), (X, Y)), rules=["bptt", "shallow"], **QUICK)
 
 
+@pytest.mark.slow
 def test_weights_are_those_of_the_epoch_that_was_best_on_the_validation_part():
     three = compare(Net, [(X, Y)] * 3, rules="dfa", epochs=3, silent=True)
     (run,) = three.results["dfa"]

@@ -105,6 +105,7 @@ def test_diagnosis_changes_nothing_and_says_something(digits, rule):
         assert all(value > 0 for value in entry["projected_errors"].values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["spikes", "current"])
 def test_where_the_error_is_taken(digits, where):
     trainer = Trainer(replace(TINY, error_at=where), "dfa", digits)
@@ -113,6 +114,7 @@ def test_where_the_error_is_taken(digits, where):
     list(trainer.fit())
 
 
+@pytest.mark.slow
 def test_feedback_that_learns_follows_the_schedule(digits):
     settings = replace(TINY, feedback="kolen-pollack", feedback_lr=0.1, lr=1e-3, schedule="step",
                        lr_decay=0.5)  # fmt: skip

@@ -90,6 +90,7 @@ def test_the_validation_part_is_as_large_as_asked():
     assert [len(p) for p in (splits.train, splits.val, splits.test)] == [1078, 359, 360]
 
 
+@pytest.mark.slow
 def test_folds_are_each_sample_once():
     tests = [load(Settings(folds=4, seed=seed)) for seed in range(5)]
     sizes = [len(t.test) for t in tests]

@@ -62,6 +62,7 @@ def test_compare_writes_everything(tmp_path, capsys):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_rules_start_alike_and_train_apart():
     settings = Settings(hidden=(24, 16), steps=6, epochs=1)
     data = load(Settings(dataset="digits"))
@@ -98,6 +99,7 @@ def test_mixed_precision_learns(tmp_path):
     assert [set(e) for e in half["dfa"]["epoch_seconds"]] == [{"epoch", "steps", "samples"}] * 3
 
 
+@pytest.mark.slow
 def test_learning_rate_decays_as_asked():
     settings = Settings(
         hidden=(8,), steps=2, epochs=5, schedule="step", lr=0.1, lr_decay=0.5, decay_every=2

@@ -80,6 +80,7 @@ def test_online_they_are_of_passes_as_in_training():
     torch.testing.assert_close(norm.running_mean, mean, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_after_few_updates_the_running_ones_lag_behind():
     settings = replace(SETTINGS, input_dropout=0.0, epochs=1)
     clean, running = (

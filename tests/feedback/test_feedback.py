@@ -34,6 +34,7 @@ KINDS_HERE = {name: name for name in NAMES} | {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("credit", CREDITS)
 @pytest.mark.parametrize("kind", KINDS_HERE)
 def test_every_kind_with_every_credit(kind, credit):

@@ -20,6 +20,7 @@ class Mine(torch.optim.AdamW):
         return super().step(closure)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", KINDS)
 def test_a_subclass_that_calls_its_base_takes_one_step(options):
     found = []
@@ -62,6 +63,7 @@ def tensors(state):
             yield from tensors(value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", KINDS)
 def test_a_snapshot_stays_what_it_was_and_leads_back(options):
     net = network()

@@ -94,6 +94,7 @@ def test_nothing_moves_without_a_backward_pass():
     assert not torch.equal(first["1"], dfa.feedback["1"])
 
 
+@pytest.mark.slow
 def test_a_saved_state_goes_on_where_it_stopped():
     net = network()
     dfa = DFA(net, feedback=OPTIONS)

@@ -67,6 +67,7 @@ def test_the_first_feedback_is_of_the_size_of_a_gaussian_one():
             assert dfa.feedback["3"].std() * 300**0.5 == pytest.approx(scale, rel=0.05)
 
 
+@pytest.mark.slow
 def test_every_factor_becomes_its_weight():
     """Both get the same updates, and their difference decays by (1 - lr decay) a step, exactly."""
     net = network()
@@ -118,6 +119,7 @@ def test_a_backward_pass_before_it_follows_is_refused():
         backward(loop, net, 1)
 
 
+@pytest.mark.slow
 def test_halves_of_a_batch_are_one_update_and_evaluation_is_none():
     found = []
     for parts in (1, 2):
@@ -140,6 +142,7 @@ def test_halves_of_a_batch_are_one_update_and_evaluation_is_none():
         torch.testing.assert_close(matrix, found[1][name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_saved_state_and_a_copy_go_on_where_it_stopped():
     net = network()
     dfa, optimizer = followed(net)

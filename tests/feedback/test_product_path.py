@@ -116,6 +116,7 @@ def test_an_output_that_has_been_replaced_is_refused():
         loop(net, batch(0)[0])
 
 
+@pytest.mark.slow
 def test_feedback_alignment_takes_each_factor_by_itself():
     """As Kolen and Pollack have it: errors from layer to layer, B following the weight's gradient.
 

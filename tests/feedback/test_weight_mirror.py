@@ -239,6 +239,7 @@ def trained(net, dfa, optimizer, steps, seed=0):
     return dfa.state_dict()
 
 
+@pytest.mark.slow
 def test_factors_become_the_weights_and_start_at_zero():
     torch.manual_seed(0)
     net = convolutional()
@@ -304,6 +305,7 @@ def test_learned_feedback_that_follows_nothing_says_so_once():
     optimizer.step()
 
 
+@pytest.mark.slow
 def test_weights_that_are_computed_are_mirrored():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(5, 6), leaky(), nn.Linear(6, 3), leaky(output=True))

@@ -9,6 +9,7 @@ from snn_dfa import DFA, fold_normalization, reset
 from snn_dfa.normalization import SteadyNorm
 
 
+@pytest.mark.slow
 def test_statistics_are_over_batch_and_time():
     norm = SteadyNorm(3, momentum=0.02).double()
     generator = torch.Generator().manual_seed(0)

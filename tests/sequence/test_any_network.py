@@ -66,12 +66,14 @@ def assert_same(net, loop, x, rules=({}, {"seed": 4})):
             torch.testing.assert_close(at_once[name], grad, rtol=1e-10, atol=1e-10, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", NEURONS.values(), ids=NEURONS)
 def test_a_loop_inside_with_explicit_states(make):
     net = Loop(make)
     assert_same(net, net, inputs())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", NEURONS.values(), ids=NEURONS)
 def test_one_step_with_hidden_states(make):
     net = Step(make)

@@ -72,6 +72,7 @@ def test_no_layer_between_convolutions_copies():
         assert x.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_scan_gives_the_same_in_any_order_of_its_dimensions(dtype):
     dyn = Dynamics(torch.rand(4, 1, 1), torch.rand(4, 3, 5) + 0.5, fast_sigmoid(5))

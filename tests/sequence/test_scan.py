@@ -22,6 +22,7 @@ numba = pytest.mark.skipif(
 
 
 # Each kind is a kernel of its own, and so is each dtype: those that differ in one thing.
+@pytest.mark.slow
 @numba
 @pytest.mark.parametrize(
     ("dtype", "once", "options"),
@@ -47,6 +48,7 @@ def test_compiled_equals_plain(options, dtype, once, generator):
         torch.testing.assert_close(cpu.backward(*args), reference.backward(*args))
 
 
+@pytest.mark.slow
 @numba
 def test_compiled_takes_the_slope_of_any_surrogate(generator):
     x, gs = torch.rand(2, 9, 2, 50, generator=generator)
@@ -57,6 +59,7 @@ def test_compiled_takes_the_slope_of_any_surrogate(generator):
         torch.testing.assert_close(cpu.backward(*args), reference.backward(*args))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", [reference, pytest.param(cpu, marks=numba)])
 def test_bfloat16_in_and_out_with_the_membrane_in_single(implementation, generator):
     dyn = dynamics()
@@ -73,6 +76,7 @@ def test_bfloat16_in_and_out_with_the_membrane_in_single(implementation, generat
     torch.testing.assert_close(got, wanted.bfloat16(), rtol=1e-2, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_autocast_keeps_the_membrane_in_single_precision():
     net = nn.Sequential(
         nn.Linear(F, N), snn.Leaky(0.8, 0.3, spike_grad=SG, init_hidden=True),
@@ -107,6 +111,7 @@ def test_scan_keeps_nothing_where_no_gradient_is_wanted(generator):
         assert torch.equal(mems, with_it[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("surrogate", [SG, exact(0.3, 5.0, 1.0)], ids=["fast_sigmoid", "exact"])
 @pytest.mark.parametrize("shape", [(T, B, N), (T, B, 2, 3)], ids=str)
 def test_credit_at_the_current_is_error_times_slope(surrogate, shape, generator):

@@ -51,6 +51,7 @@ def slow(x, weight, bias, error):
     return out, at_weight, at_bias
 
 
+@pytest.mark.slow
 def test_values_and_gradients_are_sums_over_the_inputs_that_fired():
     x, (weight, bias) = spikes(40, 7), layer(7, 5)
     out = linear(x, weight, bias)
@@ -79,6 +80,7 @@ def test_equals_the_dense_product(shape, size, with_bias):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_half_precision_sums_in_single(x_dtype):
     x, (weight, bias) = spikes(300, 40, rate=0.03, dtype=x_dtype), layer(40, 9, torch.float32)
