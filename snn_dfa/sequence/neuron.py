@@ -74,7 +74,8 @@ class NeuronOverTime(nn.Module):
             neuron.counter = rest.pop()
         if keeps:
             last = rest.pop()
-            neuron.mem = last if self.stateful else neuron.mem
+            # No view, which detach_hidden() could not cut.
+            neuron.mem = last.clone() if self.stateful else neuron.mem
         factor = neuron.graded_spikes_factor
         if not _is_one(factor):
             spikes = spikes * factor

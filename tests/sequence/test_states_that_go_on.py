@@ -1,5 +1,7 @@
 """Chunks of a sequence: scans begin from a state and return the last one."""
 
+import copy
+
 import pytest
 import snntorch as snn
 import torch
@@ -158,3 +160,15 @@ def test_compiled_equals_plain_from_a_state(options, generator):
         found.append([*kernels.forward(x, dyn, 9, x.dtype, True, True, states), *last])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True) if dyn.refractory_steps)
     assert all(torch.equal(a, b) for a, b in zip(found[0][:4], found[1][:4], strict=True))
+
+
+def test_snntorchs_detach_hidden_between_chunks():
+    net = nn.Sequential(nn.Linear(F, N), snn.Leaky(0.8, init_hidden=True)).double()
+    form = over_time(net, stateful=True)
+    x = inputs()
+    whole = over_time(copy.deepcopy(net))(torch.cat([x, x]))
+    chunks = []
+    for _ in range(2):
+        chunks.append(form(x))
+        snn.Leaky.detach_hidden()
+    assert torch.equal(torch.cat(chunks), whole)
