@@ -178,7 +178,10 @@ def diagnostics(entries: Sequence[Mapping[str, Any]]) -> Figure:
 
 @styled
 def dots(
-    parts: Mapping[str, Sequence[tuple[str, float, str]]], xlabel: str, sort: bool = True
+    parts: Mapping[str, Sequence[tuple[str, float, str]]],
+    xlabel: str,
+    sort: bool = True,
+    width: float = 7.2,
 ) -> Figure:
     """Draw errors as dots on a logarithmic axis, with their names and numbers.
 
@@ -186,9 +189,10 @@ def dots(
         parts: Title of a panel to its rows: name, error in percent, colour.
         xlabel: Of the axis.
         sort: Whether the smallest error comes first.
+        width: In inches.
     """
     count = sum(map(len, parts.values()))
-    figure = Figure(figsize=(7.2, 0.7 + 0.21 * count + 0.25 * len(parts)), layout="constrained")
+    figure = Figure(figsize=(width, 0.7 + 0.21 * count + 0.25 * len(parts)), layout="constrained")
     heights = [len(part) + 0.4 for part in parts.values()]
     every = [error for part in parts.values() for _, error, _ in part]
     low, high = min(every) / 1.25, max(every) * 1.6
