@@ -249,6 +249,17 @@ def test_the_accuracies_of_the_readme_are_those_of_the_results():
     assert [number for number in shown if number not in known] == []
 
 
+def test_no_number_with_a_unit_stands_in_prose_alone():
+    """Of the pages that sum up: each one is in a page that has the commands, or in its table."""
+    docs = ROOT / "docs"
+    sources = (docs / "learning.md", docs / "rules.md", ROOT / "benchmarks" / "README.md")
+    known = "".join(page.read_text() for page in sources)
+    for page in (README, *(docs / f"{name}.md" for name in ("index", "faq", "which", "concepts"))):
+        prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+        shown = re.findall(r"(\d+(?:\.\d+)?) (?:%|ms|MB|degrees|points?)(?!\w)", prose)
+        assert [n for n in shown if n not in known] == [], page.name
+
+
 def test_the_times_and_the_memory_of_the_readme_and_the_questions_are_those_of_the_benchmarks():
     known = (ROOT / "benchmarks" / "README.md").read_text()
     for text in (section("README.md", "Results"), (ROOT / "docs" / "faq.md").read_text()):
