@@ -56,11 +56,11 @@ class DFA:
             optimiser; its type is ``"weight-mirror"`` (:class:`WeightMirror`), unless ``feedback``
             names another. Without it the feedback is random and fixed, as in the literature.
         rule: The value that each hidden layer gets. ``"error"`` or ``"dfa"``: e. ``"sign"`` or
-            ``"sdfa"``: its sign. ``"target"`` or ``"drtp"``: the targets, given by :meth:`targets`. ``"shallow"`` or
-            ``"last-layer"``: nothing; only the output block learns, hidden parameters keep
-            ``grad=None``. ``"fa"`` is feedback alignment: nothing is
-            broadcast, errors go from layer to layer as in back-propagation, with a random matrix
-            in place of each transposed weight.
+            ``"sdfa"``: its sign. ``"target"`` or ``"drtp"``: the targets, given by :meth:`targets`.
+            ``"shallow"`` or ``"last-layer"``: nothing; only the output block learns, hidden
+            parameters keep ``grad=None``. ``"fa"`` is feedback alignment: nothing is broadcast;
+            errors go from layer to layer as in back-propagation, with a random matrix in place of
+            each transposed weight.
         feedback: The matrices B [C, \*S]: C outputs, S the shape of one sample's spikes in the
             layer. ``None``: ``"gaussian"``, or ``"weight-mirror"`` with an ``optimizer``.
             Drawn and fixed: ``"gaussian"``, ``"uniform"``, ``"orthogonal"``, ``"sparse"``,
