@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -21,7 +23,7 @@ from snn_dfa.experiments.report.style import COLOURS, drawn
 from snn_dfa.experiments.studies.comparison import rules_figure
 from snn_dfa.experiments.studies.ladder import ladder_figure
 
-__all__ = ["main", "recipes"]
+__all__ = ["FIGURES", "main", "recipes"]
 
 HERE = Path(__file__).resolve().parent
 #: Rows of the first table of ``learning.md``, by their place: panel, name, rule.
@@ -45,17 +47,20 @@ def recipes(page: str) -> Figure:
     return dots(parts, "test error on MNIST, %, mean of 3 seeds", width=4.4)
 
 
+#: Figure to what it is drawn from, and by what.
+FIGURES: dict[str, tuple[str, Callable[[Any], Figure]]] = {
+    "rules/errors.svg": ("rules/rules.json", lambda table: rules_figure(table["rows"])),
+    "ladder/errors.svg": ("ladder/ladder.json", lambda table: ladder_figure(table["rungs"])),
+    "recipes.svg": ("learning.md", recipes),
+}
+
+
 def main() -> None:
     """Draw all figures."""
-    rows = json.loads((HERE / "rules" / "rules.json").read_text())["rows"]
-    rungs = json.loads((HERE / "ladder" / "ladder.json").read_text())["rungs"]
-    page = (HERE / "learning.md").read_text()
-    for name, figure in {
-        "rules/errors.svg": rules_figure(rows),
-        "ladder/errors.svg": ladder_figure(rungs),
-        "recipes.svg": recipes(page),
-    }.items():
-        (HERE / name).write_bytes(drawn(figure, "svg"))
+    for name, (source, draw) in FIGURES.items():
+        text = (HERE / source).read_text()
+        read = json.loads(text) if source.endswith(".json") else text
+        (HERE / name).write_bytes(drawn(draw(read), "svg"))
 
 
 if __name__ == "__main__":

@@ -273,15 +273,17 @@ def test_the_figures_are_drawn_from_the_numbers(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("figures", ROOT / "docs" / "figures.py")
     figures = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(figures)
-    for name in ("rules/rules.json", "ladder/ladder.json", "learning.md"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text((ROOT / "docs" / name).read_text())
-    monkeypatch.setattr(figures, "HERE", tmp_path)
+    there = tmp_path / "docs"
+    for name, (source, _) in figures.FIGURES.items():
+        for path in (there / name, there / source):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        (there / source).write_text((ROOT / "docs" / source).read_text())
+    monkeypatch.setattr(figures, "HERE", there)
     figures.main()
-    for name in ("rules/errors.svg", "ladder/errors.svg", "recipes.svg"):
+    for name in figures.FIGURES:
         drawn, stored = (
             re.findall(r">([^<>\n]+)</text>", (folder / name).read_text())
-            for folder in (tmp_path, ROOT / "docs")
+            for folder in (there, ROOT / "docs")
         )
         assert drawn == stored
         assert len(drawn) > 10

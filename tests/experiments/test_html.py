@@ -213,7 +213,10 @@ def test_what_was_typed_is_text(text):
     run = a_run(warnings={"neuron1": text})
     html = render(
         of_recipe("small", settings, text), {"dfa": [run]},
-        {"accuracy": [["rule", text], ["dfa", text]], "speed": [["rule"], ["dfa"]]},
+        {
+            "accuracy": [["rule", text], ["dfa", text]], "speed": [["rule"], ["dfa"]],
+            "frozen": [["rule", "block"], ["dfa", text]],
+        },
         {"curves": b"", "confusion_dfa": b"", "spikes_dfa": b""}, {"torch": text},
     )  # fmt: skip
     got = Reader(html)

@@ -20,7 +20,8 @@ from snn_dfa.experiments.report.description import MEANINGS, Description
 
 __all__ = ["Tables", "render"]
 
-#: ``accuracy``, ``speed`` and ``costs``: rows of cells, the head first; without costs none.
+#: ``accuracy``, ``speed``, ``costs`` and ``frozen``: rows of cells, the head first. The last two
+#: may be left out.
 Tables = Mapping[str, Sequence[Sequence[str]]]
 
 
@@ -50,7 +51,7 @@ def render(
     return environment.get_template("report.html.jinja").render(
         described=described,
         facts=_facts(described, results),
-        tables={"costs": (), **tables},
+        tables={"costs": (), "frozen": (), **tables},
         figures={name: base64.b64encode(svg).decode() for name, svg in figures.items()},
         meanings=[(rule, MEANINGS[rule]) for rule in results if rule in MEANINGS],
         warnings=[(rule, text) for rule, r in firsts.items() for text in r["warnings"].values()],
