@@ -55,8 +55,7 @@ def curves(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
                     tested = 100 * (1 - run["test_accuracy"])
                     axes.plot(run["best_epoch"], tested, "o", color=tint, markersize=4)
             ends[rule] = (_values(runs[0], f"{part}_{what}")[-1], tint)
-        axes.set(xlabel="epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        _epoch_axis(axes)
         if what == "accuracy":
             _error_axis(axes)
         label_ends(axes, {rule: end for rule, end in ends.items() if math.isfinite(end[0])})
@@ -84,6 +83,14 @@ def _line(axes: Axes, run: Mapping[str, Any], name: str, tint: str, faint: bool 
     width, alpha = (0.9, 0.4) if faint else (1.5, 1.0)
     marker = "." if len(epochs) == 1 else ""
     axes.plot(epochs, _values(run, name), marker=marker, color=tint, linewidth=width, alpha=alpha)
+
+
+def _epoch_axis(axes: Axes) -> None:
+    first, last = axes.get_xlim()
+    if last - first < 1:  # a single epoch
+        axes.set_xlim(first - 0.5, last + 0.5)
+    axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _error_axis(axes: Axes) -> None:
@@ -170,8 +177,8 @@ def diagnostics(entries: Sequence[Mapping[str, Any]]) -> Figure:
             axes.axhline(90, color=SOFT, linestyle=":")
         if name in ("silent", "saturated"):
             axes.set_ylim(-0.02, max(0.1, axes.get_ylim()[1]))
-        axes.set(title=title, xlabel="epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_title(title)
+        _epoch_axis(axes)
         label_ends(axes, {k: e for k, e in ends.items() if math.isfinite(e[0])}, gap=0.13)
     return figure
 

@@ -79,7 +79,8 @@ def _facts(
     seeds = ", ".join(map(str, sorted({run["seed"] for run in runs})))
     yield "seeds" if "," in seeds else "seed", seeds
     seconds = sum(epoch["epoch"] for run in runs for epoch in run["epoch_seconds"])
-    yield "training time", f"{_duration(seconds)} for {len(runs)} runs, on {described.device}"
+    count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
+    yield "training time", f"{_duration(seconds)} for {count}, on {described.device}"
 
 
 def _duration(seconds: float) -> str:
