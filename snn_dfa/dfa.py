@@ -32,7 +32,7 @@ _SINGLE = torch.zeros((), dtype=torch.float32, device="cpu")
 
 
 class DFA:
-    r"""Direct feedback alignment (DFA) on a snnTorch network, from here on and until ``remove()``.
+    r"""Train a snnTorch network by direct feedback alignment (DFA), until ``remove()``.
 
     Forward values do not change. In ``loss.backward()`` the output block (everything after the
     last hidden spikes) gets its true gradient. Each hidden block (from the values of other layers
@@ -45,23 +45,22 @@ class DFA:
 
     Args:
         net: Any network of snnTorch neurons; the loop over time may be around it or inside.
-        output: Name or module of the output layer, where it is not the spiking neuron that is
-            called last; may be a plain readout such as ``nn.Linear``. Or a list of several: their
-            errors are set side by side, so that each has its own rows of B. Values of one output
-            that have the same shape, such as spikes and membrane, have one error; other values
-            that a readout returns have rows of their own.
-        hidden: Names or modules of the hidden layers, where they are not all other
+        output: Name or module of the output layer; it may be a plain readout such as
+            ``nn.Linear``. ``None``: the spiking neuron that is called last. A list names several
+            outputs: their errors are set side by side, so that each has its own rows of B. Values
+            of one output that have the same shape, such as spikes and membrane, have one error;
+            other values that a readout returns have rows of their own.
+        hidden: Names or modules of the hidden layers. ``None``: all other
             ``snntorch.SpikingNeuron``.
-        optimizer: The optimiser of the weights. With it the feedback learns, at each step that the
-            optimiser takes: the type is ``"weight-mirror"`` (:class:`WeightMirror`) where
-            ``feedback`` names no other. Without it the feedback is random and fixed, as in the
-            literature.
-        rule: What is broadcast. ``"error"`` or ``"dfa"``: e. ``"sign"`` or ``"sdfa"``: its sign.
-            ``"target"`` or ``"drtp"``: the targets, given by :meth:`targets`. ``"shallow"`` or
-            ``"last-layer"``: nothing; only the output block learns, hidden parameters keep
-            ``grad=None``. ``"fa"`` is feedback alignment: nothing is
-            broadcast, errors go from layer to layer as in back-propagation, with a random matrix
-            in place of each transposed weight.
+        optimizer: The optimiser of the weights. With it the feedback learns, at each step of the
+            optimiser; its type is ``"weight-mirror"`` (:class:`WeightMirror`), unless ``feedback``
+            names another. Without it the feedback is random and fixed, as in the literature.
+        rule: The value that each hidden layer gets. ``"error"`` or ``"dfa"``: e. ``"sign"`` or
+            ``"sdfa"``: its sign. ``"target"`` or ``"drtp"``: the targets, given by :meth:`targets`.
+            ``"shallow"`` or ``"last-layer"``: nothing; only the output block learns, hidden
+            parameters keep ``grad=None``. ``"fa"`` is feedback alignment: nothing is broadcast;
+            errors go from layer to layer as in back-propagation, with a random matrix in place of
+            each transposed weight.
         feedback: The matrices B [C, \*S]: C outputs, S the shape of one sample's spikes in the
             layer. ``None``: ``"gaussian"``, or ``"weight-mirror"`` with an ``optimizer``.
             Drawn and fixed: ``"gaussian"``, ``"uniform"``, ``"orthogonal"``, ``"sparse"``,

@@ -34,13 +34,13 @@ _INSTALL = """\
 import importlib.util
 
 if importlib.util.find_spec("snn_dfa") is None:  # as in Colab
-    %pip install -q "snn-dfa[fast] @ git+https://github.com/{}"\
+    %pip install -q "snn-dfa[experiments] @ git+https://github.com/{}"\
 """
 _FROM_CHECKOUT = """\
 import importlib.util
 
 if importlib.util.find_spec("snn_dfa") is None:
-    raise ImportError("run in a checkout of the repository: pip install '.[fast]'")\
+    raise ImportError("run in a checkout of the repository: pip install '.[experiments]'")\
 """
 
 

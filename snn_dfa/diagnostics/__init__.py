@@ -1,6 +1,13 @@
 """Eyes on a network: what its layers do, where its gradients point, what a sample costs."""
 
-from snn_dfa.diagnostics.activity import Activity, ActivityWarning, activity, complaints, warn
+from snn_dfa.diagnostics.activity import (
+    Activity,
+    ActivityWarning,
+    activity,
+    complaints,
+    raster,
+    warn,
+)
 from snn_dfa.diagnostics.alignment import (
     GradientReport,
     angle,
@@ -33,6 +40,7 @@ __all__ = [
     "gradient_angles",
     "gradient_report",
     "projected_errors",
+    "raster",
     "training_cost",
     "warn",
 ]

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from snn_dfa._attach.hooks import place
 from snn_dfa._attach.layers import spiking_layers, takes_sequences
 
-__all__ = ["Activity", "ActivityWarning", "activity", "complaints", "warn"]
+__all__ = ["Activity", "ActivityWarning", "activity", "complaints", "raster", "warn"]
 
 _SATURATED = 0.95  # of the greatest rate, over all that was seen
 _TOO_MANY = 0.5  # of a layer's neurons, silent or saturated
@@ -85,6 +86,44 @@ def activity(net: nn.Module) -> Iterator[dict[str, Activity]]:
             handle.remove()
         for name, fired in counts.items():
             layers[name] = _summary(fired, max(rows[name], 1), _greatest_rate(modules[name]))
+
+
+@contextmanager
+def raster(net: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Keep the spikes of the first sample in each spiking layer over the calls inside the block.
+
+    Args:
+        net: A network whose values are [B, ...] at each call, or [T, B, ...] where it takes whole
+            sequences. What it computes is unchanged.
+
+    Yields:
+        A dict that is filled at the end of the block: layer name to spikes [T, ...].
+
+    Example:
+        >>> import snntorch as snn, torch
+        >>> net = nn.Sequential(snn.Leaky(beta=0.0, init_hidden=True))
+        >>> with raster(net) as spikes:
+        ...     for _ in range(3):
+        ...         _ = net(torch.tensor([[2.0, 0.5]]))
+        >>> spikes["0"].shape, spikes["0"].sum(0)
+        (torch.Size([3, 2]), tensor([2., 0.]))
+    """
+    spikes: dict[str, Tensor] = {}
+    seen: dict[str, list[Tensor]] = {}
+
+    def keep(name: str, module: nn.Module, output: Any) -> None:
+        spk = (output[0] if isinstance(output, (tuple, list)) else output).detach()
+        seen.setdefault(name, []).append(spk[:, 0] if takes_sequences(module) else spk[:1])
+
+    handles = []
+    for name, module in spiking_layers(net).items():
+        handles += place(module, None, partial(keep, name, module))
+    try:
+        yield spikes
+    finally:
+        for handle in handles:
+            handle.remove()
+        spikes.update({name: torch.cat(steps) for name, steps in seen.items()})
 
 
 def _greatest_rate(module: Any) -> float:

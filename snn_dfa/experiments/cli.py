@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -115,7 +116,7 @@ def _run(
         rules,
         range(settings.seed, settings.seed + seeds),
         lambda rule, seed: Trainer(replace(settings, seed=seed), rule, data(seed)),
-        of_recipe(args.recipe, settings),
+        of_recipe(args.recipe, settings, args.line),
         settings.batch_size,
     )
     with _loggers(args) as loggers:
@@ -189,6 +190,17 @@ def _family(args: argparse.Namespace) -> None:
     say(table)
 
 
+def _line(argv: Sequence[str]) -> str:
+    """Return the command as it was typed; where the data lay is no part of the results."""
+    words = list(argv)
+    for number, word in enumerate(words):
+        if word.startswith("--data-root="):
+            words[number] = "--data-root=DIR"
+        elif word == "--data-root":
+            words[number + 1 : number + 2] = ["DIR"]
+    return shlex.join(["snn-dfa", *words])
+
+
 def _recipes(_: argparse.Namespace) -> None:
     print("\n\n".join(describe(name) for name in RECIPES))
 
@@ -207,6 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with joined():
             parser = make_parser()
             args = parser.parse_args(argv)
+            args.line = _line(sys.argv[1:] if argv is None else argv)
             if args.command is None:
                 parser.print_help()
             else:

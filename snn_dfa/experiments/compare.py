@@ -247,6 +247,7 @@ def _described(network: str, settings: Mapping[str, Any], keep: str) -> Descript
         settings={"recipe": network, "settings": dict(settings)},
         listed=listed,
         usual="default",
+        command=f"snn_dfa.compare({network}, ...)",
     )
 
 

@@ -41,7 +41,7 @@ READ_ERRORS = (
 #: What a run leaves in its folder, and ``--overwrite`` takes out.
 _LEFT = (
     "report.html", "metrics.json", "experiment.yaml", "log.csv", "costs.md", "checkpoint*.pt",
-    "curves.*", "confusion_*.*", "diagnostics_*.*", "ladder.*", "rules.*",
+    "curves.*", "confusion_*.*", "spikes_*.*", "diagnostics_*.*", "ladder.*", "rules.*",
 )  # fmt: skip
 #: Of these, what shows that there are results.
 _RESULTS = ("metrics.json", "ladder.json", "rules.json")

@@ -68,25 +68,25 @@ def make_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"snn-dfa {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     compare = commands.add_parser(
-        "compare", help="train the same network with several rules", epilog=_COMPARE_EXAMPLES,
-        description="Train the same network with several rules, from the same weights on the same "
+        "compare", help="train the same network by several rules", epilog=_COMPARE_EXAMPLES,
+        description="Train the same network by several rules, from the same weights on the same "
         "batches.",
     )  # fmt: skip
     train = commands.add_parser(
-        "train", help="train one rule, with checkpoints to go on from", epilog=_TRAIN_EXAMPLES,
-        description="Train one rule.",
+        "train", help="train a network by one rule, with checkpoints", epilog=_TRAIN_EXAMPLES,
+        description="Train a network by one rule.",
     )  # fmt: skip
     _add_run(compare, train)
     ladder = commands.add_parser(
-        "ladder", help="from the recipe notebook to deep, one change at a time"
+        "ladder", help="go from the recipe notebook to deep, one change at a time"
     )
     family = commands.add_parser(
-        "rules", help="every rule, feedback and credit on the recipe deep, side by side"
+        "rules", help="compare all rules, feedbacks and credits on the recipe deep"
     )
     for command, name in ((ladder, "ladder"), (family, "rules")):
         _add_output(command.add_argument_group("output"), name)
         _add_settings(command, STUDY_SETTINGS)
-    commands.add_parser("recipes", help="show the recipes, as options")
+    commands.add_parser("recipes", help="show the settings of all recipes")
     return parser
 
 
@@ -95,21 +95,21 @@ def _add_run(compare: argparse.ArgumentParser, train: argparse.ArgumentParser) -
     what = [command.add_argument_group("what to train") for command in (compare, train)]
     what[0].add_argument(
         "--rules", type=rules, metavar=",".join(RULES), default=argparse.SUPPRESS,
-        help="which rules (default: bptt,dfa,shallow)",
+        help="rules to compare (default: bptt,dfa,shallow)",
     )  # fmt: skip
     what[0].add_argument(
         "--seeds", type=one_or_more, metavar="N", default=argparse.SUPPRESS,
-        help="how many seeds, from --seed on (default: 1)",
+        help="number of seeds; the first one is --seed (default: 1)",
     )  # fmt: skip
     what[1].add_argument(
         "--rule", type=rule, metavar="{" + ",".join(RULES) + "}", default=argparse.SUPPRESS,
-        help="the rule (default: dfa)",
+        help="rule to train by (default: dfa)",
     )  # fmt: skip
     for group in what:
         group.add_argument(
             "--recipe", choices=RECIPES, default=argparse.SUPPRESS,
             metavar="{" + ",".join(RECIPES) + "}",
-            help=f"what the options below start from (default: {DEFAULT}, or for the digits "
+            help=f"start from the settings of this recipe (default: {DEFAULT}, or for the digits "
             f"{default_for('digits')}); snn-dfa recipes shows them",
         )  # fmt: skip
         group.add_argument(
@@ -117,25 +117,28 @@ def _add_run(compare: argparse.ArgumentParser, train: argparse.ArgumentParser) -
             type=Path,
             metavar="FILE.yaml",
             default=argparse.SUPPRESS,
-            help="the experiment.yaml of a run, which is repeated; options go before the file",
+            help="repeat a run from its experiment.yaml; options on the command line override "
+            "the file",
         )
     for command, name in ((compare, "compare"), (train, "train")):
         group = command.add_argument_group("output")
         _add_output(group, name)
         group.add_argument(
-            "--resume", action="store_true", help="go on from the checkpoints in --out"
+            "--resume", action="store_true", help="continue from the checkpoints in --out"
         )
         group.add_argument(
             "--save-every", type=seconds, default=60.0, metavar="SECONDS",
-            help="save within an epoch, too, at most so often; 0: after every step "
+            help="time between two checkpoints within an epoch; 0: one after every step "
             "(default: %(default)g)",
         )  # fmt: skip
         group.add_argument(
-            "--tensorboard", type=Path, metavar="DIR", help="log each epoch for TensorBoard there"
-        )
+            "--tensorboard", type=Path, metavar="DIR",
+            help="log each epoch into this folder, for TensorBoard",
+        )  # fmt: skip
         group.add_argument(
             "--diagnose", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS,
-            help="after each epoch note angles to back-propagation, rates and errors sent",
+            help="after each epoch, measure angles to back-propagation, firing rates and the "
+            "errors that are sent",
         )  # fmt: skip
         _add_settings(command, [f.name for f in fields(Settings)])
 
@@ -144,11 +147,9 @@ def _add_output(group: Any, name: str) -> None:
     default = Path("runs") / name
     group.add_argument(
         "--out", type=Path, default=default, metavar="DIR",
-        help="folder for the results (default: %(default)s)",
+        help="write the results into this folder (default: %(default)s)",
     )  # fmt: skip
-    group.add_argument(
-        "--overwrite", action="store_true", help="replace the results that are in --out"
-    )
+    group.add_argument("--overwrite", action="store_true", help="replace the results in --out")
 
 
 def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:

@@ -99,107 +99,147 @@ class Settings:
     dataset: str = _say("digits", "name of the data set")
     data_root: str = _say("data", "folder in which torchvision keeps or puts the data set")
     folds: int = _say(
-        0, "test on the seed-th fold of so many of all samples; 0: on the given test part",
+        0,
+        "number of folds of all samples, of which --seed chooses the one to test on; "
+        "0: test on the test part of the data set",
         _FOLDS,
-    )  # fmt: skip
-    validation: float = _say(0.05, "share of the training set held out to choose the epoch", _HELD)
-    seed: int = _say(0, "of weights, feedback, order, spikes, masks, validation part", _SEED)
+    )
+    validation: float = _say(
+        0.05, "share of the training part that is held back to choose the epoch", _HELD
+    )
+    seed: int = _say(
+        0, "seed of weights, feedback, order, spikes, dropout and validation part", _SEED
+    )
     device: str = _say("cpu", "torch device, such as cpu or cuda")
     # -- network -----------------------------------------------------------------------------------
     hidden: tuple[Layer, ...] = _say(
         (1000, 250, 100),
-        "hidden layers: 256 dense, 12c5 a convolution, mp2 pooling",
+        "hidden layers: 256 is dense, 12c5 a convolution (12 channels, 5x5), mp2 max pooling (2x2)",
         _LAYERS,
     )
-    normalize: bool = _say(True, "batch normalisation of the current of every hidden layer")
+    normalize: bool = _say(True, "normalise the current of each hidden layer over the batch")
     weights: str = _say(
-        "default", "first weights: PyTorch's, xavier, or zhang (their A.6)",
+        "default",
+        "initial weights: PyTorch's default, xavier, or zhang (Zhang et al., A.6)",
         _one_of("default", "xavier", "zhang"),
-    )  # fmt: skip
-    biases: tuple[float, ...] = _say((), "first biases, one for all or for each layer", _FINITE)
+    )
+    biases: tuple[float, ...] = _say(
+        (), "initial biases: one for all layers, or one for each", _FINITE
+    )
     # -- neuron ------------------------------------------------------------------------------------
     neuron: str = _say(
-        "leaky", "leaky (snnTorch's), refractory, or recurrent (snnTorch's RLeaky, dense)",
+        "leaky",
+        "leaky (snnTorch's), refractory, or recurrent (snnTorch's RLeaky, dense)",
         _one_of("leaky", "refractory", "recurrent"),
-    )  # fmt: skip
-    threshold: tuple[float, ...] = _say((1.0,), "of the neurons", _THRESHOLDS)
-    beta: float = _say(0.6, "decay of leaky's membrane a step", _SHARE)
-    tau: float = _say(20.0, "time constant of refractory's membrane, ms", _ABOVE_ZERO)
-    dt: float = _say(0.25, "length of refractory's step, ms", _ABOVE_ZERO)
-    t_ref: float = _say(1.0, "refractory period, ms", _ABOVE_ZERO)
+    )
+    threshold: tuple[float, ...] = _say(
+        (1.0,), "firing threshold: one for all layers, or one for each", _THRESHOLDS
+    )
+    beta: float = _say(
+        0.6, "decay of the membrane in each step, of leaky and recurrent neurons", _SHARE
+    )
+    tau: float = _say(20.0, "time constant of the membrane, of refractory neurons, ms", _ABOVE_ZERO)
+    dt: float = _say(0.25, "length of a time step, of refractory neurons, ms", _ABOVE_ZERO)
+    t_ref: float = _say(1.0, "refractory period, of refractory neurons, ms", _ABOVE_ZERO)
     spike_size: float = _say(1.0, "size of a hidden neuron's spike", _ABOVE_ZERO)
     surrogate: str = _say(
-        "fast-sigmoid", "fast-sigmoid or exact", _one_of("fast-sigmoid", "exact")
-    )  # fmt: skip
-    slope: float = _say(5.0, "of the fast-sigmoid surrogate", _ABOVE_ZERO)
+        "fast-sigmoid",
+        "surrogate derivative of a spike: fast-sigmoid or exact",
+        _one_of("fast-sigmoid", "exact"),
+    )
+    slope: float = _say(5.0, "slope of the fast-sigmoid surrogate", _ABOVE_ZERO)
     # -- input and loss ----------------------------------------------------------------------------
     encoding: str = _say(
-        "constant", "poisson (spikes), constant (current) or events (of a recording)",
+        "constant",
+        "input: poisson (random spikes), constant (current) or events (of a recording)",
         _one_of("poisson", "constant", "events"),
-    )  # fmt: skip
-    steps: int = _say(10, "time steps T", _COUNT)
-    downsample: int = _say(1, "of recordings: so many pixels by as many become one", _COUNT)
-    run_in: int = _say(0, "steps at the start that the loss does not count", _NOT_BELOW_ZERO)
-    max_rate: float = _say(1.0, "spikes a step, or current, of a white pixel", _ABOVE_ZERO)
+    )
+    steps: int = _say(10, "number of time steps T", _COUNT)
+    downsample: int = _say(1, "merge N by N pixels of a recording into one", _COUNT)
+    run_in: int = _say(0, "time steps at the start that the loss ignores", _NOT_BELOW_ZERO)
+    max_rate: float = _say(
+        1.0, "input of a white pixel: spikes in each step, or current", _ABOVE_ZERO
+    )
     loss: str = _say(
-        "count", "cross entropy of output spike counts (count) or of their shares (share)",
+        "count",
+        "cross entropy of the output's spike counts (count), or of their shares of all spikes "
+        "(share)",
         _one_of("count", "share"),
-    )  # fmt: skip
-    temperature: float = _say(0.7, "divides counts or shares before the softmax", _ABOVE_ZERO)
+    )
+    temperature: float = _say(
+        0.7, "divide counts or shares by this before the softmax", _ABOVE_ZERO
+    )
     # -- against over-fitting ----------------------------------------------------------------------
     shift: int = _say(
-        0, "pixels by which a sample is moved at most, at random, in training", _NOT_BELOW_ZERO
+        0, "in training, move each sample at random by at most so many pixels", _NOT_BELOW_ZERO
     )
-    input_dropout: float = _say(0.4, "share of pixels dropped, the others scaled up", _PART)
+    input_dropout: float = _say(
+        0.4, "share of pixels that are dropped; the others are scaled up", _PART
+    )
     drop_to: str = _say(
         "mean",
-        "what a dropped pixel becomes, about which the others are scaled up: its mean over the "
-        "training part, or zero",
+        "value of a dropped pixel: its mean over the training part, or zero",
         _one_of("mean", "zero"),
     )
-    dropout: float = _say(0.0, "share of hidden neurons dropped, anew a sample", _PART)
+    dropout: float = _say(
+        0.0, "share of hidden neurons that are dropped, drawn for each sample", _PART
+    )
     clean_statistics: bool = _say(
-        True, "take batch normalisation's statistics for evaluation anew, with nothing dropped"
+        True,
+        "before each evaluation, recompute the statistics of batch normalisation without dropout",
     )
-    weight_decay: float = _say(0.3, "of weights, by the optimiser", _NOT_BELOW_ZERO)
-    label_smoothing: float = _say(0.0, "share of a target spread over all classes", _PART)
+    weight_decay: float = _say(0.3, "weight decay of the optimiser", _NOT_BELOW_ZERO)
+    label_smoothing: float = _say(
+        0.0, "share of each target that is spread over all classes", _PART
+    )
     # -- learning ----------------------------------------------------------------------------------
-    epochs: int = _say(40, "passes over the training part", _COUNT)
+    epochs: int = _say(40, "number of passes over the training part", _COUNT)
     keep: str = _say(
-        "best", "which weights are tested: of the epoch best on the validation part, or the last",
+        "best",
+        "test the weights of the epoch that is best on the validation part, or of the last epoch",
         _one_of("best", "last"),
-    )  # fmt: skip
-    batch_size: int = _say(128, "samples a step", _COUNT)
-    optimizer: str = _say("adam", "adam (AdamW) or sgd", _one_of("adam", "sgd"))
-    momentum: float = _say(0.0, "of sgd", _PART)
-    lr: float = _say(3e-3, "learning rate", _ABOVE_ZERO)
-    per_input: bool = _say(False, "divide a layer's rate by its number of inputs")
-    schedule: str = _say("one-cycle", "step or one-cycle", _one_of("step", "one-cycle"))
-    lr_decay: float = _say(
-        0.93, "step: factor on the learning rate after every --decay-every epochs", _ABOVE_ZERO
     )
-    decay_every: int = _say(1, "step: epochs", _COUNT)
-    feedback: str = _say("kolen-pollack-product", f"one of {', '.join(NAMES)}", _one_of(*NAMES))
+    batch_size: int = _say(128, "number of samples in a training step", _COUNT)
+    optimizer: str = _say("adam", "optimiser: adam (AdamW) or sgd", _one_of("adam", "sgd"))
+    momentum: float = _say(0.0, "momentum of sgd", _PART)
+    lr: float = _say(3e-3, "learning rate", _ABOVE_ZERO)
+    per_input: bool = _say(False, "divide the learning rate of each layer by its number of inputs")
+    schedule: str = _say(
+        "one-cycle",
+        "schedule of the learning rate: step or one-cycle",
+        _one_of("step", "one-cycle"),
+    )
+    lr_decay: float = _say(
+        0.93,
+        "of schedule step: factor on the learning rate, after every --decay-every epochs",
+        _ABOVE_ZERO,
+    )
+    decay_every: int = _say(1, "of schedule step: number of epochs between two factors", _COUNT)
+    feedback: str = _say(
+        "kolen-pollack-product",
+        "how the feedback matrices are drawn, or how they learn",
+        _one_of(*NAMES),
+    )
     feedback_std: float = _say(
-        0.0, "standard deviation of gaussian feedback, the same in every layer; 0: 1/sqrt(neurons)",
+        0.0, "standard deviation of gaussian feedback; 0: 1/sqrt(neurons of the layer)",
         _NOT_BELOW_ZERO,
     )  # fmt: skip
     feedback_scale: float = _say(
-        1.0, "factor on the first feedback matrices, or on each factor", _ABOVE_ZERO
+        1.0, "scale of the initial feedback matrices, or of each factor of a product", _ABOVE_ZERO
     )
-    feedback_lr: float = _say(3e-3, "of feedback that learns: learning rate", _ABOVE_ZERO)
-    feedback_decay: float = _say(0.3, "of feedback that learns: weight decay", _NOT_BELOW_ZERO)
+    feedback_lr: float = _say(3e-3, "learning rate of the feedback, if it learns", _ABOVE_ZERO)
+    feedback_decay: float = _say(0.3, "weight decay of the feedback, if it learns", _NOT_BELOW_ZERO)
     credit: str = _say(
         "membrane",
-        "from an error at a layer's spikes to one at its current: membrane, current, or trace "
-        "(online)",
+        "how a layer turns the error at its spikes into a gradient: membrane (through time), "
+        "current (same step), or trace (online)",
         _one_of("membrane", "current", "trace"),
     )  # fmt: skip
     error_at: str = _say(
-        "current", "where the error is taken that is sent: at the outputs' spikes or current",
+        "current", "where the error of the output is taken: at its spikes or at its current",
         _one_of("spikes", "current"),
     )  # fmt: skip
-    amp: bool = _say(False, "bfloat16 autocast, with the membranes in float32")
+    amp: bool = _say(False, "train in bfloat16 autocast, with membranes in float32")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "credit", canonical(self.credit))

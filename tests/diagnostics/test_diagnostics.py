@@ -36,6 +36,23 @@ def test_counts_by_hand():
         assert seen.saturated == 0.25
 
 
+def test_a_raster_is_the_first_sample_step_by_step_and_over_whole_sequences():
+    net = nn.Sequential(nn.Linear(3, 4), snn.Leaky(0.8, init_hidden=True))
+    x = torch.rand(T, 2, 3, generator=torch.Generator().manual_seed(0)) * 8
+    reset(net)
+    with diagnostics.raster(net) as by_step:
+        wanted = torch.stack([net(step)[0] for step in x])
+    with diagnostics.raster(over_time(net)) as nothing:
+        pass
+    sequence = over_time(net)
+    with diagnostics.raster(sequence) as at_once:
+        sequence(x)
+    assert 0 < wanted.sum() < wanted.numel()
+    torch.testing.assert_close(by_step, {"1": wanted.detach()})
+    torch.testing.assert_close(at_once, by_step)
+    assert nothing == {}
+
+
 def test_neurons_of_images_are_counted_one_by_one():
     net = nn.Sequential(nn.Conv2d(1, 2, 3), snn.Leaky(0.9, init_hidden=True))
     form = over_time(net)

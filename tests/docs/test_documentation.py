@@ -14,6 +14,7 @@ and ``pip install`` the files, options and extras are looked up.
 
 import contextlib
 import importlib.util
+import inspect
 import io
 import json
 import os
@@ -27,9 +28,10 @@ from typing import NamedTuple
 import pytest
 from paths import ROOT
 
-from snn_dfa import __version__
+from snn_dfa import DFA, __version__
 from snn_dfa.experiments import cli
 from snn_dfa.experiments.settings import UsageError
+from snn_dfa.feedback import NAMES
 
 README = ROOT / "README.md"
 MADE = ("_build", "tutorials")  # by building the site
@@ -247,6 +249,17 @@ def test_the_accuracies_of_the_readme_are_those_of_the_results():
     assert [number for number in shown if number not in known] == []
 
 
+def test_no_number_with_a_unit_stands_in_prose_alone():
+    """Of the pages that sum up: each one is in a page that has the commands, or in its table."""
+    docs = ROOT / "docs"
+    sources = (docs / "learning.md", docs / "rules.md", ROOT / "benchmarks" / "README.md")
+    known = "".join(page.read_text() for page in sources)
+    for page in (README, *(docs / f"{name}.md" for name in ("index", "faq", "which", "concepts"))):
+        prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+        shown = re.findall(r"(\d+(?:\.\d+)?) (?:%|ms|MB|degrees|points?)(?!\w)", prose)
+        assert [n for n in shown if n not in known] == [], page.name
+
+
 def test_the_times_and_the_memory_of_the_readme_and_the_questions_are_those_of_the_benchmarks():
     known = (ROOT / "benchmarks" / "README.md").read_text()
     for text in (section("README.md", "Results"), (ROOT / "docs" / "faq.md").read_text()):
@@ -256,19 +269,37 @@ def test_the_times_and_the_memory_of_the_readme_and_the_questions_are_those_of_t
 
 
 @pytest.mark.slow
-def test_the_figure_is_drawn_from_the_numbers(tmp_path, monkeypatch):
+def test_the_figures_are_drawn_from_the_numbers(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("figures", ROOT / "docs" / "figures.py")
     figures = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(figures)
-    (tmp_path / "rules").mkdir()
-    (tmp_path / "rules" / "rules.json").write_text((ROOT / "docs/rules/rules.json").read_text())
-    monkeypatch.setattr(figures, "HERE", tmp_path)
+    there = tmp_path / "docs"
+    for name, (source, _) in figures.FIGURES.items():
+        for path in (there / name, there / source):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        (there / source).write_text((ROOT / "docs" / source).read_text())
+    monkeypatch.setattr(figures, "HERE", there)
     figures.main()
-    drawn, stored = (
-        re.findall(r">([^<>\n]+)</text>", (folder / "rules" / "errors.svg").read_text())
-        for folder in (tmp_path, ROOT / "docs")
-    )
-    assert drawn == stored
+    for name in figures.FIGURES:
+        drawn, stored = (
+            re.findall(r">([^<>\n]+)</text>", (folder / name).read_text())
+            for folder in (there, ROOT / "docs")
+        )
+        assert drawn == stored
+        assert len(drawn) > 10
+
+
+def test_the_table_of_arguments_is_that_of_the_class():
+    text = (ROOT / "docs/api/snn_dfa.md").read_text()
+    table = section("docs/api/snn_dfa.md", "The arguments of `DFA`").split("\n\n")[0]
+    shown = re.findall(r"^\| `(\w+)` \| (?:`(.+?)`)? ?\| ", table, re.M)
+    parameters = list(inspect.signature(DFA).parameters.values())
+    assert shown == [
+        (p.name, "" if p.default is p.empty else json.dumps(p.default).replace("null", "None"))
+        for p in parameters
+    ]
+    for name in NAMES:
+        assert f'`"{name}"`' in text
 
 
 def test_the_version_that_is_cited_is_this_one():

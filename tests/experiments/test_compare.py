@@ -220,3 +220,10 @@ def test_importing_the_library_imports_no_figures_and_no_data_sets():
         "assert 'snn_dfa.experiments' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+def test_without_the_extra_it_says_what_to_install():
+    code = "import sys; sys.modules['jinja2'] = None; import snn_dfa; snn_dfa.compare"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "install them with pip install 'snn-dfa[experiments]'" in done.stderr

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from snn_dfa.experiments import cli
 from snn_dfa.experiments.recipes import RECIPES
 from snn_dfa.experiments.report import results as report
 from snn_dfa.experiments.report.description import of_recipe
@@ -40,6 +41,12 @@ class Reader(HTMLParser):
             self.cells[-1] += data
 
 
+@pytest.fixture(autouse=True)
+def only_what_the_page_has(monkeypatch):
+    """The other forms of a picture take most of the time; test_experiments.py looks at them."""
+    monkeypatch.setattr(report, "_FORMATS", ("svg",))
+
+
 def a_run(seed=0, **changed):
     line = {"epoch": 1.0}
     for part in ("train", "val", "test"):
@@ -58,6 +65,13 @@ def a_run(seed=0, **changed):
         "spikes_per_sample": 12.0,
         "synaptic_operations_per_sample": 1200.0,
         "firing_rates": {"neuron1": 0.25},
+        "neurons": {"neuron1": 8},
+        "parameters": 1234,
+        "raster": {
+            "class": 2, "steps": 3,
+            "layers": {"neuron1": {"neurons": 8, "shown": 8, "fired": ["0 5", "", "7"]}},
+        },
+        "epoch_seconds": [{"epoch": 61.0, "steps": 60.0, "samples": 99}],
         "silent": {"neuron1": 0.125},
         "saturated": {"neuron1": 0.0},
         "warnings": {},
@@ -65,7 +79,7 @@ def a_run(seed=0, **changed):
         "history": [line],
         "diagnostics": [],
         **changed,
-    }
+    }  # fmt: skip
 
 
 def written(folder, results, **settings):
@@ -112,9 +126,14 @@ def test_its_figures_are_those_beside_it(tmp_path):
     got = written(tmp_path, {"dfa": [run]})
     images = [attributes for tag, attributes in got.tags if tag == "img"]
     assert all(attributes["alt"] for attributes in images)
-    embedded = {base64.b64decode(a["src"].removeprefix("data:image/png;base64,")) for a in images}
-    assert embedded == {path.read_bytes() for path in tmp_path.glob("*.png")}
-    assert len(embedded) == 3
+    embedded = {
+        base64.b64decode(a["src"].removeprefix("data:image/svg+xml;base64,")) for a in images
+    }
+    assert embedded == {path.read_bytes() for path in tmp_path.glob("*.svg")}
+    assert all(b"prefers-color-scheme: dark" in picture for picture in embedded)
+    assert {p.stem for p in tmp_path.glob("*.svg")} == {
+        "curves", "confusion_dfa", "spikes_dfa", "diagnostics_dfa"
+    }  # fmt: skip
 
 
 @pytest.mark.slow
@@ -127,7 +146,27 @@ def test_classes_and_layers_are_counted(tmp_path):
         "2", "8", "75.00 %", "0 (2)",
     ]  # fmt: skip
     layer = cells.index("neuron1")
-    assert cells[layer : layer + 4] == ["neuron1", "0.250", "12.50 %", "0.00 %"]
+    assert cells[layer : layer + 5] == ["neuron1", "8", "0.250", "12.50 %", "0.00 %"]
+
+
+@pytest.mark.slow
+def test_it_says_how_the_results_came_about(tmp_path):
+    described = of_recipe("small", RECIPES["small"].settings, "snn-dfa compare --lr 1 --out x")
+    report.write(tmp_path, described, {"dfa": [a_run(), a_run(1)], "own rule": [a_run()]})
+    text = Reader((tmp_path / "report.html").read_text()).text
+    for said in (
+        "snn-dfa compare --lr 1 --out x", "99 samples to train on, 12 to test",
+        "1,234 parameters; neurons: neuron1 8", "3 min 03 s for 3 runs, on cpu",
+        "direct feedback alignment: each hidden layer gets",
+    ):  # fmt: skip
+        assert said in text
+    assert re.search(r"date\s*20\d\d-\d\d-\d\d", text)
+
+
+def test_the_command_does_not_say_where_the_data_lay():
+    line = cli._line(["compare", "--data-root", "a b", "--out", "x y"])
+    assert line == "snn-dfa compare --data-root DIR --out 'x y'"
+    assert cli._line(["train", "--data-root=a"]) == "snn-dfa train --data-root=DIR"
 
 
 @pytest.mark.slow
@@ -173,12 +212,18 @@ def test_what_was_typed_is_text(text):
     settings = replace(RECIPES["small"].settings, device=text, dataset=text)
     run = a_run(warnings={"neuron1": text})
     html = render(
-        of_recipe("small", settings), {"dfa": [run]}, [["rule", text], ["dfa", text]],
-        {"curves": b"", "confusion_dfa": b""}, {"torch": text},
+        of_recipe("small", settings, text), {"dfa": [run]},
+        {
+            "accuracy": [["rule", text], ["dfa", text]], "speed": [["rule"], ["dfa"]],
+            "frozen": [["rule", "block"], ["dfa", text]],
+        },
+        {"curves": b"", "confusion_dfa": b"", "spikes_dfa": b""}, {"torch": text},
     )  # fmt: skip
     got = Reader(html)
     assert got.open == []
     assert got.text.count(text) >= 6
     assert text not in html
     assert {tag for tag, _ in got.tags}.isdisjoint({"script"})
-    assert [a.get("src") for tag, a in got.tags if tag == "img"] == ["data:image/png;base64,"] * 2
+    assert [a.get("src") for tag, a in got.tags if tag == "img"] == [
+        "data:image/svg+xml;base64,"
+    ] * 3

@@ -65,7 +65,7 @@ def test_one_of_them_writes_and_speaks(shared):
     assert done.stderr.count("2/2") >= 1
     assert sorted(p.name for p in folder.iterdir() if p.suffix not in (".pdf", ".svg")) == [
         "checkpoint.pt", "confusion_dfa.png", "curves.png", "experiment.yaml", "log.csv",
-        "metrics.json", "report.html",
+        "metrics.json", "report.html", "spikes_dfa.png",
     ]  # fmt: skip
 
 

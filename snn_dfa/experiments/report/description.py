@@ -9,8 +9,18 @@ from typing import Any
 from snn_dfa.experiments.recipes import ENVIRONMENT_FIELDS, RECIPES
 from snn_dfa.experiments.settings import Settings, option, shown
 
-__all__ = ["Description", "Setting", "of_recipe"]
+__all__ = ["MEANINGS", "Description", "Setting", "of_recipe"]
 
+#: What the names of rules mean.
+MEANINGS = {
+    "bptt": "back-propagation through time: the exact gradient, but for the surrogate",
+    "dfa": "direct feedback alignment: each hidden layer gets the output's error through a matrix "
+    "of its own",
+    "sign": "as dfa, with the sign of the error (sDFA)",
+    "target": "as dfa, with the targets in place of the error (DRTP)",
+    "fa": "feedback alignment: errors go from layer to layer through random matrices",
+    "shallow": "the output layer learns alone; hidden layers keep their first weights",
+}
 #: Which weights were tested, by ``--keep``.
 _EPOCHS = {"best": "epoch that was best on the validation part", "last": "last epoch"}
 
@@ -45,6 +55,7 @@ class Description:
         settings: For ``metrics.json``.
         listed: For the page.
         usual: What the usual values are those of.
+        command: What was called to make the results.
     """
 
     title: str
@@ -55,6 +66,7 @@ class Description:
     settings: Mapping[str, Any]
     listed: Sequence[Setting]
     usual: str
+    command: str = ""
 
     @property
     def weights(self) -> str:
@@ -62,7 +74,7 @@ class Description:
         return _EPOCHS[self.keep]
 
 
-def of_recipe(recipe: str, settings: Settings) -> Description:
+def of_recipe(recipe: str, settings: Settings, command: str = "") -> Description:
     """Describe an experiment of the command line."""
     usual = RECIPES[recipe].settings
     listed = [
@@ -84,6 +96,7 @@ def of_recipe(recipe: str, settings: Settings) -> Description:
         settings={"recipe": recipe, "settings": settings.as_dict()},
         listed=listed,
         usual=f"recipe {recipe}",
+        command=command,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import platform
 import statistics
@@ -16,16 +15,16 @@ import numpy as np
 import sklearn
 import snntorch
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from snn_dfa import __version__
 from snn_dfa.diagnostics import TrainingCost
 from snn_dfa.experiments.files import atomic_write, file_name
+from snn_dfa.experiments.report import figures as draw
 from snn_dfa.experiments.report.description import Description
 from snn_dfa.experiments.report.html import render
+from snn_dfa.experiments.report.style import drawn
 from snn_dfa.experiments.settings import Settings
-from snn_dfa.experiments.train import diagnose
 from snn_dfa.experiments.train.metrics import interval
 
 __all__ = [
@@ -38,17 +37,7 @@ Results = dict[str, list[dict[str, Any]]]
 #: Rule to what a training step costs.
 Costs = Mapping[str, TrainingCost]
 
-_COLOURS = {
-    "bptt": "#555555",
-    "dfa": "#d1495b",
-    "sign": "#e08e45",
-    "target": "#8a6fb0",
-    "fa": "#3f9b6d",
-    "shallow": "#3d6fb6",
-}
-_WRITTEN = 30  # classes whose counts are written into the confusion matrix
 _FORMATS = ("png", "pdf", "svg")
-_STYLES = {"train": ":", "val": "--", "test": "-"}
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -81,21 +70,24 @@ def table(results: Results) -> str:
 
 def _rows(results: Results) -> list[list[str]]:
     """Return the table's cells, its head first."""
+    pairs = zip(_accuracies(results), _speeds(results), strict=True)
+    return [[*accuracy, *speed[1:]] for accuracy, speed in pairs]
+
+
+def _accuracies(results: Results) -> list[list[str]]:
+    """Return how good each rule is, the head first."""
     several = any(len(runs) > 1 for runs in results.values())
     ranked = any(len(run["confusion"]) > 5 for runs in results.values() for run in runs)
     samples = next(iter(results.values()))[0]["test_samples"]
-    head = [
-        "rule", "test accuracy", "error", f"95 % of n={samples}", "gap to BPTT", "samples a second",
-        "seconds a step", "epochs to 97 %", "seconds to 97 %", "spikes", "synaptic operations",
-    ]  # fmt: skip
+    head = ["rule", "test accuracy", "error", f"95 % of n={samples}", "gap to BPTT"]
     if ranked:
         head.insert(4, "top-5")
     if several:
         head[1:2] = ["mean", "std", "worst", "seeds"]
-    return [head, *(_row(results, rule, several, ranked) for rule in results)]
+    return [head, *(_accuracy(results, rule, several, ranked) for rule in results)]
 
 
-def _row(results: Results, rule: str, several: bool, ranked: bool) -> list[str]:
+def _accuracy(results: Results, rule: str, several: bool, ranked: bool) -> list[str]:
     runs, bptt = results[rule], results.get("bptt")
     of = summary(runs)
     low, high = of["interval"]
@@ -105,18 +97,33 @@ def _row(results: Results, rule: str, several: bool, ranked: bool) -> list[str]:
         _percent(1 - of["mean"]),
         f"{100 * low:.1f} - {100 * high:.1f}",
         "-" if bptt is None else f"{100 * (summary(bptt)['mean'] - of['mean']):+.2f}",
-        f"{of['samples_per_second']:,.0f}",
-        f"{statistics.fmean(run['seconds_per_step'] for run in runs):.4f}",
-        *("-" if of[f"{what}_to_97"] is None else f"{of[f'{what}_to_97']:.0f}"
-          for what in ("epochs", "seconds")),
-        *(f"{statistics.fmean(run[f'{what}_per_sample'] for run in runs):,.0f}"
-          for what in ("spikes", "synaptic_operations")),
-    ]  # fmt: skip
+    ]
     if ranked:
         row.insert(4, _percent(of["top5"]))
     if several:
         row[2:2] = [_percent(of["std"]), _percent(of["worst"]), str(len(runs))]
     return row
+
+
+def _speeds(results: Results) -> list[list[str]]:
+    """Return how fast each rule trains, and what a sample costs, the head first."""
+    head = [
+        "rule", "samples a second", "seconds a step", "epochs to 97 %", "seconds to 97 %",
+        "spikes", "synaptic operations",
+    ]  # fmt: skip
+    rows = []
+    for rule, runs in results.items():
+        of = summary(runs)
+        rows.append([
+            rule,
+            f"{of['samples_per_second']:,.0f}",
+            f"{statistics.fmean(run['seconds_per_step'] for run in runs):.4f}",
+            *("-" if of[f"{what}_to_97"] is None else f"{of[f'{what}_to_97']:.0f}"
+              for what in ("epochs", "seconds")),
+            *(f"{statistics.fmean(run[f'{what}_per_sample'] for run in runs):,.0f}"
+              for what in ("spikes", "synaptic_operations")),
+        ])  # fmt: skip
+    return [head, *rows]
 
 
 def _alike(results: Results) -> list[str]:
@@ -175,15 +182,20 @@ def write(
     """Write all files of an experiment and return their paths, those to look at first."""
     write_metrics(folder, described, results, costs)
     firsts = {rule: runs[0] for rule, runs in results.items()}
-    figures = {"curves": _curves(results)}
-    figures |= {f"confusion_{file_name(rule)}": _confusion(rule, r) for rule, r in firsts.items()}
-    figures |= {
-        f"diagnostics_{file_name(rule)}": diagnose.figure(r["diagnostics"])
-        for rule, r in firsts.items()
-        if r["diagnostics"]
-    }
+    figures = {"curves": draw.curves(results)}
+    for rule, run in firsts.items():
+        name = file_name(rule)
+        figures[f"confusion_{name}"] = draw.confusion(rule, run)
+        if run["raster"]["layers"]:
+            figures[f"spikes_{name}"] = draw.spikes(rule, run["raster"])
+        if run["diagnostics"]:
+            figures[f"diagnostics_{name}"] = draw.diagnostics(run["diagnostics"])
     pictures = {stem: write_figure(folder / f"{stem}.png", f) for stem, f in figures.items()}
-    html = render(described, results, _rows(results), pictures, versions(), cost_rows(costs or {}))
+    tables = {
+        "accuracy": _accuracies(results), "speed": _speeds(results),
+        "costs": cost_rows(costs or {}),
+    }  # fmt: skip
+    html = render(described, results, tables, pictures, versions())
     write_text(folder / "report.html", html)
     names = ("report.html", "metrics.json", *(f"{stem}.png" for stem in figures))
     return [folder / name for name in names]
@@ -231,24 +243,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_figure(path: Path, figure: Figure) -> bytes:
-    """Write a picture as PNG, PDF and SVG, whole or not at all; return the PNG."""
-    drawn = {kind: _drawn(figure, kind) for kind in _FORMATS}
-    for kind, picture in drawn.items():
+    """Write a picture as PNG, PDF and SVG, whole or not at all; return the SVG."""
+    pictures = {kind: drawn(figure, kind) for kind in _FORMATS}
+    for kind, picture in pictures.items():
         _write_bytes(path.with_suffix(f".{kind}"), picture)
-    return drawn["png"]
+    return pictures["svg"]
 
 
 def _write_bytes(path: Path, content: bytes) -> None:
     atomic_write(path, lambda file: file.write(content))
-
-
-def _drawn(figure: Figure, kind: str) -> bytes:
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format=kind, dpi=120)
-    figure.set_layout_engine(
-        "none"
-    )  # the next format has the same layout, and needs no time for it
-    return drawn.getvalue()
 
 
 def versions() -> dict[str, str]:
@@ -263,50 +266,3 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
     }
-
-
-def _curves(results: Results) -> Figure:
-    """Accuracy and loss over epochs; a rule has a colour, a part of the data a line style."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    for axes, what in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
-        for number, (rule, runs) in enumerate(results.items()):
-            colour = _COLOURS.get(rule, f"C{number}")
-            for run in runs:
-                _plot_run(axes, what, run, colour, rule if run is runs[0] else None)
-        axes.set(xlabel="epoch", ylabel=what, title=f"{what}; dot: the epoch that is tested"
-                 if what == "accuracy" else what)  # fmt: skip
-        axes.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize=8)
-    return figure
-
-
-def _plot_run(axes: Axes, what: str, run: dict[str, Any], colour: str, rule: str | None) -> None:
-    epochs = [line["epoch"] for line in run["history"]]
-    for part, style in _STYLES.items():
-        values = [line.get(f"{part}_{what}") for line in run["history"]]
-        if None in values:  # there is no validation part
-            continue
-        text = rule and f"{rule}, {part}"
-        axes.plot(epochs, values, style, color=colour, label=text, linewidth=1.2)
-    if what == "accuracy":
-        axes.plot(run["best_epoch"], run["test_accuracy"], "o", color=colour)
-
-
-def _confusion(rule: str, result: dict[str, Any]) -> Figure:
-    counts = np.array(result["confusion"])
-    figure = Figure(figsize=(5.2, 4.8), layout="constrained")
-    axes = figure.subplots()
-    shares = counts / counts.sum(1, keepdims=True).clip(1)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(counts):
-        if count and len(counts) <= _WRITTEN:
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
-    axes.set(
-        xlabel="predicted",
-        ylabel="true",
-        xticks=range(0, len(counts), 1 + len(counts) // _WRITTEN),
-        yticks=range(0, len(counts), 1 + len(counts) // _WRITTEN),
-        title=f"{rule}: {100 * result['test_accuracy']:.2f} % of the test set",
-    )
-    return figure

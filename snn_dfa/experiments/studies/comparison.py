@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from snn_dfa.experiments.recipes import DEFAULT, RECIPES, fitted
+from snn_dfa.experiments.report.figures import dots
 from snn_dfa.experiments.report.results import entry, write_rows
+from snn_dfa.experiments.report.style import COLOURS
 from snn_dfa.experiments.settings import Settings
 from snn_dfa.experiments.train.trainer import Trainer
 
-__all__ = ["Run", "kept_megabytes", "runs", "write_comparison"]
+__all__ = ["Run", "kept_megabytes", "rules_figure", "runs", "write_comparison"]
 
 #: Rule on the command line, and what differs from the recipe.
 ROWS: Sequence[tuple[str, dict[str, Any]]] = (
@@ -123,7 +124,7 @@ def write_comparison(folder: Path, results: Sequence[tuple[Run, dict[str, Any]]]
         )
     table = "\n".join(lines) + "\n"
     entries = [entry(m.settings, got, name=m.name, rule=m.rule) for m, got in results]
-    write_rows(folder, "rules", "rows", entries, table, _figure(results))
+    write_rows(folder, "rules", "rows", entries, table, rules_figure(entries))
     return table
 
 
@@ -135,20 +136,19 @@ def _hidden_angles(got: dict[str, Any]) -> list[float]:
     return [angle for angle in angles if math.isfinite(angle)]  # none where nothing is sent
 
 
-def _figure(results: Sequence[tuple[Run, dict[str, Any]]]) -> Figure:
-    figure = Figure(figsize=(11, 0.8 + 0.36 * len(results)), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    names = [run.name for run, _ in results]
-    accuracies = [100 * got["test_accuracy"] for _, got in results]
-    bars = left.barh(names, accuracies, color="#d1495b")
-    left.bar_label(bars, [f"{a:.1f}" for a in accuracies], padding=3)
-    left.set(xlim=(min(accuracies) - 5, 103), xlabel="test accuracy, %")
-    for name, (_, got) in zip(names, results, strict=True):
-        angles = _hidden_angles(got)
-        right.plot(angles, [name] * len(angles), "o", color="#3d6fb6", alpha=0.6)
-        if angles:
-            right.plot(statistics.fmean(angles), name, "|", color="#3d6fb6", markersize=14)
-    right.axvline(90, color="#555555", linestyle=":")
-    right.set(xlabel="angle to back-propagation, degrees")
-    left.invert_yaxis()
-    return figure
+def rules_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the test error of each rule, networks apart, the best first.
+
+    Args:
+        rows: Of ``rules.json``: ``name``, ``settings``, ``history`` and ``test_accuracy``.
+    """
+    parts: dict[str, list[tuple[str, float, str]]] = {}
+    for row in rows:
+        recipe, _, name = row["name"].rpartition(": ")
+        error = 100 * (1 - row["test_accuracy"])
+        tint = COLOURS.get(name.split(",")[0], COLOURS["dfa"])
+        layers = "-".join(map(str, row["settings"]["hidden"]))
+        title = f"recipe {recipe or DEFAULT}, hidden layers {layers}"
+        parts.setdefault(title, []).append((name, error, tint))
+    epochs = len(rows[0]["history"])
+    return dots(parts, f"test error after {epochs} epochs, %")

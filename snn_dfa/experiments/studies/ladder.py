@@ -10,10 +10,12 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from snn_dfa.experiments.recipes import DEFAULT, RECIPES, fitted
+from snn_dfa.experiments.report.figures import dots
 from snn_dfa.experiments.report.results import entry, write_rows
+from snn_dfa.experiments.report.style import COLOURS
 from snn_dfa.experiments.settings import Settings
 
-__all__ = ["Rung", "rungs", "write_ladder"]
+__all__ = ["Rung", "ladder_figure", "rungs", "write_ladder"]
 
 
 #: Epochs of a rung, so that all are trained alike; only the last is trained to its recipe's end.
@@ -106,15 +108,12 @@ def write_ladder(folder: Path, results: Sequence[tuple[Rung, dict[str, Any]]]) -
 
 
 def _figure(results: Sequence[tuple[Rung, dict[str, Any]]]) -> Figure:
-    figure = Figure(figsize=(9, 0.6 + 0.42 * len(results)), layout="constrained")
-    axes = figure.subplots()
-    names = [rung.name for rung, _ in results]
-    accuracies = [100 * got["test_accuracy"] for _, got in results]
-    bars = axes.barh(names, accuracies, color="#d1495b")
-    axes.bar_label(bars, [f"{a:.2f}" for a in accuracies], padding=3)
-    chance = 100 / len(results[0][1]["confusion"])
-    axes.axvline(chance, color="#555555", linestyle=":")
-    axes.invert_yaxis()
-    axes.set(xlim=(0, 112), xticks=range(0, 101, 20), xlabel="test accuracy, % (dotted: chance)")
-    axes.set_title("Each change on top of those above it")
-    return figure
+    return ladder_figure([{"name": rung.name, **got} for rung, got in results])
+
+
+def ladder_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the test error of each rung, from the rows of ``ladder.json``."""
+    errors = [(r["name"], 100 * (1 - r["test_accuracy"]), COLOURS["dfa"]) for r in rows]
+    chance = 100 * (1 - 1 / len(rows[0]["confusion"]))
+    title = f"each change is added to those above (chance: {chance:.0f} %)"
+    return dots({title: errors}, "test error, %", sort=False)

@@ -1,17 +1,15 @@
-"""What a rule did in training: angles, rates, what was sent, kept for each epoch and drawn."""
+"""What a rule did in training: angles, rates, what was sent, kept for each epoch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from snn_dfa.dfa import DFA
 from snn_dfa.diagnostics import Activity, feedback_angles, gradient_report
 
-__all__ = ["diagnose", "figure"]
+__all__ = ["diagnose"]
 
 
 def diagnose(
@@ -43,32 +41,3 @@ def diagnose(
         "silent": {name: seen.silent for name, seen in layers.items()},
         "saturated": {name: seen.saturated for name, seen in layers.items()},
     }
-
-
-_TITLES = {
-    "gradient_angles": "angle to back-propagation's gradient, degrees",
-    "norm_ratios": "norm of the gradient over back-propagation's",
-    "agreement": "cosine of gradients of two batches",
-    "feedback_angles": "angle of feedback to the weights' product, degrees",
-    "projected_errors": "error sent, root mean square",
-    "rates": "spikes a neuron and step",
-    "silent": "share of silent neurons",
-    "saturated": "share of saturated neurons",
-}
-
-
-def figure(entries: list[dict[str, Any]]) -> Figure:
-    """Draw each quantity over epochs, a line for each layer."""
-    drawn = Figure(figsize=(15, 6.4), layout="constrained")
-    for axes, (name, title) in zip(drawn.subplots(2, 4).flat, _TITLES.items(), strict=True):
-        layers = entries[-1][name]
-        for layer in layers:
-            points = [(e["epoch"], e[name][layer]) for e in entries if layer in e[name]]
-            axes.plot(*zip(*points, strict=True), ".-", label=layer, linewidth=1.2)
-        if name.endswith("angles"):
-            axes.axhline(90, color="#555555", linestyle=":")
-        axes.set(title=title, xlabel="epoch")
-        axes.grid(alpha=0.3)
-        if layers:
-            axes.legend(fontsize=7)
-    return drawn

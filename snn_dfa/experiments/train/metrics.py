@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ __all__ = ["epochs_to", "interval", "metrics", "seconds_to"]
 
 #: Two-sided, of 95 %: this quantile of the normal distribution.
 _QUANTILE = 1.959964
+_DRAWN = 60  # neurons of a layer whose spikes are kept for the picture
 
 
 def metrics(trainer: Training) -> dict[str, Any]:
@@ -26,6 +28,7 @@ def metrics(trainer: Training) -> dict[str, Any]:
         seen = trainer.evaluate("test")
     with cost(trainer.sequence) as spent:
         trainer.evaluate("test")
+    fired = trainer.spikes()
     trainer.net.load_state_dict(now)
     neurons, samples = sum(each.neurons for each in layers.values()), len(seen.predicted)
     speeds = (each["samples"] / each["steps"] for each in trainer.epoch_seconds)
@@ -48,6 +51,9 @@ def metrics(trainer: Training) -> dict[str, Any]:
         "spikes_per_sample": spent.spikes / samples,
         "synaptic_operations_per_sample": spent.synaptic_operations / samples,
         "multiplications_per_sample": spent.multiplications / samples,
+        "parameters": sum(p.numel() for p in trainer.net.parameters()),
+        "neurons": {name: seen.neurons for name, seen in layers.items()},
+        "raster": _raster(*fired),
         "firing_rates": {name: seen.rate for name, seen in layers.items()},
         "silent": {name: seen.silent for name, seen in layers.items()},
         "saturated": {name: seen.saturated for name, seen in layers.items()},
@@ -89,6 +95,23 @@ def seconds_to(trainer: Training, accuracy: float) -> float | None:
     """Return the time that :func:`epochs_to` took; ``None``: never."""
     epochs = epochs_to(trainer, accuracy)
     return None if epochs is None else sum(s["epoch"] for s in trainer.epoch_seconds[:epochs])
+
+
+def _raster(layers: Mapping[str, Tensor], target: int) -> dict[str, Any]:
+    """Return which neurons fired at which step, for a picture; of many neurons some, evenly."""
+    found = {}
+    for name, spikes in layers.items():
+        flat = spikes.flatten(1)
+        neurons = flat.shape[1]
+        chosen = torch.linspace(0, neurons - 1, min(neurons, _DRAWN)).round().long()
+        fired = flat[:, chosen.to(flat.device)].ne(0).cpu()
+        found[name] = {
+            "neurons": neurons,
+            "shown": len(chosen),
+            "fired": [" ".join(map(str, step.nonzero()[:, 0].tolist())) for step in fired],
+        }
+    steps = max((len(spikes) for spikes in layers.values()), default=0)
+    return {"class": target, "steps": steps, "layers": found}
 
 
 def _confusion(seen: Evaluation) -> list[list[int]]:

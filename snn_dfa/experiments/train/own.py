@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -268,7 +268,7 @@ class OwnTraining(Training):
         if self.scheduler is not None:
             self.scheduler.step()
 
-    def _part_batches(self, part: str) -> Iterator[Batch]:
+    def _part_batches(self, part: str) -> Generator[Batch, None, None]:
         with ExitStack() as stack:
             stack.enter_context(own_masks(0, self.device))
             yield from stack.enter_context(self.task.data.drawn(part, 0))

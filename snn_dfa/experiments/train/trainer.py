@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -148,7 +148,7 @@ class Trainer(Training):
                     for _ in self._losses(self.form, encode(x, settings, generator), y):
                         pass
 
-    def _part_batches(self, part: str) -> Iterator[Batch]:
+    def _part_batches(self, part: str) -> Generator[Batch, None, None]:
         data: Part = getattr(self.data, part)
         generator = torch.Generator(self.device).manual_seed(_PARTS.index(part))
         for x, y in zip(*(torch.split(t, _EVAL_BATCH) for t in (data.x, data.y)), strict=True):

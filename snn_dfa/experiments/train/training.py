@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from snn_dfa.diagnostics import (
     activity,
     complaints,
     projected_errors,
+    raster,
     training_cost,
 )
 from snn_dfa.errors import InputError
@@ -113,7 +114,7 @@ class Training(ABC):
         """Yield what is left of an epoch; ``None`` for a batch that nothing can be learnt from."""
 
     @abstractmethod
-    def _part_batches(self, part: str) -> Iterator[Batch]:
+    def _part_batches(self, part: str) -> Generator[Batch, None, None]:
         """Yield all of a part, in the same order each time, as it is evaluated."""
 
     @abstractmethod
@@ -327,6 +328,16 @@ class Training(ABC):
         return Evaluation(
             accuracy, loss / len(right), told.tolist(), right.tolist(), classes, close / len(right)
         )
+
+    def spikes(self) -> tuple[dict[str, Tensor], int]:
+        """Return the spikes of the first test sample in each layer [T, ...], and its class."""
+        self.net.eval()
+        self.sequence.eval()
+        with closing(self._part_batches("test")) as batches, torch.no_grad():
+            x, y = next(batches)
+            with raster(self.sequence) as layers:
+                self._evaluated(x, y)
+        return layers, int(y[0])
 
     def _keep_weights(self) -> None:
         """Keep those of the last epoch, or of the best by validation accuracy, then by loss."""
