@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from snn_dfa.errors import DFAError
 from snn_dfa.experiments import config
 from snn_dfa.experiments.data import Splits, load
 from snn_dfa.experiments.display import say
@@ -212,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             else:
                 commands[args.command](args)
             sys.stdout.flush()
-    except UsageError as error:
+    except (UsageError, DFAError) as error:
         say(f"snn-dfa: {error}", sys.stderr)
         return 2
     except BrokenPipeError:  # what reads the output has seen enough, as head does

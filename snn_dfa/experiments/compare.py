@@ -117,9 +117,9 @@ def compare(
             iterable of pairs (x, y), a ``Dataset`` of such pairs, or a pair of tensors. y [B] are
             class indices. With a validation part the weights of the epoch that was best on it are
             tested, otherwise those of the last epoch.
-        rules: Names: ``"bptt"``, ``"dfa"``, ``"sign"``, ``"target"``, ``"fa"``, ``"shallow"``. Or
-            a mapping of names of your own to arguments of :class:`DFA`; ``None`` is
-            back-propagation through time.
+        rules: Names: ``"bptt"``, ``"dfa"``, ``"sign"``, ``"target"``, ``"local"``, ``"fa"``,
+            ``"shallow"``. Or a mapping of names of your own to arguments of :class:`DFA`; ``None``
+            is back-propagation through time.
         seeds: How many, from 0 on, or which ones. Of weights, feedback, batches and dropout.
         epochs: Passes over the training part.
         batch_size: Of the batches of a ``Dataset`` and of tensors.

@@ -43,6 +43,7 @@ _COLOURS = {
     "dfa": "#d1495b",
     "sign": "#e08e45",
     "target": "#8a6fb0",
+    "local": "#8c6d46",
     "fa": "#3f9b6d",
     "shallow": "#3d6fb6",
 }

@@ -21,6 +21,7 @@ RULES: dict[str, str | None] = {
     "dfa": "error",
     "sign": "sign",
     "target": "target",
+    "local": "local",
     "fa": "fa",
     "shallow": "shallow",
 }

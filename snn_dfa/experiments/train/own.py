@@ -21,7 +21,6 @@ from snn_dfa.experiments.train.feedback import RULES, rule_called
 from snn_dfa.experiments.train.progress import Progress, own_masks
 from snn_dfa.experiments.train.training import Batch, Training
 from snn_dfa.feedback import LEARNED
-from snn_dfa.kolen_pollack import KolenPollackProduct
 from snn_dfa.state import reset
 
 __all__ = [
@@ -38,7 +37,6 @@ __all__ = [
 #: Arguments of :class:`snn_dfa.DFA`; ``None``: back-propagation.
 Options: TypeAlias = Mapping[str, Any] | None
 
-_PRODUCT = "kolen-pollack-product"
 #: Keys of ``metrics.json`` beside the rules.
 _TAKEN = ("over_seeds", "recipe", "settings", "costs", "versions")
 
@@ -232,8 +230,9 @@ class OwnTraining(Training):
             return "bptt", "membrane", ""
         every = {"rule": "error", "credit": "membrane", "feedback": "gaussian",
                  **self.task.options, **self._options}  # fmt: skip
-        is_product = isinstance(every["feedback"], KolenPollackProduct)
-        return every["rule"], every["credit"], _PRODUCT if is_product else str(every["feedback"])
+        given = every["feedback"]
+        learned = (name for name, options in LEARNED.items() if isinstance(given, options))
+        return every["rule"], every["credit"], next(learned, str(given))
 
     def _epoch_batches(self, now: Progress) -> Iterator[Batch | None]:
         checksum, count = 0, 0
