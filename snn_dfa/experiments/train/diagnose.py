@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ def diagnose(
     layers: Mapping[str, Activity],
     sent: Mapping[str, float],
 ) -> dict[str, dict[str, float]]:
-    """Return, by layer, what can be said of a network now.
+    """Return, by layer, what can be said of a network now; gradients are made in float64.
 
     Args:
         dfa: Attached to the network.
@@ -30,7 +31,7 @@ def diagnose(
         layers: What the layers were seen to do.
         sent: Root mean square of the errors that were sent to each.
     """
-    found = gradient_report(dfa, losses, targets)
+    found = gradient_report(dfa, losses, targets, dtype=torch.float64)
     return {
         "gradient_angles": {name: of.angle for name, of in found.items()},
         "norm_ratios": {name: of.norm_ratio for name, of in found.items()},

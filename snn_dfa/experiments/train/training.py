@@ -32,6 +32,7 @@ from snn_dfa.experiments.train.progress import Progress, mask_states, own_masks,
 __all__ = ["DIAGNOSED", "Evaluation", "Training"]
 
 DIAGNOSED = 500  # training samples on which gradients are compared
+_BATCHES = 4  # into which they are parted
 _TOP = 5
 _LISTS = ("history", "step_seconds", "epoch_seconds", "diagnostics")
 
@@ -280,8 +281,8 @@ class Training(ABC):
     def _diagnose(
         self, dfa: DFA, layers: Mapping[str, Activity], sent: Mapping[str, float]
     ) -> None:
-        """Compare gradients on two batches of the training part; nothing is changed by it."""
-        batches = _halves(*self._sample(DIAGNOSED))
+        """Compare gradients on batches of the training part; nothing is changed by it."""
+        batches = _parted(*self._sample(DIAGNOSED))
 
         def loss_of(x: Any, y: Tensor) -> Callable[[nn.Module], Tensor]:
             return lambda net: torch.stack([each for each, _ in self._passes(net, x, y)]).sum()
@@ -381,11 +382,10 @@ class Training(ABC):
         self._under_way = None if state["under_way"] is None else Progress(**state["under_way"])
 
 
-def _halves(x: Any, y: Tensor) -> list[Batch]:
-    """Return two batches of the samples of one, or that one where it cannot be parted."""
-    half = len(y) // 2
-    if half < 2 or not isinstance(x, Tensor) or len(y) not in x.shape[:2]:
+def _parted(x: Any, y: Tensor) -> list[Batch]:
+    """Return batches of the samples of one, or that one where it cannot be parted."""
+    parts = min(_BATCHES, len(y) // 2)
+    if parts < 2 or not isinstance(x, Tensor) or len(y) not in x.shape[:2]:
         return [(x, y)]
     dim = 0 if len(x) == len(y) else 1  # [B, ...], or [T, B, ...]
-    parts = (x.narrow(dim, start, half) for start in (0, half))
-    return list(zip(parts, (y[:half], y[half : 2 * half]), strict=True))
+    return list(zip(x.tensor_split(parts, dim), y.tensor_split(parts), strict=True))
