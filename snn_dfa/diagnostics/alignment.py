@@ -130,7 +130,7 @@ def gradient_report(
             back-propagation counts as rounding. ``None`` for a hundred times the rounding of
             ``dtype``: 1.2e-5 in float32, 2.2e-14 in float64.
         dtype: In which gradients are made, such as ``torch.float64``: the copies and the floating
-            point inputs of the network are converted. A spike at the edge of a threshold may then
+            point inputs of their modules are converted. A spike at the edge of a threshold may then
             be another. ``None`` for the network's own.
 
     Returns:
@@ -204,7 +204,10 @@ def _gradients(
 
 
 def _convert(net: nn.Module, dtype: torch.dtype) -> None:
-    """Convert a network, and from now on what it is called with."""
+    """Convert a network, and from now on what its modules are called with.
+
+    snnTorch's own surrogates return spikes in float32, whatever the membrane is in.
+    """
 
     def converted(value: Any) -> Any:
         return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
@@ -213,7 +216,8 @@ def _convert(net: nn.Module, dtype: torch.dtype) -> None:
         return tuple(map(converted, args)), {k: converted(v) for k, v in kwargs.items()}
 
     net.to(dtype)
-    net.register_forward_pre_hook(before, with_kwargs=True)
+    for module in net.modules():
+        module.register_forward_pre_hook(before, with_kwargs=True)
 
 
 def _without_graphs(net: nn.Module) -> dict[int, Tensor]:

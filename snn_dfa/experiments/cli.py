@@ -28,7 +28,7 @@ from snn_dfa.experiments.report import results as report
 from snn_dfa.experiments.report.description import of_recipe
 from snn_dfa.experiments.settings import Settings, UsageError
 from snn_dfa.experiments.studies.comparison import kept_megabytes, runs, write_comparison
-from snn_dfa.experiments.studies.engine import Folder, Plan, carry_out, fit
+from snn_dfa.experiments.studies.engine import Folder, Plan, carry_out, fit, with_frozen_blocks
 from snn_dfa.experiments.studies.ladder import rungs, write_ladder
 from snn_dfa.experiments.studies.peak import peak_megabytes
 from snn_dfa.experiments.train.metrics import metrics
@@ -38,6 +38,7 @@ __all__ = ["main"]
 
 _DEFAULTS: dict[str, Any] = {
     "rules": ["bptt", "dfa", "shallow"], "rule": "dfa", "seeds": 1, "diagnose": False,
+    "freeze_blocks": False,
 }  # fmt: skip
 
 
@@ -86,6 +87,7 @@ def _compare(args: argparse.Namespace) -> None:
     _merge(args)
     folder = Folder(args.out, args.resume, args.overwrite, args.save_every)
     said = {"recipe": args.recipe, "rules": args.rules, "seeds": args.seeds}
+    said["freeze_blocks"] = args.freeze_blocks
     _run(args, folder, args.rules, args.seeds, said)
 
 
@@ -112,10 +114,14 @@ def _run(
     folder.texts = {
         config.NAME: config.as_yaml(args.command, {**said, "diagnose": args.diagnose}, settings)
     }
+    frozen = args.freeze_blocks and Trainer(settings, "bptt", data(settings.seed)).blocks()
+    named = with_frozen_blocks(rules, lambda rule: (rule != "shallow" and frozen) or {})
     plan = Plan(
-        rules,
+        list(named),
         range(settings.seed, settings.seed + seeds),
-        lambda rule, seed: Trainer(replace(settings, seed=seed), rule, data(seed)),
+        lambda name, seed: Trainer(
+            replace(settings, seed=seed), named[name][0], data(seed), named[name][1]
+        ),
         of_recipe(args.recipe, settings),
         settings.batch_size,
     )

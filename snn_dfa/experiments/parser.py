@@ -101,6 +101,11 @@ def _add_run(compare: argparse.ArgumentParser, train: argparse.ArgumentParser) -
         "--seeds", type=one_or_more, metavar="N", default=argparse.SUPPRESS,
         help="how many seeds, from --seed on (default: 1)",
     )  # fmt: skip
+    what[0].add_argument(
+        "--freeze-blocks", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS,
+        help="train each rule once more for each hidden block, with that block frozen "
+        "(default: no)",
+    )  # fmt: skip
     what[1].add_argument(
         "--rule", type=rule, metavar="{" + ",".join(RULES) + "}", default=argparse.SUPPRESS,
         help="the rule (default: dfa)",
@@ -135,7 +140,8 @@ def _add_run(compare: argparse.ArgumentParser, train: argparse.ArgumentParser) -
         )
         group.add_argument(
             "--diagnose", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS,
-            help="after each epoch note angles to back-propagation, rates and errors sent",
+            help="after each epoch note angles to back-propagation, rates and errors sent "
+            "(default: no)",
         )  # fmt: skip
         _add_settings(command, [f.name for f in fields(Settings)])
 

@@ -218,3 +218,18 @@ def test_importing_the_library_imports_no_figures_and_no_data_sets():
         "assert 'snn_dfa.experiments' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# -- frozen blocks ---------------------------------------------------------------------------------
+
+
+def test_each_rule_is_trained_with_one_block_frozen_at_a_time():
+    found = compare(Net, [(X, Y), (X, Y)], rules=["dfa", "shallow"], freeze_blocks=True, **QUICK)
+    assert list(found.results) == ["dfa", "dfa (lif1 frozen)", "shallow"]
+    assert list(found.costs) == ["dfa", "shallow"]
+    # With its only block frozen the rule is the output layer alone.
+    frozen, shallow = (found.results[name][0]["history"] for name in list(found.results)[1:])
+    assert frozen == shallow
+    assert "points that its learning adds" in found.table
+    gain = 100 * (found.accuracy("dfa") - found.accuracy("shallow"))
+    assert f"{gain:+.2f}" in found.table.splitlines()[-1]

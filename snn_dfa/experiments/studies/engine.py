@@ -28,7 +28,7 @@ from snn_dfa.experiments.report.description import Description
 from snn_dfa.experiments.train.metrics import metrics
 from snn_dfa.experiments.train.training import Training
 
-__all__ = ["Folder", "Plan", "carry_out", "fit"]
+__all__ = ["Folder", "Plan", "carry_out", "fit", "with_frozen_blocks"]
 
 _WARM = 500  # samples at most of the step before the clock starts
 
@@ -50,6 +50,30 @@ class Plan:
     make: Callable[[str, int], Training]
     described: Description
     warm: int = _WARM
+
+
+def with_frozen_blocks(
+    rules: Iterable[str], blocks_of: Callable[[str], Mapping[str, tuple[str, ...]]]
+) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Return each rule, and it once more for each block that is frozen, by what they are called.
+
+    Args:
+        rules: Their names.
+        blocks_of: From a rule to its hidden layers and the parameters of their blocks.
+
+    Returns:
+        Name to rule and frozen parameters.
+
+    Example:
+        >>> list(with_frozen_blocks(["dfa"], lambda rule: {"lif1": ("fc1.weight",)}))
+        ['dfa', 'dfa (lif1 frozen)']
+    """
+    found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for rule in rules:
+        found[rule] = rule, ()
+        for layer, names in blocks_of(rule).items():
+            found[report.frozen_name(rule, layer)] = rule, names
+    return found
 
 
 @dataclass

@@ -78,6 +78,8 @@ class Training(ABC):
     form: nn.Module
     sequence: nn.Module
     dfa: DFA | None
+    #: Names of the parameters that do not learn.
+    frozen: tuple[str, ...] = ()
     optimizer: Optimizer
     scheduler: LRScheduler | None
     #: Parts that are evaluated after each epoch: ``val``, where there is one, and ``test``.
@@ -132,6 +134,15 @@ class Training(ABC):
     @abstractmethod
     def _method(self) -> tuple[str, str, str]:
         """Return rule, credit and feedback by the library's names."""
+
+    @abstractmethod
+    def blocks(self) -> dict[str, tuple[str, ...]]:
+        """Return the parameters of each hidden block of the network; nothing is changed by it."""
+
+    def _freeze(self, net: nn.Module) -> None:
+        for name, parameter in net.named_parameters():
+            if name in self.frozen:
+                parameter.requires_grad_(False)
 
     def _own_part(self, x: Any, y: Tensor) -> Batch:
         """Return this process's samples of a batch."""
@@ -259,10 +270,12 @@ class Training(ABC):
                 self._evaluated(x, y)
 
     def cost(self, size: int) -> TrainingCost | None:
-        """Return what a step on so many samples costs; ``None`` if the network cannot be watched.
+        """Return what a step on so many samples costs; ``None`` if that is not known.
 
         The rule is taken off by it. Give it a training that is thrown away.
         """
+        if self.frozen:
+            return None
         x, y = self._sample(size)
         if self.dfa is not None:
             self.dfa.remove()
@@ -348,7 +361,7 @@ class Training(ABC):
         It may be asked for between any two batches.
         """
         return {
-            "settings": self.described(),
+            "settings": {**self.described(), "frozen": list(self.frozen)},
             "rule": self.rule,
             "data": self.checksum,
             "net": self.net.state_dict(),
