@@ -70,7 +70,7 @@ def _fitted(settings: Settings, args: argparse.Namespace, data: Splits) -> Setti
 
 def _check_device(settings: Settings) -> None:
     try:
-        torch.empty(0, device=settings.device)
+        torch.zeros(1, device=settings.device).tolist()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(
@@ -200,6 +200,12 @@ def _recipes(_: argparse.Namespace) -> None:
     print("\n\n".join(describe(name) for name in RECIPES))
 
 
+def _lacks_memory(error: Exception) -> bool:
+    """Whether an error of PyTorch or Python says that memory could not be had."""
+    said = ("allocate memory", "out of memory", "bad_alloc")
+    return isinstance(error, MemoryError) or any(each in str(error) for each in said)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, 2 for what the user can mend, 130 for ^C, 141."""
     keep_freed_memory()
@@ -221,6 +227,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except (UsageError, DFAError) as error:
         say(f"snn-dfa: {error}", sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _lacks_memory(error):
+            raise
+        say("snn-dfa: not enough memory; choose a smaller --hidden, --batch-size or --steps",
+            sys.stderr)  # fmt: skip
         return 2
     except BrokenPipeError:  # what reads the output has seen enough, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -220,7 +220,7 @@ def _check(epochs: int, batch_size: int, device: str, out: str | Path | None, re
         if not isinstance(value, int) or value < 1:
             raise InputError(f"{name}: expected one or more, got {value!r}")
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).tolist()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(

@@ -42,7 +42,12 @@ _BLOCK = re.compile(
     r"(?:^<!-- (?P<marker>[^\n]*?) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S
 )
 _MARKER = re.compile(r"example|output|run|file: [\w.]+|not run: \S.*|command: \w+")
-_NEEDS = ("nir", "nirtorch", "neurobench")  # optional; a page that imports them is skipped without
+_NEEDS = (
+    "nir",
+    "nirtorch",
+    "neurobench",
+    "optuna",
+)  # optional; a page that imports them is skipped without
 
 
 class Block(NamedTuple):

@@ -157,9 +157,9 @@ def test_every_cell_that_shows_something_has_its_output(path):
     assert sum(map(pictures, cells)) >= 1
 
 
-def test_there_are_seven_and_the_readme_names_them():
+def test_there_are_eight_and_the_readme_names_them():
     text = (ROOT / "tutorials" / "README.md").read_text()
-    assert len(NOTEBOOKS) == 7
+    assert len(NOTEBOOKS) == 8
     assert all(path.name in text for path in NOTEBOOKS)
     assert "python tutorials/execute.py" in text
 

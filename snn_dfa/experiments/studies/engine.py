@@ -119,12 +119,17 @@ class Folder:
         for name, text in self.texts.items():
             report.write_text(self.path / name, text)
 
-    def checkpoint(self, rule: str, seed: int) -> Checkpoint | None:
-        """Return the checkpoint of a run."""
-        if self.path is None:
-            return None
+    def checkpoint_path(self, rule: str, seed: int) -> Path | None:
+        """Return where the checkpoint of a run is; ``None``: nothing is written."""
         name = self.checkpoint_name.format(rule=file_name(rule), seed=seed)
-        self._checkpoints.append(Checkpoint(self.path / name, self.save_every))
+        return None if self.path is None else self.path / name
+
+    def checkpoint(self, rule: str, seed: int) -> Checkpoint | None:
+        """Return the checkpoint of a run, to be saved."""
+        path = self.checkpoint_path(rule, seed)
+        if path is None:
+            return None
+        self._checkpoints.append(Checkpoint(path, self.save_every))
         return self._checkpoints[-1]
 
     @property
@@ -173,6 +178,7 @@ def carry_out(
     off.
     """
     folder.check()
+    _check_checkpoints(plan, folder)
     costs = dict[str, TrainingCost]()
     for rule in plan.rules:
         thrown_away = plan.make(rule, plan.seeds[0])
@@ -203,6 +209,19 @@ def carry_out(
         if folder.path is not None and results:
             paths = report.write(folder.path, plan.described, results, costs)
     return results, costs, paths
+
+
+def _check_checkpoints(plan: Plan, folder: Folder) -> None:
+    """See that runs can go on from their checkpoints, before anything is written.
+
+    Raises:
+        UsageError: if a checkpoint is damaged, or of other settings or data.
+    """
+    for seed in plan.seeds if folder.resume else ():
+        for rule in plan.rules:
+            path = folder.checkpoint_path(rule, seed)
+            if path is not None and path.exists():
+                plan.make(rule, seed).load_state_dict(load_checkpoint(path))
 
 
 class _Log:
