@@ -51,6 +51,7 @@ def test_signs_of_each_weight_as_it_is_now():
     assert not dfa.state_dict()["matrices"]
     reset(net)
     twin = copy.deepcopy(dfa)
+    backward(loop, twin.net, 0)
     assert torch.equal(twin.feedback["4"], dfa.feedback["4"])
 
 
