@@ -17,7 +17,12 @@ from snn_dfa.errors import (
     TargetError,
 )
 from snn_dfa.folding import fold_normalization
-from snn_dfa.kolen_pollack import KolenPollack, KolenPollackProduct, WeightMirror
+from snn_dfa.kolen_pollack import (
+    KolenPollack,
+    KolenPollackProduct,
+    ProductFeedbackAlignment,
+    WeightMirror,
+)
 from snn_dfa.neurons import RefractoryLeaky
 from snn_dfa.nir import export_nir
 from snn_dfa.sequence import over_time
@@ -39,6 +44,7 @@ __all__ = [
     "KolenPollackProduct",
     "NonFiniteError",
     "OutOfStepError",
+    "ProductFeedbackAlignment",
     "RefractoryLeaky",
     "TargetError",
     "WeightMirror",

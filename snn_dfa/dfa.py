@@ -57,21 +57,24 @@ class DFA:
             names another. Without it the feedback is random and fixed, as in the literature.
         rule: The value that each hidden layer gets. ``"error"`` or ``"dfa"``: e. ``"sign"`` or
             ``"sdfa"``: its sign. ``"target"`` or ``"drtp"``: the targets, given by :meth:`targets`.
-            ``"shallow"`` or ``"last-layer"``: nothing; only the output block learns, hidden
-            parameters keep ``grad=None``. ``"fa"`` is feedback alignment: nothing is broadcast;
-            errors go from layer to layer as in back-propagation, with a random matrix in place of
-            each transposed weight.
+            ``"local"`` or ``"decolle"``: the error of the layer's own fixed readout B of the
+            targets, and none from the output (:func:`snn_dfa.rules.local`). ``"shallow"`` or
+            ``"last-layer"``: nothing; only the output block learns, hidden parameters keep
+            ``grad=None``. ``"fa"`` is feedback alignment: nothing is broadcast; errors go from
+            layer to layer as in back-propagation, with a random matrix in place of each transposed
+            weight.
         feedback: The matrices B [C, \*S]: C outputs, S the shape of one sample's spikes in the
             layer. ``None``: ``"gaussian"``, or ``"weight-mirror"`` with an ``optimizer``.
             Drawn and fixed: ``"gaussian"``, ``"uniform"``, ``"orthogonal"``, ``"sparse"``,
-            ``"channelwise"`` (see :mod:`snn_dfa.feedback`), ``"zhang"``
+            ``"low-rank"``, ``"channelwise"`` (see :mod:`snn_dfa.feedback`), ``"zhang"``
             (:func:`snn_dfa.zhang.zhang_feedback`); ``"shared"``: slices of one Gaussian matrix, so
             that the largest layer's is all that is kept. Or a function of shape and generator; or a
             mapping of layer name to tensor. That learn: ``"weight-mirror"``; ``"kolen-pollack"`` or
             a :class:`KolenPollack`; ``"kolen-pollack-product"`` or a :class:`KolenPollackProduct`.
-            The last two need :meth:`follow` or ``optimizer``, and ``error_at="current"``.
-            ``"transpose"``: the product of the forward weights, to compare with. With ``rule="fa"``
-            a matrix has the shape of its weight.
+            The last two need :meth:`follow` or ``optimizer``, and ``error_at="current"``; so does
+            ``"product-feedback-alignment"`` or a :class:`ProductFeedbackAlignment`.
+            ``"transpose"``: the product of the forward weights, to compare with;
+            ``"sign-symmetry"``: its signs. With ``rule="fa"`` a matrix has the shape of its weight.
         scale: Factor on what is drawn (of a product, on each factor), whose standard deviation is
             1 / sqrt(N), N neurons in the layer.
         credit: How a layer turns e B at its spikes into a gradient at its input. ``"membrane"``: by
@@ -114,7 +117,9 @@ class DFA:
     read off the network afterwards: for a loss on such a value call ``loss.backward()``.
 
     Sources: Nøkland 2016, arXiv 1609.01596 (DFA); Frenkel et al. 2021, arXiv 1909.01311 (sDFA,
-    DRTP); Lillicrap et al. 2016, Nat. Commun. 7, 13276 (FA); Zhang et al. 2024, arXiv 2409.07776,
+    DRTP); Kaiser et al. 2020, arXiv 1811.10766 (DECOLLE); Lillicrap et al. 2016, Nat. Commun. 7,
+    13276 (FA); Liao et al. 2016, arXiv 1510.05067 (sign symmetry); Li and Benna 2024, arXiv
+    2405.20594 (product feedback alignment); Zhang et al. 2024, arXiv 2409.07776,
     and Nakajima et al. 2022, Nat. Commun. 13 (augmented DFA, spiking); Bellec et al. 2020, Nat.
     Commun. 11, 3625 (e-prop); Xiao et al. 2022, arXiv 2210.04195 (OTTT).
 
@@ -287,7 +292,7 @@ class DFA:
 
     @contextmanager
     def targets(self, y: Tensor) -> Iterator[None]:
-        """Give ``rule="target"`` the targets, for the forward or backward passes in the block.
+        """Give ``rule="target"`` or ``"local"`` the targets, for the passes in the block.
 
         Args:
             y: Class indices [B], or targets [B, C], or one for each step [T, B, C] where the output

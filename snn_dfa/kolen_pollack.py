@@ -4,6 +4,7 @@ from snn_dfa.feedback.apply import correlation
 from snn_dfa.feedback.kolen_pollack import KolenPollack
 from snn_dfa.feedback.kolen_pollack_product import KolenPollackProduct
 from snn_dfa.feedback.learning import FeedbackOptimizer, LearningOptions
+from snn_dfa.feedback.product_alignment import ProductFeedbackAlignment
 from snn_dfa.feedback.weight_mirror import WeightMirror
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "KolenPollack",
     "KolenPollackProduct",
     "LearningOptions",
+    "ProductFeedbackAlignment",
     "WeightMirror",
     "correlation",
 ]

@@ -1,8 +1,8 @@
 """What is broadcast to the hidden layers: functions of the error at the output, and nothing else.
 
 A rule takes the error e = dL/d(output) [..., C] and returns the signal that the feedback matrices
-project, of the same shape; ``target`` takes the targets, too. ``None`` in place of a rule means
-that nothing is sent.
+project, of the same shape; ``target`` takes the targets, too, and ``local`` the targets and the
+layer's own spikes. ``None`` in place of a rule means that nothing is sent.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ __all__ = [
     "Rule",
     "canonical",
     "error",
+    "local",
     "sign",
     "target",
 ]
 
-#: From the error [..., C], and for ``target`` the targets, to what is sent [..., C].
+#: From the error [..., C], and what else the rule takes, to what is sent [..., C].
 Rule: TypeAlias = Callable[..., Tensor]
 
 
@@ -108,11 +109,49 @@ def target(e: Tensor, y: Tensor) -> Tensor:
     return (-y.to(e) / max(batch.numel(), 1)).expand(e.shape)
 
 
+def local(e: Tensor, y: Tensor, scores: Tensor) -> Tensor:
+    r"""Send the error of the layer's own fixed readout: hidden layers wait for nobody.
+
+    The layer's matrix B reads class scores off the layer's spikes, s B^T, at each step. What is
+    sent back through B is the gradient of their cross entropy: softmax(scores) / B - y / B, y
+    one-hot. So each layer minimises a loss of its own, which no other layer needs.
+
+    Args:
+        e: [..., B, C], the error at the output; only its shape, dtype and device matter.
+        y: Classes or targets, as for :func:`target`.
+        scores: [..., B, C].
+
+    Returns:
+        [..., B, C].
+
+    Raises:
+        TargetError: as for :func:`target`.
+
+    Source: Kaiser, Mostafa and Neftci 2020, Front. Neurosci. 14, arXiv 1811.10766 (DECOLLE), where
+    the loss is a smooth L1 of the readout, and credit is by traces (``credit="trace"``).
+
+    Example:
+        >>> local(torch.zeros(1, 2), torch.tensor([1]), torch.zeros(1, 2))
+        tensor([[ 0.5000, -0.5000]])
+    """
+    return target(e, y) + scores.softmax(-1) / max(e.shape[:-1][-1:].numel(), 1)
+
+
 #: Name to rule. ``shallow`` sends nothing: only the output block learns, the floor under every
 #: other rule. ``fa`` is not sent to all layers but passed from layer to layer.
 RULES: Mapping[str, Rule | None] = MappingProxyType(
-    {"error": error, "sign": sign, "target": target, "shallow": None, "fa": None}
+    {
+        "error": error,
+        "sign": sign,
+        "target": target,
+        "local": local,
+        "shallow": None,
+        "fa": None,
+    }
 )
+
+#: Rules that take the targets.
+NEED_TARGETS: tuple[Rule, ...] = (target, local)
 
 #: Other names of a rule or of a credit, such as the literature has, to the name that is used here.
 SYNONYMS: Mapping[str, str] = MappingProxyType(
@@ -120,6 +159,7 @@ SYNONYMS: Mapping[str, str] = MappingProxyType(
         "dfa": "error",
         "sdfa": "sign",
         "drtp": "target",
+        "decolle": "local",
         "last-layer": "shallow",
         "online": "trace",
     }
@@ -143,7 +183,11 @@ def canonical(name: str) -> str:
 
 
 def broadcast_signal(
-    rule: Rule, e: Tensor, targets: Tensor | None, steps: int | None = None
+    rule: Rule,
+    e: Tensor,
+    targets: Tensor | None,
+    steps: int | None = None,
+    scores: Tensor | None = None,
 ) -> Tensor:
     """Return what a rule makes of the error [..., C] and, where it takes them, the targets.
 
@@ -152,18 +196,21 @@ def broadcast_signal(
         e: The error.
         targets: See :func:`target`.
         steps: T where the samples of e [..., T * B, C] are those of T steps; ``None`` for one step.
+        scores: Of the layer's own readout, in the shape of e; for :func:`local`.
     """
-    if rule is not target:
+    if rule not in NEED_TARGETS:
         return rule(e)
     if targets is None:
+        name = next(name for name, each in RULES.items() if each is rule)
         raise TargetError(
-            "rule='target' projects the targets, and there are none; write `with "
-            "dfa.targets(y):` around the forward or the backward pass"
+            f"rule={name!r} needs the targets, and there are none; write `with "
+            f"dfa.targets(y):` around the forward or the backward pass"
         )
-    if steps is None:
-        return target(e, targets)
-    in_steps = e.reshape(*e.shape[:-2], steps, -1, e.shape[-1])
-    return target(in_steps, targets).flatten(-3, -2)
+    each = [e] if scores is None else [e, scores]
+    if steps is not None:
+        each = [t.reshape(*t.shape[:-2], steps, -1, t.shape[-1]) for t in each]
+    signal = rule(each[0], targets, *each[1:])
+    return signal if steps is None else signal.flatten(-3, -2)
 
 
 def check_finite(e: Tensor, output: str) -> None:

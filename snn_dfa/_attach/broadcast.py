@@ -11,8 +11,9 @@ from snn_dfa._attach import messages
 from snn_dfa._attach.calls import Call, Layers
 from snn_dfa.errors import AttachError, OutOfStepError
 from snn_dfa.feedback import project
+from snn_dfa.feedback.apply import readout
 from snn_dfa.feedback.base import FeedbackWeights
-from snn_dfa.rules import Rule, broadcast_signal, check_finite
+from snn_dfa.rules import Rule, broadcast_signal, check_finite, local
 
 __all__ = ["Broadcast"]
 
@@ -42,7 +43,8 @@ class Broadcast:
     ) -> None:
         self._layers, self._rule, self._feedback = layers, rule, feedback
         self._shapes, self._targets = shapes, targets
-        self._signals: dict[tuple[int, ...], Tensor] = {}
+        self._errors: dict[tuple[int, ...], Tensor] = {}  # of a group of steps
+        self._signals: dict[int, Tensor] = {}  # what the rule made of one of these
 
     def __call__(self, arrived: Sequence[tuple[Call, Sequence[Tensor | None]]]) -> Arrivals:
         """Return the hidden calls with what each is sent at its spikes.
@@ -51,16 +53,16 @@ class Broadcast:
             arrived: Calls, and the loss's gradients at their values.
         """
         steps = self._steps(arrived)
-        signals: list[tuple[str, list[Call], Tensor]] = []
+        errors: list[tuple[str, list[Call], Tensor]] = []
         shapes: dict[str, tuple[int, ...]] = {}
         for name, calls in steps.items():
             for group in _alike(calls):
-                signal, dims = self._signal(name, group)
-                shapes[name] = (signal.shape[-1], *group[0][0].shape[dims:])
-                signals.append((name, [call for call, _ in group], signal))
+                e, dims = self._errors_of(name, group)
+                shapes[name] = (e.shape[-1], *group[0][0].shape[dims:])
+                errors.append((name, [call for call, _ in group], e))
         if shapes:
-            self._feedback.require(shapes, self._path(signal.shape[-1], dims))
-        return [sent for each in signals for sent in self._send(*each)]
+            self._feedback.require(shapes, self._path(e.shape[-1], dims))
+        return [sent for each in errors for sent in self._send(*each)]
 
     def require(self, outputs: Sequence[Call]) -> None:
         """See that each hidden layer has a matrix that fits.
@@ -142,8 +144,8 @@ class Broadcast:
                 return 0
         return min(dims, len(call.shape))
 
-    def _signal(self, name: str, group: Sequence[tuple[Call, Errors]]) -> tuple[Tensor, int]:
-        """Return what the rule makes of the errors of some steps.
+    def _errors_of(self, name: str, group: Sequence[tuple[Call, Errors]]) -> tuple[Tensor, int]:
+        """Return the errors at the outputs of some steps.
 
         Returns:
             [*batch, C] of one step, [K, *batch, C] of K; and how many dimensions the batch has.
@@ -154,21 +156,33 @@ class Broadcast:
         shape = group[0][0].shape
         if shape[: len(batch)] != batch or len(shape) < len(batch):
             raise OutOfStepError(messages.other_steps(name, shape, first.shape, len(batch)))
-        if key not in self._signals:
-            errors = [self._joined(each) for _, each in group]
-            e = _stacked(errors)
+        if key not in self._errors:
+            e = _stacked([self._joined(each) for _, each in group])
             check_finite(e, " and ".join(self._layers.outputs))
-            self._signals[key] = self._made(e, [call for call, _ in group])
-        return self._signals[key], len(batch)
+            self._errors[key] = e
+        return self._errors[key], len(batch)
 
-    def _made(self, e: Tensor, calls: Sequence[Call]) -> Tensor:
-        """Return what the rule makes of the errors of some calls, in their order."""
+    def _signal(self, name: str, e: Tensor, calls: Sequence[Call]) -> Tensor:
+        """Return what the rule makes of the errors of some calls of a layer."""
+        if self._rule is local:
+            scores = readout(_spikes(calls), self._feedback.matrix(name, e))
+            return self._made(e, calls, scores)
+        if id(e) not in self._signals:
+            self._signals[id(e)] = self._made(e, calls)
+        return self._signals[id(e)]
+
+    def _made(self, e: Tensor, calls: Sequence[Call], scores: Tensor | None = None) -> Tensor:
+        """Return what the rule makes of errors and a layer's scores, in the order of the calls."""
         own, steps = [call.targets for call in calls], calls[0].steps
         if self._targets is not None or all(y is own[0] for y in own):
             targets = own[0] if self._targets is None else self._targets
-            return broadcast_signal(self._rule, e, targets, steps)
+            return broadcast_signal(self._rule, e, targets, steps, scores)
+        each = [None] * len(own) if scores is None else scores
         return torch.stack(
-            [broadcast_signal(self._rule, *each, steps) for each in zip(e, own, strict=True)]
+            [
+                broadcast_signal(self._rule, *of[:2], steps, of[2])
+                for of in zip(e, own, each, strict=True)
+            ]
         )
 
     def _joined(self, errors: Errors) -> Tensor:
@@ -185,12 +199,11 @@ class Broadcast:
             parts.append(like.new_zeros(*like.shape[:-1], count))
         return torch.cat(parts, -1)
 
-    def _send(self, name: str, calls: Sequence[Call], signal: Tensor) -> Arrivals:
+    def _send(self, name: str, calls: Sequence[Call], e: Tensor) -> Arrivals:
         """Return what the steps of one layer are sent."""
+        signal = self._signal(name, e, calls)
         if self._feedback.accumulates:
-            spikes = [call.spikes.detach() for call in calls if call.spikes is not None]
-            joined = spikes[0] if len(spikes) == 1 else torch.stack(spikes)
-            self._feedback.accumulate(name, signal, joined)
+            self._feedback.accumulate(name, signal, _spikes(calls))
         spikes0 = calls[0].spikes
         dtype = signal.dtype if spikes0 is None else spikes0.dtype
         sent = project(signal, self._feedback.matrix(name, signal), dtype)
@@ -199,6 +212,12 @@ class Broadcast:
         self._feedback.notify(name, sent)
         each = [sent] if len(calls) == 1 else sent
         return [(call, (e,)) for call, e in zip(calls, each, strict=True) if call.hears]
+
+
+def _spikes(calls: Sequence[Call]) -> Tensor:
+    """Return the spikes of some calls, [*batch, *S] of one, [K, *batch, *S] of K."""
+    spikes = [call.spikes.detach() for call in calls if call.spikes is not None]
+    return spikes[0] if len(spikes) == 1 else torch.stack(spikes)
 
 
 def _alike(calls: Mapping[Call, Errors]) -> list[list[tuple[Call, Errors]]]:

@@ -16,6 +16,7 @@ from snn_dfa.diagnostics.alignment import (
     gradient_report,
     projected_errors,
 )
+from snn_dfa.diagnostics.blocks import blocks
 from snn_dfa.diagnostics.cost import Cost, cost
 from snn_dfa.diagnostics.training_cost import (
     EnergyConstants,
@@ -34,6 +35,7 @@ __all__ = [
     "TrainingCost",
     "activity",
     "angle",
+    "blocks",
     "complaints",
     "cost",
     "feedback_angles",

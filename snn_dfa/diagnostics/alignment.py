@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ __all__ = [
     "GradientReport", "angle", "feedback_angles", "gradient_angles", "gradient_report",
     "projected_errors",
 ]  # fmt: skip
+
+#: So many roundings may a direction be off by before it counts as rounding itself.
+_ROUNDINGS = 100
 
 #: Layer name to the sum of squares of what was sent to it, and of how many numbers it is one.
 Sums: TypeAlias = dict[str, tuple[Tensor, int]]
@@ -107,7 +110,8 @@ def gradient_report(
     dfa: DFA,
     losses: Sequence[Callable[[nn.Module], Tensor]],
     targets: Sequence[Tensor] | None = None,
-    floor: float = 1e-5,
+    floor: float | None = None,
+    dtype: torch.dtype | None = None,
 ) -> dict[str, GradientReport]:
     """Return for each layer angle, norm and agreement over batches, beside back-propagation's.
 
@@ -115,20 +119,26 @@ def gradient_report(
     point numbers, it is an angle to noise; and a layer whose gradients of two batches have nothing
     in common learns nothing, whatever the angle of each. What no such number says is whether what a
     layer learns is of use: compare the accuracy with that of ``rule="shallow"``, whose hidden
-    layers are frozen.
+    layers are frozen, and with that of networks in which :func:`snn_dfa.compare` freezes one block
+    at a time (``freeze_blocks=True``).
 
     Args:
         dfa: Attached.
         losses: One for each batch, as for :func:`gradient_angles`; two or more for the agreement.
-        targets: For ``rule="target"``, those of each batch.
+        targets: For ``rule="target"`` and ``"local"``, those of each batch.
         floor: Share of the largest norm among the layers below which a layer's gradient by
-            back-propagation counts as rounding. 1e-5 is a hundred times the rounding of float32.
+            back-propagation counts as rounding. ``None`` for a hundred times the rounding of
+            ``dtype``: 1.2e-5 in float32, 2.2e-14 in float64.
+        dtype: In which gradients are made, such as ``torch.float64``: the copies and the floating
+            point inputs of their modules are converted. A spike at the edge of a threshold may then
+            be another. ``None`` for the network's own.
 
     Returns:
         Name of each layer with weights to :class:`GradientReport`.
 
-    Source: the protocol of arXiv 2606.21126: norm of the reference gradient beside the angle,
-    stability of the direction, and networks with frozen blocks as a floor of the accuracy.
+    Source: the protocol of Hao, Wan and Zhai 2026, arXiv 2606.21126, by its abstract: scale and
+    norm of the reference gradient beside the angle, its validity, stability of the direction, and
+    networks with frozen blocks as a floor of the accuracy.
 
     Example:
         >>> import snntorch as snn
@@ -142,7 +152,10 @@ def gradient_report(
         (0.0, 2.0, 1.0)
     """
     given: Sequence[Tensor | None] = [None] * len(losses) if targets is None else targets
-    pairs = [_gradients(dfa, loss, y) for loss, y in zip(losses, given, strict=True)]
+    pairs = [_gradients(dfa, loss, y, dtype) for loss, y in zip(losses, given, strict=True)]
+    if floor is None:
+        parameters = (p.dtype for p in dfa.net.parameters())
+        floor = _ROUNDINGS * torch.finfo(dtype or next(parameters, torch.float32)).eps
     largest = [max(g.norm().item() for g in bptt.values()) for _, bptt in pairs]
     found = {}
     for name in pairs[0][0]:
@@ -169,7 +182,10 @@ def _agreement(gradients: Sequence[Tensor]) -> float:
 
 
 def _gradients(
-    dfa: DFA, loss: Callable[[nn.Module], Tensor], targets: Tensor | None
+    dfa: DFA,
+    loss: Callable[[nn.Module], Tensor],
+    targets: Tensor | None,
+    dtype: torch.dtype | None = None,
 ) -> list[dict[str, Tensor]]:
     """Return each layer's gradient by the rule and by back-propagation, made on copies."""
     cuda = [p.device for p in dfa.net.parameters() if p.device.type == "cuda"][:1]
@@ -177,12 +193,31 @@ def _gradients(
     for paused in (False, True):
         twin = copy.deepcopy(dfa, _without_graphs(dfa.net))
         twin.net.zero_grad()
+        if dtype is not None:
+            _convert(twin.net, dtype)
         twin._feedback.measure_like(dfa._feedback)
         given = nullcontext() if targets is None else twin.targets(targets)
         with torch.random.fork_rng(devices=cuda), twin.paused() if paused else nullcontext(), given:
             torch.autograd.backward(loss(twin.net))
         grads.append({name: _gradient(module) for name, module in synapses(twin.net).items()})
     return grads
+
+
+def _convert(net: nn.Module, dtype: torch.dtype) -> None:
+    """Convert a network, and from now on what its modules are called with.
+
+    snnTorch's own surrogates return spikes in float32, whatever the membrane is in.
+    """
+
+    def converted(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return tuple(map(converted, args)), {k: converted(v) for k, v in kwargs.items()}
+
+    net.to(dtype)
+    for module in net.modules():
+        module.register_forward_pre_hook(before, with_kwargs=True)
 
 
 def _without_graphs(net: nn.Module) -> dict[int, Tensor]:

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from snn_dfa._attach.hooks import place
-from snn_dfa._attach.layers import spiking_layers, takes_sequences
-from snn_dfa._attach.weights import inside_neurons, synapses
-from snn_dfa.diagnostics.cost import _are_spikes, _connections
+from snn_dfa.diagnostics.watched_pass import Layer, Neurons, Seen, watched
 from snn_dfa.errors import InputError
+from snn_dfa.kolen_pollack import ProductFeedbackAlignment
 from snn_dfa.rules import canonical
-from snn_dfa.sequence import AtOnce
 
 __all__ = ["EnergyConstants", "Operations", "TrainingCost", "training_cost"]
 
-#: A product on spikes keeps their places, and not their values, from so many multiplications on
-#: and up to such a share of ones (float32 on the CPU, :func:`snn_dfa.over_time`).
-_LARGE, _SPARSE = 1 << 22, 0.25
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
-_AVERAGE_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
-_RULES = ("bptt", "fa", "error", "sign", "target", "shallow")
-_DIRECT = ("error", "sign", "target")
+_RULES = ("bptt", "fa", "error", "sign", "target", "local", "shallow")
+_DIRECT = ("error", "sign", "target", "local")
 
 
 @dataclass(frozen=True)
@@ -146,52 +135,6 @@ class TrainingCost:
         return picojoules * 1e-12
 
 
-@dataclass
-class _Layer:
-    """What a layer with weights did."""
-
-    module: Any
-    macs: float = 0.0  # on inputs that are no spikes
-    acs: float = 0.0  # on spikes
-    dense: float = 0.0  # if every input counted
-    inputs: int = 0  # bytes of one step's input
-    features: int = 0  # of one sample's output
-
-    @property
-    def weight_bytes(self) -> int:
-        return int(self.module.weight.nbytes)
-
-
-@dataclass
-class _Neurons:
-    """What a spiking layer did."""
-
-    size: int = 0  # N
-    values: int = 0  # T B N
-    steps: int = 0
-
-
-@dataclass
-class _Seen:
-    layers: dict[str, _Layer] = field(default_factory=dict)
-    neurons: dict[str, _Neurons] = field(default_factory=dict)
-    order: list[str] = field(default_factory=list)
-    kept: dict[tuple[str, int], int] = field(default_factory=dict)
-    #: Of each module's last call, by the place in memory.
-    last: dict[nn.Module, tuple[int, int]] = field(default_factory=dict)
-    saved_by_events: int = 0  # bytes, where places of spikes are kept and not their values
-    held: list[Tensor] = field(default_factory=list)  # so that no address is used twice
-    margins: int = 0  # bytes, with credit "membrane" and "trace"
-    currents: dict[int, int] = field(default_factory=dict)  # with credit "current"
-
-    def keep(self, module: nn.Module, t: Tensor) -> None:
-        """Count a tensor once, however many layers keep it."""
-        self.held.append(t)
-        storage = t.untyped_storage()
-        self.kept["value", storage.data_ptr()] = storage.nbytes()
-        self.last[module] = storage.data_ptr(), storage.nbytes()
-
-
 def training_cost(
     net: nn.Module,
     run: Callable[[nn.Module], Any],
@@ -213,9 +156,12 @@ def training_cost(
         run: Runs the network, its argument, over a whole batch.
         rules: Rules of :class:`snn_dfa.DFA`, and ``"bptt"``.
         credit: Of :class:`snn_dfa.DFA`; back-propagation has ``"membrane"``.
-        feedback: ``"shared"`` keeps the largest layer's matrix alone,
-            ``"kolen-pollack-product"`` one of the shape of each weight but the first, every other
-            a matrix [C, N] for each hidden layer.
+        feedback: Name of its type. ``"shared"`` keeps the largest layer's matrix alone,
+            ``"channelwise"`` one of C x channels for each hidden layer, ``"weight-mirror"`` and
+            ``"kolen-pollack-product"`` one of the shape of each weight but the first,
+            ``"product-feedback-alignment"`` two, of its usual expansion. ``"transpose"`` and
+            ``"sign-symmetry"`` keep none, and transport weights or a bit for each. Every other has
+            a matrix [C, N] for each hidden layer, with ``rule="fa"`` one of each weight's shape.
 
     Returns:
         Rule, as it was asked for, to :class:`TrainingCost`.
@@ -240,7 +186,7 @@ def training_cost(
     unknown = next((rule for rule, name in names.items() if name not in _RULES), None)
     if unknown is not None:
         raise InputError(f"rules: expected some of {', '.join(_RULES)}, got {unknown!r}")
-    with _watched(net) as seen, torch.no_grad():
+    with watched(net) as seen, torch.no_grad():
         run(net)
     if not seen.layers or not seen.neurons:
         raise InputError(
@@ -250,51 +196,58 @@ def training_cost(
     return {rule: _cost(seen, name, canonical(credit), feedback) for rule, name in names.items()}
 
 
-def _cost(seen: _Seen, rule: str, credit: str, feedback: str) -> TrainingCost:
+def _cost(seen: Seen, rule: str, credit: str, feedback: str) -> TrainingCost:
     credit = "membrane" if rule in ("bptt", "fa", "shallow") else credit
     layers, steps = list(seen.layers.values()), max(n.steps for n in seen.neurons.values())
-    output = layers[-1]
     hidden = [n for name, n in seen.neurons.items() if _before(seen, name)]
-    learning = layers[-1:] if rule == "shallow" else layers
-    transported = sum(layer.weight_bytes for layer in layers[1:])
-    ways = sum(layer.dense for layer in layers[1:])
-    projections = sum(output.features * n.values for n in hidden)
-    through = sum(n.values for n in seen.neurons.values()) - (
-        sum(n.values for n in hidden) if rule == "shallow" else 0
-    )
-    on_spikes = sum(layer.acs for layer in learning)
-    update = Operations(sum(layer.macs for layer in learning), on_spikes)
-    if credit == "trace":  # a trace is no spike
-        update = Operations(sum(layer.dense for layer in learning), 0.0)
+    stored, transported = _feedback(rule, feedback, layers, hidden)
     return TrainingCost(
         rule=rule,
         credit=credit,
         kept_bytes=_kept(seen, rule, credit, steps),
         trace_bytes=sum(layer.inputs for layer in layers) if credit == "trace" else 0,
-        feedback_bytes=_feedback(rule, feedback, output, hidden, transported),
-        transport_bytes=transported if rule == "bptt" else 0,
+        feedback_bytes=stored,
+        transport_bytes=transported,
         chain=_chain(rule, credit, steps, len(seen.neurons)),
-        waits=rule not in ("target", "shallow"),
+        waits=rule not in ("target", "local", "shallow"),
         forward=Operations(
             sum(layer.macs for layer in layers) + sum(n.values for n in seen.neurons.values()),
             sum(layer.acs for layer in layers),
         ),
-        backward=Operations(
-            through + (ways if rule in ("bptt", "fa") else projections if rule in _DIRECT else 0)
-        ),
-        update=update,
+        backward=_backward(seen, rule, hidden),
+        update=_update(layers[-1:] if rule == "shallow" else layers, credit),
         weight_bytes=sum(layer.weight_bytes for layer in layers),
         steps=steps,
     )
 
 
-def _before(seen: _Seen, name: str) -> bool:
+def _backward(seen: Seen, rule: str, hidden: Sequence[Neurons]) -> Operations:
+    """Return what carries errors through the neurons of layers that learn, and to them."""
+    layers = list(seen.layers.values())
+    through = sum(n.values for n in seen.neurons.values())
+    if rule == "shallow":
+        return Operations(through - sum(n.values for n in hidden))
+    if rule in ("bptt", "fa"):
+        return Operations(through + sum(layer.dense for layer in layers[1:]))
+    outputs = layers[-1].features
+    readouts = outputs * sum(n.fired for n in hidden) if rule == "local" else 0.0
+    return Operations(through + outputs * sum(n.values for n in hidden), readouts)
+
+
+def _update(learning: Sequence[Layer], credit: str) -> Operations:
+    """Return what makes the gradients of weights from errors."""
+    if credit == "trace":  # a trace is no spike
+        return Operations(sum(layer.dense for layer in learning))
+    return Operations(sum(each.macs for each in learning), sum(each.acs for each in learning))
+
+
+def _before(seen: Seen, name: str) -> bool:
     """Whether a spiking layer comes before the last layer with weights, so that it is hidden."""
     *_, last = seen.layers  # in the order of their first calls
     return seen.order.index(name) < seen.order.index(last)
 
 
-def _kept(seen: _Seen, rule: str, credit: str, steps: int) -> int:
+def _kept(seen: Seen, rule: str, credit: str, steps: int) -> int:
     if credit == "trace":
         return sum(dict(seen.last.values()).values()) + seen.margins // steps
     inputs = sum(seen.kept.values()) + (seen.saved_by_events if rule == "fa" else 0)
@@ -302,15 +255,30 @@ def _kept(seen: _Seen, rule: str, credit: str, steps: int) -> int:
 
 
 def _feedback(
-    rule: str, feedback: str, output: _Layer, hidden: Sequence[_Neurons], weights: int
-) -> int:
-    if rule == "fa" or (rule in _DIRECT and feedback == "kolen-pollack-product"):
-        return weights
-    if rule not in _DIRECT or not hidden:
-        return 0
-    sizes = [n.size for n in hidden]
-    each = output.features * output.module.weight.element_size()
-    return each * (max(sizes) if feedback == "shared" else sum(sizes))
+    rule: str, feedback: str, layers: Sequence[Layer], hidden: Sequence[Neurons]
+) -> tuple[int, int]:
+    """Return bytes of feedback, and of weights that are carried to where errors are computed."""
+    weights = sum(layer.weight_bytes for layer in layers[1:])
+    if rule == "bptt":
+        return 0, weights
+    if rule == "shallow" or not hidden:
+        return 0, 0
+    size = layers[-1].module.weight.element_size()
+    if feedback in ("transpose", "sign-symmetry"):
+        return 0, weights if feedback == "transpose" else weights // (8 * size)
+    if feedback == "product-feedback-alignment":
+        return ProductFeedbackAlignment.expansion * sum(map(_two_factors, layers[1:])), 0
+    if rule == "fa" or feedback in ("kolen-pollack-product", "weight-mirror"):
+        return weights, 0
+    sizes = [n.channels if feedback == "channelwise" else n.size for n in hidden]
+    numbers = layers[-1].features * (max(sizes) if feedback == "shared" else sum(sizes))
+    return size * numbers, 0
+
+
+def _two_factors(layer: Layer) -> int:
+    """Return the bytes of U, of the weight's shape, and of R, square, at an expansion of one."""
+    weight = layer.module.weight
+    return int(layer.weight_bytes + weight.element_size() * len(weight) ** 2)
 
 
 def _chain(rule: str, credit: str, steps: int, depth: int) -> int:
@@ -318,102 +286,4 @@ def _chain(rule: str, credit: str, steps: int, depth: int) -> int:
     through = 1 if credit in ("current", "trace") else steps
     if rule in ("bptt", "fa"):
         return through + depth  # errors enter a layer a step after they left the one above
-    return through + (rule in _DIRECT)
-
-
-# -- watching one pass -----------------------------------------------------------------------------
-
-
-@contextmanager
-def _watched(net: nn.Module) -> Any:
-    seen, handles = _Seen(), list[Any]()
-    neurons, layers = spiking_layers(net), synapses(net)
-    inside = inside_neurons(net) | {m for n in neurons.values() for m in n.modules()}
-    sequences = {m.module for m in net.modules() if isinstance(m, AtOnce)}
-    inputs: dict[nn.Module, Tensor] = {}
-
-    def note(module: nn.Module, args: Any, kwargs: Any) -> None:
-        inputs[module] = args[0] if args else next(iter(kwargs.values()))
-
-    for name, module in neurons.items():
-        after = partial(_neuron_ran, seen, name, module, inputs)
-        handles += place(module, partial(note, module), after)
-    for name, module in layers.items():
-        after = partial(_layer_ran, seen, name, module, inputs, module in sequences)
-        handles += place(module, partial(note, module), after)
-    for module in net.modules():
-        if module not in inside and isinstance(module, _NORMS + _MAX_POOLS + _AVERAGE_POOLS):
-            handles += place(module, partial(note, module), partial(_kept_by, seen, module, inputs))
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-        seen.held.clear()
-
-
-def _neuron_ran(
-    seen: _Seen, name: str, module: nn.Module, inputs: dict[nn.Module, Tensor], output: Any
-) -> None:
-    current, spikes = inputs.pop(module), output[0] if isinstance(output, tuple) else output
-    of = seen.neurons.setdefault(name, _Neurons())
-    dims = 2 if takes_sequences(module) else 1
-    of.size = spikes[(0,) * dims].numel()
-    of.values += spikes.numel()
-    of.steps += len(spikes) if dims == 2 else 1
-    seen.order.append(name)
-    seen.margins += spikes.numel() * current.element_size()
-    storage = current.untyped_storage()
-    seen.held.append(current)
-    seen.currents[storage.data_ptr()] = storage.nbytes()
-
-
-def _layer_ran(
-    seen: _Seen,
-    name: str,
-    module: Any,
-    inputs: dict[nn.Module, Tensor],
-    whole: bool,
-    output: Tensor,
-) -> None:
-    x = inputs.pop(module)
-    of = seen.layers.setdefault(name, _Layer(module))
-    dense = _connections(module, torch.ones_like(x), output)
-    of.dense += dense
-    of.features = output.numel() // max(output.shape[0], 1)
-    of.inputs = x.nbytes  # of the last call: a step's, where steps are calls
-    seen.order.append(name)
-    spikes = _are_spikes(x)
-    if spikes:
-        of.acs += _connections(module, x.ne(0), output)
-    else:
-        of.macs += dense
-    if whole and spikes and _kept_as_events(module, x):
-        places = 4 * int(x.count_nonzero()) + 8 * (len(x) + 1)
-        seen.held.append(x)
-        seen.kept["events", x.untyped_storage().data_ptr()] = places
-        seen.saved_by_events += x.nbytes - places
-    else:
-        seen.keep(module, x)
-
-
-def _kept_as_events(module: nn.Module, x: Tensor) -> bool:
-    ones = int(x.count_nonzero())
-    return (
-        isinstance(module, nn.Linear)
-        and x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and x.numel() * module.out_features >= _LARGE
-        and ones <= _SPARSE * x.numel()
-        and bool(x.max() <= 1)
-    )
-
-
-def _kept_by(
-    seen: _Seen, module: nn.Module, inputs: dict[nn.Module, Tensor], output: Tensor
-) -> None:
-    seen.keep(module, inputs.pop(module))
-    if isinstance(module, _MAX_POOLS):
-        seen.held.append(output)
-        indices = output.numel() * torch.int64.itemsize
-        seen.kept["indices", output.untyped_storage().data_ptr()] = indices
+    return through + (rule in _DIRECT) + (rule == "local")  # a projection, a readout before it

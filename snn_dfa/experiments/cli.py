@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from snn_dfa.errors import DFAError
 from snn_dfa.experiments import config
 from snn_dfa.experiments.data import Splits, load
 from snn_dfa.experiments.display import say
@@ -28,7 +29,7 @@ from snn_dfa.experiments.report import results as report
 from snn_dfa.experiments.report.description import of_recipe
 from snn_dfa.experiments.settings import Settings, UsageError
 from snn_dfa.experiments.studies.comparison import kept_megabytes, runs, write_comparison
-from snn_dfa.experiments.studies.engine import Folder, Plan, carry_out, fit
+from snn_dfa.experiments.studies.engine import Folder, Plan, carry_out, fit, with_frozen_blocks
 from snn_dfa.experiments.studies.ladder import rungs, write_ladder
 from snn_dfa.experiments.studies.peak import peak_megabytes
 from snn_dfa.experiments.train.metrics import metrics
@@ -38,6 +39,7 @@ __all__ = ["main"]
 
 _DEFAULTS: dict[str, Any] = {
     "rules": ["bptt", "dfa", "shallow"], "rule": "dfa", "seeds": 1, "diagnose": False,
+    "freeze_blocks": False,
 }  # fmt: skip
 
 
@@ -69,7 +71,7 @@ def _fitted(settings: Settings, args: argparse.Namespace, data: Splits) -> Setti
 
 def _check_device(settings: Settings) -> None:
     try:
-        torch.empty(0, device=settings.device)
+        torch.zeros(1, device=settings.device).tolist()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(
@@ -86,6 +88,7 @@ def _compare(args: argparse.Namespace) -> None:
     _merge(args)
     folder = Folder(args.out, args.resume, args.overwrite, args.save_every)
     said = {"recipe": args.recipe, "rules": args.rules, "seeds": args.seeds}
+    said["freeze_blocks"] = args.freeze_blocks
     _run(args, folder, args.rules, args.seeds, said)
 
 
@@ -112,10 +115,14 @@ def _run(
     folder.texts = {
         config.NAME: config.as_yaml(args.command, {**said, "diagnose": args.diagnose}, settings)
     }
+    frozen = args.freeze_blocks and Trainer(settings, "bptt", data(settings.seed)).blocks()
+    named = with_frozen_blocks(rules, lambda rule: (rule != "shallow" and frozen) or {})
     plan = Plan(
-        rules,
+        list(named),
         range(settings.seed, settings.seed + seeds),
-        lambda rule, seed: Trainer(replace(settings, seed=seed), rule, data(seed)),
+        lambda name, seed: Trainer(
+            replace(settings, seed=seed), named[name][0], data(seed), named[name][1]
+        ),
         of_recipe(args.recipe, settings, args.line),
         settings.batch_size,
     )
@@ -205,6 +212,12 @@ def _recipes(_: argparse.Namespace) -> None:
     print("\n\n".join(describe(name) for name in RECIPES))
 
 
+def _lacks_memory(error: Exception) -> bool:
+    """Whether an error of PyTorch or Python says that memory could not be had."""
+    said = ("allocate memory", "out of memory", "bad_alloc")
+    return isinstance(error, MemoryError) or any(each in str(error) for each in said)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, 2 for what the user can mend, 130 for ^C, 141."""
     keep_freed_memory()
@@ -225,8 +238,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             else:
                 commands[args.command](args)
             sys.stdout.flush()
-    except UsageError as error:
+    except (UsageError, DFAError) as error:
         say(f"snn-dfa: {error}", sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _lacks_memory(error):
+            raise
+        say("snn-dfa: not enough memory; choose a smaller --hidden, --batch-size or --steps",
+            sys.stderr)  # fmt: skip
         return 2
     except BrokenPipeError:  # what reads the output has seen enough, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

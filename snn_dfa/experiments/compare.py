@@ -23,7 +23,7 @@ from snn_dfa.experiments.ranks import ranks
 from snn_dfa.experiments.report.description import Description, Setting
 from snn_dfa.experiments.report.results import aligned, cost_rows, summary, table
 from snn_dfa.experiments.settings import UsageError
-from snn_dfa.experiments.studies.engine import Folder, Plan, carry_out
+from snn_dfa.experiments.studies.engine import Folder, Plan, carry_out, with_frozen_blocks
 from snn_dfa.experiments.train.own import (
     Options,
     OwnTask,
@@ -35,6 +35,7 @@ from snn_dfa.experiments.train.own import (
     said,
     scores_of,
 )
+from snn_dfa.rules import canonical
 
 __all__ = ["Comparison", "compare"]
 
@@ -101,6 +102,7 @@ def compare(
     resume: bool = False,
     overwrite: bool = False,
     diagnose: bool = False,
+    freeze_blocks: bool = False,
     on_epoch: OnEpoch | Sequence[OnEpoch] = (),
     silent: bool = False,
 ) -> Comparison:
@@ -117,9 +119,9 @@ def compare(
             iterable of pairs (x, y), a ``Dataset`` of such pairs, or a pair of tensors. y [B] are
             class indices. With a validation part the weights of the epoch that was best on it are
             tested, otherwise those of the last epoch.
-        rules: Names: ``"bptt"``, ``"dfa"``, ``"sign"``, ``"target"``, ``"fa"``, ``"shallow"``. Or
-            a mapping of names of your own to arguments of :class:`DFA`; ``None`` is
-            back-propagation through time.
+        rules: Names: ``"bptt"``, ``"dfa"``, ``"sign"``, ``"target"``, ``"local"``, ``"fa"``,
+            ``"shallow"``. Or a mapping of names of your own to arguments of :class:`DFA`; ``None``
+            is back-propagation through time.
         seeds: How many, from 0 on, or which ones. Of weights, feedback, batches and dropout.
         epochs: Passes over the training part.
         batch_size: Of the batches of a ``Dataset`` and of tensors.
@@ -139,6 +141,9 @@ def compare(
         resume: Go on from the checkpoints in ``out``.
         overwrite: Replace the results that are in ``out``.
         diagnose: After each epoch measure angles to back-propagation, rates and errors sent.
+        freeze_blocks: Train each rule once more for each hidden block, with that block's parameters
+            as they were at first (:func:`snn_dfa.diagnostics.blocks`). A block whose freezing costs
+            nothing has learned nothing of use.
         on_epoch: Called after each epoch of each rule with a dict: ``rule``, ``seed``, ``epoch``,
             ``train_accuracy``, ``test_loss``, ``seconds`` and so on, with ``diagnose`` also
             ``gradient_angles/LAYER``. Or several such functions.
@@ -188,11 +193,19 @@ def compare(
         make_network, batches, epochs, forward, loss, scores, optimizer, scheduler, dfa or {},
         {name: value for name, value in settings.items() if name != "seeds"},
     )  # fmt: skip
+
+    def blocks_of(name: str) -> dict[str, tuple[str, ...]]:
+        options = chosen[name]
+        learns = options is None or canonical(options.get("rule", "error")) != "shallow"
+        made = OwnTraining(task, name, options, numbers[0]) if learns and freeze_blocks else None
+        return {} if made is None else made.blocks()
+
+    named = with_frozen_blocks(chosen, blocks_of)
     settings |= {f"rule {name}": "BPTT" if o is None else said(o) for name, o in chosen.items()}
     plan = Plan(
-        list(chosen),
+        list(named),
         numbers,
-        lambda rule, seed: OwnTraining(task, rule, chosen[rule], seed),
+        lambda name, seed: OwnTraining(task, name, chosen[named[name][0]], seed, named[name][1]),
         _described(_name(make_network), settings, keep="best" if len(data) == 3 else "last"),
     )
     folder = Folder(None if out is None else Path(out), resume, overwrite)
@@ -207,7 +220,7 @@ def _check(epochs: int, batch_size: int, device: str, out: str | Path | None, re
         if not isinstance(value, int) or value < 1:
             raise InputError(f"{name}: expected one or more, got {value!r}")
     try:
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).tolist()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(

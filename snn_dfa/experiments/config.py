@@ -85,6 +85,7 @@ def _known(command: str) -> dict[str, Kind]:
     own: dict[str, Kind] = {"recipe": _recipe, "diagnose": _flag}
     if command == "compare":
         own |= {"rules": lambda v: rules(_text(v)), "seeds": lambda v: one_or_more(_text(v))}
+        own["freeze_blocks"] = _flag
     else:
         own["rule"] = lambda v: rule(_text(v))
     return {**own, **{field.name: _kind(field) for field in fields(Settings)}}

@@ -72,7 +72,7 @@ class TensorBoard:
         folder: Into which the runs go.
 
     Raises:
-        UsageError: if the package tensorboard is not there.
+        UsageError: if the package tensorboard is not there, or the folder cannot be made.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -82,6 +82,13 @@ class TensorBoard:
             raise UsageError(
                 "--tensorboard: expected the package tensorboard, found none; "
                 "pip install 'snn-dfa[tensorboard]'"
+            ) from error
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"--tensorboard: expected a folder that can be made, got {folder} "
+                f"({error.strerror})"
             ) from error
         self._folder, self._make, self._writers = folder, SummaryWriter, dict[str, Any]()
 

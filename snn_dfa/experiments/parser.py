@@ -101,6 +101,11 @@ def _add_run(compare: argparse.ArgumentParser, train: argparse.ArgumentParser) -
         "--seeds", type=one_or_more, metavar="N", default=argparse.SUPPRESS,
         help="number of seeds; the first one is --seed (default: 1)",
     )  # fmt: skip
+    what[0].add_argument(
+        "--freeze-blocks", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS,
+        help="train each rule once more for each hidden block, with that block frozen "
+        "(default: no)",
+    )  # fmt: skip
     what[1].add_argument(
         "--rule", type=rule, metavar="{" + ",".join(RULES) + "}", default=argparse.SUPPRESS,
         help="rule to train by (default: dfa)",
@@ -138,7 +143,7 @@ def _add_run(compare: argparse.ArgumentParser, train: argparse.ArgumentParser) -
         group.add_argument(
             "--diagnose", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS,
             help="after each epoch, measure angles to back-propagation, firing rates and the "
-            "errors that are sent",
+            "errors that are sent (default: no)",
         )  # fmt: skip
         _add_settings(command, [f.name for f in fields(Settings)])
 

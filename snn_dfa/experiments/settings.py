@@ -281,10 +281,6 @@ class Settings:
             "0 with another feedback than gaussian",
         )  # fmt: skip
         yield (
-            self.feedback in ("zhang", "transpose") and convolves, "feedback",
-            "gaussian, channelwise or kolen-pollack with convolutions",
-        )  # fmt: skip
-        yield (
             self.neuron == "recurrent" and convolves, "neuron",
             "leaky or refractory with convolutions",
         )  # fmt: skip

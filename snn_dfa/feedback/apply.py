@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["correlation", "product", "project"]
+__all__ = ["correlation", "product", "project", "readout"]
 
 
 def project(error: Tensor, feedback: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -33,6 +33,27 @@ def project(error: Tensor, feedback: Tensor, dtype: torch.dtype | None = None) -
         return once.expand(error.shape[0], *once.shape)
     projected = (error @ feedback.flatten(1)).reshape(*error.shape[:-1], *feedback.shape[1:])
     return projected.to(dtype) if dtype is not None else projected
+
+
+def readout(spikes: Tensor, feedback: Tensor) -> Tensor:
+    r"""Read a score for each output off a layer's spikes, s B^T.
+
+    Args:
+        spikes: [..., \*S], the layer's spikes.
+        feedback: [C, \*S], the layer's matrix; dimensions after the second may be 1.
+
+    Returns:
+        [..., C], in the dtype of the matrix.
+
+    Source: Kaiser, Mostafa and Neftci 2020, arXiv 1811.10766, with fixed random readouts.
+
+    Example:
+        >>> readout(torch.tensor([[1.0, 0.0, 1.0]]), torch.tensor([[1.0, 2.0, 3.0]]))
+        tensor([[4.]])
+    """
+    dims = spikes.dim() - feedback.dim() + 1
+    rows = feedback.expand(len(feedback), *spikes.shape[dims:]).flatten(1)
+    return spikes.flatten(dims).to(feedback.dtype) @ rows.t()
 
 
 def product(factors: Sequence[Tensor]) -> Tensor:

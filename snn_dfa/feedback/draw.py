@@ -22,6 +22,7 @@ __all__ = [
     "channelwise",
     "gaussian",
     "generator_for",
+    "low_rank",
     "orthogonal",
     "sparse",
     "uniform",
@@ -156,6 +157,36 @@ def sparse(shape: tuple[int, ...], generator: torch.Generator, *, density: float
     return kept * gaussian(shape, generator) / math.sqrt(density)
 
 
+def low_rank(
+    shape: tuple[int, ...], generator: torch.Generator, *, rank: int | None = None
+) -> Tensor:
+    r"""Draw P Q of Gaussian factors P [C, r] and Q [r, N], a matrix of rank r and variance 1 / N.
+
+    Hidden layers are then told r combinations of the C errors. The product is stored: C N numbers.
+    For another rank, pass ``feedback=functools.partial(low_rank, rank=2)``.
+
+    Args:
+        shape: [C, \*S], as for :func:`gaussian`.
+        generator: Where the numbers come from.
+        rank: r; ``None`` for half of the outputs, rounded up.
+
+    Raises:
+        ValueError: if ``rank`` is below one.
+
+    Source: Hanut and Kadmon 2025, arXiv 2502.20580. There both factors learn; here they are fixed.
+
+    Example:
+        >>> B = low_rank((10, 50), generator_for(0, "lif1", (10, 50)), rank=3)
+        >>> torch.linalg.matrix_rank(B)
+        tensor(3)
+    """
+    rank = -(-shape[0] // 2) if rank is None else rank
+    if rank < 1:
+        raise ValueError(f"rank: expected one or more, got {rank}")
+    left, right = _normal((shape[0], rank), generator), _normal((rank, *shape[1:]), generator)
+    return torch.tensordot(left, right, 1) / math.sqrt(rank * _neurons(shape))
+
+
 def channelwise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     r"""Draw one Gaussian number for each output and channel, the same at every place of the image.
 
@@ -183,6 +214,7 @@ KINDS: Mapping[str, Draw] = MappingProxyType(
         "uniform": uniform,
         "orthogonal": orthogonal,
         "sparse": sparse,
+        "low-rank": low_rank,
         "channelwise": channelwise,
     }
 )

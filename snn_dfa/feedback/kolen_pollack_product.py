@@ -148,8 +148,7 @@ class KolenPollackProductFeedback(Learned):
         return list(self.shapes) if self._made_for else []
 
     def _make(self, name: str, device: torch.device) -> Tensor:
-        # Factors that have not learnt yet may lie on another device.
-        factors = {layer: factor.to(device) for layer, factor in self.matrices.items()}
+        factors = self._factors(device)
         if self._inflows is None:
             return factors[name]
         try:
@@ -161,6 +160,11 @@ class KolenPollackProductFeedback(Learned):
             ) from error
         self._cache.update(found)
         return found[name]
+
+    def _factors(self, device: torch.device) -> dict[str, Tensor]:
+        """Return the factor of each weight, of the weight's shape."""
+        # Factors that have not learnt yet may lie on another device.
+        return {layer: factor.to(device) for layer, factor in self.matrices.items()}
 
     def notify(self, name: str, error: Tensor) -> None:
         """Show the observer an error that a layer is about to get.

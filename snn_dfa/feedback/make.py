@@ -17,7 +17,12 @@ from snn_dfa.feedback.given import Given
 from snn_dfa.feedback.kolen_pollack import KolenPollack, KolenPollackFeedback
 from snn_dfa.feedback.kolen_pollack_product import KolenPollackProduct, KolenPollackProductFeedback
 from snn_dfa.feedback.learning import Learned
+from snn_dfa.feedback.product_alignment import (
+    ProductFeedbackAlignment,
+    ProductFeedbackAlignmentFeedback,
+)
 from snn_dfa.feedback.shared import Shared
+from snn_dfa.feedback.sign_symmetry import SignSymmetry
 from snn_dfa.feedback.transpose import Transpose
 from snn_dfa.feedback.weight_mirror import WeightMirror, WeightMirrorFeedback
 from snn_dfa.feedback.zhang import Zhang
@@ -34,7 +39,7 @@ __all__ = [
     "type_of",
 ]
 
-Options: TypeAlias = KolenPollack | KolenPollackProduct | WeightMirror
+Options: TypeAlias = KolenPollack | KolenPollackProduct | ProductFeedbackAlignment | WeightMirror
 Feedback: TypeAlias = str | Draw | Options | Mapping[str, Tensor]
 
 _FUNCTION, _GIVEN = "function", "given"  # what a user gives in place of a name
@@ -47,8 +52,10 @@ TYPES: Mapping[str, type[FeedbackWeights]] = MappingProxyType(
         "shared": Shared,
         "zhang": Zhang,
         "transpose": Transpose,
+        "sign-symmetry": SignSymmetry,
         "kolen-pollack": KolenPollackFeedback,
         "kolen-pollack-product": KolenPollackProductFeedback,
+        "product-feedback-alignment": ProductFeedbackAlignmentFeedback,
         "weight-mirror": WeightMirrorFeedback,
         _FUNCTION: Function,
         _GIVEN: Given,
@@ -92,9 +99,9 @@ def _name_of(feedback: object) -> str:
     if isinstance(feedback, type):
         got = f"the class {feedback.__name__} itself"
     raise FeedbackError(
-        f"feedback: expected one of {sorted(NAMES)}, a KolenPollack, a KolenPollackProduct, a "
-        f"WeightMirror, a function of shape and generator, or a mapping of layer name to tensor, "
-        f"got {got}"
+        f"feedback: expected one of {sorted(NAMES)}, options of a type that learns "
+        f"(such as KolenPollack()), a function of shape and generator, or a mapping of layer name "
+        f"to tensor, got {got}"
     )
 
 

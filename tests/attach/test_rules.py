@@ -20,7 +20,7 @@ from snn_dfa.surrogate import fast_sigmoid
 CREDITS = {"membrane": ref.Neuron, "current": ref.CurrentNeuron, "trace": ref.TraceNeuron}
 
 
-@pytest.mark.parametrize("rule", ["error", "sign", "target"])
+@pytest.mark.parametrize("rule", ["error", "sign", "target", "local"])
 @pytest.mark.parametrize("credit", CREDITS)
 @pytest.mark.parametrize("network", ["sequential", "loop-inside"])
 def test_broadcast_rules(network, credit, rule):
@@ -112,6 +112,66 @@ def test_targets_that_are_missing_or_do_not_fit_are_refused():
         p.forward(p.net, p.x)[0].sum().backward()
 
 
+# -- layer-local losses ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("feedback", ["gaussian", "channelwise"])
+@pytest.mark.parametrize("form", ["loop", "sequence"])
+def test_local_is_a_loss_of_each_layer_on_a_fixed_readout_of_its_spikes(form, feedback):
+    """The same gradients by autograd: hidden layers are sent nothing, and a loss reads their spikes."""
+    torch.manual_seed(0)
+    lif = partial(snn.Leaky, 0.8, threshold=0.3, spike_grad=fast_sigmoid(5), init_hidden=True)
+    plain = nn.Sequential(
+        nn.Conv2d(1, 4, 3), lif(), nn.Flatten(), nn.Linear(16, 6), lif(), nn.Linear(6, 3), lif()
+    ).double()
+    net = over_time(plain) if form == "sequence" else plain
+    x, grads = torch.rand(5, 3, 1, 4, 4, dtype=torch.float64), {}
+
+    def loss_of(spk):
+        return nn.functional.cross_entropy(spk.sum(0), Y)
+
+    def run():
+        reset(plain)
+        net.zero_grad()
+        return net(x) if form == "sequence" else torch.stack([net(step) for step in x])
+
+    with DFA(net, rule="local", output="6", feedback=feedback) as dfa:
+        for _ in range(2):
+            spk = run()
+            with dfa.targets(Y):
+                loss_of(spk).backward()
+        matrices = dict(dfa.feedback)
+        grads["local"] = [p.grad.clone() for p in plain.parameters()]
+    seen = {name: [] for name in ("1", "4")}
+    hooks = [
+        net.get_submodule(name).register_forward_hook(lambda m, a, out, s=s: s.append(out))
+        for name, s in seen.items()
+    ]
+    with DFA(net, rule="shallow", output="6"):
+        loss = loss_of(run())
+        for name, steps in seen.items():
+            spikes = steps[0] if form == "sequence" else torch.stack(steps)
+            rows = matrices[name].expand(3, *spikes.shape[2:]).flatten(1)
+            for step in spikes.flatten(2):
+                loss = loss + nn.functional.cross_entropy(step @ rows.T, Y)
+        loss.backward()
+    grads["by hand"] = [p.grad.clone() for p in plain.parameters()]
+    for hook in hooks:
+        hook.remove()
+    assert all(g.abs().sum() > 0 for g in grads["local"])
+    for a, b in zip(*grads.values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_local_needs_targets():
+    p = problem("sequential", "leaky")
+    with (
+        DFA(p.net, rule="local", output="4"),
+        pytest.raises(TargetError, match=r"rule='local' needs the targets.*with dfa\.targets"),
+    ):
+        p.forward(p.net, p.x)[0].sum().backward()
+
+
 # -- feedback alignment ---------------------------------------------------------------------------
 
 
@@ -152,8 +212,8 @@ HALF = partial(sparse, density=0.5)
 
 @pytest.mark.parametrize(
     "feedback",
-    ["uniform", "orthogonal", HALF, "kolen-pollack"],
-    ids=["uniform", "orthogonal", "sparse", "kolen-pollack"],
+    ["uniform", "orthogonal", "low-rank", HALF, "kolen-pollack", "sign-symmetry"],
+    ids=["uniform", "orthogonal", "low-rank", "sparse", "kolen-pollack", "sign-symmetry"],
 )
 @pytest.mark.parametrize("network", ["sequential", "convolutional"])
 def test_feedback_alignment_over_kinds(network, feedback):

@@ -237,3 +237,20 @@ def test_a_direction_that_is_rounding_has_no_angle():
     assert found["0"].norm_ratio > 100
     assert found["0"].bptt_norm < 1e-5 * found["5"].bptt_norm
     assert not math.isnan(gradient_report(DFA(network()), losses(1, 2))["0"].angle)
+
+
+def test_in_float64_a_small_gradient_has_a_direction():
+    """Hidden layers get 1e-7 of what the last one gets: rounding in float32, a direction here."""
+    net = network()
+    with torch.no_grad():
+        net[-2].weight.mul_(1e-7)
+    dfa = DFA(net, output="6")
+    before = {name: p.clone() for name, p in net.named_parameters()}
+    found = gradient_report(dfa, losses(1, 2), dtype=torch.float64)
+    assert 0 < found["0"].angle < 180
+    assert math.isnan(gradient_report(dfa, losses(1, 2))["0"].angle)
+    assert math.isnan(
+        gradient_report(dfa, losses(1, 2), floor=1e-5, dtype=torch.float64)["0"].angle
+    )
+    assert all(torch.equal(before[name], p) for name, p in net.named_parameters())
+    assert not net._forward_pre_hooks

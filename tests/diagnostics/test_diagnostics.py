@@ -81,3 +81,37 @@ def test_a_warning_names_the_layer_its_rate_and_what_to_do():
     assert "layer 'b': 80 % of its neurons never fire (rate 0.010 a step)" in texts[0]
     assert "layer 'c': 98 % of its neurons fire whenever they can (rate 0.245" in texts[1]
     assert all("batch normalisation" in text for text in texts)
+
+
+def test_a_block_is_what_lies_between_the_layers_before_and_its_spikes():
+    """In a network with a branch, a plain readout, a frozen bias and a recurrent layer."""
+
+    class Branched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 5), nn.Linear(4, 5), nn.Linear(5, 3)
+            self.norm, self.out = nn.BatchNorm1d(5), nn.Linear(3, 2)
+            self.one, self.two = (snn.Leaky(0.9, init_hidden=True) for _ in range(2))
+            self.three = snn.RLeaky(0.9, linear_features=3, init_hidden=True, learn_beta=True)
+            self.a.bias.requires_grad_(False)
+
+        def forward(self, x):
+            both = self.one(self.norm(self.a(x))) + self.two(self.b(x))
+            return self.out(self.three(self.c(both)))
+
+    net = Branched()
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+
+    def run(net):
+        reset(net)
+        return torch.stack([net(x) for x in torch.rand(3, 6, 4)])
+
+    found = diagnostics.blocks(net, run, output="out")
+    assert {name: set(names) for name, names in found.items()} == {
+        "one": {"a.weight", "norm.weight", "norm.bias"},
+        "two": {"b.weight", "b.bias"},
+        "three": {"c.weight", "c.bias", "three.beta", "three.recurrent.weight",
+                  "three.recurrent.bias"},
+    }  # fmt: skip
+    assert all(torch.equal(state[name], value) for name, value in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters())

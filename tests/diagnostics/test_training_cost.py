@@ -26,10 +26,16 @@ def trainer(recipe, rule, batch, **changed):
 @pytest.mark.parametrize(
     ("recipe", "rule", "changed"),
     [
-        *(("deep", rule, {}) for rule in ("bptt", "fa", "dfa", "sign", "target", "shallow")),
+        *(
+            ("deep", rule, {})
+            for rule in ("bptt", "fa", "dfa", "sign", "target", "local", "shallow")
+        ),
         ("deep", "dfa", {"credit": "current"}),
         ("deep", "dfa", {"credit": "trace", "feedback": "gaussian"}),
-        *(("conv", rule, {}) for rule in ("bptt", "fa", "dfa", "sign", "target", "shallow")),
+        *(
+            ("conv", rule, {})
+            for rule in ("bptt", "fa", "dfa", "sign", "target", "local", "shallow")
+        ),
         ("conv", "dfa", {"credit": "current"}),
     ],
 )
@@ -49,7 +55,7 @@ def network():
 
 
 X = torch.rand(4, 2, 5, generator=torch.Generator().manual_seed(1)) + 0.1  # T=4, B=2
-RULES = ("bptt", "fa", "dfa", "sdfa", "drtp", "shallow")
+RULES = ("bptt", "fa", "dfa", "sdfa", "drtp", "local", "shallow")
 
 
 def costs(**options):
@@ -73,6 +79,8 @@ def test_operations_are_those_that_loops_count():
     assert found["bptt"].backward.macs == values + 4 * 2 * (7 * 6 + 6 * 3)
     assert found["fa"].backward == found["bptt"].backward
     assert found["dfa"].backward.macs == values + 4 * 2 * (7 + 6) * 3
+    assert found["local"].backward.macs == found["dfa"].backward.macs
+    assert found["local"].backward.acs == int(spikes[1].sum() + spikes[3].sum()) * 3  # readouts
     assert found["shallow"].backward.macs == 4 * 2 * 3
     assert found["dfa"].update.macs == 4 * 2 * 5 * 7
     assert found["dfa"].update.acs == fired
@@ -84,11 +92,18 @@ def test_bytes_of_feedback_and_of_transported_weights():
     of = {rule: (c.feedback_bytes // 4, c.transport_bytes // 4) for rule, c in found.items()}
     assert of == {
         "bptt": (0, 7 * 6 + 6 * 3), "fa": (7 * 6 + 6 * 3, 0), "dfa": (3 * 13, 0),
-        "sdfa": (3 * 13, 0), "drtp": (3 * 13, 0), "shallow": (0, 0),
+        "sdfa": (3 * 13, 0), "drtp": (3 * 13, 0), "local": (3 * 13, 0), "shallow": (0, 0),
     }  # fmt: skip
     assert costs(feedback="shared")["dfa"].feedback_bytes == 4 * 3 * 7
-    product = costs(feedback="kolen-pollack-product")["dfa"].feedback_bytes
-    assert product == 4 * (7 * 6 + 6 * 3)
+    weights = 4 * (7 * 6 + 6 * 3)
+    for feedback in ("kolen-pollack-product", "weight-mirror"):
+        assert costs(feedback=feedback)["dfa"].feedback_bytes == weights
+    pfa = costs(feedback="product-feedback-alignment")["fa"].feedback_bytes
+    assert pfa == 4 * (weights + 4 * (6 * 6 + 3 * 3))
+    for rule in ("fa", "dfa"):
+        of = costs(feedback="transpose")[rule], costs(feedback="sign-symmetry")[rule]
+        assert [c.feedback_bytes for c in of] == [0, 0]
+        assert [c.transport_bytes for c in of] == [weights, weights // 32]
 
 
 def test_the_chain_of_dependent_steps():
@@ -96,7 +111,7 @@ def test_the_chain_of_dependent_steps():
     chains = {rule: (c.chain, c.waits) for rule, c in costs().items()}
     assert chains == {
         "bptt": (7, True), "fa": (7, True), "dfa": (5, True), "sdfa": (5, True),
-        "drtp": (5, False), "shallow": (4, False),
+        "drtp": (5, False), "local": (6, False), "shallow": (4, False),
     }  # fmt: skip
     assert costs(credit="current")["dfa"].chain == 2
     assert costs(credit="online")["dfa"].chain == 2

@@ -44,7 +44,12 @@ _BLOCK = re.compile(
     r"(?:^<!-- (?P<marker>[^\n]*?) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S
 )
 _MARKER = re.compile(r"example|output|run|file: [\w.]+|not run: \S.*|command: \w+")
-_NEEDS = ("nir", "nirtorch", "neurobench")  # optional; a page that imports them is skipped without
+_NEEDS = (
+    "nir",
+    "nirtorch",
+    "neurobench",
+    "optuna",
+)  # optional; a page that imports them is skipped without
 
 
 class Block(NamedTuple):
@@ -361,3 +366,13 @@ def test_a_broken_link_is_told(tmp_path):
         "# One head\n[a](#one-head) [b](#two) [c](gone.md) [d](page.md) [e](https://x.y)"
     )
     assert list(broken_links(page)) == ["#two", "gone.md"]
+
+
+def test_the_table_of_later_rules_is_that_of_its_file():
+    text = (ROOT / "docs" / "rules.md").read_text()
+    for row in json.loads((ROOT / "docs" / "rules" / "later.json").read_text())["rows"]:
+        angles = ", ".join(
+            f"{a:.0f}" for a in list(row["diagnostics"][-1]["gradient_angles"].values())[:-1]
+        )
+        wanted = f"| {row['name']} | {100 * row['test_accuracy']:.2f} % | {row['kept_megabytes']:.1f} | {angles} |"
+        assert wanted in text

@@ -159,7 +159,7 @@ def test_every_cell_that_shows_something_has_its_output(path):
 
 def test_the_readme_names_all_of_them():
     text = (ROOT / "tutorials" / "README.md").read_text()
-    assert len(NOTEBOOKS) >= 9
+    assert len(NOTEBOOKS) == 10
     assert all(path.name in text for path in NOTEBOOKS)
     assert "python tutorials/execute.py" in text
 

@@ -227,3 +227,18 @@ def test_without_the_extra_it_says_what_to_install():
     code = "import sys; sys.modules['jinja2'] = None; import snn_dfa; snn_dfa.compare"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "install them with pip install 'snn-dfa[experiments]'" in done.stderr
+
+
+# -- frozen blocks ---------------------------------------------------------------------------------
+
+
+def test_each_rule_is_trained_with_one_block_frozen_at_a_time():
+    found = compare(Net, [(X, Y), (X, Y)], rules=["dfa", "shallow"], freeze_blocks=True, **QUICK)
+    assert list(found.results) == ["dfa", "dfa (lif1 frozen)", "shallow"]
+    assert list(found.costs) == ["dfa", "shallow"]
+    # With its only block frozen the rule is the output layer alone.
+    frozen, shallow = (found.results[name][0]["history"] for name in list(found.results)[1:])
+    assert frozen == shallow
+    assert "points that its learning adds" in found.table
+    gain = 100 * (found.accuracy("dfa") - found.accuracy("shallow"))
+    assert f"{gain:+.2f}" in found.table.splitlines()[-1]

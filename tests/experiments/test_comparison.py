@@ -9,7 +9,7 @@ import torch
 
 from snn_dfa.experiments.cli import main
 from snn_dfa.experiments.recipes import Recipe, fitted
-from snn_dfa.experiments.settings import Settings, UsageError
+from snn_dfa.experiments.settings import Settings
 from snn_dfa.experiments.studies.comparison import CONVOLUTIONAL, ROWS, kept_megabytes, runs
 from snn_dfa.experiments.studies.ladder import rungs
 from snn_dfa.experiments.studies.peak import peak_megabytes
@@ -125,13 +125,14 @@ def test_feedback_that_learns_follows_the_schedule(digits):
 
 
 @pytest.mark.slow
-def test_a_product_of_factors_is_for_dense_layers_or_none(digits):
+def test_a_product_of_factors_serves_convolutions(digits):
     settings = replace(TINY_CONV, feedback="kolen-pollack-product")
-    for rule in ("dfa", "sign", "target"):
-        with pytest.raises(UsageError, match=f"channelwise or kolen-pollack .* rule {rule}, got"):
-            Trainer(settings, rule, digits)
-    for rule in ("bptt", "fa", "shallow"):
-        assert len(list(Trainer(settings, rule, digits).fit())) == 1
+    for rule in ("dfa", "fa", "shallow"):
+        trainer = Trainer(settings, rule, digits)
+        assert len(list(trainer.fit())) == 1
+        shapes = {name: tuple(matrix.shape) for name, matrix in trainer.dfa.feedback.items()}
+        if rule == "dfa":
+            assert shapes == {"neuron1": (10, 2, 3, 3), "neuron2": (10, 8)}
 
 
 def test_recipes_give_convolutions_feedback_that_they_can_have():

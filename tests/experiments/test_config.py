@@ -52,6 +52,15 @@ def test_the_log_and_tensorboard_have_the_angles(written):
 
 
 @pytest.mark.slow
+def test_a_run_of_other_settings_that_is_not_gone_on_from_changes_no_file(written, capsys):
+    before = {path: path.read_bytes() for path in written.iterdir() if path.is_file()}
+    same = ["--rules", "dfa", "--diagnose", "--out", written, "--resume"]
+    assert run("compare", *TINY, *same, "--lr", "0.5") == 2
+    assert "--resume: the checkpoint was made with lr=0.01, expected 0.5" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in written.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.slow
 def test_results_are_replaced_only_when_asked_for(written, tmp_path, capsys):
     before = (written / "metrics.json").read_bytes()
     assert run("compare", *TINY, "--rules", "shallow", "--out", written) == 2

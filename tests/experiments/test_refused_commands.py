@@ -22,7 +22,7 @@ def run(*args):
         (["fly"], "invalid choice: 'fly'"),
         (
             ["compare", "--rules", "dfa,hebb"],
-            "--rules: expected some of bptt,dfa,sign,target,fa,shallow, got 'hebb'",
+            "--rules: expected some of bptt,dfa,sign,target,local,fa,shallow, got 'hebb'",
         ),
         (
             ["compare", "--hidden", "10,x"],
@@ -47,8 +47,8 @@ def run(*args):
             "--input-dropout: expected at most 1 - --max-rate = 0 with Poisson spikes",
         ),
         (
-            ["compare", "--recipe", "conv", "--feedback", "zhang"],
-            "--feedback: expected gaussian, channelwise or kolen-pollack with convolutions, got",
+            ["compare", "--recipe", "conv", "--feedback", "zhang", "--rules", "dfa"],
+            "feedback: 'zhang' is for dense layers",
         ),
         (
             ["compare", "--feedback", "uniform", "--feedback-std", "0.1"],
@@ -75,7 +75,7 @@ def run(*args):
         (["compare", "--run-in", "25"], "--run-in: expected fewer than the"),
         (
             ["compare", "--feedback", "cats"],
-            "--feedback: expected one of gaussian, uniform, orthogonal, sparse, channelwise, sh",
+            "--feedback: expected one of gaussian, uniform, orthogonal, sparse, low-rank, channelwise, sh",
         ),
         (
             ["compare", "--rules", "bptt,fa", "--credit", "trace"],
@@ -101,6 +101,19 @@ def run(*args):
         (
             ["compare", "--device", "abacus"],
             "--device: expected a device of this machine, got 'abacus'",
+        ),
+        (
+            ["compare", "--device", "meta"],
+            "--device: expected a device of this machine, got 'meta'",
+        ),
+        (["compare", "--hidden", "99999999999"], "not enough memory; choose a smaller --hidden"),
+        (
+            ["compare", "--tensorboard", "/dev/null/tb"],
+            "--tensorboard: expected a folder that can be made, got /dev/null/tb",
+        ),
+        (
+            ["compare", "--hidden", "4c3,4c3", "--feedback", "sign-symmetry", "--rules", "dfa"],
+            "feedback: a product of weights or factors needs one nn.Linear",
         ),
         (["compare", "--frobnicate"], "unrecognized arguments: --frobnicate"),
         (["train", "--resume", "--out", "nowhere"], "--resume: expected a checkpoint at nowhere"),

@@ -206,7 +206,7 @@ def test_half_precision(kind, dtype):
     net = over_time(dense()).to(dtype)
     dfa = DFA(net, feedback=KINDS_HERE[kind], output="7")
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    if kind in ("kolen-pollack-product", "weight-mirror"):
+    if kind in ("kolen-pollack-product", "product-feedback-alignment", "weight-mirror"):
         dfa.follow(optimizer)
     for _ in range(2):
         net(torch.rand(4, 3, 6, dtype=dtype)).float().sum().backward()

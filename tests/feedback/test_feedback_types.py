@@ -15,11 +15,9 @@ from snn_dfa.feedback.stand_in import source, weigh
 from snn_dfa.zhang import zhang_feedback, zhang_weights
 
 SHAPES = {"1": (3, 9), "3": (3, 5), "5": (3, 4)}
-DRAWN = [
-    name
-    for name in feedback.NAMES
-    if name not in ("transpose", "kolen-pollack-product", "weight-mirror")
-]
+PRODUCTS = ("kolen-pollack-product", "product-feedback-alignment")
+OF_WEIGHTS = ("transpose", "sign-symmetry")
+DRAWN = [n for n in feedback.NAMES if n not in (*OF_WEIGHTS, *PRODUCTS, "weight-mirror")]
 
 
 class Weights:
@@ -65,14 +63,14 @@ def defaults(request):
 
 @pytest.fixture(scope="module")
 def usual():
-    return {kind: drawn(kind) for kind in (*DRAWN, "kolen-pollack-product")}
+    return {kind: drawn(kind) for kind in (*DRAWN, *PRODUCTS)}
 
 
 def normal(shape, generator):
     return torch.randn(shape, generator=generator, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("kind", [*DRAWN, "kolen-pollack-product"])
+@pytest.mark.parametrize("kind", [*DRAWN, *PRODUCTS])
 def test_a_draw_depends_on_no_default_of_torch(usual, defaults, kind):
     for name, matrix in drawn(kind).items():
         assert matrix.dtype == torch.float32
@@ -143,13 +141,13 @@ def test_such_a_network_runs_with_channelwise_feedback():
 def test_the_limit_is_on_what_a_type_stores(monkeypatch, kind):
     """A limit of the largest matrix is enough, and one byte less is too little."""
     shapes = {"1": (3, 9)} if kind == "channelwise" else SHAPES
-    largest = {"zhang": 45, "kolen-pollack-product": 45, "weight-mirror": 45, "transpose": 0}.get(
-        kind, 27
-    )
+    others = {"zhang": 45, "kolen-pollack-product": 45, "weight-mirror": 45,
+              "product-feedback-alignment": 4 * 5 * (9 + 5), **dict.fromkeys(OF_WEIGHTS, 0)}  # fmt: skip
+    largest = others.get(kind, 27)
     monkeypatch.setattr(base, "MAX_MATRIX_BYTES", 4 * largest)
     drawn(kind, shapes)
     monkeypatch.setattr(base, "MAX_MATRIX_BYTES", 4 * largest - 1)
-    if kind == "transpose":
+    if kind in OF_WEIGHTS:
         drawn(kind, shapes)
     else:
         with pytest.raises(FeedbackError, match="the matrix of layer '1' has the shape"):

@@ -54,7 +54,9 @@ def pass_back(p, dfa):
 def check(p, neuron_class, rule="error", **options):
     """Compare all gradients; return the DFA, still attached."""
     dfa = DFA(p.net, rule=rule, **options)
-    if type_of_feedback(options) in ("kolen-pollack-product", "WeightMirror"):
+    if type_of_feedback(options) in (
+        "kolen-pollack-product", "product-feedback-alignment", "WeightMirror",
+    ):  # fmt: skip
         optimizer = torch.optim.SGD(p.net.parameters(), lr=0.1)  # which takes no step here
         dfa.follow(optimizer)
     for round_ in range(2):  # the first pass finds the output, the second knows it

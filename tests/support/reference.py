@@ -12,7 +12,7 @@ from reference_layers import BatchNorm, Conv2d, Linear, Pool
 
 __all__ = [
     "BatchNorm", "Conv2d", "CurrentNeuron", "Linear", "Neuron", "Pool", "TraceNeuron", "dfa", "error",
-    "fa", "run", "sign", "target",
+    "fa", "local", "run", "sign", "target",
 ]  # fmt: skip
 
 
@@ -182,14 +182,28 @@ def target(e, y):
     return signal
 
 
+def local(spikes, matrix, y):
+    """The error of a layer's own readout: a score is the sum of what its row has for each spike."""
+    signal = torch.zeros(len(y), len(matrix), dtype=spikes.dtype)
+    for b, label in enumerate(y):
+        scores = [
+            sum(s * w for s, w in zip(spikes[b].flatten(), row.flatten(), strict=True))
+            for row in matrix
+        ]
+        total = sum(torch.exp(score) for score in scores)
+        for c, score in enumerate(scores):
+            signal[b, c] = (torch.exp(score) / total - (1 if c == label else 0)) / len(y)
+    return signal
+
+
 def dfa(blocks, feedback, at_spikes, at_mem, rule=error, y=None):
     """Fill ``grads`` of every piece, given dL/d(output spikes) and dL/d(output membranes)."""
     *hidden, last = blocks
     _block_backward(last, at_spikes, at_mem)
     for block, matrix in zip(hidden, feedback, strict=True):
         sent = []
-        for gs, gm in zip(at_spikes, at_mem, strict=True):
-            e = rule(gs + gm, y)
+        for t, (gs, gm) in enumerate(zip(at_spikes, at_mem, strict=True)):
+            e = local(block[-1].steps[t][3], matrix, y) if rule is local else rule(gs + gm, y)
             g = torch.zeros(e.shape[0], *matrix.shape[1:], dtype=e.dtype)
             for b in range(e.shape[0]):
                 for c in range(e.shape[1]):

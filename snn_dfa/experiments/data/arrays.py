@@ -46,9 +46,9 @@ def arrays(path: Path) -> tuple[Samples, Samples]:
             f"{', '.join(found) or 'nothing'}"
         ) from error
     except READ_ERRORS as error:
-        raise UsageError(
-            f"--dataset: no readable arrays in {path} ({on_one_line(error)})"
-        ) from error
+        guess = "contains pickled" in str(error)  # what numpy takes any other file for
+        reason = "not what numpy.savez wrote" if guess else on_one_line(error)
+        raise UsageError(f"--dataset: no readable arrays in {path} ({reason})") from error
     if train[0].shape[1:] != test[0].shape[1:]:
         shapes = [tuple(part[0].shape[1:]) for part in (train, test)]
         raise UsageError(

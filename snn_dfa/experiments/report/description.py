@@ -18,6 +18,7 @@ MEANINGS = {
     "of its own",
     "sign": "as dfa, with the sign of the error (sDFA)",
     "target": "as dfa, with the targets in place of the error (DRTP)",
+    "local": "each hidden layer gets the error of a fixed readout of its own",
     "fa": "feedback alignment: errors go from layer to layer through random matrices",
     "shallow": "the output layer learns alone; hidden layers keep their first weights",
 }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import ConfusionMatrixDisplay
 
 from snn_dfa.experiments.report.style import (
@@ -90,7 +91,7 @@ def _epoch_axis(axes: Axes) -> None:
     if last - first < 1:  # a single epoch
         axes.set_xlim(first - 0.5, last + 0.5)
     axes.set_xlabel("epoch")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _error_axis(axes: Axes) -> None:
@@ -152,7 +153,7 @@ def spikes(rule: str, raster: Mapping[str, Any]) -> Figure:
         axes.set(xlim=(0.5, raster["steps"] + 0.5), ylim=(-0.5, layer["shown"] - 0.5), yticks=[])
         axes.grid(False)
     axes.set_xlabel("time step")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(f"{rule}: spikes for the first test sample, class {raster['class']}")
     return figure
 

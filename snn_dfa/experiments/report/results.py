@@ -28,7 +28,7 @@ from snn_dfa.experiments.settings import Settings
 from snn_dfa.experiments.train.metrics import interval
 
 __all__ = [
-    "Results", "aligned", "entry", "summary", "table", "versions",
+    "Results", "aligned", "entry", "frozen_name", "frozen_rows", "summary", "table", "versions",
     "write", "write_figure", "write_rows", "write_text",
 ]  # fmt: skip
 
@@ -65,7 +65,31 @@ def table(results: Results) -> str:
 
     Spikes and operations are those of a sample.
     """
-    return "\n".join([aligned(_rows(results)), *_alike(results)])
+    lines = [aligned(_rows(results)), *_alike(results)]
+    frozen = frozen_rows(results)
+    if frozen:
+        lines += ["what a block's learning is worth, one frozen at a time:", aligned(frozen)]
+    return "\n".join(lines)
+
+
+def frozen_name(rule: str, block: str) -> str:
+    """Return what a rule is called whose block is frozen."""
+    return f"{rule} ({block} frozen)"
+
+
+def frozen_rows(results: Results) -> list[list[str]]:
+    """Return the table of rules beside the same with a block frozen, its head first."""
+    rows = []
+    for rule, runs in results.items():
+        full = summary(runs)["mean"]
+        for name, others in results.items():
+            block = name.removeprefix(f"{rule} (").removesuffix(" frozen)")
+            if name == frozen_name(rule, block):
+                without = summary(others)["mean"]
+                gain = f"{100 * (full - without):+.2f}"
+                rows.append([rule, block, _percent(full), _percent(without), gain])
+    head = ["rule", "block", "all learn", "block frozen", "points that its learning adds"]
+    return [head, *rows] if rows else []
 
 
 def _rows(results: Results) -> list[list[str]]:
@@ -193,7 +217,7 @@ def write(
     pictures = {stem: write_figure(folder / f"{stem}.png", f) for stem, f in figures.items()}
     tables = {
         "accuracy": _accuracies(results), "speed": _speeds(results),
-        "costs": cost_rows(costs or {}),
+        "costs": cost_rows(costs or {}), "frozen": frozen_rows(results),
     }  # fmt: skip
     html = render(described, results, tables, pictures, versions())
     write_text(folder / "report.html", html)

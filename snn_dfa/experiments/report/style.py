@@ -26,6 +26,7 @@ COLOURS: Mapping[str, str] = {
     "dfa": "#d55e00",
     "sign": "#e69f00",
     "target": "#cc79a7",
+    "local": "#56b4e9",
     "fa": "#009e73",
     "shallow": SOFT,
 }

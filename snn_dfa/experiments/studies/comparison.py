@@ -26,16 +26,21 @@ ROWS: Sequence[tuple[str, dict[str, Any]]] = (
     ("bptt", {}),
     ("dfa", {}),
     *(("dfa", {"feedback": kind}) for kind in
-      ("uniform", "orthogonal", "sparse", "shared", "zhang", "kolen-pollack", "transpose")),
+      ("uniform", "orthogonal", "sparse", "low-rank", "shared", "zhang", "kolen-pollack",
+       "transpose", "sign-symmetry")),
     ("dfa", {"error_at": "current"}),
     ("dfa", {"error_at": "current", "feedback": "kolen-pollack"}),
     ("dfa", {"error_at": "current", "feedback": "kolen-pollack-product"}),
+    ("dfa", {"error_at": "current", "feedback": "product-feedback-alignment"}),
     ("dfa", {"credit": "current"}),
     ("dfa", {"credit": "trace"}),
     ("sign", {}),
     ("target", {}),
+    ("local", {}),
     ("fa", {}),
+    ("fa", {"feedback": "sign-symmetry"}),
     ("fa", {"feedback": "kolen-pollack"}),
+    ("fa", {"feedback": "product-feedback-alignment"}),
     ("shallow", {}),
 )  # fmt: skip
 #: The same on a convolutional network, where a matrix may have a number for each channel only.

@@ -28,7 +28,7 @@ from snn_dfa.experiments.report.description import Description
 from snn_dfa.experiments.train.metrics import metrics
 from snn_dfa.experiments.train.training import Training
 
-__all__ = ["Folder", "Plan", "carry_out", "fit"]
+__all__ = ["Folder", "Plan", "carry_out", "fit", "with_frozen_blocks"]
 
 _WARM = 500  # samples at most of the step before the clock starts
 
@@ -50,6 +50,30 @@ class Plan:
     make: Callable[[str, int], Training]
     described: Description
     warm: int = _WARM
+
+
+def with_frozen_blocks(
+    rules: Iterable[str], blocks_of: Callable[[str], Mapping[str, tuple[str, ...]]]
+) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Return each rule, and it once more for each block that is frozen, by what they are called.
+
+    Args:
+        rules: Their names.
+        blocks_of: From a rule to its hidden layers and the parameters of their blocks.
+
+    Returns:
+        Name to rule and frozen parameters.
+
+    Example:
+        >>> list(with_frozen_blocks(["dfa"], lambda rule: {"lif1": ("fc1.weight",)}))
+        ['dfa', 'dfa (lif1 frozen)']
+    """
+    found: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for rule in rules:
+        found[rule] = rule, ()
+        for layer, names in blocks_of(rule).items():
+            found[report.frozen_name(rule, layer)] = rule, names
+    return found
 
 
 @dataclass
@@ -95,12 +119,17 @@ class Folder:
         for name, text in self.texts.items():
             report.write_text(self.path / name, text)
 
-    def checkpoint(self, rule: str, seed: int) -> Checkpoint | None:
-        """Return the checkpoint of a run."""
-        if self.path is None:
-            return None
+    def checkpoint_path(self, rule: str, seed: int) -> Path | None:
+        """Return where the checkpoint of a run is; ``None``: nothing is written."""
         name = self.checkpoint_name.format(rule=file_name(rule), seed=seed)
-        self._checkpoints.append(Checkpoint(self.path / name, self.save_every))
+        return None if self.path is None else self.path / name
+
+    def checkpoint(self, rule: str, seed: int) -> Checkpoint | None:
+        """Return the checkpoint of a run, to be saved."""
+        path = self.checkpoint_path(rule, seed)
+        if path is None:
+            return None
+        self._checkpoints.append(Checkpoint(path, self.save_every))
         return self._checkpoints[-1]
 
     @property
@@ -149,6 +178,7 @@ def carry_out(
     off.
     """
     folder.check()
+    _check_checkpoints(plan, folder)
     costs = dict[str, TrainingCost]()
     for rule in plan.rules:
         thrown_away = plan.make(rule, plan.seeds[0])
@@ -179,6 +209,19 @@ def carry_out(
         if folder.path is not None and results:
             paths = report.write(folder.path, plan.described, results, costs)
     return results, costs, paths
+
+
+def _check_checkpoints(plan: Plan, folder: Folder) -> None:
+    """See that runs can go on from their checkpoints, before anything is written.
+
+    Raises:
+        UsageError: if a checkpoint is damaged, or of other settings or data.
+    """
+    for seed in plan.seeds if folder.resume else ():
+        for rule in plan.rules:
+            path = folder.checkpoint_path(rule, seed)
+            if path is not None and path.exists():
+                plan.make(rule, seed).load_state_dict(load_checkpoint(path))
 
 
 class _Log:

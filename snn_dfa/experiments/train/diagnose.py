@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from snn_dfa.dfa import DFA
@@ -19,7 +20,7 @@ def diagnose(
     layers: Mapping[str, Activity],
     sent: Mapping[str, float],
 ) -> dict[str, dict[str, float]]:
-    """Return, by layer, what can be said of a network now.
+    """Return, by layer, what can be said of a network now; gradients in float64 where they can be.
 
     Args:
         dfa: Attached to the network.
@@ -28,7 +29,10 @@ def diagnose(
         layers: What the layers were seen to do.
         sent: Root mean square of the errors that were sent to each.
     """
-    found = gradient_report(dfa, losses, targets)
+    try:
+        found = gradient_report(dfa, losses, targets, dtype=torch.float64)
+    except RuntimeError:  # of a network that makes values of another dtype between its modules
+        found = gradient_report(dfa, losses, targets)
     return {
         "gradient_angles": {name: of.angle for name, of in found.items()},
         "norm_ratios": {name: of.norm_ratio for name, of in found.items()},

@@ -21,13 +21,10 @@ RULES: dict[str, str | None] = {
     "dfa": "error",
     "sign": "sign",
     "target": "target",
+    "local": "local",
     "fa": "fa",
     "shallow": "shallow",
 }
-
-_PRODUCT = "kolen-pollack-product"
-#: Rules that send no error directly: a product of factors serves them in convolutional networks.
-_PRODUCT_RULES = ("fa", "shallow")
 
 
 def rule_called(name: str) -> str | None:
@@ -47,12 +44,6 @@ def attach(settings: Settings, rule: str, net: nn.Module) -> DFA | None:
     broadcast = RULES[rule]
     if broadcast is None:
         return None
-    is_product, direct = settings.feedback == _PRODUCT, broadcast not in _PRODUCT_RULES
-    if is_product and direct and settings.is_convolutional:
-        raise UsageError(
-            f"--feedback: expected gaussian, channelwise or kolen-pollack with convolutions and "
-            f"rule {rule}, got {_PRODUCT!r}"
-        )
     *hidden, last = (n for n in net._modules if n.startswith("neuron"))
     at_current = settings.error_at == "current"
     try:

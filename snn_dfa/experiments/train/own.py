@@ -15,13 +15,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from snn_dfa.dfa import DFA
+from snn_dfa.diagnostics import blocks
 from snn_dfa.errors import InputError
 from snn_dfa.experiments.data.batches import Batches, add_checksum
 from snn_dfa.experiments.train.feedback import RULES, rule_called
 from snn_dfa.experiments.train.progress import Progress, own_masks
 from snn_dfa.experiments.train.training import Batch, Training
 from snn_dfa.feedback import LEARNED
-from snn_dfa.kolen_pollack import KolenPollackProduct
 from snn_dfa.state import reset
 
 __all__ = [
@@ -38,7 +38,6 @@ __all__ = [
 #: Arguments of :class:`snn_dfa.DFA`; ``None``: back-propagation.
 Options: TypeAlias = Mapping[str, Any] | None
 
-_PRODUCT = "kolen-pollack-product"
 #: Keys of ``metrics.json`` beside the rules.
 _TAKEN = ("over_seeds", "recipe", "settings", "costs", "versions")
 
@@ -189,13 +188,22 @@ class OwnTraining(Training):
         AttachError: if the rule cannot be attached to it.
     """
 
-    def __init__(self, task: OwnTask, rule: str, options: Options, seed: int) -> None:
+    def __init__(
+        self,
+        task: OwnTask,
+        rule: str,
+        options: Options,
+        seed: int,
+        frozen: tuple[str, ...] = (),
+    ) -> None:
         super().__init__()
         self.task, self.rule, self.seed, self._options = task, rule, seed, options
         self.device, self.epochs = task.data.device, task.epochs
         self.parts = tuple(name for name in task.data.parts if name != "train")
         self.keep = "best" if "val" in self.parts else "last"
         self.net = self.form = self.sequence = task.network(seed)
+        self.frozen = frozen
+        self._freeze(self.net)
         self.dfa, learns = None, False
         if options is not None:
             every = {"seed": seed, **task.options, **options}
@@ -227,13 +235,27 @@ class OwnTraining(Training):
         """Return the settings, as JSON has them."""
         return {**self.task.described, "seed": self.seed, "options": said(self._options or {})}
 
+    def blocks(self) -> dict[str, tuple[str, ...]]:
+        """Return the parameters of each hidden block of the network; nothing is changed by it."""
+        x, _ = self._sample(2)
+        every = {**self.task.options, **(self._options or {})}
+
+        def run(net: nn.Module) -> None:
+            reset(net)
+            self.task.forward(net, x)
+
+        with own_masks(self.seed, self.device):
+            plain = self.task.network(self.seed)
+            return blocks(plain, run, every.get("output"), every.get("hidden"))
+
     def _method(self) -> tuple[str, str, str]:
         if self._options is None:
             return "bptt", "membrane", ""
         every = {"rule": "error", "credit": "membrane", "feedback": "gaussian",
                  **self.task.options, **self._options}  # fmt: skip
-        is_product = isinstance(every["feedback"], KolenPollackProduct)
-        return every["rule"], every["credit"], _PRODUCT if is_product else str(every["feedback"])
+        given = every["feedback"]
+        learned = (name for name, options in LEARNED.items() if isinstance(given, options))
+        return every["rule"], every["credit"], next(learned, str(given))
 
     def _epoch_batches(self, now: Progress) -> Iterator[Batch | None]:
         checksum, count = 0, 0

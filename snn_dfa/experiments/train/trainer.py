@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snn_dfa.diagnostics import blocks
 from snn_dfa.experiments.data import Part, Splits
 from snn_dfa.experiments.data.inputs import drop_pixels, encode, random_shift
 from snn_dfa.experiments.ranks import local_slice, ranks
@@ -37,7 +38,9 @@ class Trainer(Training):
     the same input spikes, whatever their rules.
     """
 
-    def __init__(self, settings: Settings, rule: str, data: Splits) -> None:
+    def __init__(
+        self, settings: Settings, rule: str, data: Splits, frozen: tuple[str, ...] = ()
+    ) -> None:
         super().__init__()
         if settings.shift >= min(data.image[1:]):
             raise UsageError(
@@ -51,6 +54,8 @@ class Trainer(Training):
         about_mean = settings.input_dropout > 0 and settings.drop_to == "mean"
         self._pixel_mean = self.data.train.x.mean(0) if about_mean else None
         self.net = build(settings, data.image, data.classes).to(settings.device)
+        self.frozen = frozen
+        self._freeze(self.net)
         self.sequence = over_time(self.net)
         # What is trained: online learning needs the network that takes one step a call.
         self.form = self.net if settings.online and rule != "bptt" else self.sequence
@@ -81,6 +86,12 @@ class Trainer(Training):
     def described(self) -> dict[str, Any]:
         """Return the settings, as JSON has them."""
         return self.settings.as_dict()
+
+    def blocks(self) -> dict[str, tuple[str, ...]]:
+        """Return the parameters of each hidden block of the network; nothing is changed by it."""
+        (*_, last) = (name for name in self.net._modules if name.startswith("neuron"))
+        x, _ = self._sample(2)
+        return blocks(self.net, lambda net: net(x[0].float()), last)
 
     def _method(self) -> tuple[str, str, str]:
         return RULES[self.rule] or "bptt", self.settings.credit, self.settings.feedback

@@ -33,6 +33,7 @@ from snn_dfa.experiments.train.progress import Progress, mask_states, own_masks,
 __all__ = ["DIAGNOSED", "Evaluation", "Training"]
 
 DIAGNOSED = 500  # training samples on which gradients are compared
+_BATCHES = 4  # into which they are parted
 _TOP = 5
 _LISTS = ("history", "step_seconds", "epoch_seconds", "diagnostics")
 
@@ -78,6 +79,8 @@ class Training(ABC):
     form: nn.Module
     sequence: nn.Module
     dfa: DFA | None
+    #: Names of the parameters that do not learn.
+    frozen: tuple[str, ...] = ()
     optimizer: Optimizer
     scheduler: LRScheduler | None
     #: Parts that are evaluated after each epoch: ``val``, where there is one, and ``test``.
@@ -132,6 +135,15 @@ class Training(ABC):
     @abstractmethod
     def _method(self) -> tuple[str, str, str]:
         """Return rule, credit and feedback by the library's names."""
+
+    @abstractmethod
+    def blocks(self) -> dict[str, tuple[str, ...]]:
+        """Return the parameters of each hidden block of the network; nothing is changed by it."""
+
+    def _freeze(self, net: nn.Module) -> None:
+        for name, parameter in net.named_parameters():
+            if name in self.frozen:
+                parameter.requires_grad_(False)
 
     def _own_part(self, x: Any, y: Tensor) -> Batch:
         """Return this process's samples of a batch."""
@@ -259,10 +271,12 @@ class Training(ABC):
                 self._evaluated(x, y)
 
     def cost(self, size: int) -> TrainingCost | None:
-        """Return what a step on so many samples costs; ``None`` if the network cannot be watched.
+        """Return what a step on so many samples costs; ``None`` if that is not known.
 
         The rule is taken off by it. Give it a training that is thrown away.
         """
+        if self.frozen:
+            return None
         x, y = self._sample(size)
         if self.dfa is not None:
             self.dfa.remove()
@@ -281,8 +295,8 @@ class Training(ABC):
     def _diagnose(
         self, dfa: DFA, layers: Mapping[str, Activity], sent: Mapping[str, float]
     ) -> None:
-        """Compare gradients on two batches of the training part; nothing is changed by it."""
-        batches = _halves(*self._sample(DIAGNOSED))
+        """Compare gradients on batches of the training part; nothing is changed by it."""
+        batches = _parted(*self._sample(DIAGNOSED))
 
         def loss_of(x: Any, y: Tensor) -> Callable[[nn.Module], Tensor]:
             return lambda net: torch.stack([each for each, _ in self._passes(net, x, y)]).sum()
@@ -358,7 +372,7 @@ class Training(ABC):
         It may be asked for between any two batches.
         """
         return {
-            "settings": self.described(),
+            "settings": {**self.described(), "frozen": list(self.frozen)},
             "rule": self.rule,
             "data": self.checksum,
             "net": self.net.state_dict(),
@@ -392,11 +406,10 @@ class Training(ABC):
         self._under_way = None if state["under_way"] is None else Progress(**state["under_way"])
 
 
-def _halves(x: Any, y: Tensor) -> list[Batch]:
-    """Return two batches of the samples of one, or that one where it cannot be parted."""
-    half = len(y) // 2
-    if half < 2 or not isinstance(x, Tensor) or len(y) not in x.shape[:2]:
+def _parted(x: Any, y: Tensor) -> list[Batch]:
+    """Return batches of the samples of one, or that one where it cannot be parted."""
+    parts = min(_BATCHES, len(y) // 2)
+    if parts < 2 or not isinstance(x, Tensor) or len(y) not in x.shape[:2]:
         return [(x, y)]
     dim = 0 if len(x) == len(y) else 1  # [B, ...], or [T, B, ...]
-    parts = (x.narrow(dim, start, half) for start in (0, half))
-    return list(zip(parts, (y[:half], y[half : 2 * half]), strict=True))
+    return list(zip(x.tensor_split(parts, dim), y.tensor_split(parts), strict=True))
