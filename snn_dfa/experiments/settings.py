@@ -150,6 +150,7 @@ class Settings:
     shift: int = _say(
         0, "pixels by which a sample is moved at most, at random, in training", _NOT_BELOW_ZERO
     )
+    flip: bool = _say(False, "mirror half of the samples left to right, at random, in training")
     input_dropout: float = _say(0.4, "share of pixels dropped, the others scaled up", _PART)
     drop_to: str = _say(
         "mean",
