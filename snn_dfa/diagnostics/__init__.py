@@ -10,6 +10,7 @@ from snn_dfa.diagnostics.alignment import (
     projected_errors,
 )
 from snn_dfa.diagnostics.cost import Cost, cost
+from snn_dfa.diagnostics.learning import LearningWarning, learning_complaints
 from snn_dfa.diagnostics.training_cost import (
     EnergyConstants,
     Operations,
@@ -23,6 +24,7 @@ __all__ = [
     "Cost",
     "EnergyConstants",
     "GradientReport",
+    "LearningWarning",
     "Operations",
     "TrainingCost",
     "activity",
@@ -32,6 +34,7 @@ __all__ = [
     "feedback_angles",
     "gradient_angles",
     "gradient_report",
+    "learning_complaints",
     "projected_errors",
     "training_cost",
     "warn",

@@ -209,7 +209,8 @@ ENVIRONMENT_FIELDS = ("dataset", "data_root", "seed", "device")  # no part of a 
 def default_for(dataset: str) -> str:
     """Return the name of the recipe that a data set gets where none is asked for."""
     return {
-        "digits": "small", "cifar10": "vgg", "cifar100": "vgg", "nmnist": "events", "shd": "shd", "ssc": "shd",
+        "digits": "small", "cifar10": "vgg", "cifar100": "vgg",
+        "nmnist": "events", "shd": "shd", "ssc": "shd",
         "dvs-gesture": "gesture", "ncaltech101": "objects",
     }.get(dataset, DEFAULT)  # fmt: skip
 
