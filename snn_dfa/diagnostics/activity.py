@@ -119,9 +119,9 @@ def complaints(layers: Mapping[str, Activity], *, first_epoch: bool = False) -> 
         "layer 'lif1': 90 % of its neurons never fire (rate"
     """
     said = {name: text for name, seen in layers.items() if (text := _complaint(name, seen))}
-    last = next(reversed(layers), None)
-    if first_epoch and last in said and layers[last].silent >= _TOO_MANY:
-        del said[last]
+    last = list(layers)[-1:]
+    if first_epoch and last and layers[last[0]].silent >= _TOO_MANY:
+        del said[last[0]]
     return said
 
 
