@@ -2,13 +2,16 @@
 
     python benchmarks/learning.py
     python benchmarks/learning.py --networks tutorial5,recurrent --rules dfa --rates 1e-3 --seeds 3
+    python benchmarks/learning.py --networks depth --rules bptt,dfa,fa --out depth.json
 
 Each run trains one network on scikit-learn's digits (three fifths of them; a fifth chooses, a
-fifth is tested) with Adam, and takes 5 to 30 seconds on one core. Rules: ``bptt`` attaches nothing;
-``dfa`` is ``DFA(net, optimizer=optimizer)``; ``fixed`` is ``DFA(net)``; ``shallow`` trains the
-output layer alone. Results are kept in a JSON file, run by run; a run that is there is not done
-again. The table at the end has, for each network and rule, the rate that is best on validation,
-and the test accuracy with it.
+fifth is tested) with Adam, and takes 3 to 30 seconds on one core. Networks are trained in the form
+``over_time(net)``, whose gradients are those of the loop over time; normalisation is over time and
+batch. Rules: ``bptt`` attaches nothing; ``dfa`` is ``DFA(net, optimizer=optimizer)``; ``fixed`` is
+``DFA(net)``; ``kolen-pollack`` learns a matrix for each layer; ``fa`` goes from layer to layer by
+factors that mirror the weights; ``shallow`` trains the output layer alone. Results are kept in a
+JSON file, run by run; a run that is there is not done again. The table at the end has, for each
+network and rule, the rate that is best on validation, and the test accuracy with it.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -27,10 +31,10 @@ import snntorch as snn
 import torch
 from sklearn.datasets import load_digits
 from snntorch import functional as SF
-from snntorch import surrogate, utils
+from snntorch import surrogate
 from torch import Tensor, nn
 
-from snn_dfa import DFA
+from snn_dfa import DFA, over_time, reset
 
 HERE = Path(__file__).parent
 BATCH, EPOCHS, STEPS = 64, 15, 10
@@ -52,12 +56,14 @@ def _norm(size: int, norm: bool, dims: int = 1) -> list[nn.Module]:
     return [kind(size)] if norm else []
 
 
-def dense(*hidden: int, norm: bool = False, beta: float = 0.95) -> nn.Module:
+def dense(*hidden: int, norm: bool = False, beta: float = 0.95, slope: float = 25) -> nn.Module:
     """Return dense layers, as in snnTorch's fifth tutorial."""
+    options = {"spike_grad": surrogate.fast_sigmoid(slope)}
     layers: list[nn.Module] = [nn.Flatten()]
     for before, size in itertools.pairwise((64, *hidden)):
-        layers += [nn.Linear(before, size), *_norm(size, norm), snn.Leaky(**_neuron(beta))]
-    last = snn.Leaky(**_neuron(beta, output=True))
+        neuron = snn.Leaky(**_neuron(beta, **options))
+        layers += [nn.Linear(before, size), *_norm(size, norm), neuron]
+    last = snn.Leaky(**_neuron(beta, output=True, **options))
     return Stack(*layers, nn.Linear((64, *hidden)[-1], 10), last)
 
 
@@ -151,12 +157,16 @@ NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
     "ten-layers-norm": lambda: dense(*[100] * 10, norm=True),
     "readout": Readout,
 }
+#: So many normalised hidden layers of 100, and a surrogate at which back-propagation learns.
+DEPTHS: Mapping[str, Callable[[], nn.Module]] = {
+    f"depth-{n}": partial(dense, *[100] * n, norm=True, slope=5) for n in (1, 2, 3, 5, 10, 20)
+}
 LOSSES: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "membrane": lambda spk, mem, y: sum(nn.functional.cross_entropy(m, y) for m in mem),
     "rate": lambda spk, mem, y: SF.ce_rate_loss()(spk, y),
     "count": lambda spk, mem, y: SF.ce_count_loss()(spk, y),
 }
-RULES = ("bptt", "dfa", "fixed", "shallow")
+RULES = ("bptt", "dfa", "fixed", "kolen-pollack", "fa", "shallow")
 
 
 # -- data ------------------------------------------------------------------------------------------
@@ -172,19 +182,19 @@ def parts() -> list[tuple[Tensor, Tensor]]:
     return list(zip(x.tensor_split(at), y.tensor_split(at), strict=True))
 
 
-def steps_of(name: str, x: Tensor) -> list[Tensor]:
-    """Return what a network is given at each step: the image, or one row after the other."""
-    return list(x[:, 0].unbind(1)) if name == "recurrent" else [x] * STEPS
+def steps_of(name: str, x: Tensor) -> Tensor:
+    """Return what a network is given [T, B, ...]: the image, or one row after the other."""
+    return x[:, 0].transpose(0, 1) if name == "recurrent" else x.expand(STEPS, *x.shape)
 
 
 # -- one run ---------------------------------------------------------------------------------------
 
 
 def forward_pass(name: str, net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return spikes and membranes [T, B, 10]."""
-    utils.reset(net)
-    returned = [net(step) for step in steps_of(name, x)]
-    return torch.stack([r[0] for r in returned]), torch.stack([r[-1] for r in returned])
+    """Return spikes and membranes [T, B, 10] of a network in the form over time."""
+    reset(net)
+    spk, *_, mem = net(steps_of(name, x))
+    return spk, mem
 
 
 def accuracy_on(name: str, loss: str, net: nn.Module, part: tuple[Tensor, Tensor]) -> float:
@@ -198,13 +208,14 @@ def accuracy_on(name: str, loss: str, net: nn.Module, part: tuple[Tensor, Tensor
 
 def attach(rule: str, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Attach a rule as its name says."""
-    output = {"output": "fc3"} if isinstance(net, Readout) else {}
-    if rule == "dfa":
-        DFA(net, optimizer=optimizer, **output)
-    elif rule == "fixed":
-        DFA(net, **output)
-    elif rule == "shallow":
-        DFA(net, rule="shallow", **output)
+    output = {"output": "fc3"} if hasattr(net, "fc3") else {}
+    options: Mapping[str, Any] = {
+        "dfa": {"optimizer": optimizer}, "fixed": {}, "shallow": {"rule": "shallow"},
+        "kolen-pollack": {"optimizer": optimizer, "feedback": "kolen-pollack"},
+        "fa": {"optimizer": optimizer, "feedback": "weight-mirror", "rule": "fa"},
+    }  # fmt: skip
+    if rule != "bptt":
+        DFA(net, **options[rule], **output)
 
 
 def run(
@@ -214,7 +225,7 @@ def run(
     """Train; return accuracy on the part that chooses and on that which is tested."""
     train, choose, test = parts()
     torch.manual_seed(seed)
-    net = NETWORKS[name]()
+    net = over_time({**NETWORKS, **DEPTHS}[name]())
     optimizer = torch.optim.Adam(net.parameters(), lr=rate)
     attach(rule, net, optimizer)
     started, course = time.perf_counter(), []
@@ -242,11 +253,16 @@ def losses_of(name: str) -> list[str]:
     return ["membrane"] if name == "readout" else ["membrane", "rate"]
 
 
+def networks_of(names: str) -> list[str]:
+    """Return the names of networks; ``depth`` stands for all that differ in their depth."""
+    return [n for name in names.split(",") for n in (DEPTHS if name == "depth" else [name])]
+
+
 def table(results: list[dict[str, Any]], rules: list[str]) -> str:
     """Return test accuracy by network and rule, with the rate that is best on validation."""
     rows = [f"| network | loss |{'|'.join(f' {r} ' for r in rules)}|"]
     rows.append("| --- | --- |" + " ---: |" * len(rules))
-    for name in NETWORKS:
+    for name in (*NETWORKS, *DEPTHS):
         for loss in LOSSES:
             cells = [_cell(results, name, loss, rule) for rule in rules]
             if any(cells):
@@ -281,7 +297,7 @@ def main() -> None:
     done = {tuple(r[k] for k in keys) for r in results}
     rates = [float(r) for r in args.rates.split(",")]
     for seed, name, rate, rule in itertools.product(
-        range(args.seeds), args.networks.split(","), rates, args.rules.split(",")
+        range(args.seeds), networks_of(args.networks), rates, args.rules.split(",")
     ):
         for loss in losses_of(name):
             if loss not in args.losses.split(",") or (name, loss, rule, rate, seed) in done:

@@ -25,7 +25,8 @@ __all__ = [
     "synapses",
 ]
 
-#: So many noisy inputs a step, or an eighth of the number of inputs, drive a dense layer.
+#: A layer is driven by noise in so many rows at least, or an eighth of the number of inputs of one
+#: of its neurons: so its factor comes closer by a tenth or more each time, however many there are.
 MIRROR_ROWS = 64
 SYNAPSES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -80,12 +81,13 @@ def gradient_to_mirror(module: Any, factor: Tensor, noise: Callable[..., Tensor]
         noise: From a shape to numbers of mean 0 and variance 1.
     """
     inputs = factor[0].numel()
+    rows = max(MIRROR_ROWS, inputs // 8)
     if isinstance(module, nn.Linear):
-        x = noise(max(MIRROR_ROWS, inputs // 8), inputs)
+        x = noise(rows, inputs)
     else:
         sizes = [d * (k - 1) + s * 8 for d, k, s in zip(
             module.dilation, module.kernel_size, module.stride, strict=True)]  # fmt: skip
-        x = noise(2, module.in_channels, *sizes)
+        x = noise(-(-rows // 8 ** len(sizes)) + 1, module.in_channels, *sizes)
     with torch.no_grad():
         weight = whole(module.weight.detach()).to(factor)
         if isinstance(module, nn.Linear):

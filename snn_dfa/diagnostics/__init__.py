@@ -18,6 +18,7 @@ from snn_dfa.diagnostics.alignment import (
 )
 from snn_dfa.diagnostics.blocks import blocks
 from snn_dfa.diagnostics.cost import Cost, cost
+from snn_dfa.diagnostics.learning import LearningWarning, learning_complaints
 from snn_dfa.diagnostics.training_cost import (
     EnergyConstants,
     Operations,
@@ -31,6 +32,7 @@ __all__ = [
     "Cost",
     "EnergyConstants",
     "GradientReport",
+    "LearningWarning",
     "Operations",
     "TrainingCost",
     "activity",
@@ -41,6 +43,7 @@ __all__ = [
     "feedback_angles",
     "gradient_angles",
     "gradient_report",
+    "learning_complaints",
     "projected_errors",
     "raster",
     "training_cost",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from snn_dfa._attach.hooks import place
 from snn_dfa._attach.layers import spiking_layers, takes_sequences
+from snn_dfa.diagnostics.learning import LearningWarning, learning_complaints
 
 __all__ = ["Activity", "ActivityWarning", "activity", "complaints", "raster", "warn"]
 
@@ -141,11 +142,13 @@ def _summary(fired: Tensor, rows: int, greatest: float) -> Activity:
     )
 
 
-def complaints(layers: Mapping[str, Activity]) -> dict[str, str]:
+def complaints(layers: Mapping[str, Activity], *, first_epoch: bool = False) -> dict[str, str]:
     """Return what to say of each layer of which half the neurons are silent or saturated.
 
     Args:
         layers: What :func:`activity` gave.
+        first_epoch: Whether the network has been trained for one epoch or less. Then nothing is
+            said of an output, the last layer, that is silent: small weights need time to grow.
 
     Returns:
         Layer name to a sentence; empty where all is well.
@@ -154,7 +157,11 @@ def complaints(layers: Mapping[str, Activity]) -> dict[str, str]:
         >>> complaints({"lif1": Activity(100, 0.001, silent=0.9, saturated=0.0)})["lif1"][:50]
         "layer 'lif1': 90 % of its neurons never fire (rate"
     """
-    return {name: text for name, seen in layers.items() if (text := _complaint(name, seen))}
+    said = {name: text for name, seen in layers.items() if (text := _complaint(name, seen))}
+    last = list(layers)[-1:]
+    if first_epoch and last and layers[last[0]].silent >= _TOO_MANY:
+        del said[last[0]]
+    return said
 
 
 def _complaint(name: str, seen: Activity) -> str:
@@ -173,14 +180,29 @@ def _complaint(name: str, seen: Activity) -> str:
     return ""
 
 
-def warn(layers: Mapping[str, Activity]) -> None:
-    """Issue an :class:`ActivityWarning` for each of :func:`complaints`.
+def warn(
+    layers: Mapping[str, Activity],
+    *,
+    accuracies: Sequence[float] = (),
+    shallow: float | None = None,
+    angles: Mapping[str, float] | None = None,
+) -> None:
+    """Issue a warning for each reason why a network learns badly; none where nothing is wrong.
+
+    It is an :class:`ActivityWarning` for each of :func:`complaints`, and a :class:`LearningWarning`
+    for each of :func:`learning_complaints`.
 
     Args:
         layers: What :func:`activity` gave.
+        accuracies: After each epoch, on a part that is held out. After the first epoch nothing is
+            said of a silent output.
+        shallow: Accuracy of the output layer alone, ``rule="shallow"``.
+        angles: Of :func:`gradient_angles`.
 
     Example:
         >>> warn({"lif1": Activity(100, 0.1, silent=0.1, saturated=0.0)})  # nothing to say
     """
-    for text in complaints(layers).values():
+    for text in complaints(layers, first_epoch=len(accuracies) == 1).values():
         warnings.warn(text, ActivityWarning, stacklevel=2)
+    for text in learning_complaints(accuracies, shallow, angles).values():
+        warnings.warn(text, LearningWarning, stacklevel=2)

@@ -107,6 +107,19 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 feedback_decay=0.2,
             ),
         ),
+        "vgg": Recipe(
+            "six convolutions on images of three colours, moved and mirrored at random, the "
+            "default for CIFAR-10 and CIFAR-100; not tuned",
+            Settings(
+                hidden=("64c3", "64c3", "mp2", "128c3", "128c3", "mp2", "256c3", "256c3", "mp2"),
+                steps=4,
+                shift=4,
+                flip=True,
+                input_dropout=0.0,
+                weight_decay=0.2,
+                feedback="weight-mirror",
+            ),
+        ),
         "events": Recipe(
             "one hidden layer on the events of a camera, the default for N-MNIST",
             Settings(
@@ -196,7 +209,8 @@ ENVIRONMENT_FIELDS = ("dataset", "data_root", "seed", "device")  # no part of a 
 def default_for(dataset: str) -> str:
     """Return the name of the recipe that a data set gets where none is asked for."""
     return {
-        "digits": "small", "nmnist": "events", "shd": "shd", "ssc": "shd",
+        "digits": "small", "cifar10": "vgg", "cifar100": "vgg",
+        "nmnist": "events", "shd": "shd", "ssc": "shd",
         "dvs-gesture": "gesture", "ncaltech101": "objects",
     }.get(dataset, DEFAULT)  # fmt: skip
 

@@ -173,6 +173,7 @@ class Settings:
     shift: int = _say(
         0, "in training, move each sample at random by at most so many pixels", _NOT_BELOW_ZERO
     )
+    flip: bool = _say(False, "in training, mirror half of the samples left to right, at random")
     input_dropout: float = _say(
         0.4, "share of pixels that are dropped; the others are scaled up", _PART
     )

@@ -18,9 +18,11 @@ from snn_dfa.feedback.learning import LearningOptions, Twin
 
 __all__ = ["WeightMirror", "WeightMirrorFeedback"]
 
-#: After so many steps noise drives a layer at every eighth step alone, if its factor takes the
-#: weight's own steps: there is little left to correct.
-_SETTLED, _SELDOM = 100, 8
+#: So many times noise drives a layer after the first step: a tenth or more of the difference of W
+#: and V goes each time, so that a few hundredths are left.
+_FIRST = 30
+#: Noise comes at every such step if a factor takes the weight's own steps: little is to correct.
+_SELDOM = 8
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,12 @@ class WeightMirror(LearningOptions):
     1. It gets the gradient of W, and takes the step that an optimiser of the same class and with
        the same options makes of it: rate, momentum and decay are those of the weights.
     2. Noise drives the layer and the factor. V moves to answer the noise as the layer does, which
-       is a step of the delta rule. The difference of W and V shrinks by a tenth or more a step, so
-       that V stands for the weight after some 30 steps, whatever W was at first. After 100 steps
-       noise comes at every eighth step only.
+       is a step of the delta rule. The difference of W and V shrinks by a tenth or more each time.
+       After the first step noise comes 30 times, so that V stands for the weight, whatever W was
+       at first. Then it comes at every eighth step.
 
-    V is zero at first: hidden layers get no error before it stands for anything. No weight is used
-    backwards: the layer answers forwards, as it does in use.
+    V is zero in the first step: hidden layers get no error before it stands for anything. No weight
+    is used backwards: the layer answers forwards, as it does in use.
 
     Where a function for which there is no linear one leads into a layer (a gate, a permutation),
     the layers before it have a matrix of their own, which learns as with :class:`KolenPollack`.
@@ -62,7 +64,7 @@ class WeightMirror(LearningOptions):
         ... )
         >>> optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
         >>> dfa = DFA(net, optimizer=optimizer)
-        >>> for _ in range(30):
+        >>> for _ in range(2):
         ...     reset(net)
         ...     net(torch.rand(16, 4)).sum().backward()
         ...     optimizer.step()
@@ -85,6 +87,7 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
         super().__init__(type_name, scale, seed, forward, given)
         self.twin = Twin()
         self._steps = 0
+        self._met: set[str] = set()  # factors that noise has driven
 
     def _require(self, shapes: Shapes) -> None:
         super()._require(shapes)
@@ -122,26 +125,32 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
                 found[layer] = weight, whole(weight.grad)
         self._step(found)
         self._steps += 1
-        settled = self._steps > _SETTLED and self._steps % _SELDOM > 0
         for layer in factors:
-            if settled and layer in found:
-                continue
-            factor = self.matrices[layer]
-            noise = _Noise(self.seed, f"{layer} {self._steps}", factor)
-            factor += self.forward.mirror(layer, factor, noise)
+            if layer not in self._met:
+                self._mirror(layer, _FIRST)
+            elif layer not in found or self._steps % _SELDOM == 0:
+                self._mirror(layer, 1)
         self._cache.clear()
+
+    def _mirror(self, layer: str, times: int) -> None:
+        self._met.add(layer)
+        factor = self.matrices[layer]
+        for time in range(times):
+            noise = _Noise(self.seed, f"{layer} {self._steps} {time}", factor)
+            factor += self.forward.mirror(layer, factor, noise)
 
     def state_dict(self) -> dict[str, Any]:
         """Return factors, layers' own matrices, state and the number of steps."""
         state = super().state_dict()
         own = {name: state["matrices"].pop(name) for name in self._direct}
-        state["learner"] |= {"steps": self._steps, "own": own}
+        state["learner"] |= {"steps": self._steps, "met": sorted(self._met), "own": own}
         return state
 
     def _load(self, state: Mapping[str, Any]) -> None:
         super()._load(state)
         learner = state["learner"]
         self._steps, self._direct = learner["steps"], tuple(learner["own"])
+        self._met = set(learner.get("met", state["matrices"]))  # all, in a state of before
         self.matrices |= {name: matrix.detach().clone() for name, matrix in learner["own"].items()}
 
 

@@ -1,12 +1,22 @@
 """What layers are said to do, and the word that is given when they cannot learn."""
 
+import math
+import re
+import warnings
+
 import pytest
 import snntorch as snn
 import torch
 from torch import nn
 
 from snn_dfa import RefractoryLeaky, diagnostics, over_time, reset
-from snn_dfa.diagnostics import Activity, ActivityWarning, activity, complaints
+from snn_dfa.diagnostics import (
+    Activity,
+    ActivityWarning,
+    LearningWarning,
+    activity,
+    complaints,
+)
 
 T = 20
 
@@ -115,3 +125,34 @@ def test_a_block_is_what_lies_between_the_layers_before_and_its_spikes():
     }  # fmt: skip
     assert all(torch.equal(state[name], value) for name, value in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
+
+
+def test_an_output_that_is_silent_in_the_first_epoch_is_no_alarm():
+    dead, full = Activity(10, 0.0, silent=1.0, saturated=0.0), Activity(10, 1.0, 0.0, 1.0)
+    assert list(complaints({"a": dead, "b": dead}, first_epoch=True)) == ["a"]
+    assert list(complaints({"a": dead, "b": full}, first_epoch=True)) == ["a", "b"]
+    assert list(complaints({"a": dead, "b": dead})) == ["a", "b"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        diagnostics.warn({"out": dead}, accuracies=[10.0])
+    with pytest.warns(ActivityWarning):
+        diagnostics.warn({"out": dead}, accuracies=[10.0, 10.0])
+
+
+@pytest.mark.parametrize(
+    ("seen", "said"),
+    [
+        ({"accuracies": [0.5, 0.8], "shallow": 0.9}, "0.8 is below .* alone \\(0.9\\)"),
+        ({"accuracies": [50, 90, 60, 30]}, "was 90 after epoch 2 and is 30 now"),
+        ({"angles": {"a": 91.0, "b": 10.0}}, "\\('a' 91\\)"),
+        ({"accuracies": [50, 90, 60], "shallow": 60}, None),  # one epoch is none
+        ({"accuracies": [10.0], "angles": {"a": math.nan, "b": 84.0}}, None),
+        ({"accuracies": [90.0, 89.5], "shallow": 90.0}, None),  # within chance
+    ],
+)
+def test_a_warning_where_hidden_layers_learn_nothing_of_use(seen, said):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        diagnostics.warn({}, **seen)
+    assert [w.category for w in caught] == [LearningWarning] * (said is not None)
+    assert said is None or re.search(said, str(caught[0].message))

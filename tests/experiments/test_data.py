@@ -1,16 +1,18 @@
 """Data sets: read, split, binned, and what is said of files that are none."""
 
 import os
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torchvision import datasets
 
 from snn_dfa.experiments.cli import main
 from snn_dfa.experiments.data import load
-from snn_dfa.experiments.data.inputs import drop_pixels, random_shift
+from snn_dfa.experiments.data.inputs import drop_pixels, random_flip, random_shift
 from snn_dfa.experiments.data.recordings import nmnist
 from snn_dfa.experiments.recipes import RECIPES
 from snn_dfa.experiments.settings import Settings, UsageError
@@ -59,6 +61,34 @@ def test_torchvisions_files_are_read(tmp_path, name, kind):
     assert splits.test.y.tolist() == labels.tolist()
     everything = torch.cat([splits.train.x, splits.val.x]).sort(0).values
     assert torch.equal(everything, splits.test.x.sort(0).values)  # no sample twice, none lost
+
+
+@pytest.mark.parametrize(("name", "kind"), [("cifar10", "CIFAR10"), ("cifar100", "CIFAR100")])
+def test_torchvisions_images_of_three_colours_are_read(tmp_path, monkeypatch, name, kind):
+    data = getattr(datasets, kind)
+    monkeypatch.setattr(data, "_check_integrity", lambda self: True)  # these are not the real ones
+    monkeypatch.setattr(data, "_load_meta", lambda self: None)
+    rng = np.random.default_rng(0)
+    (tmp_path / data.base_folder).mkdir()
+    rows = {}
+    for file, _ in data.train_list + data.test_list:
+        rows = {"data": rng.integers(0, 256, (10, 3072), dtype=np.uint8), "labels": list(range(10))}
+        (tmp_path / data.base_folder / file).write_bytes(pickle.dumps(rows))
+    splits = load(Settings(dataset=name, data_root=str(tmp_path), validation=0.2))
+    assert len(splits.train) + len(splits.val) == 10 * len(data.train_list)
+    assert (splits.image, splits.classes) == ((3, 32, 32), 10)
+    assert splits.test.y.tolist() == list(range(10))
+    wanted = rows["data"].reshape(10, 3, 32, 32).astype(np.float32) / 255  # red, green, blue planes
+    np.testing.assert_allclose(splits.test.x.numpy(), wanted, rtol=1e-6)
+
+
+def test_a_folder_without_images_of_three_colours_is_named(tmp_path, monkeypatch):
+    def gone(self):
+        raise OSError("no network")
+
+    monkeypatch.setattr(datasets.CIFAR10, "download", gone)
+    with pytest.raises(UsageError, match=r"no readable CIFAR10 in .*cifar-10-batches-py and no"):
+        load(Settings(dataset="cifar10", data_root=str(tmp_path)))
 
 
 def test_a_truncated_file_is_named(tmp_path, capsys):
@@ -218,6 +248,16 @@ def test_a_sample_is_moved_as_a_whole_and_comes_in_black():
     assert len(seen) > 12  # of 25
     assert {abs(down) for down, _ in seen} == {abs(right) for _, right in seen} == {0, 1, 2}
     assert random_shift(x, 0) is x
+
+
+def test_half_of_the_samples_are_mirrored_as_a_whole():
+    torch.manual_seed(0)
+    x = torch.rand(200, 3, 2, 4, 5)
+    got = random_flip(x)
+    turned = [torch.equal(a, b.flip(-1)) for a, b in zip(got, x, strict=True)]
+    same = [torch.equal(a, b) for a, b in zip(got, x, strict=True)]
+    assert [not t for t in turned] == same
+    assert 70 < sum(turned) < 130
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_few_samples_are_passed_over_more_often(tmp_path, monkeypatch, command):
 
 
 def test_the_recipes_have_the_sizes_that_they_are_known_by():
-    images = {"gesture": (2, 128, 128), "objects": (2, 45, 60)}
+    images = {"vgg": (3, 32, 32), "gesture": (2, 128, 128), "objects": (2, 45, 60)}
     sizes = {}
     for name, recipe in RECIPES.items():
         net = build(recipe.settings, images.get(name, (1, 28, 28)), 10)
@@ -85,9 +85,11 @@ def test_the_recipes_have_the_sizes_that_they_are_known_by():
     assert sizes["wide"] == sizes["zhang2024"] == [(1000, 784), (10, 1000)]
     assert sizes["conv"] == [(12, 1, 5, 5), (64, 12, 5, 5), (10, 1024)]
     assert [size[0] for size in sizes["gesture"]] == [128] * 5 + [512, 10]
+    assert [size[0] for size in sizes["vgg"]] == [64, 64, 128, 128, 256, 256, 10]
     assert [size[0] for size in sizes["shd"]] == [100, 100, 10]
     assert default_for("mnist") == "deep"
     assert default_for("digits") == "small"
+    assert default_for("cifar10") == "vgg"
     assert RECIPES["deep"].settings.steps <= 25
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional
 from snn_dfa import encoding
 from snn_dfa.experiments.settings import Settings
 
-__all__ = ["drop_pixels", "encode", "random_shift"]
+__all__ = ["drop_pixels", "encode", "random_flip", "random_shift"]
 
 
 def encode(x: Tensor, settings: Settings, generator: torch.Generator) -> Tensor:
@@ -48,6 +48,16 @@ def drop_pixels(x: Tensor, dropped: float, pixel_mean: Tensor | None = None) -> 
     if x.is_floating_point():
         return functional.dropout(x, dropped)
     return x * functional.dropout(torch.ones_like(x[:, :1], dtype=torch.float32), dropped)
+
+
+def random_flip(x: Tensor) -> Tensor:
+    """Mirror half of the samples, chosen at random, left to right, all of their time alike.
+
+    Args:
+        x: Images or recordings, as for :func:`encode`.
+    """
+    turned = torch.rand(len(x)).to(x.device) < 0.5
+    return torch.where(turned[(...,) + (None,) * (x.dim() - 1)], x.flip(-1), x)
 
 
 def random_shift(x: Tensor, most: int) -> Tensor:

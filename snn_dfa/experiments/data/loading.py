@@ -29,6 +29,8 @@ DATASETS = {
     "mnist": "MNIST",
     "fashion-mnist": "FashionMNIST",
     "kmnist": "KMNIST",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
     "nmnist": None,
     "shd": None,
     "ssc": None,
@@ -169,14 +171,19 @@ def _torchvision(kind: str, root: Path) -> tuple[Part, Part]:
             data = getattr(datasets, kind)(root, train=train, download=False)
         except RuntimeError:  # not there
             data = getattr(datasets, kind)(root, train=train, download=True)
-        return Part(data.data.unsqueeze(1).float() / 255, data.targets.long())
+        x, y = torch.as_tensor(data.data), torch.as_tensor(data.targets)
+        x = x.unsqueeze(1) if x.dim() == 3 else x.permute(0, 3, 1, 2).contiguous()  # of colours
+        return Part(x.float() / 255, y.long())
 
-    folder = root / kind / "raw"
+    # CIFAR's folder has the name that its authors gave it.
+    named = getattr(getattr(datasets, kind), "base_folder", "")
+    folder, files = root / (named or f"{kind}/raw"), "files" if named else "IDX files"
     try:
         return part(True), part(False)
     except (*READ_ERRORS, AssertionError, TypeError) as error:  # as torchvision has it
         reason = on_one_line(error, 120) or "a file is damaged"
         raise UsageError(
             f"--data-root: no readable {kind} in {folder.resolve()} and no download ({reason}); "
-            f"put its IDX files there or name the folder above {kind}/raw with --data-root"
+            f"put its {files} there or name the folder above {folder.relative_to(root)} with "
+            f"--data-root"
         ) from error

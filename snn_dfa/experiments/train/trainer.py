@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from snn_dfa.diagnostics import blocks
 from snn_dfa.experiments.data import Part, Splits
-from snn_dfa.experiments.data.inputs import drop_pixels, encode, random_shift
+from snn_dfa.experiments.data.inputs import drop_pixels, encode, random_flip, random_shift
 from snn_dfa.experiments.ranks import local_slice, ranks
 from snn_dfa.experiments.settings import Settings, UsageError
 from snn_dfa.experiments.train.feedback import RULES, attach
@@ -111,6 +111,7 @@ class Trainer(Training):
                 yield None
                 continue
             x = random_shift(part.x[batch], settings.shift)
+            x = random_flip(x) if settings.flip else x
             x = drop_pixels(x, settings.input_dropout, self._pixel_mean)
             yield encode(x, settings, self._spikes), part.y[batch]
 

@@ -199,7 +199,7 @@ class Training(ABC):
             line["lr"] = self.optimizer.param_groups[0]["lr"]
             self._after_epoch()
             layers = self._evaluate_parts(line)
-            self.warnings = complaints(layers)
+            self.warnings = complaints(layers, first_epoch=not self.history)
             self.history.append(line)
             self._under_way = None
             if watched is not None:
