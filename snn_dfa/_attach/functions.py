@@ -21,6 +21,7 @@ __all__ = [
     "Emit",
     "Gather",
     "Port",
+    "Relink",
     "Replay",
     "Stale",
     "Traced",
@@ -199,6 +200,19 @@ class Bridge(Function):
         except RuntimeError as error:
             raise _explained(error) from error
         return None, None, *found
+
+
+class Relink(Function):
+    """A value on the graph of another tensor of its shape: ``Relink.apply([value], link)``."""
+
+    @staticmethod
+    def forward(ctx: Any, value: list[Tensor], link: Tensor) -> Tensor:
+        return value[0].detach()
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        return None, grad
 
 
 class Stale(Function):

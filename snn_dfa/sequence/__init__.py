@@ -9,6 +9,7 @@ linear layers on spikes.
 from snn_dfa.sequence.any_network import OneMask, SpikeLinear, TimeAsBatch
 from snn_dfa.sequence.neuron import FlatScan, Layout, NeuronOverTime, Scan, dynamics_of
 from snn_dfa.sequence.over_time import AtOnce, OverTime, over_time
+from snn_dfa.sequence.spike_linear import spike_sum
 
 __all__ = [
     "AtOnce",
@@ -22,4 +23,5 @@ __all__ = [
     "TimeAsBatch",
     "dynamics_of",
     "over_time",
+    "spike_sum",
 ]
