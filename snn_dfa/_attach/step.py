@@ -17,7 +17,8 @@ from torch.autograd import Function
 
 from snn_dfa._attach.functions import first_order
 from snn_dfa._attach.products import Book, Made, settle
-from snn_dfa.surrogate import Surrogate, recognise
+from snn_dfa.sequence import Constants, leaky_step, leaky_step_back, suits
+from snn_dfa.surrogate import Surrogate, inline_form, recognise
 
 __all__ = ["Inputs", "Result", "Step", "step_of"]
 
@@ -102,6 +103,7 @@ class _Form(NamedTuple):
     surrogate: Surrogate
     dtype: torch.dtype  # of the spikes
     book: Book | None
+    constants: Constants | None = None  # for a compiled kernel, where there is one
 
 
 class Inputs(NamedTuple):
@@ -141,12 +143,17 @@ class _Step(Function):
         bias: Tensor | None, *rest: Tensor | None,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         states, decays = rest[:count], rest[2 * count :]
-        late = (states[-1] > threshold).to(form.dtype)  # type: ignore[operator]
-        currents = [current] if recurrent is None else [current, recurrent]
-        new = form.formula.advance(currents, states, decays, late, form.reset)  # type: ignore[arg-type]
-        if form.reset == "subtract":
-            new[-1] -= late * threshold
-        margin = new[-1] - threshold
+        if form.constants is not None:
+            spk, *new, margin, late = leaky_step(current, states[-1], form.constants)  # type: ignore[arg-type]
+        else:
+            late = (states[-1] > threshold).to(form.dtype)  # type: ignore[operator]
+            currents = [current] if recurrent is None else [current, recurrent]
+            new = form.formula.advance(currents, states, decays, late, form.reset)  # type: ignore[arg-type]
+            if form.reset == "subtract":
+                new[-1] -= late * threshold
+            margin = new[-1] - threshold
+            spk = (margin > 0).to(form.dtype)
+            spk = spk if graded is None else spk * graded
         ctx.learns = any(ctx.needs_input_grad[9 + 2 * count :]), ctx.needs_input_grad[4]
         resets = form.reset == "zero" or ctx.learns[1]
         before = states if ctx.learns[0] else ()
@@ -161,8 +168,7 @@ class _Step(Function):
         ctx.mark_non_differentiable(late, *new)
         # Their numbers are never read.
         links = [each.new_empty_strided(each.shape, (0,) * each.dim()) for each in new]
-        spk = (margin > 0).to(form.dtype)
-        return spk if graded is None else spk * graded, late, *new, *links
+        return spk, late, *new, *links
 
     @staticmethod
     @first_order
@@ -170,6 +176,12 @@ class _Step(Function):
         form, count, needs = ctx.form, ctx.count, ctx.needs_input_grad
         margin, graded, late, x, *kept = ctx.saved_tensors
         decays, before, at = kept[:count], kept[count:], list(rest[count:])
+        given = [g for g in (at_spikes, at[-1]) if g is not None]
+        if form.constants is not None and given and suits(margin, *given):
+            total, last = leaky_step_back(margin, late, at_spikes, at[-1], form.constants)
+            products = _products(ctx, x, total)
+            at_mem = (last if needs[9] else None, last if needs[10] else None)
+            return (None, None, total if needs[2] else None, *[None] * 4, *products, *at_mem, None)
         at_graded = at_fire = None
         if at_spikes is not None:
             if needs[5]:
@@ -187,13 +199,21 @@ class _Step(Function):
             at_states.append(decay * grad if wanted else None)
             wanted = grad is not None and needs[9 + 2 * count + i]
             at_decays.append((grad * before[i]).sum_to_size(decay.shape) if wanted else None)
-        products: tuple[Tensor | None, ...] = (None, None)
-        if x is not None and total is not None and (needs[7] or needs[8]):
-            products = settle(form.book, Made(x, *ctx.leaves), total)
+        products = _products(ctx, x, total)
         links = [None if not needs[9 + count + i] else g for i, g in enumerate(at_states)]
         at_states = [None if not needs[9 + i] else g for i, g in enumerate(at_states)]
         return (None, None, total if needs[2] else None, total if needs[3] else None, at_threshold,
                 at_graded, None, *products, *at_states, *links, *at_decays)  # fmt: skip
+
+
+def _products(
+    ctx: Any, x: Tensor | None, total: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients at weight and bias of the layer before, where they are taken now."""
+    needs = ctx.needs_input_grad
+    if x is None or total is None or not (needs[7] or needs[8]):
+        return None, None
+    return settle(ctx.form.book, Made(x, *ctx.leaves), total)
 
 
 def _at_threshold(
@@ -259,6 +279,7 @@ class Step:
         #: What was computed of constants: these, their versions, and the result.
         self._results: dict[str, tuple[tuple[Any, ...], list[int], Any]] = {}
         self._gains: list[Tensor] = []
+        self._graded: Any = None
 
     def inputs(self, args: Sequence[Any], book: Book | None = None) -> Inputs | None:
         """Return what :meth:`compute` takes, as things are now; ``recurrent`` has the spikes.
@@ -287,6 +308,7 @@ class Step:
         threshold, graded = self._constant("threshold"), self._constant("graded_spikes_factor")
         if not _are_alike(current, [*states, *decays, threshold, graded]):
             return None
+        self._graded = graded
         graded = None if self._kept("one", _is_one, graded) else graded
         dtype = current.dtype if surrogate is neuron.spike_grad else torch.float32
         form = _Form(kind.formula, reset, surrogate, dtype, book)
@@ -317,11 +339,25 @@ class Step:
             made: What a linear layer made the current of, which then has no graph.
         """
         form, current, recurrent, states, links, decays, threshold, graded = inputs
+        if self._is_compiled(inputs):
+            numbers = self._kept("numbers", _numbers, decays[0], threshold, self._graded)
+            if numbers is not None:
+                constants = Constants(*numbers, form.reset, inline_form(form.surrogate))
+                form = form._replace(constants=constants)
         spk, vars(self._neuron)["reset"], *rest = _Step.apply(
             form, len(states), current, recurrent, threshold, graded, *(made or (None,) * 3),
             *states, *links, *decays,
         )  # fmt: skip
         return Result(spk, rest[: len(states)], rest[len(states) :])
+
+    def _is_compiled(self, inputs: Inputs) -> bool:
+        """Return whether there is a compiled kernel for a step."""
+        form = inputs.form
+        plain = (
+            form.formula is _Leaky and inputs.recurrent is None and inline_form(form.surrogate)[0]
+        )
+        alike = form.dtype == inputs.current.dtype
+        return bool(plain) and alike and suits(inputs.current, inputs.states[0])
 
     def result(self, spk: Tensor, states: Sequence[Tensor]) -> Any:
         """Leave the states in the module, and return what its ``forward`` returns."""
@@ -383,6 +419,13 @@ class Step:
 
 def _clamped(decay: Any) -> Any:
     return decay.clamp(0, 1) if isinstance(decay, Tensor) else decay
+
+
+def _numbers(beta: Tensor, threshold: Tensor, graded: Tensor) -> tuple[float, float, float] | None:
+    """Return beta, threshold and the factor of the spikes, where all neurons have the same."""
+    if any(each.requires_grad or each.dim() for each in (beta, threshold, graded)):
+        return None
+    return beta.item(), threshold.item(), graded.item()
 
 
 def _is_one(factor: Tensor) -> bool:
