@@ -55,9 +55,8 @@ def leaky_step(
     """
     out = tuple(torch.empty_like(current) for _ in range(4))
     beta, threshold, graded = (_like(current, number) for number in constants[:3])
-    _forward(constants.reset, type(beta))(
-        _flat(current), _flat(mem), beta, threshold, graded, *map(_flat, out)
-    )
+    kernel = _forward(constants.reset, current.dtype == torch.float32)
+    kernel(_flat(current), _flat(mem), beta, threshold, graded, *map(_flat, out))
     return out  # type: ignore[return-value]
 
 
