@@ -342,8 +342,9 @@ class Step:
         if self._is_compiled(inputs):
             numbers = self._kept("numbers", _numbers, decays[0], threshold, self._graded)
             if numbers is not None:
+                beta, theta, factor = numbers
                 slope = inline_form(form.surrogate)
-                form = form._replace(constants=Constants(*numbers, reset=form.reset, slope=slope))
+                form = form._replace(constants=Constants(beta, theta, factor, form.reset, slope))
         spk, vars(self._neuron)["reset"], *rest = _Step.apply(
             form, len(states), current, recurrent, threshold, graded, *(made or (None,) * 3),
             *states, *links, *decays,
