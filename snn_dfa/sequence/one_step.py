@@ -21,6 +21,7 @@ from snn_dfa.sequence.numba_tools import compile_serial, has_numba
 __all__ = ["Constants", "leaky_step", "leaky_step_back", "suits"]
 
 _LARGE = 1 << 12  # numbers from which the kernel is faster than torch
+_SHARED = 1 << 22  # numbers times threads from which torch, which shares them, does the work
 
 
 class Constants(NamedTuple):
@@ -38,6 +39,8 @@ def suits(*tensors: Tensor) -> bool:
     first = tensors[0]
     large = first.numel() >= _LARGE and first.device.type == "cpu"
     if not large or first.dtype not in (torch.float32, torch.float64):
+        return False
+    if first.numel() * torch.get_num_threads() >= _SHARED:
         return False
     alike = all([t.dtype == first.dtype and t.is_contiguous() for t in tensors])
     return alike and has_numba()
