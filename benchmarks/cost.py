@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from step import Case, contestants, interleaved, spread, started
+from step import Case, Clock, contestants, interleaved, spread, started
 
 BASE = Case(25, 128, (64, 256, 128, 64, 10), "cpu", "poisson")
 NAMES = ("snntorch bptt", "snntorch dfa", "bptt", "dfa")
@@ -41,13 +42,16 @@ def case_of(axis: str, size: int) -> Case:
     return replace(BASE, sizes=(64, *hidden, 10))
 
 
-def measure(axis: str, sizes: tuple[int, ...], repeats: int) -> Iterator[dict]:
+def measure(
+    axis: str, sizes: tuple[int, ...], repeats: int, clock: Clock = time.perf_counter
+) -> Iterator[dict]:
     """Time each size of an axis, and print the ratios."""
     for size in sizes:
         case = case_of(axis, size)
         makers = {name: make for name, make in contestants(case).items() if name in NAMES}
         runs = started(makers, lambda name, error: print(f"{name}: {error}", file=sys.stderr))
-        ms = {name: spread(each) for name, each in interleaved(runs, "cpu", repeats).items()}
+        times = interleaved(runs, "cpu", repeats, clock)
+        ms = {name: spread(each) for name, each in times.items()}
         loop = ms["snntorch dfa"]["ms"] / ms["snntorch bptt"]["ms"]
         whole = ms["dfa"]["ms"] / ms["bptt"]["ms"]
         loses = [text for ratio, text in ((loop, "loop"), (whole, "sequence")) if ratio > 1]
@@ -81,12 +85,18 @@ def main() -> None:
     p.add_argument("--axes", default=",".join(SIZES), help="of T, batch, neurons, layers")
     p.add_argument("--most", type=int, default=4096, help="leave larger sizes out")
     p.add_argument("--repeats", type=int, default=7)
+    p.add_argument("--thread-clock", action="store_true", help="one thread, timed by its own clock")
     p.add_argument("--json", type=Path)
     p.add_argument("--plot", type=Path)
     args = p.parse_args()
+    clock: Clock = time.perf_counter
+    if args.thread_clock:
+        torch.set_num_threads(1)
+        clock = time.thread_time
     results = []
     for axis in args.axes.split(","):
-        for result in measure(axis, tuple(s for s in SIZES[axis] if s <= args.most), args.repeats):
+        sizes = tuple(s for s in SIZES[axis] if s <= args.most)
+        for result in measure(axis, sizes, args.repeats, clock):
             results.append(result)
             if args.json:
                 about = {"torch": torch.__version__, "threads": torch.get_num_threads()}

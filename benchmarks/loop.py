@@ -69,6 +69,7 @@ def main() -> None:
     """Measure, print, write."""
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--seconds", type=float, default=6, help="for each network")
+    p.add_argument("--only", default="", help="networks whose names begin so")
     p.add_argument("--json", type=Path)
     args = p.parse_args()
     torch.set_num_threads(1)
@@ -76,6 +77,8 @@ def main() -> None:
     makers |= {name: lambda n=name: zoo(n) for name in NETWORKS}
     results = {}
     for name, make in makers.items():
+        if not name.startswith(args.only):
+            continue
         try:
             pair = make()
             for run in pair:

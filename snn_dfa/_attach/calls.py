@@ -63,7 +63,7 @@ class Call:
     """
 
     __slots__ = (
-        "below", "collector", "entered", "layer", "learns", "linked", "number", "released",
+        "below", "collector", "entered", "layer", "learns", "linked", "links", "number", "released",
         "returned", "shape", "sizes", "spikes", "steps", "targets", "values",
     )  # fmt: skip
 
@@ -88,6 +88,7 @@ class Call:
         self.steps: int | None = None  # T, where time is part of the samples
         #: Nodes that the call learns through, and the lists of the calls that it goes on from.
         self.entered: list[Any] = []
+        self.links = False  # whether all values but the spikes are their graphs alone
         self.sizes: list[torch.Size] = []  # of the values that were released
         self.released = False
 
@@ -95,6 +96,10 @@ class Call:
     def hears(self) -> bool:
         """Whether an error at the spikes reaches anything: they have a graph, or had one."""
         return self.released or (bool(self.values) and self.values[0] is self.spikes)
+
+    def is_link(self, index: int) -> bool:
+        """Return whether a value is kept as a tensor of its shape and graph, without its memory."""
+        return self.links and index > 0
 
     def release(self) -> None:
         """Forget the layer's own graph, which a backward pass has used up."""

@@ -25,6 +25,7 @@ from snn_dfa._attach.functions import (
     second_time,
     will_pass,
 )
+from snn_dfa._attach.products import Notes
 from snn_dfa.errors import BackwardError
 
 if TYPE_CHECKING:
@@ -167,6 +168,8 @@ class Run:
         self._core, self._at, self._inside = core, at, inside
         #: What the loss gives at ports, while that is asked; ``None`` in a layer's own graph.
         self.losses: Arrivals | None = None
+        #: Errors at currents, of which weights learn in the end.
+        self.notes: Notes | None = None
 
     def gradients(self, arrived: Arrivals, *, keep: bool, twice: bool) -> list[Tensor | None]:
         """Return the gradients of the leaves.
@@ -195,9 +198,12 @@ class Run:
             if roots := _roots(arrived + sent):
                 inside = {id(t) for t in self._inside}
                 at = [core.trap if id(t) in inside else t for t in self._at]
+                self.notes = Notes()
                 layers = gradients(roots, [*at, core.trap], keep=twice or bool(inside))
                 own = zip(self._at, layers, strict=False)
                 _add(total, [None if id(t) in inside else g for t, g in own])
+                products, self.notes = self.notes.gradients(), None
+                _add(total, [products.get(id(t)) for t in self._at])
                 if inside:
                     accumulate(roots, at=self._inside, keep=twice)
         finally:

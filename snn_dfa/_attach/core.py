@@ -27,9 +27,10 @@ from snn_dfa._attach import messages
 from snn_dfa._attach.broadcast import Broadcast
 from snn_dfa._attach.calls import Call, Layers, Pass
 from snn_dfa._attach.collector import Arrivals, Collector, Run
-from snn_dfa._attach.functions import Bridge, Guard, Port, Replay, Stale
+from snn_dfa._attach.functions import Bridge, Guard, Port, Relink, Replay, Stale
 from snn_dfa._attach.graph import PORT, origin_of
 from snn_dfa._attach.paths import Paths
+from snn_dfa._attach.products import Current, Made, Notes, made_of
 from snn_dfa.errors import AttachError, BackwardError, OutOfStepError
 from snn_dfa.feedback.base import FeedbackWeights
 from snn_dfa.rules import Rule
@@ -132,7 +133,23 @@ class Core:
             stale: Tensor = Stale.apply([value], self.trap)
             return stale
         original: Tensor = node.call.values[value.output_nr]
+        if node.call.is_link(value.output_nr):
+            relinked: Tensor = Relink.apply([value], original)
+            return relinked
         return original if original.data_ptr() == value.data_ptr() else None
+
+    def link(self, layer: str, value: Tensor) -> Tensor | None:
+        """Return the graph of a state that comes back, where it is kept without its value."""
+        node: Any = value.grad_fn
+        if type(node) is not PORT or node.call.layer != layer or node.call.released:
+            return None
+        if not node.call.is_link(value.output_nr) or not self._mine(node):
+            return None
+        if value._backward_hooks:
+            raise AttachError(messages.hooked(layer))
+        self._go_on(node.call)
+        found: Tensor = node.call.values[value.output_nr]
+        return found
 
     def enter(self, layer: str, value: Tensor) -> Tensor:
         """Return a value that comes into a layer, with the graph that the layer learns from."""
@@ -153,10 +170,27 @@ class Core:
 
     def _enter_made(self, layer: str, value: Tensor) -> Tensor:
         """Return a value that the program made of others, as it comes into a layer."""
-        if type(value.grad_fn) is not PORT:
-            self._entered.append(value.grad_fn)
         if self.paths.tracing:
             self.paths.note(layer, value, self._mine)
+        made = self._made(layer, value)
+        if made is not None:
+            current: Tensor = Current.apply([value], self.book, *made)
+            return current
+        return self._enter_graph(layer, value)
+
+    def enter_current(self, layer: str, value: Tensor) -> tuple[Tensor, Made | None]:
+        """Return a value that comes into a layer, or it without its graph and what made it."""
+        if value.grad_fn is None or type(value.grad_fn) is PORT:
+            return self.enter(layer, value), None
+        if self.paths.tracing:
+            self.paths.note(layer, value, self._mine)
+        made = self._made(layer, value)
+        return (self._enter_graph(layer, value), None) if made is None else (value.detach(), made)
+
+    def _enter_graph(self, layer: str, value: Tensor) -> Tensor:
+        """Return a value with a graph of any kind, cut or bridged where layers lie behind it."""
+        if type(value.grad_fn) is not PORT:
+            self._entered.append(value.grad_fn)
         check = partial(self._refuse_insides, layer) if self._intervals else None
         origin = origin_of(value, self._mine, check=check)
         for leaf in origin.leaves.values():
@@ -183,6 +217,23 @@ class Core:
         at = (*(GradientEdge(*edge) for edge in own), *origin.leaves.values())
         bridged: Tensor = Bridge.apply([value], at, *own.values(), *origin.leaves.values())
         return bridged
+
+    def _made(self, layer: str, value: Tensor) -> Made | None:
+        """Return what a linear layer made a value of, if no more than that has to be known."""
+        found = made_of(value, layer, self._mine, self.collector.known)
+        if found is None:
+            return None
+        if self._intervals:
+            self._refuse_insides(layer, value.grad_fn)
+        self._learning = True
+        made, source = found
+        if source is not None:
+            self._taken.add(source.call.layer)
+        return made
+
+    def book(self) -> Notes | None:
+        """Return the notes of the pass that is going on through the layers' own graphs."""
+        return None if self.running is None else self.running.notes
 
     def call(self, layer: str, *, learns: bool, closed: bool, block: bool) -> None:
         """Begin a call of a layer.
@@ -283,15 +334,28 @@ class Core:
     # -- what goes out -----------------------------------------------------------------------------
 
     def leave(
-        self, layer: str, values: Sequence[Tensor], spikes: Tensor | None, returned: int
+        self,
+        layer: str,
+        values: Sequence[Tensor],
+        spikes: Tensor | None,
+        returned: int,
+        shown: Sequence[Tensor] = (),
     ) -> tuple[Tensor, ...]:
-        """Note a call of a layer; return its values by a port."""
+        """Note a call of a layer; return its values by a port.
+
+        Args:
+            layer: Its name.
+            values: Those that are handed out, with the graph that the layer learns from.
+            spikes: The first that was returned.
+            returned: How many of them were returned.
+            shown: The values themselves, where all but the spikes are links.
+        """
         if self.aligned:
             return tuple(values)
         linked = self.layers.may_be_output(layer)
         number = next(self._numbers)
         call = Call(layer, values, spikes, returned, self._learning, linked, self.collector, number)
-        call.targets, call.entered = self.targets, self._entered
+        call.targets, call.entered, call.links = self.targets, self._entered, bool(shown)
         call.steps = next((each.steps for each in self.layouts if each.running), None)
         self.now.note(call, self.layers)
         if linked and not self._closed:
@@ -306,7 +370,7 @@ class Core:
             self._shapes[layer] = [spikes.shape, *(v.shape for v in values[:returned])]
             if call.learns and self._rule is not None:
                 self.paths.look_for(layer)
-        return self._port(call)
+        return self._port(call, shown or values)
 
     def leave_network(self, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return what the network returns by a port, so that the loss passes no layer's insides."""
@@ -314,13 +378,14 @@ class Core:
             for value in values:
                 self.paths.note_returned(value, self._mine)
         number = next(self._numbers)
-        return self._port(Call(None, values, None, len(values), True, True, self.collector, number))
+        call = Call(None, values, None, len(values), True, True, self.collector, number)
+        return self._port(call, values)
 
-    def _port(self, call: Call) -> tuple[Tensor, ...]:
+    def _port(self, call: Call, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
         if not call.values:
             return ()
         tokens = [self.collector.gather] + [self.collector.deliver] * call.linked
-        ports: tuple[Tensor, ...] = Port.apply(call.collector, call, call.values, *tokens)
+        ports: tuple[Tensor, ...] = Port.apply(call.collector, call, values, *tokens)
         return ports
 
     # -- one forward pass --------------------------------------------------------------------------

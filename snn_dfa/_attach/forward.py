@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
-import snntorch as snn
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -24,7 +23,7 @@ from snn_dfa._attach.core import Core
 from snn_dfa._attach.functions import in_backward
 from snn_dfa._attach.graph import functional_weights
 from snn_dfa._attach.hooks import eager
-from snn_dfa._attach.step import Step
+from snn_dfa._attach.step import Inputs, step_of
 from snn_dfa._attach.tensors import map_tensors
 from snn_dfa._distributed import States, runs_distributed
 
@@ -119,8 +118,7 @@ class LayerForward(Forward):
         self._name, self._closed, self._credit, self._states = name, closed, credit, states
         self._own = [m._parameters for m in module.modules()]
         self._is_block = not closed and bool(module._modules)
-        known = closed and credit is None and type(module) is snn.Leaky
-        self._step = Step(module) if known else None
+        self._step = step_of(module) if closed and credit is None else None
         self._size, self._keys = -1, list[tuple[dict[str, Any], str]]()
         self._is_neuron = name in core.layers.neurons
         holders = [module] if closed else list(module.modules())
@@ -141,7 +139,8 @@ class LayerForward(Forward):
             result = self.plain(*args, **kwargs)
         else:
             core.call(self._name, learns=self._learns(), closed=self._closed, block=self._is_block)
-            inputs = None if self._step is None or kwargs else self._step.inputs(args)
+            step = self._step
+            inputs = None if step is None or kwargs else step.inputs(args, core.book)
             result = self._call(args, kwargs) if inputs is None else self._call_step(inputs)
         self._states.note(self._name, self.module)
         return result
@@ -204,18 +203,33 @@ class LayerForward(Forward):
         home = getattr(surrogate, "__module__", "")  # a function's, or that of an object's class
         return surrogate is not None and home.partition(".")[0] not in ("snntorch", "snn_dfa")
 
-    def _call_step(self, inputs: list[Any]) -> Any:
+    def _call_step(self, inputs: Inputs) -> Any:
         """Run a step whose inputs and states are known, as :meth:`_call` runs a module."""
         core, name, step = self.core, self._name, self._step
         assert step is not None
-        for i, value in enumerate(inputs[:2]):
-            if value.requires_grad:
-                inputs[i] = core.enter(name, value)
-        values = spk, mem = step.compute(inputs)
+        current, spk, made = inputs.current, inputs.recurrent, None
+        if current.requires_grad:
+            if step.scales:
+                current = step.scaled(core.enter(name, current))
+            else:
+                current, made = core.enter_current(name, current)
+        elif step.scales:
+            current = step.scaled(current)
+        states, known = inputs.states, inputs.links
+        for i, state in enumerate(states):
+            if state.requires_grad:
+                link = known[i] = core.link(name, state)
+                states[i] = core.enter(name, state) if link is None else state.detach()
+        if spk is not None:
+            spk = step.recurrent(core.enter(name, spk) if spk.requires_grad else spk)
+        inputs = inputs._replace(current=current, recurrent=spk)
+        spk, states, links = step.compute(inputs, made)
         if not (spk.requires_grad or core.layers.may_be_output(name)):
             core.leave(name, (), spk, 0)
-            return step.result(spk, mem)
-        return step.result(*core.leave(name, values, spk, 2 - step.hides_membrane))
+            return step.result(spk, states)
+        returned = 1 if step.hides_states else 1 + len(states)
+        shown, *states = core.leave(name, (spk, *links), spk, returned, (spk, *states))
+        return step.result(shown, states)
 
     def _attributes(self) -> list[State]:
         """Return the module's attributes that hold numbers."""

@@ -22,6 +22,7 @@ __all__ = [
     "Gather",
     "Guard",
     "Port",
+    "Relink",
     "Replay",
     "Stale",
     "Traced",
@@ -213,6 +214,19 @@ class Guard(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         ctx.check()
+        return None, grad
+
+
+class Relink(Function):
+    """A value on the graph of another tensor of its shape: ``Relink.apply([value], link)``."""
+
+    @staticmethod
+    def forward(ctx: Any, value: list[Tensor], link: Tensor) -> Tensor:
+        return value[0].detach()
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         return None, grad
 
 

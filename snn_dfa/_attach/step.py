@@ -1,9 +1,14 @@
-"""A step of ``snn.Leaky`` as one node of the graph: the same values to the bit, with less to do."""
+"""A step of snnTorch's neurons as one node of the graph: the same values, with less to do.
+
+:class:`_Leaky` and :class:`_Synaptic` are the formulas, of tensors alone; :class:`_Step` is the
+node, and :class:`Step` reads off a module what both are given.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import snntorch as snn
 import torch
@@ -11,114 +16,390 @@ from torch import Tensor
 from torch.autograd import Function
 
 from snn_dfa._attach.functions import first_order
-from snn_dfa.surrogate import Surrogate, recognise
+from snn_dfa._attach.products import Book, Made, settle
+from snn_dfa.sequence import Constants, leaky_step, leaky_step_back, suits
+from snn_dfa.surrogate import Surrogate, inline_form, recognise
 
-__all__ = ["Step"]
+__all__ = ["Inputs", "Result", "Step", "step_of"]
 
-#: How a reset changes the membrane, by the function that snnTorch chooses for it.
-_RESETS: dict[Any, str] = {
-    snn.Leaky._base_sub: "subtract",
-    snn.Leaky._base_zero: "zero",
-    snn.Leaky._base_int: "none",
-}
-#: What else a ``snn.Leaky`` computes with; where an instance has its own, it is left alone.
+#: What a neuron computes with; where an instance has its own, it is left alone.
 _METHODS = frozenset({"fire", "mem_reset", "_base_state_function"})
-_CONSTANTS = ("beta", "threshold", "graded_spikes_factor")
+
+
+# -- the formulas ----------------------------------------------------------------------------------
+
+
+class _Leaky:
+    """mem = beta * mem + current, of ``Leaky``, ``RLeaky`` and, with a gain, ``Lapicque``."""
+
+    @staticmethod
+    def advance(
+        currents: Sequence[Tensor], states: Sequence[Tensor], decays: Sequence[Tensor],
+        late: Tensor, reset: str,
+    ) -> list[Tensor]:  # fmt: skip
+        """Return the states of this step, but for a reset by subtraction."""
+        (mem,), (beta,) = states, decays
+        new = beta * ((1 - late) * mem if reset == "zero" else mem)
+        for current in currents:
+            new += current
+        return [new]
+
+    @staticmethod
+    def go_back(
+        at: Sequence[Tensor | None], decays: Sequence[Tensor], late: Tensor | None
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
+        """Return the gradients at the currents and at each state times its decay."""
+        (total,) = at
+        return total, [_freed(total, late)]
+
+
+class _Synaptic:
+    """syn = alpha * syn + current, mem = beta * mem + syn, of ``Synaptic`` and ``RSynaptic``."""
+
+    @staticmethod
+    def advance(
+        currents: Sequence[Tensor], states: Sequence[Tensor], decays: Sequence[Tensor],
+        late: Tensor, reset: str,
+    ) -> list[Tensor]:  # fmt: skip
+        """Return the states of this step, but for a reset by subtraction."""
+        syn, mem = (decay * state for decay, state in zip(decays, states, strict=True))
+        for current in currents:
+            syn += current
+        mem += syn
+        if reset == "zero":
+            mem -= mem * late
+        return [syn, mem]
+
+    @staticmethod
+    def go_back(
+        at: Sequence[Tensor | None], decays: Sequence[Tensor], late: Tensor | None
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
+        """Return the gradients at the currents and at each state times its decay."""
+        at_syn, at_mem = at
+        at_mem = _freed(at_mem, late)
+        at_syn = _sum(at_syn, at_mem)
+        return at_syn, [at_syn, at_mem]
+
+
+def _freed(total: Tensor | None, late: Tensor | None) -> Tensor | None:
+    """Return the gradient at a membrane before a reset to zero."""
+    return total if total is None or late is None else total * (1 - late)
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
+
+
+# -- the node --------------------------------------------------------------------------------------
+
+
+class _Form(NamedTuple):
+    """What a step computes, tensors apart."""
+
+    formula: type[_Leaky] | type[_Synaptic]
+    reset: str
+    surrogate: Surrogate
+    dtype: torch.dtype  # of the spikes
+    book: Book | None
+    constants: Constants | None = None  # for a compiled kernel, where there is one
+
+
+class Inputs(NamedTuple):
+    """What a step is computed from."""
+
+    form: _Form
+    current: Tensor
+    recurrent: Tensor | None  # the current from the neuron's own spikes
+    states: list[Tensor]
+    links: list[Tensor | None]  # the graphs of the states, where their values have none
+    decays: list[Tensor]
+    threshold: Tensor
+    graded: Tensor | None  # ``None``: one
+
+
+class Result(NamedTuple):
+    """What a step has computed: ``links`` are the graphs of the states, without their values."""
+
+    spk: Tensor
+    states: list[Tensor]
+    links: list[Tensor]
 
 
 class _Step(Function):
-    """Spikes and membrane of one step, as functions of the current and of the last membrane.
+    """Spikes, states, resets and links of one step.
 
-    ``_Step.apply(current, mem, beta, threshold, graded, reset, surrogate, dtype of spikes)``
-    returns spikes, membrane and resets. Backward: with u the new membrane, dL/dcurrent is
-    dL/du + dL/dspk * slope(u - threshold) * graded, and dL/dmem is beta * dL/dcurrent, without
-    what a reset to zero has taken out. The reset has no derivative, as in snnTorch.
+    Backward: with u the new membrane, dL/du gets dL/dspk * slope(u - threshold) * graded; what
+    comes before is the formula's. The reset has no derivative, as in snnTorch. What is kept is
+    what back-propagation keeps. So states are handed out as values alone, and each has a link,
+    a tensor of its shape without memory, that gradients at it come in by.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, current: Tensor, mem: Tensor, beta: Tensor, threshold: Tensor,
-        graded: Tensor, reset: str, surrogate: Surrogate, dtype: torch.dtype,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        late = (mem > threshold).to(dtype)
-        new = beta * ((1 - late) * mem if reset == "zero" else mem)
-        new += current
-        if reset == "subtract":
-            new -= late * threshold
-        margin = new - threshold
-        ctx.save_for_backward(margin, *[late] * (reset == "zero"))
-        ctx.beta, ctx.graded, ctx.surrogate = beta, graded, surrogate
+        ctx: Any, form: _Form, count: int, current: Tensor, recurrent: Tensor | None,
+        threshold: Tensor, graded: Tensor | None, x: Tensor | None, weight: Tensor | None,
+        bias: Tensor | None, *rest: Tensor | None,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        states, decays = rest[:count], rest[2 * count :]
+        if form.constants is not None:
+            spk, *new, margin, late = leaky_step(current, states[-1], form.constants)  # type: ignore[arg-type]
+        else:
+            late = (states[-1] > threshold).to(form.dtype)  # type: ignore[operator]
+            currents = [current] if recurrent is None else [current, recurrent]
+            new = form.formula.advance(currents, states, decays, late, form.reset)  # type: ignore[arg-type]
+            if form.reset == "subtract":
+                new[-1] -= late * threshold
+            margin = new[-1] - threshold
+            spk = (margin > 0).to(form.dtype)
+            spk = spk if graded is None else spk * graded
+        ctx.learns = any(ctx.needs_input_grad[9 + 2 * count :]), ctx.needs_input_grad[4]
+        resets = form.reset == "zero" or ctx.learns[1]
+        before = states if ctx.learns[0] else ()
+        ctx.save_for_backward(margin, graded, late if resets else None, x, *decays, *before)
+        ctx.form, ctx.count, ctx.leaves, ctx.threshold = (
+            form,
+            count,
+            (weight, bias),
+            threshold.shape,
+        )
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(late)
-        return (margin > 0).to(dtype) * graded, new, late
+        ctx.mark_non_differentiable(late, *new)
+        # Their numbers are never read.
+        links = [each.new_empty_strided(each.shape, (0,) * each.dim()) for each in new]
+        return spk, late, *new, *links
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, at_spikes: Tensor | None, at_mem: Tensor | None, _: Any) -> Any:
-        margin, *late = ctx.saved_tensors
-        total, before = at_mem, None
+    def backward(ctx: Any, at_spikes: Tensor | None, _: Any, *rest: Tensor | None) -> Any:
+        form, count, needs = ctx.form, ctx.count, ctx.needs_input_grad
+        margin, graded, late, x, *kept = ctx.saved_tensors
+        decays, before, at = kept[:count], kept[count:], list(rest[count:])
+        given = [g for g in (at_spikes, at[-1]) if g is not None]
+        if form.constants is not None and given and suits(margin, *given):
+            total, last = leaky_step_back(margin, late, at_spikes, at[-1], form.constants)
+            products = _products(ctx, x, total)
+            at_mem = (last if needs[9] else None, last if needs[10] else None)
+            return (None, None, total if needs[2] else None, *[None] * 4, *products, *at_mem, None)
+        at_graded = at_fire = None
         if at_spikes is not None:
-            total = ctx.surrogate.derivative(margin) * (at_spikes * ctx.graded)
-            total = total if at_mem is None else total + at_mem
-        if total is not None and ctx.needs_input_grad[1]:
-            before = ctx.beta * total
-            before = before * (1 - late[0]) if late else before
-        return total, before, *[None] * 6
+            if needs[5]:
+                at_graded = (at_spikes * (margin > 0)).sum_to_size(graded.shape)
+            at_fire = form.surrogate.derivative(margin)
+            at_fire = at_fire * (at_spikes if graded is None else at_spikes * graded)
+            at[-1] = _sum(at_fire, at[-1])
+        at_threshold = _at_threshold(at[-1], at_fire, late, form.reset, ctx) if needs[4] else None
+        resets = late if form.reset == "zero" else None
+        total, scaled = form.formula.go_back(at, decays, resets)
+        at_states: list[Tensor | None] = []
+        at_decays: list[Tensor | None] = []
+        for i, (decay, grad) in enumerate(zip(decays, scaled, strict=True)):
+            wanted = grad is not None and (needs[9 + i] or needs[9 + count + i])
+            at_states.append(decay * grad if wanted else None)
+            wanted = grad is not None and needs[9 + 2 * count + i]
+            at_decays.append((grad * before[i]).sum_to_size(decay.shape) if wanted else None)
+        products = _products(ctx, x, total)
+        links = [None if not needs[9 + count + i] else g for i, g in enumerate(at_states)]
+        at_states = [None if not needs[9 + i] else g for i, g in enumerate(at_states)]
+        return (None, None, total if needs[2] else None, total if needs[3] else None, at_threshold,
+                at_graded, None, *products, *at_states, *links, *at_decays)  # fmt: skip
+
+
+def _products(
+    ctx: Any, x: Tensor | None, total: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients at weight and bias of the layer before, where they are taken now."""
+    needs = ctx.needs_input_grad
+    if x is None or total is None or not (needs[7] or needs[8]):
+        return None, None
+    return settle(ctx.form.book, Made(x, *ctx.leaves), total)
+
+
+def _at_threshold(
+    total: Tensor | None, at_fire: Tensor | None, late: Tensor | None, reset: str, ctx: Any
+) -> Tensor | None:
+    """Return the gradient at the threshold: of the spike, and of what a reset takes away."""
+    parts = [at_fire] if at_fire is not None else []
+    if reset == "subtract" and total is not None and late is not None:
+        parts.append(total * late)
+    found = sum(parts[1:], parts[0]) if parts else None
+    return None if found is None else -found.sum_to_size(ctx.threshold)
+
+
+# -- the module ------------------------------------------------------------------------------------
+
+
+class _Kind(NamedTuple):
+    """How a class of snnTorch's neurons names what its formula takes."""
+
+    formula: type[_Leaky] | type[_Synaptic]
+    states: tuple[str, ...]  # as ``forward`` takes them; the last is the membrane
+    decays: tuple[str, ...]
+    recurrent: bool
+    resets: dict[Any, str]  # by the function that snnTorch chooses
+
+
+def _kind(cls: Any, formula: Any, states: str, decays: str, *, zero: bool) -> _Kind:
+    resets = {cls._base_sub: "subtract", cls._base_int: "none"}
+    resets |= {cls._base_zero: "zero"} if zero else {}
+    return _Kind(
+        formula, tuple(states.split()), tuple(decays.split()), hasattr(cls, "_init_recurrent_net"),
+        resets,
+    )  # fmt: skip
+
+
+#: Reset to zero of the others drops the step's input, too, and is left to their ``forward``.
+_KINDS: dict[type, _Kind] = {
+    snn.Leaky: _kind(snn.Leaky, _Leaky, "mem", "beta", zero=True),
+    snn.RLeaky: _kind(snn.RLeaky, _Leaky, "mem", "beta", zero=False),
+    snn.Lapicque: _kind(snn.Lapicque, _Leaky, "mem", "", zero=False),
+    snn.Synaptic: _kind(snn.Synaptic, _Synaptic, "syn mem", "alpha beta", zero=True),
+    snn.RSynaptic: _kind(snn.RSynaptic, _Synaptic, "syn mem", "alpha beta", zero=False),
+}
+
+
+def step_of(neuron: Any) -> Step | None:
+    """Return how to compute steps of a module; ``None`` where only its ``forward`` knows."""
+    kind = _KINDS.get(type(neuron))
+    return None if kind is None else Step(neuron, kind)
 
 
 class Step:
-    """Computes steps of a ``snn.Leaky``, with the results and states of its ``forward``.
+    """Computes steps of a neuron, with the results and states of its ``forward``.
 
     Args:
         neuron: The module.
+        kind: Its kind.
     """
 
-    def __init__(self, neuron: Any) -> None:
-        self._neuron = neuron
+    def __init__(self, neuron: Any, kind: _Kind) -> None:
+        self._neuron, self._kind = neuron, kind
         self._known: tuple[Any, Surrogate | None] = (None, None)
+        #: What was computed of constants: these, their versions, and the result.
+        self._results: dict[str, tuple[tuple[Any, ...], list[int], Any]] = {}
+        self._gains: list[Tensor] = []
+        self._graded: Any = None
 
-    def inputs(self, args: Sequence[Any]) -> list[Any] | None:
-        """Return current, membrane, and what else :meth:`compute` takes, as things are now.
+    def inputs(self, args: Sequence[Any], book: Book | None = None) -> Inputs | None:
+        """Return what :meth:`compute` takes, as things are now; ``recurrent`` has the spikes.
 
         Args:
             args: What the module is called with.
+            book: Gives the notes of the pass that is going on.
 
         Returns:
-            ``None`` where only ``forward`` knows what to do: learnt constants, other surrogates,
-            membranes that are quantised or inhibited, mixed dtypes.
+            ``None`` where only ``forward`` knows what to do: other surrogates, membranes that are
+            quantised or inhibited, mixed dtypes.
         """
-        neuron, buffers = self._neuron, self._neuron._buffers
-        given = len(args) == 2 and not neuron.init_hidden
+        neuron, buffers, kind = self._neuron, self._neuron._buffers, self._kind
+        names = ("spk", *kind.states) if kind.recurrent else kind.states
+        given = len(args) == 1 + len(names) and not neuron.init_hidden
         if not given and len(args) != 1:
             return None
-        current, mem = args[0], args[1] if given else buffers.get("mem")
+        current, *states = args if given else (args[0], *[buffers.get(n) for n in names])
         surrogate, reset = self._surrogate(), self._reset()
-        if surrogate is None or reset is None or not type(current) is type(mem) is Tensor:
+        if surrogate is None or reset is None or type(current) is not Tensor:
             return None
-        if mem.shape != current.shape:
-            mem = torch.zeros_like(current)
-        constants = [buffers.get(name) for name in _CONSTANTS]
-        if not _are_alike(current, mem, constants):
+        if any([type(each) is not Tensor for each in states]):
             return None
-        constants[0] = constants[0].clamp(0, 1)
+        states = [s if s.shape == current.shape else torch.zeros_like(current) for s in states]
+        decays = self._decays()
+        threshold, graded = self._constant("threshold"), self._constant("graded_spikes_factor")
+        if not _are_alike(current, [*states, *decays, threshold, graded]):
+            return None
+        self._graded = graded
+        graded = None if self._kept("one", _is_one, graded) else graded
         dtype = current.dtype if surrogate is neuron.spike_grad else torch.float32
-        return [current, mem, *constants, reset, surrogate, dtype]
+        form = _Form(kind.formula, reset, surrogate, dtype, book)
+        spk = states.pop(0) if kind.recurrent else None
+        return Inputs(form, current, spk, states, [None] * len(states), decays, threshold, graded)
 
-    def compute(self, inputs: Sequence[Any]) -> tuple[Tensor, Tensor]:
-        """Return spikes and membrane."""
-        spk, mem, vars(self._neuron)["reset"] = _Step.apply(*inputs)
-        return spk, mem
-
-    def result(self, spk: Tensor, mem: Tensor) -> Any:
-        """Leave the membrane in the module, and return what its ``forward`` returns."""
-        neuron = self._neuron
-        neuron._buffers["mem"] = mem
-        return spk if self.hides_membrane else (spk, mem)
+    def scaled(self, current: Tensor) -> Tensor:
+        """Return the current as it reaches the membrane: ``Lapicque`` has a resistance."""
+        for gain in self._gains:
+            current = current * gain
+        return current
 
     @property
-    def hides_membrane(self) -> bool:
+    def scales(self) -> bool:
+        """Whether the current does not reach the membrane as it is."""
+        return bool(self._gains)
+
+    def recurrent(self, spk: Tensor) -> Tensor:
+        """Return the current from the neuron's own spikes."""
+        current: Tensor = self._neuron.recurrent(spk)
+        return current
+
+    def compute(self, inputs: Inputs, made: Made | None = None) -> Result:
+        """Return spikes and states.
+
+        Args:
+            inputs: From :meth:`inputs`.
+            made: What a linear layer made the current of, which then has no graph.
+        """
+        form, current, recurrent, states, links, decays, threshold, graded = inputs
+        if self._is_compiled(inputs):
+            numbers = self._kept("numbers", _numbers, decays[0], threshold, self._graded)
+            if numbers is not None:
+                beta, theta, factor = numbers
+                slope = inline_form(form.surrogate)
+                form = form._replace(constants=Constants(beta, theta, factor, form.reset, slope))
+        spk, vars(self._neuron)["reset"], *rest = _Step.apply(
+            form, len(states), current, recurrent, threshold, graded, *(made or (None,) * 3),
+            *states, *links, *decays,
+        )  # fmt: skip
+        return Result(spk, rest[: len(states)], rest[len(states) :])
+
+    def _is_compiled(self, inputs: Inputs) -> bool:
+        """Return whether there is a compiled kernel for a step."""
+        form = inputs.form
+        plain = (
+            form.formula is _Leaky and inputs.recurrent is None and inline_form(form.surrogate)[0]
+        )
+        alike = form.dtype == inputs.current.dtype
+        return bool(plain) and alike and suits(inputs.current, inputs.states[0])
+
+    def result(self, spk: Tensor, states: Sequence[Tensor]) -> Any:
+        """Leave the states in the module, and return what its ``forward`` returns."""
+        buffers = self._neuron._buffers
+        for name, state in zip(self._kind.states, states, strict=True):
+            buffers[name] = state
+        if self._kind.recurrent:
+            buffers["spk"] = spk
+        return spk if self.hides_states else (spk, *states)
+
+    @property
+    def hides_states(self) -> bool:
         """Whether ``forward`` returns the spikes alone."""
         return self._neuron.init_hidden and not self._neuron.output
+
+    def _constant(self, name: str) -> Any:
+        """Return a parameter, or a buffer that wants no gradient; else ``None``."""
+        known = self._neuron._parameters.get(name)
+        if known is None:
+            known = self._neuron._buffers.get(name)
+            known = None if known is None or known.requires_grad else known
+        return known
+
+    def _decays(self) -> list[Any]:
+        if self._kind.decays:
+            constants = [(name, self._constant(name)) for name in self._kind.decays]
+            return [self._kept(name, _clamped, each) for name, each in constants]
+        parts = [self._constant(name) for name in ("R", "C", "time_step")]
+        self._gains, decay = self._kept("circuit", _circuit, *parts)
+        return [decay]
+
+    def _kept(self, key: str, compute: Callable[..., Any], *constants: Any) -> Any:
+        """Return what is computed of constants, once for all steps that find them unchanged."""
+        if any([not isinstance(each, Tensor) or each.requires_grad for each in constants]):
+            return compute(*constants)
+        now = [each._version for each in constants]
+        known = self._results.get(key)
+        same = known is not None and all(map(operator.is_, known[0], constants))
+        if known is None or not same or known[1] != now:
+            self._results[key] = known = constants, now, compute(*constants)
+        return known[2]
 
     def _surrogate(self) -> Surrogate | None:
         now = self._neuron.spike_grad
@@ -133,13 +414,38 @@ class Step:
         neuron = self._neuron
         known = not (neuron.state_quant or neuron.inhibition or _METHODS & vars(neuron).keys())
         state = getattr(neuron.state_function, "__func__", None)
-        return _RESETS.get(state) if known and neuron.reset_delay else None
+        known = known and getattr(neuron, "reset_delay", True)
+        return self._kind.resets.get(state) if known else None
 
 
-def _are_alike(current: Tensor, mem: Tensor, constants: Sequence[Any]) -> bool:
-    """Return whether all are of one dtype, on one device, and the constants are constant."""
+def _clamped(decay: Any) -> Any:
+    return decay.clamp(0, 1) if isinstance(decay, Tensor) else decay
+
+
+def _numbers(beta: Tensor, threshold: Tensor, graded: Tensor) -> tuple[float, float, float] | None:
+    """Return beta, threshold and the factor of the spikes, where all neurons have the same."""
+    if any(each.requires_grad or each.dim() for each in (beta, threshold, graded)):
+        return None
+    return beta.item(), threshold.item(), graded.item()
+
+
+def _is_one(factor: Tensor) -> bool:
+    return not factor.requires_grad and factor.dim() == 0 and factor.item() == 1
+
+
+def _circuit(r: Any, c: Any, step: Any) -> tuple[list[Tensor], Tensor | None]:
+    """Return what snnTorch's ``Lapicque`` multiplies current and membrane by."""
+    parts = (r, c, step)
+    if any(type(each) is not Tensor or each.requires_grad for each in parts):
+        return [], None
+    gains = [g for g in (r, 1 / (r * c), step) if g.dim() or g.item() != 1]
+    return gains, 1 - step / (r * c)
+
+
+def _are_alike(current: Tensor, others: Sequence[Any]) -> bool:
+    """Return whether all are of one dtype and device, and constants, but for parameters, fixed."""
     dtype, device = current.dtype, current.device
-    for t in constants:
-        if type(t) is not Tensor or t.requires_grad or t.dtype != dtype or t.device != device:
+    for t in others:
+        if not isinstance(t, Tensor) or t.dtype != dtype or t.device != device:
             return False
-    return mem.dtype == dtype and mem.device == device
+    return True

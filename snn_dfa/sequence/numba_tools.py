@@ -15,6 +15,7 @@ from torch import Tensor
 __all__ = [
     "as_array",
     "compile_parallel",
+    "compile_serial",
     "for_kernels",
     "has_numba",
     "read_bfloat16",
@@ -69,6 +70,15 @@ def compile_parallel(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
     call.compiled = compiled  # type: ignore[attr-defined]
     return call
+
+
+def compile_serial(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function at its first call, for one thread, and keep it on the disk."""
+    import numba
+
+    compiled: Callable[..., Any]
+    compiled = numba.njit(nogil=True, error_model="numpy", cache=True)(kernel)
+    return compiled
 
 
 def read_bfloat16(bits: Any) -> Any:

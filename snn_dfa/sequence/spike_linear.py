@@ -20,7 +20,7 @@ from snn_dfa.sequence import spike_kernels as kernels
 from snn_dfa.sequence.numba_tools import as_array, has_numba
 from snn_dfa.sequence.products import fast_product, products_dtype
 
-__all__ = ["Events", "events_of", "linear"]
+__all__ = ["Events", "events_of", "linear", "spike_sum"]
 
 _CHUNK = 1024  # rows of the source that are summed from before the next ones are fetched
 _SMALL = 1 << 22  # multiplications below which the dense product is as good
@@ -132,7 +132,7 @@ class _SpikeLinear(torch.autograd.Function):
             at_x = (flat.to(dtype) @ weight.to(dtype)).to(flat.dtype)
             at_x = at_x.view(*error.shape[:-1], weight.shape[1])
         if ctx.needs_input_grad[1]:
-            at_weight = _at_weight(flat, Events(*events), weight)
+            at_weight = _at_weight(flat, Events(*events), weight.shape[1], weight.dtype)
         if ctx.needs_input_grad[2]:
             at_bias = flat.sum(0, dtype=weight.dtype)
         return at_x, at_weight, at_bias, None, None
@@ -145,12 +145,35 @@ def _is_wanted(node: Any) -> bool:
     return torch._C._will_engine_execute_node(node)
 
 
-def _at_weight(error: Tensor, events: Events, weight: Tensor) -> Tensor:
+def _at_weight(error: Tensor, events: Events, features: int, dtype: torch.dtype) -> Tensor:
     """Sum the errors [R, N] over the rows in which each input fired."""
-    features, starts, columns = weight.shape[1], events.starts.numpy(), events.columns.numpy()
-    out = torch.zeros((features, len(weight)), dtype=weight.dtype)
+    starts, columns, size = events.starts.numpy(), events.columns.numpy(), error.shape[1]
+    out = torch.zeros((features, size), dtype=dtype)
     begins, rows = kernels.by_column()(starts, columns, features, _CHUNK)
     add = kernels.add_rows(error.dtype == torch.bfloat16, False)
-    nothing = torch.zeros(len(weight), dtype=weight.dtype).numpy()
+    nothing = torch.zeros(size, dtype=dtype).numpy()
     add(as_array(error), begins, rows, nothing, out.numpy(), _CHUNK, torch.get_num_threads())
     return out.t()
+
+
+def spike_sum(error: Tensor, x: Tensor) -> Tensor | None:
+    """Return the product of error [R, N], transposed, and x [R, F], where x is few spikes.
+
+    Args:
+        error: At the results of a linear layer.
+        x: What came into it.
+
+    Returns:
+        [N, F]; ``None`` where x is no matrix of few ones, or where a dense product is as good.
+
+    Example:
+        >>> spike_sum(torch.ones(1, 2), torch.ones(1, 3)) is None
+        True
+    """
+    most = _SPARSE.get(x.dtype) if x.dtype == error.dtype else None
+    if most is None or not _worth_a_look(x, error.t()):
+        return None
+    events = events_of(x.detach(), most)
+    if events is None:
+        return None
+    return _at_weight(error.contiguous(), events, x.shape[1], error.dtype)

@@ -398,25 +398,33 @@ def test_a_plain_head_that_is_not_named_is_a_penalty_with_a_warning():
 
 
 class Kept(Net):
-    """Keeps the current of its second layer on itself."""
+    """Keeps the current of its second layer on itself, and goes on with what was made of it."""
+
+    def __init__(self, changed=lambda current: current):
+        super().__init__()
+        self.changed = changed
 
     def forward(self, x):
         self.currents = []
-        handle = self.fc2.register_forward_hook(lambda m, i, o: self.currents.append(o))
+        handle = self.fc2.register_forward_hook(
+            lambda m, i, o: self.currents.append(o) or self.changed(o)
+        )
         out = super().forward(x)
         handle.remove()
         return out
 
 
-def test_a_loss_on_a_value_between_two_layers_is_an_error_or_right():
-    net = Kept()
+@pytest.mark.parametrize("changed", [torch.clone, lambda current: current])
+def test_a_loss_on_a_value_between_two_layers_is_an_error_or_right(changed):
+    net = Kept(changed)
     with DFA(net, output="lif2"):
+        if changed is torch.clone:
+            loss = net(X).square().sum() + torch.stack(net.currents).square().sum()
+            with pytest.raises(BackwardError, match="does not return: return the value"):
+                loss.backward()
+            assert all(p.grad is None for p in net.parameters())
         loss = net(X).square().sum() + torch.stack(net.currents).square().sum()
-        with pytest.raises(BackwardError, match="does not return: return the value"):
-            loss.backward()
-        assert all(p.grad is None for p in net.parameters())
-        loss = net(X).square().sum() + torch.stack(net.currents).square().sum()
-        loss.backward(retain_graph=True)
+        loss.backward(retain_graph=changed is torch.clone)
         got = {n: p.grad for n, p in net.named_parameters()}
 
     class Returned(Kept):

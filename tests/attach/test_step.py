@@ -9,7 +9,8 @@ import torch
 from snntorch import surrogate
 
 from snn_dfa import surrogate as own
-from snn_dfa._attach.step import Step
+from snn_dfa._attach.functions import Relink
+from snn_dfa._attach.step import step_of
 
 T, B, N = 5, 4, 6
 SURROGATES = {
@@ -42,9 +43,14 @@ def in_one_node(neuron):
     """Return a call that takes the one node where it is known."""
 
     def call(*args):
-        step = Step(neuron)
+        step = step_of(neuron)
         inputs = step.inputs(args)
-        return neuron(*args) if inputs is None else step.result(*step.compute(inputs))
+        if inputs is None:
+            return neuron(*args)
+        current, spk = step.scaled(inputs.current), inputs.recurrent
+        recurrent = None if spk is None else step.recurrent(spk)
+        spk, states, links = step.compute(inputs._replace(current=current, recurrent=recurrent))
+        return step.result(spk, [Relink.apply([s], k) for s, k in zip(states, links, strict=True)])
 
     return call
 
@@ -57,7 +63,8 @@ def compare(neuron, dtype=torch.float64, changed=None):
     for a, b in zip(seen, fused, strict=True):
         assert a.dtype == b.dtype
         assert torch.equal(a, b)
-        assert type(a.grad_fn) is type(b.grad_fn) or b.grad_fn.name() == "_StepBackward"
+        own = b.grad_fn is not None and b.grad_fn.name() in ("_StepBackward", "RelinkBackward")
+        assert own or type(a.grad_fn) is type(b.grad_fn)
     torch.testing.assert_close(grad, fused_grad)
     return fused[0].grad_fn.name() == "_StepBackward"
 
@@ -99,12 +106,65 @@ def test_an_attribute_counts_from_the_next_call_on(changed):
     compare(neuron, changed=changed)
 
 
-def test_what_learns_keeps_its_own_graph():
-    neuron = snn.Leaky(beta=0.9, threshold=0.6, learn_beta=True).double()
-    assert not compare(neuron)
+KINDS = {
+    "Leaky": lambda **o: snn.Leaky(0.8, learn_beta=True, learn_graded_spikes_factor=True, **o),
+    "RLeaky": lambda **o: snn.RLeaky(0.8, linear_features=N, learn_beta=True, **o),
+    "Lapicque": lambda **o: snn.Lapicque(0.8, R=2, time_step=2, **o),
+    "Synaptic": lambda **o: snn.Synaptic(
+        torch.linspace(0.3, 0.9, N), 0.7, learn_alpha=True, learn_beta=True, **o
+    ),
+    "RSynaptic": lambda **o: snn.RSynaptic(0.6, 0.7, linear_features=N, learn_alpha=True, **o),
+}
+
+
+def steps(forward, neuron):
+    """Return spikes and states of some steps, and the gradients at currents and parameters."""
+    x = torch.rand(T, B, N, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
+    seen, total = [], 0.0
+    for t, step in enumerate(x):
+        spk = forward(step)
+        seen += [spk, neuron.mem, neuron.reset, getattr(neuron, "syn", spk)]
+        total = total + (t + 1) * ((spk * step).sum() + sum(s.square().sum() for s in seen[-4:]))
+    return seen, torch.autograd.grad(total, [x, *neuron.parameters()])
+
+
+@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_neurons_and_constants_that_learn(kind, reset, learns):
+    torch.manual_seed(0)
+    neuron = KINDS[kind](
+        threshold=0.6,
+        learn_threshold=learns,
+        reset_mechanism=reset,
+        init_hidden=True,
+        spike_grad=own.fast_sigmoid(5),
+    ).double()
+    twin = copy.deepcopy(neuron)
+    seen, grads = steps(twin, twin)
+    fused, fused_grads = steps(in_one_node(neuron), neuron)
+    in_one = fused[0].grad_fn.name() == "_StepBackward"
+    assert in_one == (reset != "zero" or kind in ("Leaky", "Synaptic"))
+    assert any(0 < spk.mean() < 1 for spk in seen[::4])
+    for a, b in zip(seen, fused, strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(grads, fused_grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_a_buffer_that_wants_a_gradient_gets_one():
     neuron = snn.Leaky(beta=0.9, threshold=0.6).double()
     neuron.threshold.requires_grad_()
     assert not compare(neuron)
+
+
+def test_a_factor_that_is_changed_before_the_backward_pass_is_an_error():
+    neuron = snn.Leaky(beta=0.9, threshold=0.6, graded_spikes_factor=2.0)
+    x = torch.rand(B, N).requires_grad_()
+    spk, _ = in_one_node(neuron)(x, torch.zeros(B, N))
+    neuron.graded_spikes_factor.fill_(3.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        spk.sum().backward()
 
 
 def test_half_precision_keeps_the_module_own_promotions():

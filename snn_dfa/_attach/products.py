@@ -1,0 +1,181 @@
+"""The gradients of linear layers' weights, taken for all steps of a sequence at once.
+
+A linear layer in a loop over time is a node for each step, and autograd makes a gradient of the
+weight's whole size at each of them. Where such a layer's result goes into one layer alone, as DFA
+has it, its nodes only note the error and what they multiplied. In the end each weight gets one sum:
+of products in place, or, where the input was few spikes, of the errors where it fired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from snn_dfa._attach.functions import first_order
+from snn_dfa._attach.graph import LEAF, PORT
+from snn_dfa.sequence import spike_sum
+
+__all__ = ["Current", "Made", "Notes", "made_of", "settle"]
+
+_ADDMM: Any = type(torch.nn.functional.linear(
+    torch.ones(1, 1), torch.ones(1, 1, requires_grad=True), torch.ones(1)).grad_fn)  # fmt: skip
+_MM: Any = type(torch.nn.functional.linear(
+    torch.ones(1, 1), torch.ones(1, 1, requires_grad=True)).grad_fn)  # fmt: skip
+_TRANSPOSE: Any = type(torch.ones(1, 1, requires_grad=True).t().grad_fn)
+#: Numbers of the inputs and errors that are put side by side for one product.
+_ROOM = 1 << 20
+
+
+class Made(NamedTuple):
+    """What a linear layer made a current [B, N] of: x [B, F], weight [N, F], bias [N] or none."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+
+def made_of(
+    value: Tensor, layer: str, mine: Callable[[Any], bool], known: Container[int]
+) -> tuple[Made, Any] | None:
+    """Return what a value was made of, and the port that its input came through, if any.
+
+    Args:
+        value: What comes into a layer.
+        layer: Its name.
+        mine: Whether a port belongs to this network.
+        known: The parameters of the network by identity.
+
+    Returns:
+        ``None`` where the value is no plain product of a weight of the network with data or with
+        what another layer has returned, or where something looks at its gradient.
+    """
+    node: Any = value.grad_fn
+    kind = type(node)
+    if kind is _ADDMM:
+        (bias_node, _), (source, _), (turned, _) = node.next_functions
+        if type(bias_node) is not LEAF or node._saved_alpha != 1 or node._saved_beta != 1:
+            return None
+        raw, kept = node._raw_saved_mat1, "_saved_mat1"
+    elif kind is _MM:
+        (source, _), (turned, _) = node.next_functions
+        bias_node, raw, kept = None, node._raw_saved_self, "_saved_self"
+    else:
+        return None
+    if source is not None and not (type(source) is PORT and mine(source)):
+        return None
+    if source is not None and source.call.layer in (layer, None):
+        return None
+    if type(turned) is not _TRANSPOSE or getattr(raw, "unpack_hook", None) is not None:
+        return None
+    leaf = turned.next_functions[0][0]
+    if type(leaf) is not LEAF or value._backward_hooks or value.retains_grad:
+        return None
+    weight, bias = leaf.variable, None if bias_node is None else bias_node.variable
+    if id(weight) not in known or (bias is not None and id(bias) not in known):
+        return None
+    return Made(getattr(node, kept), weight, bias), source
+
+
+class Notes:
+    """The errors at currents that have come in one backward pass, by the weight."""
+
+    def __init__(self) -> None:
+        self._steps: dict[tuple[int, int], list[tuple[Made, Tensor]]] = {}
+
+    def take(self, made: Made, error: Tensor) -> None:
+        """Note the error [B, N] at a current."""
+        key = id(made.weight), id(made.bias)
+        self._steps.setdefault(key, []).append((made, error))
+
+    def gradients(self) -> dict[int, Tensor]:
+        """Return the gradients of weights and biases, by identity, and forget the errors."""
+        found: dict[int, Tensor] = {}
+        while self._steps:
+            _, steps = self._steps.popitem()
+            (_, weight, bias), _ = steps[0]
+            at_weight, at_bias = _summed(steps)
+            for leaf, grad in ((weight, at_weight), (bias, at_bias)):
+                if leaf is not None:
+                    known = found.get(id(leaf))
+                    found[id(leaf)] = grad if known is None else known + grad
+        return found
+
+
+#: Gives the notes of the pass that is going on; ``None`` where a pass takes its gradients itself.
+Book: TypeAlias = Callable[[], Notes | None]
+
+
+def settle(book: Book, made: Made, error: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Note an error; where no pass takes notes, return the gradients at weight and bias."""
+    notes = book()
+    if notes is not None:
+        notes.take(made, error)
+        return None, None
+    return error.t() @ made.x, None if made.bias is None else error.sum(0)
+
+
+class Current(Function):
+    """A current, as a function of weight and bias whose gradients are taken later.
+
+    ``Current.apply(value, book, x, weight, bias)`` returns the value, [B, N].
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, value: list[Tensor], book: Book, x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.book, ctx.leaves = book, (weight, bias)
+        return value[0].detach()
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, error: Tensor) -> tuple[Tensor | None, ...]:
+        if not any(ctx.needs_input_grad):
+            return (None,) * 5
+        return None, None, None, *settle(ctx.book, Made(*ctx.saved_tensors, *ctx.leaves), error)
+
+
+def _summed(steps: Sequence[tuple[Made, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return the gradients at weight and bias of some steps."""
+    at_weight = at_bias = None
+    for x, error in _side_by_side(_by_input(steps)):
+        bias = error.sum(0)
+        at_bias = bias if at_bias is None else at_bias.add_(bias)
+        part = spike_sum(error, x)
+        if at_weight is None:
+            at_weight = error.t() @ x if part is None else part
+        elif part is None:
+            at_weight.addmm_(error.t(), x)
+        else:
+            at_weight += part
+    assert at_weight is not None
+    assert at_bias is not None
+    return at_weight, at_bias
+
+
+def _by_input(steps: Sequence[tuple[Made, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Return inputs and errors; of steps with one input, such as a constant current, the sum."""
+    found: dict[Any, tuple[Tensor, Tensor]] = {}
+    for (x, *_), error in steps:
+        key = (x.data_ptr(), x.shape, x.stride())
+        known = found.get(key)
+        found[key] = x, error if known is None else known[1] + error
+    return list(found.values())
+
+
+def _side_by_side(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Return inputs and errors of so many steps in one that the copies stay small."""
+    x, error = pairs[0]
+    count = max(1, _ROOM // max(1, x.numel() + error.numel()))
+    groups = [pairs[i : i + count] for i in range(0, len(pairs), count)]
+    return [
+        (torch.cat([x for x, _ in group]), torch.cat([error for _, error in group]))
+        if len(group) > 1
+        else group[0]
+        for group in groups
+    ]

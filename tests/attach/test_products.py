@@ -1,0 +1,50 @@
+"""Weight gradients of a loop in one sum: those of back-propagation, whatever the inputs are."""
+
+import pytest
+import snntorch as snn
+import torch
+from torch import nn
+
+from snn_dfa import DFA, reset
+from snn_dfa._attach import products
+from snn_dfa.surrogate import fast_sigmoid
+
+T, B = 6, 4
+
+
+def grads(net, x):
+    """Return the gradients of a loop over time, and how many products were noted."""
+    net.zero_grad()
+    reset(net)
+    torch.stack([net(step) for step in x]).square().mean().backward()
+    return [p.grad.clone() for p in net.parameters()]
+
+
+def net_of(bias=True):
+    torch.manual_seed(0)
+    made = {"init_hidden": True, "threshold": 0.3, "spike_grad": fast_sigmoid(10)}
+    return nn.Sequential(
+        nn.Linear(5, 8, bias=bias), snn.Leaky(0.9, **made),
+        nn.Linear(8, 3, bias=bias), snn.Leaky(0.9, **made),
+    ).double()  # fmt: skip
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("room", [1, 1 << 20])
+@pytest.mark.parametrize("constant", [True, False])
+def test_the_gradients_are_sums_over_all_steps(constant, room, bias, monkeypatch):
+    monkeypatch.setattr(products, "_ROOM", room)
+    x = torch.rand(1 if constant else T, B, 5, dtype=torch.float64).expand(T, B, 5) * 2
+    net = net_of(bias)
+    wanted = grads(net, x)
+    with DFA(net, output="3"):
+        got = grads(net, x)
+        # A hook wants the gradient of each step, which autograd then computes as ever.
+        seen = []
+        net[0].register_forward_hook(lambda m, a, out: out.register_hook(seen.append) and None)
+        plain = grads(net, x)
+    half = len(got) // 2
+    torch.testing.assert_close(got[half:], wanted[half:], rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(got, plain, rtol=1e-10, atol=1e-14)
+    assert len(seen) == T
+    assert all(g.abs().sum() > 0 for g in got)
