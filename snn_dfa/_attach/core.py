@@ -210,7 +210,11 @@ class Core:
         if not own and not self._block:
             return value
         if not own and not origin.leaves:
-            return value.detach()
+            if not self.layers.may_be_output(layer):
+                return value.detach()
+            # With a graph, so that a loss that reads a value inside is seen.
+            traced: Tensor = Relink.apply([value], self.trap.to(value.dtype).expand(value.shape))
+            return traced
         # From inside a block, whose values may come out by a hook on a module in it, no path leads
         # to another layer.
         self.collector.bridged = True

@@ -35,6 +35,17 @@ def test_an_error_goes_nowhere_where_the_spikes_of_a_step_have_no_graph_and_the_
     assert check(spec).kind == EQUAL
 
 
+def test_a_loss_inside_an_output_whose_parameters_are_frozen_is_seen():
+    outcome = check(
+        Spec(
+            seed=2011291, layers=(Layer(),), output=Layer(), readout="block", recorded="hooks",
+            frozen="output",
+        )
+    )  # fmt: skip
+    assert outcome.kind == REFUSED
+    assert "the loss reads a value inside the layer" in outcome.message
+
+
 def test_few_programs_are_refused(outcomes):
     if len(outcomes) < CHUNKS * SIZE:
         pytest.skip("counts a full run")
