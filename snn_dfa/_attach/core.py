@@ -17,7 +17,7 @@ import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -145,11 +145,38 @@ class Core:
             return None
         if not node.call.is_link(value.output_nr) or not self._mine(node):
             return None
-        if value._backward_hooks:
-            raise AttachError(messages.hooked(layer))
         self._go_on(node.call)
+        if value._backward_hooks:
+            return self._with_hooks(layer, value)
         found: Tensor = node.call.values[value.output_nr]
         return found
+
+    def _with_hooks(self, layer: str, value: Tensor) -> Tensor:
+        """Return a state's original with the user's hooks on it, and no longer on the state.
+
+        So they are called once, with the sum of what the loss and the later steps send. In the
+        plain network that sum has one part more, from the spikes of the same step. So a hook may
+        look, and one that changes the gradient raises an error.
+        """
+
+        def looks(hook: Callable[[Tensor], Any], grad: Tensor) -> None:
+            if hook(grad) is not None:
+                raise BackwardError(messages.hooked(layer))
+
+        node: Any = value.grad_fn
+        call, index = node.call, value.output_nr
+        original = call.values[index]
+        if original is call.spikes and self.errors_of is not None:
+            return cast("Tensor", original)  # by which the output's current is known
+        hooked: Tensor = original.view_as(original)
+        hooks = cast("dict[int, Callable[[Tensor], Any]]", value._backward_hooks)
+        for hook in hooks.values():
+            hooked.register_hook(partial(looks, hook))  # type: ignore[no-untyped-call]
+        hooks.clear()
+        call.values = [*call.values[:index], hooked, *call.values[index + 1 :]]
+        if original is call.spikes:
+            call.spikes = hooked
+        return hooked
 
     def enter(self, layer: str, value: Tensor) -> Tensor:
         """Return a value that comes into a layer, with the graph that the layer learns from."""
@@ -161,11 +188,10 @@ class Core:
             return value
         original = self.own(layer, value)
         if original is not None:
-            if value._backward_hooks:
-                raise AttachError(messages.hooked(layer))
             node: Any = value.grad_fn
             self._go_on(node.call)
-            return original
+            hooked = value._backward_hooks and not node.call.released
+            return self._with_hooks(layer, value) if hooked else original
         return self._enter_made(layer, value)
 
     def _enter_made(self, layer: str, value: Tensor) -> Tensor:

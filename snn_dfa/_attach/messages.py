@@ -141,12 +141,12 @@ def nested(name: str, inside: str) -> AttachError:
 
 
 def hooked(layer: str) -> str:
-    """Say that a state with a hook of the user's comes back into its layer."""
+    """Say that a hook changes the gradient of a state that comes back into its layer."""
     return (
-        f"layer {layer!r}: a value of the layer with a hook (register_hook) comes back into the "
-        f"layer: autograd would call the hook with the sum of what the loss and the later steps "
-        f"send, and here they are apart; put the hook on a value that is made of it, such as "
-        f"mem * 1.0, and hand that on"
+        f"layer {layer!r}: a hook (register_hook) changes the gradient of a value of the layer "
+        f"that comes back into it; expected a hook that looks and returns None, since the parts "
+        f"of that gradient are not in one sum here; put the hook on a value that is made of it, "
+        f"such as mem * 1.0, and hand that on"
     )
 
 

@@ -699,13 +699,31 @@ def test_a_value_inside_a_layer_carries_no_loss_into_the_layer_before(returned, 
         assert all(p.grad is None for p in net.parameters())
 
 
-def test_a_hook_on_a_state_that_goes_on():
-    net = Net(lambda spk, mem: (mem.register_hook(lambda g: 0 * g) and spk, mem))
-    with (
-        DFA(net, output="lif2"),
-        pytest.raises(AttachError, match=r"'lif1': a value .* with a hook"),
-    ):
-        net(X)
+def test_a_hook_on_a_state_that_goes_on_may_look():
+    seen = []
+
+    def looked_at(spk, mem):
+        if mem.requires_grad:
+            mem.register_hook(lambda grad: seen.append(grad) or None)
+        return spk, mem
+
+    assert_alike(gradients(Net(looked_at), batches=1), gradients(Net(), batches=1))
+    assert len(seen) >= T
+    assert all(grad is not None for grad in seen)
+
+
+def test_a_hook_that_changes_a_state_that_goes_on_raises_an_error():
+    def changed(spk, mem):
+        if mem.requires_grad:
+            mem.register_hook(lambda grad: grad.clamp(-1, 1))
+        return spk, mem
+
+    net = Net(changed)
+    with DFA(net, output="lif2"):
+        loss = (net(X) - 1).square().sum()
+        with pytest.raises(BackwardError, match=r"'lif\d': a hook .* changes the gradient"):
+            loss.backward()
+        assert all(p.grad is None for p in net.parameters())
 
     def made(spk, mem):
         mem = mem * 1.0
