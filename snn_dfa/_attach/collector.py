@@ -165,7 +165,9 @@ class Run:
     """
 
     def __init__(self, core: Core, at: Sequence[Tensor], inside: Sequence[Tensor]) -> None:
-        self._core, self._at, self._inside = core, at, inside
+        # One that was frozen since the forward pass gets nothing.
+        self._at = [t if t.requires_grad else core.trap for t in at]
+        self._core, self._inside = core, inside
         #: What the loss gives at ports, while that is asked; ``None`` in a layer's own graph.
         self.losses: Arrivals | None = None
         #: Errors at currents, of which weights learn in the end.
@@ -190,21 +192,22 @@ class Run:
                 # may be a value that has left it, come in and left again.
                 self.losses = [a for a in arrived if a[0].layer is not None]
                 *found, _ = gradients(roots, [*self._at, core.leaf], keep=True)
-                _add(total, found)
+                pairs = zip(self._at, found, strict=True)
+                _add(total, [None if t is core.trap else g for t, g in pairs])
                 arrived, self.losses = self.losses, None
                 reached += arrived
             arrived = _merged(arrived)
             sent = core.broadcast(arrived)
             if roots := _roots(arrived + sent):
-                inside = {id(t) for t in self._inside}
+                inside = {id(t) for t in (*self._inside, core.trap)}
                 at = [core.trap if id(t) in inside else t for t in self._at]
                 self.notes = Notes()
-                layers = gradients(roots, [*at, core.trap], keep=twice or bool(inside))
+                layers = gradients(roots, [*at, core.trap], keep=twice or bool(self._inside))
                 own = zip(self._at, layers, strict=False)
                 _add(total, [None if id(t) in inside else g for t, g in own])
                 products, self.notes = self.notes.gradients(), None
                 _add(total, [products.get(id(t)) for t in self._at])
-                if inside:
+                if self._inside:
                     accumulate(roots, at=self._inside, keep=twice)
         finally:
             core.running = None

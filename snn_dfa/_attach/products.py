@@ -8,6 +8,7 @@ of products in place, or, where the input was few spikes, of the errors where it
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Container, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,9 +18,10 @@ from torch.autograd import Function
 
 from snn_dfa._attach.functions import first_order
 from snn_dfa._attach.graph import LEAF, PORT
+from snn_dfa.errors import BackwardError
 from snn_dfa.sequence import spike_sum
 
-__all__ = ["Current", "Made", "Notes", "made_of", "settle"]
+__all__ = ["Current", "Made", "Notes", "Seen", "made_of", "settle"]
 
 _ADDMM: Any = type(torch.nn.functional.linear(
     torch.ones(1, 1), torch.ones(1, 1, requires_grad=True), torch.ones(1)).grad_fn)  # fmt: skip
@@ -30,12 +32,17 @@ _TRANSPOSE: Any = type(torch.ones(1, 1, requires_grad=True).t().grad_fn)
 _ROOM = 1 << 20
 
 
+#: The current itself, as long as the program keeps it.
+Seen: TypeAlias = "weakref.ref[Tensor]"
+
+
 class Made(NamedTuple):
     """What a linear layer made a current [B, N] of: x [B, F], weight [N, F], bias [N] or none."""
 
     x: Tensor
     weight: Tensor
     bias: Tensor | None
+    seen: Seen
 
 
 def made_of(
@@ -75,9 +82,11 @@ def made_of(
     if type(leaf) is not LEAF or value._backward_hooks or value.retains_grad:
         return None
     weight, bias = leaf.variable, None if bias_node is None else bias_node.variable
-    if id(weight) not in known or (bias is not None and id(bias) not in known):
+    if id(weight) not in known:
         return None
-    return Made(getattr(node, kept), weight, bias), source
+    if bias is not None and (id(bias) not in known or bias.shape != weight.shape[:1]):
+        return None
+    return Made(getattr(node, kept), weight, bias, weakref.ref(value)), source
 
 
 class Notes:
@@ -96,7 +105,7 @@ class Notes:
         found: dict[int, Tensor] = {}
         while self._steps:
             _, steps = self._steps.popitem()
-            (_, weight, bias), _ = steps[0]
+            (_, weight, bias, _), _ = steps[0]
             at_weight, at_bias = _summed(steps)
             for leaf, grad in ((weight, at_weight), (bias, at_bias)):
                 if leaf is not None:
@@ -110,7 +119,17 @@ Book: TypeAlias = Callable[[], Notes | None]
 
 
 def settle(book: Book, made: Made, error: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Note an error; where no pass takes notes, return the gradients at weight and bias."""
+    """Note an error; where no pass takes notes, return the gradients at weight and bias.
+
+    Raises:
+        BackwardError: if the program wants to see the gradient at the current, which has no graph.
+    """
+    current = made.seen()
+    if current is not None and (current._backward_hooks or current.retains_grad):
+        raise BackwardError(
+            "backward: a current, the result of a linear layer, has a hook or retain_grad() that "
+            "was placed after its spiking layer was called, and no graph any more; place it before"
+        )
     notes = book()
     if notes is not None:
         notes.take(made, error)
@@ -121,23 +140,30 @@ def settle(book: Book, made: Made, error: Tensor) -> tuple[Tensor | None, Tensor
 class Current(Function):
     """A current, as a function of weight and bias whose gradients are taken later.
 
-    ``Current.apply(value, book, x, weight, bias)`` returns the value, [B, N].
+    ``Current.apply(value, book, x, weight, bias, seen)`` returns the value, [B, N].
     """
 
     @staticmethod
     def forward(
-        ctx: Any, value: list[Tensor], book: Book, x: Tensor, weight: Tensor, bias: Tensor | None
+        ctx: Any,
+        value: list[Tensor],
+        book: Book,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        seen: Seen,
     ) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.book, ctx.leaves = book, (weight, bias)
+        ctx.book, ctx.leaves = book, (weight, bias, seen)
         return value[0].detach()
 
     @staticmethod
     @first_order
     def backward(ctx: Any, error: Tensor) -> tuple[Tensor | None, ...]:
         if not any(ctx.needs_input_grad):
-            return (None,) * 5
-        return None, None, None, *settle(ctx.book, Made(*ctx.saved_tensors, *ctx.leaves), error)
+            return (None,) * 6
+        found = settle(ctx.book, Made(*ctx.saved_tensors, *ctx.leaves), error)
+        return None, None, None, *found, None
 
 
 def _summed(steps: Sequence[tuple[Made, Tensor]]) -> tuple[Tensor, Tensor]:

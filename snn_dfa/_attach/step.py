@@ -6,8 +6,7 @@ node, and :class:`Step` reads off a module what both are given.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import snntorch as snn
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from snn_dfa._attach.functions import first_order
-from snn_dfa._attach.products import Book, Made, settle
+from snn_dfa._attach.products import Book, Made, Seen, settle
 from snn_dfa.sequence import Constants, leaky_step, leaky_step_back, suits
 from snn_dfa.surrogate import Surrogate, inline_form, recognise
 
@@ -103,6 +102,7 @@ class _Form(NamedTuple):
     surrogate: Surrogate
     dtype: torch.dtype  # of the spikes
     book: Book | None
+    seen: Seen | None = None  # the current, where its graph is not kept
     constants: Constants | None = None  # for a compiled kernel, where there is one
 
 
@@ -161,7 +161,7 @@ class _Step(Function):
         ctx.form, ctx.count, ctx.leaves, ctx.threshold = (
             form,
             count,
-            (weight, bias),
+            (weight, bias, form.seen),
             threshold.shape,
         )
         ctx.set_materialize_grads(False)
@@ -276,8 +276,6 @@ class Step:
     def __init__(self, neuron: Any, kind: _Kind) -> None:
         self._neuron, self._kind = neuron, kind
         self._known: tuple[Any, Surrogate | None] = (None, None)
-        #: What was computed of constants: these, their versions, and the result.
-        self._results: dict[str, tuple[tuple[Any, ...], list[int], Any]] = {}
         self._gains: list[Tensor] = []
         self._graded: Any = None
 
@@ -309,7 +307,7 @@ class Step:
         if not _are_alike(current, [*states, *decays, threshold, graded]):
             return None
         self._graded = graded
-        graded = None if self._kept("one", _is_one, graded) else graded
+        graded = None if _is_one(graded) else graded
         dtype = current.dtype if surrogate is neuron.spike_grad else torch.float32
         form = _Form(kind.formula, reset, surrogate, dtype, book)
         spk = states.pop(0) if kind.recurrent else None
@@ -339,14 +337,17 @@ class Step:
             made: What a linear layer made the current of, which then has no graph.
         """
         form, current, recurrent, states, links, decays, threshold, graded = inputs
+        x, weight, bias, seen = made or (None,) * 4
+        if seen is not None:
+            form = form._replace(seen=seen)
         if self._is_compiled(inputs):
-            numbers = self._kept("numbers", _numbers, decays[0], threshold, self._graded)
+            numbers = _numbers(decays[0], threshold, self._graded)
             if numbers is not None:
                 beta, theta, factor = numbers
                 slope = inline_form(form.surrogate)
                 form = form._replace(constants=Constants(beta, theta, factor, form.reset, slope))
         spk, vars(self._neuron)["reset"], *rest = _Step.apply(
-            form, len(states), current, recurrent, threshold, graded, *(made or (None,) * 3),
+            form, len(states), current, recurrent, threshold, graded, x, weight, bias,
             *states, *links, *decays,
         )  # fmt: skip
         return Result(spk, rest[: len(states)], rest[len(states) :])
@@ -384,22 +385,10 @@ class Step:
 
     def _decays(self) -> list[Any]:
         if self._kind.decays:
-            constants = [(name, self._constant(name)) for name in self._kind.decays]
-            return [self._kept(name, _clamped, each) for name, each in constants]
+            return [_clamped(self._constant(name)) for name in self._kind.decays]
         parts = [self._constant(name) for name in ("R", "C", "time_step")]
-        self._gains, decay = self._kept("circuit", _circuit, *parts)
+        self._gains, decay = _circuit(*parts)
         return [decay]
-
-    def _kept(self, key: str, compute: Callable[..., Any], *constants: Any) -> Any:
-        """Return what is computed of constants, once for all steps that find them unchanged."""
-        if any([not isinstance(each, Tensor) or each.requires_grad for each in constants]):
-            return compute(*constants)
-        now = [each._version for each in constants]
-        known = self._results.get(key)
-        same = known is not None and all(map(operator.is_, known[0], constants))
-        if known is None or not same or known[1] != now:
-            self._results[key] = known = constants, now, compute(*constants)
-        return known[2]
 
     def _surrogate(self) -> Surrogate | None:
         now = self._neuron.spike_grad
@@ -430,7 +419,9 @@ def _numbers(beta: Tensor, threshold: Tensor, graded: Tensor) -> tuple[float, fl
 
 
 def _is_one(factor: Tensor) -> bool:
-    return not factor.requires_grad and factor.dim() == 0 and factor.item() == 1
+    if factor.requires_grad or factor.dim() or factor.device.type != "cpu":
+        return False  # a number of another device would have to be waited for
+    return factor.item() == 1
 
 
 def _circuit(r: Any, c: Any, step: Any) -> tuple[list[Tensor], Tensor | None]:
@@ -438,7 +429,7 @@ def _circuit(r: Any, c: Any, step: Any) -> tuple[list[Tensor], Tensor | None]:
     parts = (r, c, step)
     if any(type(each) is not Tensor or each.requires_grad for each in parts):
         return [], None
-    gains = [g for g in (r, 1 / (r * c), step) if g.dim() or g.item() != 1]
+    gains = [g for g in (r, 1 / (r * c), step) if not _is_one(g)]
     return gains, 1 - step / (r * c)
 
 

@@ -118,16 +118,38 @@ class _Trial:
         return form
 
     def _shaken(self) -> nn.Module:
-        """Return a copy whose parameters are all there, none of them zero or equal to another."""
-        first = _smooth(copy_of(self._net).to(self._dtype))
-        first(self._x if self._loops else self._x[0], *self._args, **self._kwargs)  # own errors
-        lazy = any(is_lazy(p) for p in self._net.parameters())
-        net = first if lazy else _smooth(copy_of(self._net).to(self._dtype))
-        for p in net.parameters():
-            if p.is_floating_point():
-                noise = torch.randn_like(p.detach()).clamp_(-2, 2)
-                p.data = torch.where(p == 0, _SHAKE / 2 * noise, p * (1 + _SHAKE * noise))
+        """Return a copy whose parameters are all there and, where it bears it, none is zero."""
+        self._ran(self._fresh())  # the network's own errors
+        torch.manual_seed(0)  # the state of the generator is restored
+        for low, high in ((-2 * _SHAKE, 2 * _SHAKE), (-_SHAKE, 0.0)):
+            net = self._ran(self._fresh())
+            for p in net.parameters():
+                if p.is_floating_point():
+                    noise = torch.empty_like(p.detach()).uniform_(low, high)
+                    p.data = torch.where(p == 0, max(high, 0) * noise, p * (1 + noise))
+            # The states that the run has left are not the network's own at rest.
+            shaken = copy_of(net) if self._is_lazy else _with_parameters(self._fresh(), net)
+            try:
+                results = tree_flatten(self._result(copy_of(shaken)))[0]
+            except Exception:  # of a parameter that has a range
+                continue
+            if not any(isinstance(t, Tensor) and t.isnan().any() for t in results):
+                return shaken
+        return self._ran(self._fresh()) if self._is_lazy else self._fresh()
+
+    @property
+    def _is_lazy(self) -> bool:
+        return any(is_lazy(p) for p in self._net.parameters())
+
+    def _fresh(self) -> nn.Module:
+        return _smooth(copy_of(self._net).to(self._dtype))
+
+    def _ran(self, net: nn.Module) -> nn.Module:
+        self._result(net)
         return net
+
+    def _result(self, net: nn.Module) -> Any:
+        return net(self._x if self._loops else self._x[0], *self._args, **self._kwargs)
 
     def _results(self, by_steps: nn.Module, form: TimeAsBatch) -> tuple[Any, Any]:
         """Return what the loop gives, and what the form gives."""
@@ -183,6 +205,13 @@ def _is_the_users(module: nn.Module) -> bool:
     home = type(module).__module__.partition(".")[0]
     known = isinstance(module, (_NORMS, _DROPOUTS, snn.SpikingNeuron))
     return not known and home not in ("torch", "snntorch", "snn_dfa")
+
+
+def _with_parameters(net: nn.Module, other: nn.Module) -> nn.Module:
+    """Return a network that has the parameters of another of its kind."""
+    for p, q in zip(net.parameters(), other.parameters(), strict=True):
+        p.data = q.data
+    return net
 
 
 def _half_random(x: Tensor) -> Tensor:
