@@ -55,12 +55,19 @@ FIGURES: dict[str, tuple[str, Callable[[Any], Figure]]] = {
 }
 
 
+def on_card(svg: str) -> str:
+    """Return the picture on a card, since a light page may be shown by a browser that is dark."""
+    style = ".card{fill:#fff}@media (prefers-color-scheme: dark){.card{fill:#16191f}}"
+    card = '<rect class="card" width="100%" height="100%" rx="6"/>'
+    return svg.replace("<style>", f"<style>{style}", 1).replace("</defs>", f"</defs>\n {card}", 1)
+
+
 def main() -> None:
     """Draw all figures."""
     for name, (source, draw) in FIGURES.items():
         text = (HERE / source).read_text()
         read = json.loads(text) if source.endswith(".json") else text
-        (HERE / name).write_bytes(drawn(draw(read), "svg"))
+        (HERE / name).write_text(on_card(drawn(draw(read), "svg").decode()))
 
 
 if __name__ == "__main__":
