@@ -26,6 +26,8 @@ from snn_dfa.experiments.studies.ladder import ladder_figure
 __all__ = ["FIGURES", "main", "recipes"]
 
 HERE = Path(__file__).resolve().parent
+#: Of a card around its picture, in points.
+_EDGE = 6
 #: Rows of the first table of ``learning.md``, by their place: panel, name, rule.
 _ROWS = (
     ("784-1000-250-100-10", "DFA, learned (product)", "dfa"),
@@ -55,12 +57,23 @@ FIGURES: dict[str, tuple[str, Callable[[Any], Figure]]] = {
 }
 
 
+def on_card(svg: str) -> str:
+    """Return the picture on a card, since a light page may be shown by a browser that is dark."""
+    width, height = (float(n) for n in re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0])
+    box = (-_EDGE, -_EDGE, width + 2 * _EDGE, height + 2 * _EDGE)
+    x, y, w, h = (f"{number:g}" for number in box)
+    style = ".card{fill:#fff}@media (prefers-color-scheme: dark){.card{fill:#16191f}}"
+    card = f'<rect class="card" x="{x}" y="{y}" width="{w}" height="{h}" rx="6"/>'
+    svg = re.sub(r'viewBox="[^"]+"', f'viewBox="{x} {y} {w} {h}"', svg, count=1)
+    return svg.replace("<style>", f"<style>{style}", 1).replace("</defs>", f"</defs>\n {card}", 1)
+
+
 def main() -> None:
     """Draw all figures."""
     for name, (source, draw) in FIGURES.items():
         text = (HERE / source).read_text()
         read = json.loads(text) if source.endswith(".json") else text
-        (HERE / name).write_bytes(drawn(draw(read), "svg"))
+        (HERE / name).write_text(on_card(drawn(draw(read), "svg").decode()))
 
 
 if __name__ == "__main__":
