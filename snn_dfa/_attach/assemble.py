@@ -74,7 +74,7 @@ def assemble(
         parts.append(Alignment(dict(weights), core))
     elif credit == "trace":
         traces = traces_of(net, modules, core)
-        inside = traces
+        inside, core.knows_currents = traces, True
         parts.append(traces)
     if at_current:
         core.errors_of = currents = OutputCurrents(layers)

@@ -65,6 +65,7 @@ class Core:
         #: Raises an error if the network has other layers now than when it was attached to.
         self.see_that_it_is_whole: Callable[[], None] = lambda: None
         self.aligned = False  # errors go from layer to layer, and nothing is cut
+        self.knows_currents = False  # a credit looks currents up as the program made them
         self.targets: Tensor | None = None
         self.layouts: list[Layout] = []  # of the forms in the network that run time as samples
         self.running: Run | None = None
@@ -250,6 +251,8 @@ class Core:
 
     def _made(self, layer: str, value: Tensor) -> Made | None:
         """Return what a linear layer made a value of, if no more than that has to be known."""
+        if self.knows_currents:
+            return None
         found = made_of(value, layer, self._mine, self.collector.known)
         if found is None:
             return None

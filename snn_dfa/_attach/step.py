@@ -16,7 +16,7 @@ from torch.autograd import Function
 
 from snn_dfa._attach.functions import first_order
 from snn_dfa._attach.products import Book, Made, Seen, settle
-from snn_dfa.sequence import Constants, leaky_step, leaky_step_back, suits
+from snn_dfa.sequence.one_step import Constants, leaky_step, leaky_step_back, suits
 from snn_dfa.surrogate import Surrogate, inline_form, recognise
 
 __all__ = ["Inputs", "Result", "Step", "step_of"]

@@ -8,13 +8,11 @@ linear layers on spikes.
 
 from snn_dfa.sequence.any_network import OneMask, SpikeLinear, TimeAsBatch
 from snn_dfa.sequence.neuron import FlatScan, Layout, NeuronOverTime, Scan, dynamics_of
-from snn_dfa.sequence.one_step import Constants, leaky_step, leaky_step_back, suits
 from snn_dfa.sequence.over_time import AtOnce, OverTime, over_time
 from snn_dfa.sequence.spike_linear import spike_sum
 
 __all__ = [
     "AtOnce",
-    "Constants",
     "FlatScan",
     "Layout",
     "NeuronOverTime",
@@ -24,9 +22,6 @@ __all__ = [
     "SpikeLinear",
     "TimeAsBatch",
     "dynamics_of",
-    "leaky_step",
-    "leaky_step_back",
     "over_time",
     "spike_sum",
-    "suits",
 ]

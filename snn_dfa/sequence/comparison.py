@@ -50,6 +50,7 @@ def compare_with_loop(
     Raises:
         AttachError: where they differ, or the network reads a number off its samples.
     """
+    torch.manual_seed(0)  # the same comparison each time; the generator's state is restored
     x = torch.cat([x] * _LEAST)[: min(max(len(x), _LEAST), _MOST)]
     has_more = any(isinstance(t, Tensor) for t in tree_flatten((args, kwargs))[0])
     few = [] if has_more or x.shape[1] <= _SAMPLES else [x[:, :_SAMPLES]]
@@ -120,7 +121,6 @@ class _Trial:
     def _shaken(self) -> nn.Module:
         """Return a copy whose parameters are all there and, where it bears it, none is zero."""
         self._ran(self._fresh())  # the network's own errors
-        torch.manual_seed(0)  # the state of the generator is restored
         for low, high in ((-2 * _SHAKE, 2 * _SHAKE), (-_SHAKE, 0.0)):
             net = self._ran(self._fresh())
             for p in net.parameters():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from snn_dfa.sequence import Constants, leaky_step, leaky_step_back, suits
+from snn_dfa.sequence.one_step import Constants, leaky_step, leaky_step_back, suits
 from snn_dfa.surrogate import ATan, FastSigmoid, inline_form
 
 pytest.importorskip("numba")
