@@ -232,12 +232,12 @@ class LayerForward(Forward):
         return step.result(shown, states)
 
     def _attributes(self) -> list[State]:
-        """Return the module's attributes that hold numbers."""
+        """Return the module's attributes that hold numbers, but for the resets of the last step."""
         return [
             (store, key, value)
             for store in self._stores
             for key, value in store.items()
-            if isinstance(value, Tensor) and value.is_floating_point()
+            if isinstance(value, Tensor) and value.is_floating_point() and key != "reset"
         ]
 
     def _graphs(self) -> list[State]:

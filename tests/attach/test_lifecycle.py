@@ -231,3 +231,14 @@ def test_gradients_accumulate():
         (first.square().mean() + second.square().mean()).backward()
         for p, g in zip(net.parameters(), once, strict=True):
             torch.testing.assert_close(p.grad, 2 * g)
+
+
+@pytest.mark.parametrize("credit", ["membrane", "current"])
+def test_a_network_that_was_reset_can_be_copied(credit):
+    net = small()
+    with DFA(net, credit=credit):
+        run(net).square().sum().backward()
+        reset(net)
+        assert all(p.grad is not None for p in net.parameters())
+        twin = copy.deepcopy(net)
+    assert equal(list(twin.parameters()), list(net.parameters()))

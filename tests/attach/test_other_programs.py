@@ -731,3 +731,72 @@ def test_a_hook_that_changes_a_state_that_goes_on_raises_an_error():
         return spk, mem
 
     assert_alike(gradients(Net(made)), gradients(Net(lambda spk, mem: (spk, mem.detach()))))
+
+
+@pytest.mark.parametrize("width", [8, 100])  # the second has steps of a compiled kernel
+def test_constants_that_are_changed_behind_autograds_back(width):
+    found = []
+    for attach in (False, True):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, width), hidden(), nn.Linear(width, 2), hidden(output=True))
+        dfa = DFA(net) if attach else None
+        steps = torch.rand(T, 64, 4, generator=torch.Generator().manual_seed(1))
+        for beta, threshold in ((0.8, 0.3), (0.3, 0.2)):
+            for neuron in (net[1], net[3]):
+                neuron.beta.data.fill_(beta)
+                neuron.threshold.data = torch.tensor(threshold)
+            reset(net)
+            found.append(torch.stack([torch.cat(net(x), 1) for x in steps]))
+            found[-1].sum().backward()
+        del dfa
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[1], found[3])
+    assert not torch.equal(found[0], found[1])
+
+
+def test_a_current_that_is_looked_at_after_its_layer_was_called():
+    net, kept = Net(), []
+    net.fc1.register_forward_hook(lambda module, args, current: kept.append(current))
+    with DFA(net, output="lif2"):
+        loss = net(X).square().sum()
+        for current in kept:
+            current.retain_grad()
+        with pytest.raises(BackwardError, match="placed after its spiking layer was called"):
+            loss.backward()
+        assert all(p.grad is None for p in net.parameters())
+
+
+def test_a_parameter_that_is_frozen_before_the_backward_pass():
+    net = Net()
+    with DFA(net, output="lif2"):
+        loss = (net(X) - 1).square().sum()
+        net.fc1.weight.requires_grad_(False)
+        loss.backward()
+    found = {name: p.grad for name, p in net.named_parameters()}
+    wanted = gradients(Net(), batches=1)
+    assert found.pop("fc1.weight") is None
+    assert_alike({name: wanted[name] for name in found}, found)
+
+
+def test_a_bias_with_a_dimension_of_its_own():
+    class Added(Net):
+        def __init__(self, rows):
+            super().__init__()
+            bias = self.fc1.bias.detach()
+            self.bias = nn.Parameter(bias.clone().expand(rows, 8).clone() if rows else bias.clone())
+            self.fc1 = nn.Linear(4, 8, bias=False)
+            with torch.no_grad():
+                self.fc1.weight.copy_(Net().fc1.weight)
+
+        def forward(self, x):
+            weight, plain = self.fc1.weight, self.fc1.forward
+            self.fc1.forward = lambda step: torch.addmm(self.bias, step, weight.t())
+            try:
+                return super().forward(x)
+            finally:
+                self.fc1.forward = plain
+
+    flat, rows = (gradients(Added(n), batches=1) for n in (0, 1))
+    assert rows["bias"].shape == (1, 8)
+    assert flat["bias"].any()
+    torch.testing.assert_close(rows["bias"][0], flat["bias"])

@@ -241,3 +241,25 @@ def test_a_form_whose_network_has_changed(make):
     with pytest.raises(AttachError, match="a Linear of the network has been changed"):
         form(x)
     assert over_time(net)(x).isfinite().all()
+
+
+class HasParametersOfARange(Hidden):
+    """Its probability is close to one, its gain is the square root of a number close to zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.probability = nn.Parameter(torch.tensor(0.95, dtype=torch.float64))
+        self.small = nn.Parameter(torch.tensor(0.0, dtype=torch.float64))
+
+    def forward(self, x):
+        if not 0 <= self.probability.detach() <= 1:
+            raise ValueError("a probability")
+        gain = (1 + self.small).sqrt() * self.probability
+        return self.lif_out(self.out(gain * self.lif(self.fc(x))))
+
+
+def test_parameters_are_shaken_within_their_range():
+    x = inputs()
+    net = HasParametersOfARange()
+    wanted = torch.stack([copy.deepcopy(net)(step) for step in x[:1]])
+    assert torch.equal(over_time(net)(x)[:1], wanted)
