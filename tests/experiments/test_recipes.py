@@ -37,7 +37,7 @@ def test_what_is_shown_of_a_recipe_makes_it(name, capsys, tmp_path, monkeypatch)
     options = shlex.split("\n".join(shown.splitlines()[1:]), comments=True)
     seen = []
 
-    def stop(settings, rule, data):
+    def stop(settings, rule, data, frozen=()):
         seen.append(settings)
         raise UsageError("stopped")
 
