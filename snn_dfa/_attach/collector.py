@@ -21,6 +21,7 @@ from snn_dfa._attach.functions import (
     Deliver,
     Gather,
     accumulate,
+    added,
     gradients,
     second_time,
     will_pass,
@@ -232,15 +233,9 @@ def _merged(arrivals: Arrivals) -> Arrivals:
     for call, grads in arrivals:
         known = calls.get(id(call))
         if known is not None:
-            grads = [_sum(a, b) for a, b in zip(known[1], grads, strict=True)]
+            grads = [added(a, b) for a, b in zip(known[1], grads, strict=True)]
         calls[id(call)] = call, grads
     return list(calls.values())
-
-
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    if a is None or b is None:
-        return b if a is None else a
-    return a + b
 
 
 def _roots(arrivals: Arrivals) -> list[tuple[Tensor, Tensor]]:
@@ -258,7 +253,7 @@ def _roots(arrivals: Arrivals) -> list[tuple[Tensor, Tensor]]:
 
 def _add(total: list[Tensor | None], more: Iterable[Tensor | None]) -> None:
     for i, (known, new) in enumerate(zip(total, more, strict=False)):
-        total[i] = _sum(known, new)
+        total[i] = added(known, new)
 
 
 def _write(leaves: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:

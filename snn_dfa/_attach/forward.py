@@ -118,6 +118,7 @@ class LayerForward(Forward):
         self._name, self._closed, self._credit, self._states = name, closed, credit, states
         self._own = [m._parameters for m in module.modules()]
         self._is_block = not closed and bool(module._modules)
+        self._guards = not (closed or self._is_block or core.aligned)
         self._step = step_of(module) if closed and credit is None else None
         self._size, self._keys = -1, list[tuple[dict[str, Any], str]]()
         self._is_neuron = name in core.layers.neurons
@@ -148,11 +149,9 @@ class LayerForward(Forward):
     def _call(self, args: Any, kwargs: Any) -> Any:
         core, name, module = self.core, self._name, self.module
 
-        guards = not (self._closed or self._is_block or core.aligned)
-
         def enter(t: Tensor) -> Tensor:
             t = core.enter(name, t) if t.requires_grad else t
-            return core.guard(name, t) if guards and t.requires_grad else t
+            return core.guard(name, t) if self._guards and t.requires_grad else t
 
         held = [(store, key, old, enter(old)) for store, key, old in self._graphs()]
         args = map_tensors(enter, args)

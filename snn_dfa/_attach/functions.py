@@ -26,6 +26,7 @@ __all__ = [
     "Replay",
     "Stale",
     "Traced",
+    "added",
     "first_order",
     "in_backward",
     "second_time",
@@ -39,6 +40,13 @@ AtCurrent: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 def in_backward() -> bool:
     """Return whether autograd is running: a forward pass is then one that checkpointing repeats."""
     return torch._C._current_graph_task_id() != -1
+
+
+def added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """Return the sum of two gradients, where ``None`` is none."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
 
 
 def will_pass(node: Any) -> bool:

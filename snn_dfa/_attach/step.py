@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from snn_dfa._attach.functions import first_order
+from snn_dfa._attach.functions import added, first_order
 from snn_dfa._attach.products import Book, Made, Seen, settle
 from snn_dfa.sequence.one_step import Constants, leaky_step, leaky_step_back, suits
 from snn_dfa.surrogate import Surrogate, inline_form, recognise
@@ -76,19 +76,13 @@ class _Synaptic:
         """Return the gradients at the currents and at each state times its decay."""
         at_syn, at_mem = at
         at_mem = _freed(at_mem, late)
-        at_syn = _sum(at_syn, at_mem)
+        at_syn = added(at_syn, at_mem)
         return at_syn, [at_syn, at_mem]
 
 
 def _freed(total: Tensor | None, late: Tensor | None) -> Tensor | None:
     """Return the gradient at a membrane before a reset to zero."""
     return total if total is None or late is None else total * (1 - late)
-
-
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    if a is None or b is None:
-        return b if a is None else a
-    return a + b
 
 
 # -- the node --------------------------------------------------------------------------------------
@@ -188,7 +182,7 @@ class _Step(Function):
                 at_graded = (at_spikes * (margin > 0)).sum_to_size(graded.shape)
             at_fire = form.surrogate.derivative(margin)
             at_fire = at_fire * (at_spikes if graded is None else at_spikes * graded)
-            at[-1] = _sum(at_fire, at[-1])
+            at[-1] = added(at_fire, at[-1])
         at_threshold = _at_threshold(at[-1], at_fire, late, form.reset, ctx) if needs[4] else None
         resets = late if form.reset == "zero" else None
         total, scaled = form.formula.go_back(at, decays, resets)
@@ -277,7 +271,6 @@ class Step:
         self._neuron, self._kind = neuron, kind
         self._known: tuple[Any, Surrogate | None] = (None, None)
         self._gains: list[Tensor] = []
-        self._graded: Any = None
 
     def inputs(self, args: Sequence[Any], book: Book | None = None) -> Inputs | None:
         """Return what :meth:`compute` takes, as things are now; ``recurrent`` has the spikes.
@@ -306,7 +299,6 @@ class Step:
         threshold, graded = self._constant("threshold"), self._constant("graded_spikes_factor")
         if not _are_alike(current, [*states, *decays, threshold, graded]):
             return None
-        self._graded = graded
         graded = None if _is_one(graded) else graded
         dtype = current.dtype if surrogate is neuron.spike_grad else torch.float32
         form = _Form(kind.formula, reset, surrogate, dtype, book)
@@ -341,7 +333,7 @@ class Step:
         if seen is not None:
             form = form._replace(seen=seen)
         if self._is_compiled(inputs):
-            numbers = _numbers(decays[0], threshold, self._graded)
+            numbers = _numbers(decays[0], threshold, graded)
             if numbers is not None:
                 beta, theta, factor = numbers
                 slope = inline_form(form.surrogate)
@@ -411,11 +403,14 @@ def _clamped(decay: Any) -> Any:
     return decay.clamp(0, 1) if isinstance(decay, Tensor) else decay
 
 
-def _numbers(beta: Tensor, threshold: Tensor, graded: Tensor) -> tuple[float, float, float] | None:
+def _numbers(
+    beta: Tensor, threshold: Tensor, graded: Tensor | None
+) -> tuple[float, float, float] | None:
     """Return beta, threshold and the factor of the spikes, where all neurons have the same."""
-    if any(each.requires_grad or each.dim() for each in (beta, threshold, graded)):
+    known = [beta, threshold] if graded is None else [beta, threshold, graded]
+    if any(each.requires_grad or each.dim() for each in known):
         return None
-    return beta.item(), threshold.item(), graded.item()
+    return beta.item(), threshold.item(), 1.0 if graded is None else graded.item()
 
 
 def _is_one(factor: Tensor) -> bool:

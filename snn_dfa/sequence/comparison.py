@@ -120,22 +120,25 @@ class _Trial:
 
     def _shaken(self) -> nn.Module:
         """Return a copy whose parameters are all there and, where it bears it, none is zero."""
-        self._ran(self._fresh())  # the network's own errors
+        first = self._fresh()
+        self._result(first)  # the network's own errors; lazy modules are made
+
+        def at_rest() -> nn.Module:
+            return copy_of(first) if self._is_lazy else self._fresh()
+
         for low, high in ((-2 * _SHAKE, 2 * _SHAKE), (-_SHAKE, 0.0)):
-            net = self._ran(self._fresh())
+            net = at_rest()
             for p in net.parameters():
                 if p.is_floating_point():
                     noise = torch.empty_like(p.detach()).uniform_(low, high)
                     p.data = torch.where(p == 0, max(high, 0) * noise, p * (1 + noise))
-            # The states that the run has left are not the network's own at rest.
-            shaken = copy_of(net) if self._is_lazy else _with_parameters(self._fresh(), net)
             try:
-                results = tree_flatten(self._result(copy_of(shaken)))[0]
+                results = tree_flatten(self._result(copy_of(net)))[0]
             except Exception:  # of a parameter that has a range
                 continue
             if not any(isinstance(t, Tensor) and t.isnan().any() for t in results):
-                return shaken
-        return self._ran(self._fresh()) if self._is_lazy else self._fresh()
+                return net
+        return at_rest()
 
     @property
     def _is_lazy(self) -> bool:
@@ -143,10 +146,6 @@ class _Trial:
 
     def _fresh(self) -> nn.Module:
         return _smooth(copy_of(self._net).to(self._dtype))
-
-    def _ran(self, net: nn.Module) -> nn.Module:
-        self._result(net)
-        return net
 
     def _result(self, net: nn.Module) -> Any:
         return net(self._x if self._loops else self._x[0], *self._args, **self._kwargs)
@@ -205,13 +204,6 @@ def _is_the_users(module: nn.Module) -> bool:
     home = type(module).__module__.partition(".")[0]
     known = isinstance(module, (_NORMS, _DROPOUTS, snn.SpikingNeuron))
     return not known and home not in ("torch", "snntorch", "snn_dfa")
-
-
-def _with_parameters(net: nn.Module, other: nn.Module) -> nn.Module:
-    """Return a network that has the parameters of another of its kind."""
-    for p, q in zip(net.parameters(), other.parameters(), strict=True):
-        p.data = q.data
-    return net
 
 
 def _half_random(x: Tensor) -> Tensor:
