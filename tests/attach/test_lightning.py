@@ -7,62 +7,19 @@ import snntorch as snn
 import torch
 from torch import nn
 
-from snn_dfa import DFA, reset
-from snn_dfa.diagnostics import activity, gradient_angles
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what it imports is its own affair
-    lightning = pytest.importorskip("lightning")
-
-pytestmark = pytest.mark.filterwarnings("ignore")  # of Lightning's: workers, loggers
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # of Lightning's: workers, loggers
+]
 
 
-class Classifier(lightning.LightningModule):
-    """A snnTorch network that learns by direct feedback alignment."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(4, 8), snn.Leaky(beta=0.8, threshold=0.3, init_hidden=True),
-            nn.Linear(8, 2), snn.Leaky(beta=0.8, threshold=0.3, init_hidden=True),
-        )  # fmt: skip
-        self.dfa = DFA(self.net, output="3", feedback="kolen-pollack")
-
-    def forward(self, x):
-        reset(self.net)
-        return torch.stack([self.net(step) for step in x.transpose(0, 1)])
-
-    def training_step(self, batch):
-        x, y = batch  # [B, T, 4], [B]
-        return nn.functional.cross_entropy(self(x).sum(0), y)
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.net.parameters(), lr=0.1)
-
-    def on_save_checkpoint(self, checkpoint):
-        checkpoint["feedback"] = self.dfa.state_dict()
-
-    def on_load_checkpoint(self, checkpoint):
-        self.dfa.load_state_dict(checkpoint["feedback"])
-
-
-class Angles(lightning.Callback):
-    """Logs the angle of each layer's gradient to back-propagation's, and rates, on one batch."""
-
-    def __init__(self, batch):
-        self.x, self.y = batch
-
-    def on_train_epoch_end(self, trainer, module):
-        def loss(net):
-            reset(net)
-            spk = torch.stack([net(step) for step in self.x.transpose(0, 1)])
-            return nn.functional.cross_entropy(spk.sum(0), self.y)
-
-        angles = gradient_angles(module.dfa, loss)
-        with torch.no_grad(), activity(module.net) as layers:
-            loss(module.net)
-        module.log_dict({f"angle/{name}": angle for name, angle in angles.items()})
-        module.log_dict({f"rate/{name}": seen.rate for name, seen in layers.items()})
+@pytest.fixture(scope="module")
+def models():
+    pytest.importorskip("lightning")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what it imports is its own affair
+        import lightning_models as models
+    return models
 
 
 def batches():
@@ -71,8 +28,8 @@ def batches():
     return [(x[i : i + 4], y[i : i + 4]) for i in range(0, 16, 4)]
 
 
-def fit(model, folder, epochs, resume=None):
-    trainer = lightning.Trainer(
+def fit(models, model, folder, epochs, resume=None):
+    trainer = models.lightning.Trainer(
         max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=folder, enable_checkpointing=False,
     )  # fmt: skip
@@ -80,14 +37,13 @@ def fit(model, folder, epochs, resume=None):
     return trainer
 
 
-@pytest.mark.slow
-def test_it_trains_as_the_loop_by_hand_and_goes_on_from_its_checkpoint(tmp_path):
+def test_it_trains_as_the_loop_by_hand_and_goes_on_from_its_checkpoint(models, tmp_path):
     torch.manual_seed(0)
-    model = Classifier()
+    model = models.Classifier()
     start = {k: v.clone() for k, v in model.net.state_dict().items()}
-    fit(model, tmp_path, 2)
+    fit(models, model, tmp_path, 2)
 
-    by_hand = Classifier()
+    by_hand = models.Classifier()
     by_hand.net.load_state_dict(start)
     optimizer = by_hand.configure_optimizers()
     for _ in range(2):
@@ -100,22 +56,22 @@ def test_it_trains_as_the_loop_by_hand_and_goes_on_from_its_checkpoint(tmp_path)
     assert torch.equal(by_hand.dfa.feedback["1"], model.dfa.feedback["1"])
     assert (by_hand.net[0].weight != start["0.weight"]).any()
 
-    broken = Classifier()
+    broken = models.Classifier()
     broken.net.load_state_dict(start)
-    fit(broken, tmp_path, 1).save_checkpoint(tmp_path / "one.ckpt")
-    resumed = Classifier()
-    fit(resumed, tmp_path, 2, tmp_path / "one.ckpt")
+    fit(models, broken, tmp_path, 1).save_checkpoint(tmp_path / "one.ckpt")
+    resumed = models.Classifier()
+    fit(models, resumed, tmp_path, 2, tmp_path / "one.ckpt")
     for name, value in model.net.state_dict().items():
         assert torch.equal(value, resumed.net.state_dict()[name])
     assert torch.equal(model.dfa.feedback["1"], resumed.dfa.feedback["1"])
 
 
-def test_a_callback_logs_angles_and_rates(tmp_path):
-    model = Classifier()
-    trainer = lightning.Trainer(
+def test_a_callback_logs_angles_and_rates(models, tmp_path):
+    model = models.Classifier()
+    trainer = models.lightning.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=tmp_path, enable_checkpointing=False,
-        callbacks=[Angles(batches()[0])],
+        callbacks=[models.Angles(batches()[0])],
     )  # fmt: skip
     trainer.fit(model, torch.utils.data.DataLoader(batches(), batch_size=None))
     logged = {name: value.item() for name, value in trainer.logged_metrics.items()}
@@ -124,7 +80,7 @@ def test_a_callback_logs_angles_and_rates(tmp_path):
     assert 0 <= logged["rate/1"] <= 1
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("models")
 def test_loggers_of_lightning_take_what_compare_says(tmp_path):
     from lightning.pytorch.loggers import CSVLogger
 

@@ -210,6 +210,7 @@ def test_feedback_alignment_with_current_credit(network):
 HALF = partial(sparse, density=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "feedback",
     ["uniform", "orthogonal", "low-rank", HALF, "kolen-pollack", "sign-symmetry"],

@@ -23,12 +23,14 @@ X = torch.rand(T, B, 5, generator=torch.Generator().manual_seed(1), dtype=torch.
 LEARNS = "leaky-learns"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("neuron", [n for n in problems.NEURONS if n != LEARNS])
 @pytest.mark.parametrize("network", ["sequential", "loop-inside", "layer-by-layer"])
 def test_against_loops_over_neurons(network, neuron):
     check(problem(network, neuron), ref.TraceNeuron, credit="trace")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("neuron", ["leaky", "synaptic", "refractory"])
 @pytest.mark.parametrize("network", ["convolutional", "normalised", "wrong-order"])
 def test_against_loops_over_networks(network, neuron):

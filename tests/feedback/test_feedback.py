@@ -200,6 +200,7 @@ def _drawn(net, **options):
     return dfa.feedback
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [n for n in NAMES if n != "zhang"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(kind, dtype):

@@ -221,6 +221,7 @@ def test_half_precision_leaves_the_factors_as_they_are():
     assert torch.equal(dfa.feedback["1"], before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_scaler_changes_nothing_of_it(fused):
     """Gradients are unscaled when the optimiser steps, and a step passed over is none for V."""

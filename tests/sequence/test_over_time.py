@@ -64,6 +64,7 @@ LEAKY = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_torch")
 @pytest.mark.parametrize("options", LEAKY, ids=str)
 @pytest.mark.parametrize("cls", ["Leaky", "Refractory", "clamp"])

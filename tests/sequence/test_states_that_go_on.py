@@ -32,6 +32,7 @@ def assert_goes_on(net, loop, x):
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_torch")
 @pytest.mark.parametrize("make", NEURONS.values(), ids=NEURONS)
 def test_hidden_states_go_on_until_reset(make):
@@ -39,6 +40,7 @@ def test_hidden_states_go_on_until_reset(make):
     assert_goes_on(net, lambda x: steps(net, x), inputs())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_torch")
 @pytest.mark.parametrize("kind", [k for k in NEURONS if k != "DeltaLeaky"])
 def test_explicit_states_that_begin_with_reset_mem_go_on(kind):

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.model_selection import train_test_split
 
 from snn_dfa.experiments.data.recordings import Events, Recordings, put, read_bin
 from snn_dfa.experiments.files import READ_ERRORS, on_one_line
@@ -223,6 +222,8 @@ def ncaltech101(root: Path, steps: int, downsample: int = 1) -> tuple[Recordings
 
     Source: Orchard et al. 2015, Front. Neurosci. 9, 437.
     """
+    from sklearn.model_selection import train_test_split  # costs two seconds
+
     folder = _folder(root, ("N-Caltech101", "NCaltech101"), "Caltech101") / "Caltech101"
     classes = sorted(path for path in folder.iterdir() if path.is_dir())
     files = [(i, f) for i, each in enumerate(classes) for f in sorted(each.glob("*.bin"))]

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import StratifiedKFold, train_test_split
 from torch import Tensor
 
 from snn_dfa.experiments.data.arrays import SUFFIX, arrays
@@ -149,6 +147,8 @@ def _fold(full: Part, test: Part, folds: int, number: int) -> tuple[Part, Part]:
         raise UsageError(
             f"--folds: expected at most {most}, the samples of the largest class, got {folds}"
         )
+    from sklearn.model_selection import StratifiedKFold  # costs two seconds
+
     splitter = StratifiedKFold(folds, shuffle=True, random_state=0)
     rest, fold = list(splitter.split(y, y))[number]
     return Part(x[rest], y[rest]), Part(x[fold], y[fold])
@@ -156,6 +156,9 @@ def _fold(full: Part, test: Part, folds: int, number: int) -> tuple[Part, Part]:
 
 def _digits() -> tuple[Part, Part]:
     """1,797 digits of 8x8 pixels; a fifth of each class, fixed, is the test part."""
+    from sklearn.datasets import load_digits  # costs two seconds, as does the next one
+    from sklearn.model_selection import train_test_split
+
     digits = load_digits()
     x, y = digits.images[:, None].astype(np.float32) / 16, digits.target
     parts = train_test_split(x, y, test_size=_DIGITS_TEST_SHARE, stratify=y, random_state=0)

@@ -11,7 +11,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from sklearn.metrics import ConfusionMatrixDisplay
 
 from snn_dfa.experiments.report.style import (
     INK,
@@ -105,6 +104,8 @@ def _error_axis(axes: Axes) -> None:
 @styled
 def confusion(rule: str, run: Mapping[str, Any]) -> Figure:
     """Draw true classes against predicted ones: shares as shades, counts as numbers."""
+    from sklearn.metrics import ConfusionMatrixDisplay  # costs two seconds
+
     counts = np.array(run["confusion"])
     figure = Figure(figsize=(4.6, 3.9), layout="constrained")
     axes = figure.subplots()

@@ -7,12 +7,12 @@ import platform
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-import sklearn
 import snntorch
 import torch
 from matplotlib.figure import Figure
@@ -286,7 +286,7 @@ def versions() -> dict[str, str]:
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "matplotlib": matplotlib.__version__,
-        "scikit-learn": sklearn.__version__,
+        "scikit-learn": metadata.version("scikit-learn"),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
     }
