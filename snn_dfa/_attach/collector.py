@@ -19,6 +19,7 @@ from torch.autograd import Variable
 from snn_dfa._attach.calls import Call
 from snn_dfa._attach.functions import (
     Deliver,
+    Entrance,
     Gather,
     accumulate,
     added,
@@ -51,7 +52,7 @@ class Collector:
         self.core = core
         self.parameters = tuple(parameters)
         self.known = {id(p) for p in parameters}
-        me = weakref.ref(self)  # the graph holds the collector by its ports alone
+        me = self._me = weakref.ref(self)  # the graph holds the collector by its ports alone
         self.deliver: Tensor = Deliver.apply(me, core.leaf, *parameters)
         self.gather: Tensor = Gather.apply(me, core.leaf)
         self.bridged = False  # a part of the graph is passed by itself, and then with the rest
@@ -69,6 +70,12 @@ class Collector:
                 "checkpointing; use checkpoint(..., use_reentrant=False), or loss.backward()"
             )
         self._replays.append((value, grad))
+
+    def entrance(self, value: Tensor) -> Tensor:
+        """Return the token of a leaf, or a view of one, that came into the network."""
+        leaf = value if value.is_leaf else value._base
+        token: Tensor = Entrance.apply(self._me, value, leaf)
+        return token
 
     # -- what autograd calls -----------------------------------------------------------------------
 
@@ -98,6 +105,7 @@ class Collector:
         """Turn what has arrived into gradients; those that ``deliver`` has not, accumulate."""
         if self.core.running is not None or not self._arrived:
             return
+        self.restore()
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         others = self.core.others(self)
         arrived, self._arrived = self._arrived, []
@@ -112,11 +120,9 @@ class Collector:
         own = len(self.parameters)
         if not self._partial:
             _write(others, results[own:])
-        elif any(g is not None for g in results[own:]):
-            raise BackwardError(
-                "torch.autograd.grad and backward(inputs=...) do not pass what comes into the "
-                "network or learns outside of it; call loss.backward(), or net(x.detach())"
-            )
+        elif any(isinstance(t, nn.Parameter) and g is not None
+                 for t, g in zip(others, results[own:], strict=True)):  # fmt: skip
+            raise _not_passed()  # other leaves have an entrance, by which autograd finds them
         if any(call.linked for call, _ in arrived):
             self._results = results[:own]
         else:
@@ -138,6 +144,13 @@ class Collector:
         results = results or nothing
         self._silence([p for p, g in zip(self.parameters, results, strict=True) if g is None])
         return results
+
+    def pass_entrance(self, leaf: Tensor) -> None:
+        """See that a leaf from outside gets its gradient when all has arrived, and none here."""
+        if self.core.running is None:
+            if not will_pass(self.gather.grad_fn):
+                raise _not_passed()
+            self._silence([leaf])
 
     def _silence(self, parameters: Iterable[Tensor]) -> None:
         """Let autograd call no hook of parameters without a gradient, until its pass has ended."""
@@ -225,6 +238,14 @@ class Run:
             torch.autograd.backward(values, grads, retain_graph=keep)
         finally:
             self._core.running = None
+
+
+def _not_passed() -> BackwardError:
+    return BackwardError(
+        "torch.autograd.grad, torch.autograd.functional and backward(inputs=...) do not pass what "
+        "comes into the network or learns outside of it; call loss.backward() and read .grad, or "
+        "give net(x.detach()); for back-propagation's gradient do so in `with dfa.paused():`"
+    )
 
 
 def _merged(arrivals: Arrivals) -> Arrivals:

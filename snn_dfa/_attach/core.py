@@ -22,6 +22,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
+from torch.nn import Parameter
 
 from snn_dfa._attach import messages
 from snn_dfa._attach.broadcast import Broadcast
@@ -76,6 +77,8 @@ class Core:
         self._shapes: dict[str, list[torch.Size]] = {}  # of what a layer returned, by layer
         self._taken: set[str] = set()  # layers whose values another layer was given
         self._others: dict[int, weakref.ref[Tensor]] = {}  # leaves that are no parameters
+        #: By identity of a leaf, or a view, that came into this pass from outside, its token.
+        self._entrances: dict[int, Tensor] = {}
         self._intervals: list[tuple[int, int, str]] = []  # calls whose insides may come out
         self._warned = False
         # The call that is going on: whether it learns, and the nodes that it learns through.
@@ -333,6 +336,13 @@ class Core:
         self._learning |= not own
         if id(leaf) not in self.collector.known and not own:
             self._others[id(leaf)] = weakref.ref(leaf)
+            if not isinstance(leaf, Parameter):
+                self.note_entrance(leaf)
+
+    def note_entrance(self, value: Tensor) -> None:
+        """Note a leaf, or a view of one, that comes from outside: autograd may be asked for it."""
+        if id(value) not in self._entrances:
+            self._entrances[id(value)] = self.collector.entrance(value)
 
     def _refuse_insides(self, layer: str, node: Any) -> None:
         """Raise an error for a node inside a call of another layer."""
@@ -397,7 +407,7 @@ class Core:
                     value.register_hook(partial(self._refuse_reading, layer))  # type: ignore[no-untyped-call]
         if not self.within and self.now.is_even(self.layers):
             now, self.now = self.now, Pass()  # layers are called without the network: step by step
-            self._intervals = []
+            self._intervals, self._entrances = [], {}
             now.end(self.layers)
         if spikes is not None:
             self._shapes[layer] = [spikes.shape, *(v.shape for v in values[:returned])]
@@ -417,7 +427,8 @@ class Core:
     def _port(self, call: Call, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
         if not call.values:
             return ()
-        tokens = [self.collector.gather] + [self.collector.deliver] * call.linked
+        tokens = [self.collector.gather, *self._entrances.values()]
+        tokens += [self.collector.deliver] * call.linked
         ports: tuple[Tensor, ...] = Port.apply(call.collector, call, values, *tokens)
         return ports
 
@@ -432,7 +443,7 @@ class Core:
         self.collector.restore()
         before = self.now, self.repeats
         self.now, self.repeats, self.within, self.inside = Pass(), repeats, True, None
-        self._intervals = []
+        self._intervals, self._entrances = [], {}
         return before
 
     def restore(self, before: tuple[Pass, bool]) -> None:

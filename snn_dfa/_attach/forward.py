@@ -199,7 +199,8 @@ class LayerForward(Forward):
     def _has_own_surrogate(self) -> bool:
         """Return whether the neuron has a surrogate of the user's, which may hold what learns."""
         surrogate = getattr(self.module, "spike_grad", None)
-        home = getattr(surrogate, "__module__", "")  # a function's, or that of an object's class
+        function = getattr(surrogate, "__self__", surrogate)  # of a `Function.apply` the class
+        home = getattr(function, "__module__", None) or ""  # a function's, or an object's class's
         return surrogate is not None and home.partition(".")[0] not in ("snntorch", "snn_dfa")
 
     def _call_step(self, inputs: Inputs) -> Any:
@@ -337,9 +338,11 @@ class NetworkForward(Forward):
             if core.sends_nothing and runs_distributed():
                 raise messages.shallow_distributed()
             core.bind(self._parameters())
-            args, kwargs = map_tensors(self._enter, args), map_tensors(self._enter, kwargs)
         since = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
-        return args, kwargs, since, core.begin(repeats=again)
+        before = core.begin(repeats=again)
+        if learns:
+            args, kwargs = map_tensors(self._enter, args), map_tensors(self._enter, kwargs)
+        return args, kwargs, since, before
 
     @eager
     def _end(self) -> None:
@@ -350,7 +353,11 @@ class NetworkForward(Forward):
         self.core.restore(before)
 
     def _enter(self, t: Tensor) -> Tensor:
-        original = self.core.own(None, t) if t.grad_fn is not None else None
+        if t.grad_fn is None:
+            return t
+        if t._is_view() and t._base is not None and t._base.is_leaf and not self.core.aligned:
+            self.core.note_entrance(t)
+        original = self.core.own(None, t)
         return t if original is None else original
 
     @eager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
@@ -19,6 +20,7 @@ __all__ = [
     "Deliver",
     "Detour",
     "Emit",
+    "Entrance",
     "Gather",
     "Guard",
     "Port",
@@ -100,6 +102,9 @@ class Receiver(Protocol):
     def hand_out(self) -> tuple[Tensor | None, ...]:
         """Return the gradients of the parameters, in order."""
 
+    def pass_entrance(self, leaf: Tensor) -> None:
+        """See that a leaf from outside gets its gradient elsewhere."""
+
 
 class Port(Function):
     """The values that a call returned, in a graph that ends here.
@@ -113,7 +118,7 @@ class Port(Function):
         call: The call, handed to ``arrive`` as it is.
         values: The tensors that the call returned.
         tokens: Results of :class:`Gather` and, where the loss may reach the network here, of
-            :class:`Deliver`; autograd runs both after all ports.
+            :class:`Deliver`, which autograd runs after all ports, and of :class:`Entrance`.
     """
 
     @staticmethod
@@ -167,6 +172,30 @@ class Deliver(Function):
         receiver = ctx.receiver()
         grads = (None,) * ctx.count if receiver is None else receiver.hand_out()
         return None, None, *grads
+
+
+class Entrance(Function):
+    """A token of a leaf that came into the network, so that autograd finds a way to the leaf.
+
+    ``Entrance.apply(receiver, value, leaf)``: the value is the leaf or a view of it. No gradient
+    passes: the receiver accumulates the leaf's. Backward tells the receiver, which raises an error
+    where gradients are asked for at some tensors and would be missing here.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, receiver: Callable[[], Receiver | None], value: Tensor, leaf: Tensor
+    ) -> Tensor:
+        ctx.receiver, ctx.leaf = receiver, weakref.ref(leaf)
+        ctx.set_materialize_grads(False)
+        return torch.zeros((), device=value.device)
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor | None) -> tuple[None, None, None]:
+        receiver, leaf = ctx.receiver(), ctx.leaf()
+        if receiver is not None and leaf is not None:
+            receiver.pass_entrance(leaf)
+        return None, None, None
 
 
 class Emit(Function):

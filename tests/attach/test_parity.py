@@ -70,6 +70,31 @@ def test_transposed_weights_as_feedback_are_backpropagation_of_the_direct_path()
             torch.testing.assert_close(parameter.grad, grad, rtol=1e-12, atol=1e-12)
 
 
+class Box(torch.autograd.Function):
+    """A surrogate as a function of autograd."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return (x > 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * (ctx.saved_tensors[0].abs() < 2.0)
+
+
+def test_a_function_of_autograd_is_a_surrogate_by_its_apply():
+    x, grads = torch.rand(6, 4, 5, dtype=torch.float64), []
+    for surrogate in (Box.apply, lambda x: Box.apply(x)):
+        torch.manual_seed(0)
+        net = two_layers(spike_grad=surrogate)
+        with DFA(net):
+            (run(net, x) - 1).square().sum().backward()
+        grads.append([p.grad for p in net.parameters()])
+    assert grads[0][0].any()
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
 class StraightThrough:
     def __call__(self, x):
         return x + ((x > 0).to(x.dtype) - x).detach()
