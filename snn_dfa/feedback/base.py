@@ -11,7 +11,7 @@ from torch import Tensor
 
 from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback.apply import correlation, product
-from snn_dfa.feedback.stand_in import Inflow
+from snn_dfa.feedback.stand_in import Inflow, Ways
 
 __all__ = ["MAX_MATRIX_BYTES", "FeedbackWeights", "Forward", "Shapes", "check_tensor"]
 
@@ -209,6 +209,25 @@ class FeedbackWeights:
         layers = self.forward.names(name, self.path)
         weights = [self.forward.weight(layer).detach() for layer in layers]
         return product(weights).reshape(self.path[name])
+
+    # -- the ways of samples -----------------------------------------------------------------------
+
+    @property
+    def by_sample(self) -> bool:
+        """Whether :meth:`send` is to be called, with how each sample has passed the network."""
+        return False
+
+    def send(self, error: Tensor, ways: Ways) -> dict[str, tuple[Tensor, Tensor]]:
+        r"""Return what each layer is sent for errors that are the same at all steps.
+
+        Args:
+            error: [B, C], of each sample.
+            ways: How samples have passed the network.
+
+        Returns:
+            Layer to what it is sent, [B, \*S], and to the matrix [C, \*S] of the mean ways.
+        """
+        raise NotImplementedError
 
     # -- learning ----------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from snn_dfa.feedback.base import Forward, Shapes
 from snn_dfa.feedback.draw import generator_for
 from snn_dfa.feedback.kolen_pollack_product import KolenPollackProductFeedback
 from snn_dfa.feedback.learning import LearningOptions, Twin
+from snn_dfa.feedback.stand_in import Ways, errors, jacobians
 
 __all__ = ["WeightMirror", "WeightMirrorFeedback"]
 
@@ -74,6 +75,7 @@ class WeightMirror(LearningOptions):
     """
 
     initial: float = 0.0
+    by_sample: bool = True
 
 
 class WeightMirrorFeedback(KolenPollackProductFeedback):
@@ -104,6 +106,27 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
         weight = self.forward.weight(layer)
         # One that is computed from parameters, as by weight normalisation, is mirrored alone.
         return super()._weight(layer, shape) if isinstance(weight, Parameter) else weight
+
+    @property
+    def by_sample(self) -> bool:
+        """Whether errors take each sample's own way back."""
+        return bool(getattr(self.feedback_optimizer.options, "by_sample", False))
+
+    def send(self, error: Tensor, ways: Ways) -> dict[str, tuple[Tensor, Tensor]]:
+        r"""Return what each layer is sent for errors that are the same at all steps.
+
+        Args:
+            error: [B, C], of each sample.
+            ways: How samples have passed the network.
+
+        Returns:
+            Layer to what it is sent, [B, \*S], and to the matrix [C, \*S] of the mean ways.
+        """
+        dtype = torch.promote_types(error.dtype, torch.float32)
+        factors = {n: f.to(dtype) for n, f in self._factors(error.device).items()}
+        sent = self._through(errors, factors, error.to(dtype), ways)
+        matrices = self._through(jacobians, factors, ways.mean())
+        return {name: (sent[name], matrices[name]) for name in sent}
 
     @property
     def accumulates(self) -> bool:
