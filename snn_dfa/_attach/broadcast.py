@@ -16,7 +16,7 @@ from snn_dfa.feedback.base import FeedbackWeights
 from snn_dfa.feedback.stand_in import Ways
 from snn_dfa.rules import Rule, broadcast_signal, check_finite, local
 
-__all__ = ["Broadcast"]
+__all__ = ["Broadcast", "is_steady"]
 
 Arrivals = list[tuple[Call, Sequence[Tensor | None]]]
 #: The errors at the outputs of one step, by the output's name.
@@ -34,6 +34,7 @@ class Broadcast:
         targets: For the rule that sends them.
         ways: From the calls of layers, the number of samples, and how many dimensions of a call are
             samples and steps, to how the samples have passed the layers.
+        steady: Whether the loss is the same function of each step.
     """
 
     def __init__(
@@ -44,8 +45,10 @@ class Broadcast:
         shapes: Mapping[str, Sequence[torch.Size]],
         targets: Tensor | None,
         ways: Callable[[Mapping[str, Sequence[Call]], int, int], Ways],
+        *,
+        steady: bool = False,
     ) -> None:
-        self._ways = ways
+        self._ways, self._steady = ways, steady
         self._layers, self._rule, self._feedback = layers, rule, feedback
         self._shapes, self._targets = shapes, targets
         self._errors: dict[tuple[int, ...], Tensor] = {}  # of a group of steps
@@ -53,7 +56,7 @@ class Broadcast:
         # Of feedback with ways of samples: the mean signal over steps [1, B, C], and for each layer
         # what it is sent for that, and the matrix of the mean ways.
         self._mean: Tensor | None = None
-        self._by_sample: dict[str, tuple[Tensor, Tensor]] = {}
+        self._by_sample: dict[str, tuple[Tensor, Tensor | None]] = {}
 
     def __call__(self, arrived: Sequence[tuple[Call, Sequence[Tensor | None]]]) -> Arrivals:
         """Return the hidden calls with what each is sent at its spikes.
@@ -228,7 +231,7 @@ class Broadcast:
                 for name, each in {call.layer: call, **call.below}.items():
                     passed.setdefault(name, []).append(each)
         ways = self._ways(passed, steps.shape[1], dims)
-        self._by_sample = self._feedback.send(self._mean[0], ways)
+        self._by_sample = self._feedback.send(self._mean[0], ways, steady=self._steady)
 
     def _projected(self, name: str, signal: Tensor, calls: Sequence[Call]) -> Tensor:
         """Return what a layer is sent for a signal, [..., *S]."""
@@ -237,7 +240,7 @@ class Broadcast:
         once, matrix = self._by_sample[name]
         steps = _in_steps(signal, calls[0].steps)
         sent = once.expand(len(steps), *once.shape)
-        if len(steps) > 1 and steps.stride(0):
+        if matrix is not None and len(steps) > 1 and steps.stride(0):
             sent = sent + project(steps - self._mean, matrix.to(signal.dtype))
         shape = (*signal.shape[:-1], *once.shape[1:])
         return sent if sent.shape == shape else sent.reshape(shape)
@@ -255,6 +258,23 @@ class Broadcast:
         self._feedback.notify(name, sent)
         each = [sent] if len(calls) == 1 else sent
         return [(call, (e,)) for call, e in zip(calls, each, strict=True) if call.hears]
+
+
+def is_steady(arrived: Arrivals) -> bool:
+    """Return whether the loss gives one and the same error, in one place, at all steps."""
+    errors: dict[tuple[str | None, int], list[Tensor]] = {}
+    for call, grads in arrived:
+        for i, grad in enumerate(grads):
+            if grad is not None:
+                errors.setdefault((call.layer, i), []).append(grad)
+    return all(_is_one(each) for each in errors.values())
+
+
+def _is_one(errors: Sequence[Tensor]) -> bool:
+    first = errors[0]
+    if len(errors) == 1:
+        return first.dim() > 2 and first.stride(0) == 0
+    return all(e.data_ptr() == first.data_ptr() and e.stride() == first.stride() for e in errors)
 
 
 def _in_steps(signal: Tensor, steps: int | None) -> Tensor:
@@ -289,6 +309,6 @@ def _stacked(errors: Sequence[Tensor]) -> Tensor:
     first = errors[0]
     if len(errors) == 1:
         return first
-    if all(e.data_ptr() == first.data_ptr() and e.stride() == first.stride() for e in errors):
+    if _is_one(errors):
         return first.expand(len(errors), *first.shape)
     return torch.stack(list(errors))

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from snn_dfa._attach import messages
-from snn_dfa._attach.broadcast import Broadcast
+from snn_dfa._attach.broadcast import Broadcast, is_steady
 from snn_dfa._attach.calls import Call, Layers, Pass
 from snn_dfa._attach.collector import Arrivals, Collector, Run
 from snn_dfa._attach.functions import Bridge, Guard, Port, Relink, Replay, Stale, gradients
@@ -473,11 +473,12 @@ class Core:
                 self._broadcast().require(first)
                 self._seen = shapes
 
-    def _broadcast(self) -> Broadcast:
+    def _broadcast(self, *, steady: bool = False) -> Broadcast:
         assert self._rule is not None
         return Broadcast(
-            self.layers, self._rule, self.feedback, self._shapes, self.targets, self._ways
-        )
+            self.layers, self._rule, self.feedback, self._shapes, self.targets, self._ways,
+            steady=steady,
+        )  # fmt: skip
 
     def _ways(self, calls: Mapping[str, Sequence[Call]], batch: int, dims: int) -> Ways:
         """Return how samples have passed layers, as means over the steps.
@@ -528,9 +529,12 @@ class Core:
         if self._rule is None:
             return []
         self._refuse_second_output(arrived)
+        steady = self.feedback.by_sample and is_steady(
+            [a for a in arrived if a[0].layer in self.layers.outputs]
+        )
         if self.errors_of is not None:
             arrived = self.errors_of(arrived)
-        return self._broadcast()(arrived)
+        return self._broadcast(steady=steady)(arrived)
 
     def _settle(self, arrived: Arrivals) -> None:
         """Settle who is the output, and end a pass that is made without the network's forward.

@@ -94,11 +94,18 @@ def _mean(pairs: Sequence[tuple[tuple[int, ...], Tensor]], batch: int) -> Tensor
     shape = pairs[0][0]
     if not shape:
         return torch.stack([gains for _, gains in pairs]).mean(0)
-    places = [at for _, at in pairs if at.dim() == len(shape) and not len(at) % batch]
-    if len(places) < len(pairs):
+    if any(at.dim() < len(shape) or len(at) % batch for _, at in pairs):
         return None
-    steps = torch.cat([at.reshape(-1, batch, at.shape[1], at[0, 0].numel()) for at in places])
-    at = steps.permute(1, 2, 0, 3).flatten(2)  # [B, channels, T * windows]
-    share = torch.ones((), device=at.device) / len(steps)
-    taken = torch.zeros(*at.shape[:2], torch.Size(shape[2:]).numel(), device=at.device)
-    return taken.scatter_add_(2, at, share.expand(at.shape)).reshape(batch, *shape[1:])
+    # One step after the other: places are large, and a copy of all would cost more than the sums.
+    steps = [at for _, each in pairs for at in each.flatten(2).reshape(-1, batch, *_sides(each))]
+    size = torch.Size(shape[2:]).numel()
+    taken = torch.zeros(batch, shape[1], size, device=steps[0].device)
+    share = torch.full_like(steps[0], 1 / len(steps), dtype=taken.dtype)
+    for at in steps:
+        taken.scatter_add_(2, at, share)
+    return taken.reshape(batch, *shape[1:])
+
+
+def _sides(places: Tensor) -> tuple[int, int]:
+    """Return the numbers of channels and of windows."""
+    return places.shape[1], places[0, 0].numel()

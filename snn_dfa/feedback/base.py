@@ -217,15 +217,20 @@ class FeedbackWeights:
         """Whether :meth:`send` is to be called, with how each sample has passed the network."""
         return False
 
-    def send(self, error: Tensor, ways: Ways) -> dict[str, tuple[Tensor, Tensor]]:
-        r"""Return what each layer is sent for errors that are the same at all steps.
+    def send(
+        self, error: Tensor, ways: Ways, *, steady: bool
+    ) -> dict[str, tuple[Tensor, Tensor | None]]:
+        r"""Return what each layer is sent for the mean of the errors over all steps.
 
         Args:
-            error: [B, C], of each sample.
+            error: [B, C], the mean error of each sample.
             ways: How samples have passed the network.
+            steady: Whether the loss is the same function of each step.
 
         Returns:
-            Layer to what it is sent, [B, \*S], and to the matrix [C, \*S] of the mean ways.
+            Layer to what it is sent, [B, \*S], and to the matrix [C, \*S] for the differences from
+            the mean: that of the mean ways; with ``steady`` that of the last weights alone, and
+            ``None`` for a layer before others.
         """
         raise NotImplementedError
 

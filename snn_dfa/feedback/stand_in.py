@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -67,8 +68,8 @@ class Inflow:
     """What comes into a layer, as a linear function of other layers' values.
 
     Args:
-        apply: From values [M, ...] of layers and factors, among which are the numbers of
-            :attr:`Ways.local`, to what comes in, [M, ...].
+        apply: From values [M, ...] of layers, which are zero, and factors, among which are the
+            numbers of :attr:`Ways.local`, to what comes in, [M, ...].
         sources: The layers whose values it takes.
         weights: The layers with weights whose factors it takes, in order.
     """
@@ -88,6 +89,26 @@ class Inflow:
             self.sources,
             (*self.weights, weight),
         )
+
+
+class _Linear(torch.autograd.Function):
+    """A linear function at zero, where its value is known: only the way back is computed."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, back: Callable[[Tensor], Tensor], shape: Sequence[int], value: Tensor
+    ) -> Tensor:
+        ctx.back = back
+        return value.new_zeros(()).expand(shape)
+
+    @staticmethod
+    def backward(ctx: Any, error: Tensor) -> tuple[None, None, Tensor]:
+        return None, None, ctx.back(error)
+
+
+def _linear(value: Tensor, shape: Sequence[int], back: Callable[[Tensor], Tensor]) -> Tensor:
+    out: Tensor = _Linear.apply(back, shape, value)
+    return out
 
 
 # -- what lies between two layers ------------------------------------------------------------------
@@ -152,7 +173,12 @@ def multiply(x: Inflow, number: float) -> Inflow:
 
 def weigh(x: Inflow, weight: str) -> Inflow:
     """Return an inflow through a factor [N_out, N_in] in place of a dense layer's weight."""
-    return x.through(weight, lambda value, v: value.reshape(-1, v.shape[1]) @ v.t())
+
+    def weighed(value: Tensor, v: Tensor) -> Tensor:
+        value = value.reshape(-1, v.shape[1])
+        return _linear(value, (len(value), len(v)), lambda error: error @ v)
+
+    return x.through(weight, weighed)
 
 
 def convolve(x: Inflow, weight: str, shape: tuple[int, ...], options: Sequence[object]) -> Inflow:
@@ -164,10 +190,17 @@ def convolve(x: Inflow, weight: str, shape: tuple[int, ...], options: Sequence[o
         shape: [channels, *S] of one sample that comes in.
         options: Stride, padding, dilation, whether it is transposed, output padding, groups.
     """
-    return x.through(
-        weight,
-        lambda value, v: torch.ops.aten.convolution(value.reshape(-1, *shape), v, None, *options),
-    )
+    convolution, back = torch.ops.aten.convolution, torch.ops.aten.convolution_backward
+
+    def convolved(value: Tensor, v: Tensor) -> Tensor:
+        value = value.reshape(-1, *shape)
+        out = convolution(value.to("meta"), v.to("meta"), None, *options).shape
+        like = value.detach()
+        return _linear(
+            value, out, lambda error: back(error, like, v, None, *options, (True, False, False))[0]
+        )
+
+    return x.through(weight, convolved)
 
 
 def pool(
@@ -193,10 +226,18 @@ def pool(
         taken = factors.get(name)
         if taken is None or taken.shape[1:] != value.shape[1:]:
             return cast("Tensor", function(value, tuple(kernel), *options))
-        summed = function(value * taken, tuple(kernel), *options, divisor_override=1)
-        return cast("Tensor", summed)
+        out = function(value.to("meta"), tuple(kernel), *options).shape
+        return _linear(value, out, lambda error: _spread(error, kernel, shape) * taken)
 
     return Inflow(apply, x.sources, x.weights)
+
+
+def _spread(error: Tensor, kernel: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+    """Return the error of each window at all its pixels [M, channels, *S]; zero at others."""
+    size = [n * k for n, k in zip(error.shape[2:], kernel, strict=True)]
+    error = functional.interpolate(error, size)
+    rest = [n - s for n, s in zip(shape[1:], size, strict=True)]  # below zero: half a window
+    return functional.pad(error, [r for n in reversed(rest) for r in (0, n)])
 
 
 def gain(x: Inflow, channel: int, name: str) -> Inflow:
@@ -212,7 +253,11 @@ def gain(x: Inflow, channel: int, name: str) -> Inflow:
         value, gains = x.apply(values, factors), factors.get(name)
         if gains is None or value[0].numel() != channel * len(gains):
             return value
-        return (value.reshape(len(value), len(gains), -1) * gains[:, None]).reshape(value.shape)
+
+        def back(error: Tensor) -> Tensor:
+            return (error.reshape(len(error), len(gains), -1) * gains[:, None]).reshape(error.shape)
+
+        return _linear(value, value.shape, back)
 
     return Inflow(apply, x.sources, x.weights)
 
@@ -238,6 +283,7 @@ def jacobians(
     factors: Named,
     direct: Sequence[str] = (),
     ways: Ways | None = None,
+    only: Sequence[str] = (),
 ) -> dict[str, Tensor]:
     r"""Return the stand-in's derivative of the outputs with respect to each hidden layer's value.
 
@@ -250,9 +296,10 @@ def jacobians(
         factors: By layer with weights.
         direct: Layers that have a matrix [C, \*S] to the outputs among the factors, too.
         ways: The same for all samples; ``None`` for none.
+        only: If given, the only layers into which others flow.
 
     Returns:
-        Layer to B [C, \*S].
+        Layer to B [C, \*S]; with ``only`` without the layers that flow into none of them.
 
     Example:
         >>> inflows = {"lif2": weigh(source("lif1"), "fc2"), "out": weigh(source("lif2"), "fc3")}
@@ -261,6 +308,10 @@ def jacobians(
         >>> jacobians(inflows, ["out"], shapes, factors)["lif1"]
         tensor([[-2., -2., -2.]])
     """
+    if only:
+        inflows = {name: each for name, each in inflows.items() if name in only}
+        last = {source for each in inflows.values() for source in each.sources}
+        shapes = {name: shapes[name] for name in shapes if name in last or name in direct}
     like = next(iter(factors.values()), torch.zeros(()))
     eye = torch.eye(next(iter(shapes.values()))[0], dtype=like.dtype, device=like.device)
     return errors(inflows, outputs, shapes, factors, direct, eye, ways)
@@ -298,25 +349,24 @@ def errors(
         tensor([[ 1.,  1.,  1.],
                 [-3., -3., -3.]])
     """
-    ways, rows = ways or Ways(), len(error)
-    known = {**factors, **ways.local}
+    ways, rows, known = ways or Ways(), len(error), dict(factors)
+    known |= ways.local
     with torch.enable_grad():
-        leaves = {
-            name: error.new_zeros(rows, *shape[1:]).requires_grad_()
-            for name, shape in shapes.items()
-        }
+        sizes = {name: (rows, *shape[1:]) for name, shape in shapes.items()}
+        leaves = {n: error.new_zeros(()).expand(s).requires_grad_() for n, s in sizes.items()}
         values = dict(leaves)
-        for name in shapes:
-            if name in inflows:
-                value = inflows[name].apply(values, known).reshape(leaves[name].shape)
-                gate = ways.gates.get(name)
-                values[name] = leaves[name] + (value if gate is None else value * gate)
+        for name in [name for name in shapes if name in inflows]:
+            value, gate = inflows[name].apply(values, known), ways.gates.get(name)
+            value = value.reshape(sizes[name])
+            if gate is not None:
+                value = _linear(value, sizes[name], partial(torch.mul, gate))
+            values[name] = leaves[name] + value
         parts = [inflows[n].apply(values, known).reshape(rows, -1) for n in outputs if n in inflows]
         out = torch.cat(parts, 1) if parts else torch.zeros_like(error)
         for name in direct:
             out = out + values[name].flatten(1) @ factors[name].flatten(1).t()
     found = torch.autograd.grad(out, list(leaves.values()), error, allow_unused=True)
     return {
-        name: torch.zeros_like(leaves[name]) if grad is None else grad
+        name: error.new_zeros(leaves[name].shape) if grad is None else grad
         for name, grad in zip(leaves, found, strict=True)
     }

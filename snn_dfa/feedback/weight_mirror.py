@@ -112,21 +112,27 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
         """Whether errors take each sample's own way back."""
         return bool(getattr(self.feedback_optimizer.options, "by_sample", False))
 
-    def send(self, error: Tensor, ways: Ways) -> dict[str, tuple[Tensor, Tensor]]:
-        r"""Return what each layer is sent for errors that are the same at all steps.
+    def send(
+        self, error: Tensor, ways: Ways, *, steady: bool
+    ) -> dict[str, tuple[Tensor, Tensor | None]]:
+        r"""Return what each layer is sent for the mean of the errors over all steps.
 
         Args:
-            error: [B, C], of each sample.
+            error: [B, C], the mean error of each sample.
             ways: How samples have passed the network.
+            steady: Whether the loss is the same function of each step.
 
         Returns:
-            Layer to what it is sent, [B, \*S], and to the matrix [C, \*S] of the mean ways.
+            Layer to what it is sent, [B, \*S], and to the matrix [C, \*S] for the differences from
+            the mean: that of the mean ways; with ``steady`` that of the last weights alone, and
+            ``None`` for a layer before others.
         """
         dtype = torch.promote_types(error.dtype, torch.float32)
         factors = {n: f.to(dtype) for n, f in self._factors(error.device).items()}
         sent = self._through(errors, factors, error.to(dtype), ways)
-        matrices = self._through(jacobians, factors, ways.mean())
-        return {name: (sent[name], matrices[name]) for name in sent}
+        only = (*self.forward.outputs, *self._direct) if steady else ()
+        matrices = self._through(jacobians, factors, ways.mean(), only)
+        return {name: (each, matrices.get(name)) for name, each in sent.items()}
 
     @property
     def accumulates(self) -> bool:
