@@ -165,9 +165,13 @@ class LayerForward(Forward):
             store[key] = new
         cuts = self._credit is not None and self._credit.cuts(name)
         before = self._attributes() if cuts else []
+        taps = passage is not None and self._is_gate and name not in core.layers.outputs
+        # A credit that cuts makes spikes of the current; one that traces knows it by identity.
+        if passage is not None and taps and cuts:
+            args = passage.tapped(args[0]), *args[1:]
         if self._credit is not None:
             args, kwargs = self._credit.before(name, module, args, kwargs)
-        if passage is not None and self._is_gate and name not in core.layers.outputs:
+        if passage is not None and taps and not cuts:
             args = passage.tapped(args[0]), *args[1:]
         result = self._run(args, kwargs, held, cuts)
         known = {id(old) for _, _, old, _ in held} | {id(old) for _, _, old in before}

@@ -55,6 +55,11 @@ class Ways:
     gates: Named = field(default_factory=dict)
     local: Named = field(default_factory=dict)
 
+    def mixed(self, share: float) -> Ways:
+        """Return gates that are, but for a share, the mean over samples and neurons."""
+        gates = {name: torch.lerp(gate.mean(), gate, share) for name, gate in self.gates.items()}
+        return Ways(gates, self.local)
+
     def mean(self) -> Ways:
         """Return the means over samples."""
         return Ways(

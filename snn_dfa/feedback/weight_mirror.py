@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from snn_dfa._distributed import whole
+from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback.base import Forward, Shapes
 from snn_dfa.feedback.draw import generator_for
 from snn_dfa.feedback.kolen_pollack_product import KolenPollackProductFeedback
@@ -75,7 +76,14 @@ class WeightMirror(LearningOptions):
     """
 
     initial: float = 0.0
-    by_sample: bool = True
+    by_sample: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.by_sample <= 1:
+            raise FeedbackError(
+                f"WeightMirror: by_sample: expected a number from 0 to 1, got {self.by_sample}"
+            )
 
 
 class WeightMirrorFeedback(KolenPollackProductFeedback):
@@ -110,7 +118,12 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
     @property
     def by_sample(self) -> bool:
         """Whether errors take each sample's own way back."""
-        return bool(getattr(self.feedback_optimizer.options, "by_sample", False))
+        return self._share > 0
+
+    @property
+    def _share(self) -> float:
+        options = self.feedback_optimizer.options
+        return options.by_sample if isinstance(options, WeightMirror) else 0.0
 
     def send(
         self, error: Tensor, ways: Ways, *, steady: bool
@@ -129,6 +142,7 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
         """
         dtype = torch.promote_types(error.dtype, torch.float32)
         factors = {n: f.to(dtype) for n, f in self._factors(error.device).items()}
+        ways = ways.mixed(self._share)
         sent = self._through(errors, factors, error.to(dtype), ways)
         only = (*self.forward.outputs, *self._direct) if steady else ()
         matrices = self._through(jacobians, factors, ways.mean(), only)
