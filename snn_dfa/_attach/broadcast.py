@@ -261,19 +261,27 @@ class Broadcast:
 
 
 def is_steady(arrived: Arrivals) -> bool:
-    """Return whether the loss gives one and the same error, in one place, at all steps."""
+    """Return whether the loss gives the same errors at all steps."""
     errors: dict[tuple[str | None, int], list[Tensor]] = {}
     for call, grads in arrived:
         for i, grad in enumerate(grads):
             if grad is not None:
-                errors.setdefault((call.layer, i), []).append(grad)
-    return all(_is_one(each) for each in errors.values())
+                steps = grad if call.steps is None else grad.reshape(call.steps, -1)
+                errors.setdefault((call.layer, i), []).append(steps)
+    return all(_is_same(each) for each in errors.values())
+
+
+def _is_same(errors: Sequence[Tensor]) -> bool:
+    """Return whether all errors are equal; of one alone, those along its first dimension."""
+    first = errors[0]
+    if len(errors) > 1:
+        return _is_one(errors) or all(torch.equal(e, first) for e in errors)
+    return not (first.dim() and first.stride(0)) or torch.equal(first, first[:1].expand_as(first))
 
 
 def _is_one(errors: Sequence[Tensor]) -> bool:
+    """Return whether errors are one, in the memory of one."""
     first = errors[0]
-    if len(errors) == 1:
-        return first.dim() > 2 and first.stride(0) == 0
     return all(e.data_ptr() == first.data_ptr() and e.stride() == first.stride() for e in errors)
 
 
