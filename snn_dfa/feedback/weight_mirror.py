@@ -33,7 +33,19 @@ class WeightMirror(LearningOptions):
 
     As with :class:`KolenPollackProduct`, each weight W on the way from a hidden layer to the output
     has a factor V of the same shape, and a layer's B is the derivative of a linear network of
-    factors. V learns in two ways, at each step of the optimiser that is followed:
+    factors. Each sample has its own way through that network:
+
+    - The value of a neuron is multiplied by a gate: the derivative of the neuron's summed spikes
+      with respect to its current, as a mean over the steps. It comes from the layer's own graph. A
+      layer with recurrent weights has no gate.
+    - Maximum pooling takes the pixels that it took in the forward pass, as shares of the steps.
+    - Batch normalisation multiplies by its gains.
+
+    The mean error over the steps goes this way once, and serves all steps. What the error of a step
+    differs from the mean goes by the matrix B of the mean gates; where the loss gives the same
+    error at all steps, to the layers before the last weights alone.
+
+    V learns in two ways, at each step of the optimiser that is followed:
 
     1. It gets the gradient of W, and takes the step that an optimiser of the same class and with
        the same options makes of it: rate, momentum and decay are those of the weights.
@@ -45,13 +57,21 @@ class WeightMirror(LearningOptions):
     V is zero in the first step: hidden layers get no error before it stands for anything. No weight
     is used backwards: the layer answers forwards, as it does in use.
 
-    Where a function for which there is no linear one leads into a layer (a gate, a permutation),
+    ``dfa.feedback`` has the B of the linear network without gates. Where a function for which there
+    is no linear one leads into a layer (a gate, a permutation),
     the layers before it have a matrix of their own, which learns as with :class:`KolenPollack`.
 
     Args:
         lr: Not used; the rate is that of the followed optimiser.
         weight_decay: Not used.
         initial: Factor on the standard deviation of the first factors, 1 / sqrt(N_in).
+        by_sample: Share of a neuron's own gate; the rest is the layer's mean gate, so that neurons
+            far from their threshold still send errors back. 1: with one step, and V = W, the
+            gradient is that of back-propagation. 0: the linear network alone, without gates,
+            pixels and gains.
+
+    Raises:
+        FeedbackError: if a number is out of its range.
 
     Sources: Akrout et al. 2019, arXiv 1904.05391 (weight mirrors, with a Hebbian rule in place of
     the delta rule, and errors from layer to layer); Kolen and Pollack 1994.
