@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,9 +13,10 @@ from snn_dfa.errors import AttachError, OutOfStepError
 from snn_dfa.feedback import project
 from snn_dfa.feedback.apply import readout
 from snn_dfa.feedback.base import FeedbackWeights
+from snn_dfa.feedback.stand_in import Ways
 from snn_dfa.rules import Rule, broadcast_signal, check_finite, local
 
-__all__ = ["Broadcast"]
+__all__ = ["Broadcast", "is_steady"]
 
 Arrivals = list[tuple[Call, Sequence[Tensor | None]]]
 #: The errors at the outputs of one step, by the output's name.
@@ -31,6 +32,9 @@ class Broadcast:
         feedback: The feedback.
         shapes: Of the spikes of each layer, then of all that it returned, in order of calls.
         targets: For the rule that sends them.
+        ways: From the calls of layers, the number of samples, and how many dimensions of a call are
+            samples and steps, to how the samples have passed the layers.
+        steady: Whether the loss is the same function of each step.
     """
 
     def __init__(
@@ -40,11 +44,19 @@ class Broadcast:
         feedback: FeedbackWeights,
         shapes: Mapping[str, Sequence[torch.Size]],
         targets: Tensor | None,
+        ways: Callable[[Mapping[str, Sequence[Call]], int, int], Ways],
+        *,
+        steady: bool = False,
     ) -> None:
+        self._ways, self._steady = ways, steady
         self._layers, self._rule, self._feedback = layers, rule, feedback
         self._shapes, self._targets = shapes, targets
         self._errors: dict[tuple[int, ...], Tensor] = {}  # of a group of steps
         self._signals: dict[int, Tensor] = {}  # what the rule made of one of these
+        # Of feedback with ways of samples: the mean signal over steps [1, B, C], and for each layer
+        # what it is sent for that, and the matrix of the mean ways.
+        self._mean: Tensor | None = None
+        self._by_sample: dict[str, tuple[Tensor, Tensor | None]] = {}
 
     def __call__(self, arrived: Sequence[tuple[Call, Sequence[Tensor | None]]]) -> Arrivals:
         """Return the hidden calls with what each is sent at its spikes.
@@ -62,6 +74,7 @@ class Broadcast:
                 errors.append((name, [call for call, _ in group], e))
         if shapes:
             self._feedback.require(shapes, self._path(e.shape[-1], dims))
+            self._take_ways(arrived, errors, dims)
         return [sent for each in errors for sent in self._send(*each)]
 
     def require(self, outputs: Sequence[Call]) -> None:
@@ -199,6 +212,39 @@ class Broadcast:
             parts.append(like.new_zeros(*like.shape[:-1], count))
         return torch.cat(parts, -1)
 
+    def _take_ways(
+        self,
+        arrived: Sequence[tuple[Call, Sequence[Tensor | None]]],
+        errors: Sequence[tuple[str, list[Call], Tensor]],
+        dims: int,
+    ) -> None:
+        """Send the mean signal over all steps back by each sample's own way, where it is known."""
+        name, calls, e = errors[0]
+        alike = self._rule is not local and all(each[2] is e for each in errors)
+        if not (self._feedback.by_sample and alike and dims):
+            return
+        steps = _in_steps(self._signal(name, e, calls), calls[0].steps)
+        self._mean = steps.mean(0, keepdim=True) if steps.stride(0) else steps[:1]
+        passed: dict[str, list[Call]] = {}
+        for call, _ in sorted(arrived, key=lambda each: each[0].number):
+            if call.layer in self._layers.outputs:
+                for name, each in {call.layer: call, **call.below}.items():
+                    passed.setdefault(name, []).append(each)
+        ways = self._ways(passed, steps.shape[1], dims)
+        self._by_sample = self._feedback.send(self._mean[0], ways, steady=self._steady)
+
+    def _projected(self, name: str, signal: Tensor, calls: Sequence[Call]) -> Tensor:
+        """Return what a layer is sent for a signal, [..., *S]."""
+        if self._mean is None:
+            return project(signal, self._feedback.matrix(name, signal))
+        once, matrix = self._by_sample[name]
+        steps = _in_steps(signal, calls[0].steps)
+        sent = once.expand(len(steps), *once.shape)
+        if matrix is not None and len(steps) > 1 and steps.stride(0):
+            sent = sent + project(steps - self._mean, matrix.to(signal.dtype))
+        shape = (*signal.shape[:-1], *once.shape[1:])
+        return sent if sent.shape == shape else sent.reshape(shape)
+
     def _send(self, name: str, calls: Sequence[Call], e: Tensor) -> Arrivals:
         """Return what the steps of one layer are sent."""
         signal = self._signal(name, e, calls)
@@ -206,12 +252,49 @@ class Broadcast:
             self._feedback.accumulate(name, signal, _spikes(calls))
         spikes0 = calls[0].spikes
         dtype = signal.dtype if spikes0 is None else spikes0.dtype
-        sent = project(signal, self._feedback.matrix(name, signal), dtype)
+        sent = self._projected(name, signal, calls).to(dtype)
         shape = calls[0].shape if len(calls) == 1 else (len(calls), *calls[0].shape)
         sent = sent.expand(shape)
         self._feedback.notify(name, sent)
         each = [sent] if len(calls) == 1 else sent
         return [(call, (e,)) for call, e in zip(calls, each, strict=True) if call.hears]
+
+
+def is_steady(arrived: Arrivals) -> bool:
+    """Return whether the loss gives the same errors at all steps."""
+    errors: dict[tuple[str | None, int], list[Tensor]] = {}
+    for call, grads in arrived:
+        for i, grad in enumerate(grads):
+            if grad is not None:
+                steps = grad if call.steps is None else grad.reshape(call.steps, -1)
+                errors.setdefault((call.layer, i), []).append(steps)
+    return all(_is_same(each) for each in errors.values())
+
+
+def _is_same(errors: Sequence[Tensor]) -> bool:
+    """Return whether all errors are equal; of one alone, those along its first dimension."""
+    first = errors[0]
+    if len(errors) > 1:
+        return _is_one(errors) or all(torch.equal(e, first) for e in errors)
+    return not (first.dim() and first.stride(0)) or torch.equal(first, first[:1].expand_as(first))
+
+
+def _is_one(errors: Sequence[Tensor]) -> bool:
+    """Return whether errors are one, in the memory of one."""
+    first = errors[0]
+    return all(e.data_ptr() == first.data_ptr() and e.stride() == first.stride() for e in errors)
+
+
+def _in_steps(signal: Tensor, steps: int | None) -> Tensor:
+    """Return a signal as [T, B, C].
+
+    Args:
+        signal: [B, C], [T, B, C], or more dimensions of steps; with ``steps`` [T * B, C].
+        steps: T, where time is part of the samples.
+    """
+    if steps is not None:
+        return signal.reshape(-1, signal.shape[-2] // steps, signal.shape[-1])
+    return signal if signal.dim() == 3 else signal.reshape(-1, *signal.shape[-2:])
 
 
 def _spikes(calls: Sequence[Call]) -> Tensor:
@@ -234,6 +317,6 @@ def _stacked(errors: Sequence[Tensor]) -> Tensor:
     first = errors[0]
     if len(errors) == 1:
         return first
-    if all(e.data_ptr() == first.data_ptr() and e.stride() == first.stride() for e in errors):
+    if _is_one(errors):
         return first.expand(len(errors), *first.shape)
     return torch.stack(list(errors))

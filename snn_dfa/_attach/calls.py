@@ -14,6 +14,7 @@ from snn_dfa.errors import OutOfStepError
 
 if TYPE_CHECKING:
     from snn_dfa._attach.collector import Collector
+    from snn_dfa._attach.ways import Passage
 
 __all__ = ["Call", "Layers", "Pass"]
 
@@ -63,8 +64,8 @@ class Call:
     """
 
     __slots__ = (
-        "below", "collector", "entered", "layer", "learns", "linked", "links", "number", "released",
-        "returned", "shape", "sizes", "spikes", "steps", "targets", "values",
+        "below", "collector", "entered", "layer", "learns", "linked", "links", "number", "passage",
+        "released", "returned", "shape", "sizes", "spikes", "steps", "targets", "values",
     )  # fmt: skip
 
     def __init__(
@@ -88,6 +89,7 @@ class Call:
         self.steps: int | None = None  # T, where time is part of the samples
         #: Nodes that the call learns through, and the lists of the calls that it goes on from.
         self.entered: list[Any] = []
+        self.passage: Passage | None = None  # how samples came in, where the feedback asks
         self.links = False  # whether all values but the spikes are their graphs alone
         self.sizes: list[torch.Size] = []  # of the values that were released
         self.released = False
@@ -107,6 +109,7 @@ class Call:
             return
         self.sizes = [value.shape for value in self.values]
         self.values, self.spikes, self.below, self.released = (), None, {}, True
+        self.passage = None
         self.entered.clear()
 
     def loses(self, used: Callable[[Any], bool]) -> bool:

@@ -15,7 +15,7 @@ import itertools
 import warnings
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -25,15 +25,17 @@ from torch.autograd.graph import GradientEdge
 from torch.nn import Parameter
 
 from snn_dfa._attach import messages
-from snn_dfa._attach.broadcast import Broadcast
+from snn_dfa._attach.broadcast import Broadcast, is_steady
 from snn_dfa._attach.calls import Call, Layers, Pass
 from snn_dfa._attach.collector import Arrivals, Collector, Run
-from snn_dfa._attach.functions import Bridge, Guard, Port, Relink, Replay, Stale
+from snn_dfa._attach.functions import Bridge, Guard, Port, Relink, Replay, Stale, gradients
 from snn_dfa._attach.graph import PORT, origin_of
 from snn_dfa._attach.paths import Paths
 from snn_dfa._attach.products import Current, Made, Notes, made_of
+from snn_dfa._attach.ways import Passage, passage_of, ways_of
 from snn_dfa.errors import AttachError, BackwardError, OutOfStepError
 from snn_dfa.feedback.base import FeedbackWeights
+from snn_dfa.feedback.stand_in import Ways
 from snn_dfa.rules import Rule
 from snn_dfa.sequence import Layout
 
@@ -70,6 +72,7 @@ class Core:
         self.targets: Tensor | None = None
         self.layouts: list[Layout] = []  # of the forms in the network that run time as samples
         self.running: Run | None = None
+        self.asks = False  # the layers' own graphs are asked for gates, and no gradient is made
         self.now, self._numbers = Pass(), itertools.count()
         self.within = False  # a pass of the network is going on
         self.repeats = False  # the pass is one that activation checkpointing does again
@@ -164,7 +167,7 @@ class Core:
         """
 
         def looks(hook: Callable[[Tensor], Any], grad: Tensor) -> None:
-            if hook(grad) is not None:
+            if not self.asks and hook(grad) is not None:
                 raise BackwardError(messages.hooked(layer))
 
         node: Any = value.grad_fn
@@ -207,6 +210,13 @@ class Core:
             current: Tensor = Current.apply([value], self.book, *made)
             return current
         return self._enter_graph(layer, value)
+
+    def passage(self, layer: str, value: Any) -> Passage | None:
+        """Return how samples come into a layer, if the feedback has ways of samples."""
+        asked = self.feedback.by_sample and self._rule is not None and not self.aligned
+        if not asked or not isinstance(value, Tensor):
+            return None
+        return passage_of(value, layer, self._mine)
 
     def enter_current(self, layer: str, value: Tensor) -> tuple[Tensor, Made | None]:
         """Return a value that comes into a layer, or it without its graph and what made it."""
@@ -383,6 +393,7 @@ class Core:
         spikes: Tensor | None,
         returned: int,
         shown: Sequence[Tensor] = (),
+        passage: Passage | None = None,
     ) -> tuple[Tensor, ...]:
         """Note a call of a layer; return its values by a port.
 
@@ -392,6 +403,7 @@ class Core:
             spikes: The first that was returned.
             returned: How many of them were returned.
             shown: The values themselves, where all but the spikes are links.
+            passage: How samples came in.
         """
         if self.aligned:
             return tuple(values)
@@ -399,6 +411,7 @@ class Core:
         number = next(self._numbers)
         call = Call(layer, values, spikes, returned, self._learning, linked, self.collector, number)
         call.targets, call.entered, call.links = self.targets, self._entered, bool(shown)
+        call.passage = passage
         call.steps = next((each.steps for each in self.layouts if each.running), None)
         self.now.note(call, self.layers)
         if linked and not self._closed:
@@ -471,9 +484,42 @@ class Core:
                 self._broadcast().require(first)
                 self._seen = shapes
 
-    def _broadcast(self) -> Broadcast:
+    def _broadcast(self, *, steady: bool = False) -> Broadcast:
         assert self._rule is not None
-        return Broadcast(self.layers, self._rule, self.feedback, self._shapes, self.targets)
+        return Broadcast(
+            self.layers, self._rule, self.feedback, self._shapes, self.targets, self._ways,
+            steady=steady,
+        )  # fmt: skip
+
+    def _ways(self, calls: Mapping[str, Sequence[Call]], batch: int, dims: int) -> Ways:
+        """Return how samples have passed layers, as means over the steps.
+
+        Args:
+            calls: Of each layer, one for each step.
+            batch: How many samples there are.
+            dims: How many dimensions of a call are samples and steps.
+        """
+        passages: dict[str, list[Passage]] = {}
+        for layer, each in calls.items():
+            known = [call.passage for call in each if call.passage is not None]
+            if len(known) == len(each):
+                passages[layer] = known
+        gated = [n for n, each in passages.items() if all(p.tap is not None for p in each)]
+        taps = [p.tap for name in gated for p in passages[name]]
+        spikes = [c.spikes for name in gated for c in calls[name] if c.spikes is not None]
+        roots = [(s, torch.ones_like(s)) for s in spikes if s.requires_grad]
+        if not roots:
+            return ways_of(passages, {}, batch, dims)
+        assert self.running is not None
+        self.running.notes, self.asks = Notes(), True
+        try:
+            found = iter(gradients(roots, taps, keep=True))
+        finally:
+            self.running.notes, self.asks = None, False
+        gates = {name: [next(found) for _ in passages[name]] for name in gated}
+        whole = {n: [g for g in each if g is not None] for n, each in gates.items()}
+        whole = {n: each for n, each in whole.items() if len(each) == len(passages[n])}
+        return ways_of(passages, whole, batch, dims)
 
     # -- what is broadcast -------------------------------------------------------------------------
 
@@ -494,9 +540,12 @@ class Core:
         if self._rule is None:
             return []
         self._refuse_second_output(arrived)
+        steady = self.feedback.by_sample and is_steady(
+            [a for a in arrived if a[0].layer in self.layers.outputs]
+        )
         if self.errors_of is not None:
             arrived = self.errors_of(arrived)
-        return self._broadcast()(arrived)
+        return self._broadcast(steady=steady)(arrived)
 
     def _settle(self, arrived: Arrivals) -> None:
         """Settle who is the output, and end a pass that is made without the network's forward.

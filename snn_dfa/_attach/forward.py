@@ -25,6 +25,7 @@ from snn_dfa._attach.graph import functional_weights
 from snn_dfa._attach.hooks import eager
 from snn_dfa._attach.step import Inputs, step_of
 from snn_dfa._attach.tensors import map_tensors
+from snn_dfa._attach.ways import Passage
 from snn_dfa._distributed import States, runs_distributed
 
 __all__ = ["Credit", "LayerForward", "NetworkForward", "is_attached", "parameters_of"]
@@ -122,6 +123,8 @@ class LayerForward(Forward):
         self._step = step_of(module) if closed and credit is None else None
         self._size, self._keys = -1, list[tuple[dict[str, Any], str]]()
         self._is_neuron = name in core.layers.neurons
+        # A change of one neuron's current then changes its own spikes alone.
+        self._is_gate = self._is_neuron and all(p.dim() < 2 for p in module.parameters())
         holders = [module] if closed else list(module.modules())
         self._stores: list[dict[str, Any]] = [s for m in holders for s in (m._buffers, vars(m))]
 
@@ -154,6 +157,7 @@ class LayerForward(Forward):
             return core.guard(name, t) if self._guards and t.requires_grad else t
 
         held = [(store, key, old, enter(old)) for store, key, old in self._graphs()]
+        passage = core.passage(name, args[0]) if args else None
         args = map_tensors(enter, args)
         if kwargs:
             kwargs = map_tensors(enter, kwargs)
@@ -161,13 +165,19 @@ class LayerForward(Forward):
             store[key] = new
         cuts = self._credit is not None and self._credit.cuts(name)
         before = self._attributes() if cuts else []
+        taps = passage is not None and self._is_gate and name not in core.layers.outputs
+        # A credit that cuts makes spikes of the current; one that traces knows it by identity.
+        if passage is not None and taps and cuts:
+            args = passage.tapped(args[0]), *args[1:]
         if self._credit is not None:
             args, kwargs = self._credit.before(name, module, args, kwargs)
+        if passage is not None and taps and not cuts:
+            args = passage.tapped(args[0]), *args[1:]
         result = self._run(args, kwargs, held, cuts)
         known = {id(old) for _, _, old, _ in held} | {id(old) for _, _, old in before}
         states = self._attributes() if cuts else self._graphs()
         left = [s for s in states if id(s[2]) not in known and (cuts or s[2].grad_fn is not None)]
-        return self._hand_out(result, left)
+        return self._hand_out(result, left, passage)
 
     def _run(self, args: Any, kwargs: Any, held: Sequence[Held], cuts: bool) -> Any:
         """Run the module; note what it learns from inside; put back states that it left alone."""
@@ -208,6 +218,7 @@ class LayerForward(Forward):
         core, name, step = self.core, self._name, self._step
         assert step is not None
         current, spk, made = inputs.current, inputs.recurrent, None
+        passage = core.passage(name, current)
         if current.requires_grad:
             if step.scales:
                 current = step.scaled(core.enter(name, current))
@@ -215,6 +226,8 @@ class LayerForward(Forward):
                 current, made = core.enter_current(name, current)
         elif step.scales:
             current = step.scaled(current)
+        if passage is not None and self._is_gate and name not in core.layers.outputs:
+            current = passage.tapped(current)
         states, known = inputs.states, inputs.links
         for i, state in enumerate(states):
             if state.requires_grad:
@@ -228,7 +241,7 @@ class LayerForward(Forward):
             core.leave(name, (), spk, 0)
             return step.result(spk, states)
         returned = 1 if step.hides_states else 1 + len(states)
-        shown, *states = core.leave(name, (spk, *links), spk, returned, (spk, *states))
+        shown, *states = core.leave(name, (spk, *links), spk, returned, (spk, *states), passage)
         return step.result(shown, states)
 
     def _attributes(self) -> list[State]:
@@ -257,7 +270,7 @@ class LayerForward(Forward):
             if isinstance(value := store.get(key), Tensor) and value.requires_grad
         ]
 
-    def _hand_out(self, result: Any, new: list[State]) -> Any:
+    def _hand_out(self, result: Any, new: list[State], passage: Passage | None = None) -> Any:
         """Give out the result, and the states that the call has left, by a port."""
         core, name = self.core, self._name
         tensors = _tensors(result)
@@ -280,7 +293,8 @@ class LayerForward(Forward):
         spikes = tensors[0] if tensors else None
         if keys and keys[0] == id(spikes):
             spikes = values[0]
-        ports = dict(zip(keys, core.leave(name, values, spikes, returned), strict=True))
+        given = core.leave(name, values, spikes, returned, passage=passage)
+        ports = dict(zip(keys, given, strict=True))
         if not ports:
             return result
         for store, key, value in new:

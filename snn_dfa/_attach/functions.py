@@ -306,7 +306,7 @@ def _explained(error: RuntimeError) -> RuntimeError:
 
 
 def gradients(
-    roots: Sequence[tuple[Tensor, Tensor]], at: Sequence[Tensor], *, keep: bool
+    roots: Sequence[tuple[Tensor, Tensor]], at: Sequence[Any], *, keep: bool
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients at some tensors of values that have these gradients.
 
@@ -314,14 +314,15 @@ def gradients(
 
     Args:
         roots: Values and the gradients at them.
-        at: Where the gradients are wanted, leaves or not.
+        at: Where the gradients are wanted: tensors, leaves or not, or edges of the graph.
         keep: Whether the graph can be passed once more.
 
     Raises:
         BackwardError: if a part of the graph has been used up.
     """
     values, grads = zip(*roots, strict=True)
-    hooked = [(t._backward_hooks, dict(t._backward_hooks)) for t in at if t._backward_hooks]
+    every = [t._backward_hooks for t in at if isinstance(t, Tensor)]
+    hooked = [(hooks, dict(hooks)) for hooks in every if hooks]
     for hooks, _ in hooked:
         hooks.clear()
     try:

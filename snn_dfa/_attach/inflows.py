@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from snn_dfa._attach.graph import LEAF, PORT, are_packed, below_of
 from snn_dfa.feedback import stand_in
 from snn_dfa.feedback.stand_in import Inflow
 
-__all__ = ["NotLinearError", "inflow_of"]
+__all__ = ["NotLinearError", "inflow_of", "local_nodes", "local_values"]
 
 
 class NotLinearError(Exception):
@@ -34,7 +36,27 @@ _PRODUCTS = {
     "AddmmBackward0", "BaddbmmBackward0", "BmmBackward0", "LinearBackward0", "MmBackward0",
     "TracedBackward", "_SpikeLinearBackward",
 }  # fmt: skip
+#: What differs from sample to sample, or from batch to batch, between two layers.
+_MAXIMA = {"MaxPool2DWithIndicesBackward0": 2, "MaxPool3DWithIndicesBackward0": 3}
+_NORMS = {"CudnnBatchNormBackward0", "NativeBatchNormBackward0"}
 _UNSIGNED = 1 << 63  # autograd shows a negative dimension as one without a sign
+
+
+def _post_order(root: Any, mine: Callable[[Any], bool]) -> Iterator[tuple[Any, bool]]:
+    """Yield the nodes of a graph up to ports, each after those below it; whether it is an end."""
+    seen: set[Any] = set()
+    todo: list[tuple[Any, bool]] = [(root, False)]
+    while todo:
+        node, done = todo.pop()
+        if node in seen:
+            continue
+        ends = type(node) is LEAF or (type(node) is PORT and mine(node))
+        if ends or done:
+            seen.add(node)
+            yield node, ends
+        else:
+            todo.append((node, True))
+            todo += [(n, False) for n in below_of(node)]
 
 
 def inflow_of(
@@ -43,6 +65,7 @@ def inflow_of(
     names: Mapping[Any, str],
     kept: Callable[[Any], list[str]],
     step_of: Callable[[Inflow, str, tuple[int, ...]], Inflow],
+    into: str = "",
 ) -> Inflow | None:
     """Return a value as a linear function of the layers that it was made of; ``None`` of none.
 
@@ -53,38 +76,89 @@ def inflow_of(
             name of its layer.
         kept: The layers whose frozen weights a node keeps.
         step_of: Sends an inflow of a shape through the factor of a layer, as its module would.
+        into: Name of the layer into which the value comes.
 
     Raises:
         NotLinearError: with the name of a node that is not known.
     """
     known: dict[Any, Inflow | None] = {}
     weights: dict[Any, str] = {}  # below a node that no layer flows into
-    todo: list[tuple[Any, bool]] = [(value.grad_fn, False)]
-    while todo:
-        node, done = todo.pop()
-        if node in known:
-            continue
-        if type(node) is PORT and mine(node):
+    local = 0
+    for node, ends in _post_order(value.grad_fn, mine):
+        known[node] = None
+        if type(node) is PORT and ends:
             layer = node.call.layer
             known[node] = None if layer is None else stand_in.source(layer)
-        elif type(node) is LEAF:
-            known[node] = None
+        elif ends:
             name = names.get(id(node.variable)) or names.get(node.variable.shape)
             weights |= {node: name} if name else {}
-        elif done:
+        else:
             below = below_of(node)
             inside = [n for n in below if known[n] is not None]
             passing = [weights[n] for n in below if n in weights]
             if inside:
                 weight = next(iter(passing or kept(node)), None)
-                known[node] = _step(node, inside, known, weight, step_of)
+                known[node] = _step(node, inside, known, weight, step_of, f"{into} {local}")
+                local += _is_local(node)
             else:
-                known[node] = None
                 weights |= {node: passing[0]} if passing else {}
-        else:
-            todo.append((node, True))
-            todo += [(n, False) for n in below_of(node)]
     return known[value.grad_fn]
+
+
+# -- the ways of samples ---------------------------------------------------------------------------
+
+
+def _is_local(node: Any) -> bool:
+    kind = type(node).__name__
+    return kind in _MAXIMA or kind in _NORMS
+
+
+def local_nodes(value: Tensor, layer: str, mine: Callable[[Any], bool]) -> list[Any] | None:
+    """Return the nodes below a value, in order, whose linear function differs by the pass.
+
+    Args:
+        value: What comes into a layer.
+        layer: Its name.
+        mine: Whether a port belongs to this network.
+
+    Returns:
+        ``None`` where no other layer's value flows into it, or an own one does, too.
+    """
+    flows: dict[Any, bool] = {}
+    found = []
+    for node, ends in _post_order(value.grad_fn, mine):
+        if ends:
+            of = node.call.layer if type(node) is PORT else None
+            if of == layer:
+                return None
+            flows[node] = of is not None
+        else:
+            flows[node] = any(flows[n] for n in below_of(node))
+            if flows[node] and _is_local(node):
+                found.append(node)
+    return found if flows.get(value.grad_fn) else None
+
+
+def local_values(node: Any) -> tuple[tuple[int, ...], Tensor]:
+    """Return what a node of :func:`local_nodes` keeps of its pass.
+
+    Returns:
+        Of a maximum the shape of what came in and the places of what was taken [N, channels, *S];
+        of a normalisation no shape and by what it multiplies, [channels].
+    """
+    if type(node).__name__ in _MAXIMA:
+        below, index = node.next_functions[0]
+        return tuple(below._input_metadata[index].shape), node._saved_result1
+    if node._saved_training:
+        gains = node._saved_result2.detach()
+    else:
+        gains = torch.rsqrt(node._saved_running_var.detach() + _epsilon(node))
+    weight = node._saved_weight
+    return (), gains if weight is None else gains * weight.detach()
+
+
+def _epsilon(node: Any) -> float:
+    return float(getattr(node, "_saved_eps", None) or node._saved_epsilon)
 
 
 def _shape(node: Any, below: Any) -> tuple[int, ...]:
@@ -103,8 +177,9 @@ def _step(
     known: Mapping[Any, Inflow | None],
     weight: str | None,
     step_of: Callable[[Inflow, str, tuple[int, ...]], Inflow],
+    local: str,
 ) -> Inflow:
-    """Return the function of one node of what comes into it."""
+    """Return the function of one node of what comes into it; ``local`` names its ways."""
     kind = type(node).__name__
     if kind == "CatBackward0":
         return _cat(node, known)
@@ -121,7 +196,14 @@ def _step(
         return stand_in.convolve(x, weight, shape[-dims - 1 :], options)
     if weight is not None and kind in _PRODUCTS:
         return step_of(x, weight, shape)
-    return _scaled(node, kind, x) if kind in _SAME else _pooled(node, kind, x, shape)
+    if kind in _NORMS:
+        return stand_in.gain(x, _per_channel(shape), local)
+    return _scaled(node, kind, x) if kind in _SAME else _pooled(node, kind, x, shape, local)
+
+
+def _per_channel(shape: tuple[int, ...]) -> int:
+    """Return how many numbers of a sample [N, channels, *S] are of one channel."""
+    return math.prod(shape[2:])
 
 
 def _cat(node: Any, known: Mapping[Any, Inflow | None]) -> Inflow:
@@ -158,7 +240,7 @@ def _scaled(node: Any, kind: str, x: Inflow) -> Inflow:
     return stand_in.multiply(x, number if kind == "MulBackward0" else 1 / number)
 
 
-def _pooled(node: Any, kind: str, x: Inflow, shape: tuple[int, ...]) -> Inflow:
+def _pooled(node: Any, kind: str, x: Inflow, shape: tuple[int, ...], local: str) -> Inflow:
     for dims in (2, 3):
         sample = shape[-dims - 1 :]
         if kind.startswith((f"MaxPool{dims}DWithIndices", f"AvgPool{dims}D")):
@@ -169,7 +251,10 @@ def _pooled(node: Any, kind: str, x: Inflow, shape: tuple[int, ...]) -> Inflow:
             if any(d != 1 for d in dilation) or pads or divisor is not None:
                 raise NotLinearError(kind)
             options = [tuple(stride or kernel), tuple(node._saved_padding), node._saved_ceil_mode]
-            return stand_in.pool(x, sample, kernel * (dims if len(kernel) == 1 else 1), options)
+            kernel *= dims if len(kernel) == 1 else 1
+            # Of windows that overlap a pixel may be the largest in one and not in another.
+            apart = kind in _MAXIMA and list(options[0]) == kernel and not any(options[1])
+            return stand_in.pool(x, sample, kernel, options, local if apart else "")
         if kind.startswith((f"AdaptiveAvgPool{dims}D", f"AdaptiveMaxPool{dims}D")):
             return stand_in.average(x, sample, tuple(node._input_metadata[0].shape)[-dims:])
     if kind == "MeanBackward1":

@@ -73,6 +73,7 @@ class Paths:
                 names,
                 lambda node: kept_weights(node, names),
                 lambda x, weight, shape: own_step(x, weight, modules[weight], shape),
+                layer,
             )
             if made is not None and set(made.sources) - {layer}:
                 if layer in modules:  # a readout

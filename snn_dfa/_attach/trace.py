@@ -181,7 +181,7 @@ class Traces(TraceBase):
         below = self._core.learns(x)
         call = _Call(module, x.detach(), torch.ones_like(x[..., :1].flatten()[:1]), below)
         handed = Traced.apply(call.gradients, output.detach(), module.weight, module.bias)
-        if self._core.paths.tracing:
+        if self._core.paths.tracing or self._core.feedback.by_sample:
             handed.grad_fn.below = x.grad_fn
         self._calls[handed] = self._latest[module] = call
         return handed

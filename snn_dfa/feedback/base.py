@@ -11,7 +11,7 @@ from torch import Tensor
 
 from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback.apply import correlation, product
-from snn_dfa.feedback.stand_in import Inflow
+from snn_dfa.feedback.stand_in import Inflow, Ways
 
 __all__ = ["MAX_MATRIX_BYTES", "FeedbackWeights", "Forward", "Shapes", "check_tensor"]
 
@@ -209,6 +209,30 @@ class FeedbackWeights:
         layers = self.forward.names(name, self.path)
         weights = [self.forward.weight(layer).detach() for layer in layers]
         return product(weights).reshape(self.path[name])
+
+    # -- the ways of samples -----------------------------------------------------------------------
+
+    @property
+    def by_sample(self) -> bool:
+        """Whether :meth:`send` is to be called, with how each sample has passed the network."""
+        return False
+
+    def send(
+        self, error: Tensor, ways: Ways, *, steady: bool
+    ) -> dict[str, tuple[Tensor, Tensor | None]]:
+        r"""Return what each layer is sent for the mean of the errors over all steps.
+
+        Args:
+            error: [B, C], the mean error of each sample.
+            ways: How samples have passed the network.
+            steady: Whether the loss is the same function of each step.
+
+        Returns:
+            Layer to what it is sent, [B, \*S], and to the matrix [C, \*S] for the differences from
+            the mean: that of the mean ways; with ``steady`` that of the last weights alone, and
+            ``None`` for a layer before others.
+        """
+        raise NotImplementedError
 
     # -- learning ----------------------------------------------------------------------------------
 

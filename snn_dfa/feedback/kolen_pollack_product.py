@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -151,15 +151,22 @@ class KolenPollackProductFeedback(Learned):
         factors = self._factors(device)
         if self._inflows is None:
             return factors[name]
-        try:
-            found = jacobians(self._inflows, self.forward.outputs, self.path, factors, self._direct)
-        except RuntimeError as error:
-            raise FeedbackError(
-                f"feedback: the layers after {name!r} change shapes in a way that no linear "
-                f"network of factors follows ({error}); use feedback='kolen-pollack'"
-            ) from error
+        found = self._through(jacobians, factors)
         self._cache.update(found)
         return found[name]
+
+    def _through(
+        self, sent: Callable[..., dict[str, Tensor]], factors: Mapping[str, Tensor], *args: Any
+    ) -> dict[str, Tensor]:
+        """Return what goes back through the linear network, by one of its functions."""
+        shapes = (self._inflows, self.forward.outputs, self.path)
+        try:
+            return sent(*shapes, factors, self._direct, *args)
+        except RuntimeError as error:
+            raise FeedbackError(
+                f"feedback: the layers of {list(self.path)} change shapes in a way that no linear "
+                f"network of factors follows ({error}); use feedback='kolen-pollack'"
+            ) from error
 
     def _factors(self, device: torch.device) -> dict[str, Tensor]:
         """Return the factor of each weight, of the weight's shape."""

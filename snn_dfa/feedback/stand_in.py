@@ -2,15 +2,20 @@ r"""A linear network that stands in for the layers above the hidden ones, made o
 
 Between two layers lie weights, pooling, normalisation, sums. The stand-in has a factor of the same
 shape in place of each weight, a mean in place of maximum pooling, and nothing in place of what acts
-on each number alone: neurons, normalisation, dropout. It is linear, so that the errors which it
-sends back do not depend on a sample or a step: they are e B, and B is its Jacobian.
+on each number alone: neurons, normalisation, dropout. It is linear: the errors which it sends back
+are e B, and B is its Jacobian.
+
+:class:`Ways` says how each sample has passed the network: what a neuron makes of a small change of
+its current, which pixel a maximum was of, how much a normalisation scales. With them the stand-in
+is linear, too, and another one for each sample.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -18,9 +23,12 @@ from torch.nn import functional
 
 __all__ = [
     "Inflow",
+    "Ways",
     "average",
     "concatenate",
     "convolve",
+    "errors",
+    "gain",
     "jacobians",
     "mean",
     "multiply",
@@ -30,8 +38,34 @@ __all__ = [
     "weigh",
 ]
 
-#: By name: the stand-in's values [M, ...] of layers, and the factors.
+#: By name: the stand-in's values [M, ...] of layers, or the factors.
 Named: TypeAlias = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How samples have passed a network, as means over its steps; M samples, or 1 for all.
+
+    Args:
+        gates: Layer to [M, *S]: what its summed spikes gain by a change of its current.
+        local: Name of a pooling to [M, channels, *S]: the share of steps in which a pixel was the
+            largest of its window. Name of a normalisation to [channels]: by what it multiplies.
+    """
+
+    gates: Named = field(default_factory=dict)
+    local: Named = field(default_factory=dict)
+
+    def mixed(self, share: float) -> Ways:
+        """Return gates that are, but for a share, the mean over samples and neurons."""
+        gates = {name: torch.lerp(gate.mean(), gate, share) for name, gate in self.gates.items()}
+        return Ways(gates, self.local)
+
+    def mean(self) -> Ways:
+        """Return the means over samples."""
+        return Ways(
+            {name: gate.mean(0, keepdim=True) for name, gate in self.gates.items()},
+            {n: t if t.dim() == 1 else t.mean(0, keepdim=True) for n, t in self.local.items()},
+        )
 
 
 @dataclass(frozen=True)
@@ -39,7 +73,8 @@ class Inflow:
     """What comes into a layer, as a linear function of other layers' values.
 
     Args:
-        apply: From values [M, ...] of layers and factors to what comes in, [M, ...].
+        apply: From values [M, ...] of layers, which are zero, and factors, among which are the
+            numbers of :attr:`Ways.local`, to what comes in, [M, ...].
         sources: The layers whose values it takes.
         weights: The layers with weights whose factors it takes, in order.
     """
@@ -59,6 +94,26 @@ class Inflow:
             self.sources,
             (*self.weights, weight),
         )
+
+
+class _Linear(torch.autograd.Function):
+    """A linear function at zero, where its value is known: only the way back is computed."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, back: Callable[[Tensor], Tensor], shape: Sequence[int], value: Tensor
+    ) -> Tensor:
+        ctx.back = back
+        return value.new_zeros(()).expand(shape)
+
+    @staticmethod
+    def backward(ctx: Any, error: Tensor) -> tuple[None, None, Tensor]:
+        return None, None, ctx.back(error)
+
+
+def _linear(value: Tensor, shape: Sequence[int], back: Callable[[Tensor], Tensor]) -> Tensor:
+    out: Tensor = _Linear.apply(back, shape, value)
+    return out
 
 
 # -- what lies between two layers ------------------------------------------------------------------
@@ -123,7 +178,12 @@ def multiply(x: Inflow, number: float) -> Inflow:
 
 def weigh(x: Inflow, weight: str) -> Inflow:
     """Return an inflow through a factor [N_out, N_in] in place of a dense layer's weight."""
-    return x.through(weight, lambda value, v: value.reshape(-1, v.shape[1]) @ v.t())
+
+    def weighed(value: Tensor, v: Tensor) -> Tensor:
+        value = value.reshape(-1, v.shape[1])
+        return _linear(value, (len(value), len(v)), lambda error: error @ v)
+
+    return x.through(weight, weighed)
 
 
 def convolve(x: Inflow, weight: str, shape: tuple[int, ...], options: Sequence[object]) -> Inflow:
@@ -135,25 +195,76 @@ def convolve(x: Inflow, weight: str, shape: tuple[int, ...], options: Sequence[o
         shape: [channels, *S] of one sample that comes in.
         options: Stride, padding, dilation, whether it is transposed, output padding, groups.
     """
-    return x.through(
-        weight,
-        lambda value, v: torch.ops.aten.convolution(value.reshape(-1, *shape), v, None, *options),
-    )
+    convolution, back = torch.ops.aten.convolution, torch.ops.aten.convolution_backward
+
+    def convolved(value: Tensor, v: Tensor) -> Tensor:
+        value = value.reshape(-1, *shape)
+        out = convolution(value.to("meta"), v.to("meta"), None, *options).shape
+        like = value.detach()
+        return _linear(
+            value, out, lambda error: back(error, like, v, None, *options, (True, False, False))[0]
+        )
+
+    return x.through(weight, convolved)
 
 
 def pool(
-    x: Inflow, shape: tuple[int, ...], kernel: Sequence[int], options: Sequence[Any]
+    x: Inflow,
+    shape: tuple[int, ...],
+    kernel: Sequence[int],
+    options: Sequence[Any],
+    name: str = "",
 ) -> Inflow:
-    """Return means over windows.
+    """Return means over windows; of a maximum whose ways are known, the sums of what was taken.
 
     Args:
         x: The inflow.
         shape: [channels, *S] of one sample that comes in.
         kernel: Size of a window, in two or three dimensions.
         options: Stride, padding and whether the size is rounded up.
+        name: Of its ways.
     """
     function: Any = (functional.avg_pool2d, functional.avg_pool3d)[len(kernel) - 2]
-    return x.then(lambda value: function(value.reshape(-1, *shape), tuple(kernel), *options))
+
+    def apply(values: Named, factors: Named) -> Tensor:
+        value = x.apply(values, factors).reshape(-1, *shape)
+        taken = factors.get(name)
+        if taken is None or taken.shape[1:] != value.shape[1:]:
+            return cast("Tensor", function(value, tuple(kernel), *options))
+        out = function(value.to("meta"), tuple(kernel), *options).shape
+        return _linear(value, out, lambda error: _spread(error, kernel, shape) * taken)
+
+    return Inflow(apply, x.sources, x.weights)
+
+
+def _spread(error: Tensor, kernel: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+    """Return the error of each window at all its pixels [M, channels, *S]; zero at others."""
+    size = [n * k for n, k in zip(error.shape[2:], kernel, strict=True)]
+    error = functional.interpolate(error, size)
+    rest = [n - s for n, s in zip(shape[1:], size, strict=True)]  # below zero: half a window
+    return functional.pad(error, [r for n in reversed(rest) for r in (0, n)])
+
+
+def gain(x: Inflow, channel: int, name: str) -> Inflow:
+    """Return an inflow times what a normalisation multiplies each channel by, where that is known.
+
+    Args:
+        x: The inflow.
+        channel: Number of numbers of a sample in one channel.
+        name: Of its ways.
+    """
+
+    def apply(values: Named, factors: Named) -> Tensor:
+        value, gains = x.apply(values, factors), factors.get(name)
+        if gains is None or value[0].numel() != channel * len(gains):
+            return value
+
+        def back(error: Tensor) -> Tensor:
+            return (error.reshape(len(error), len(gains), -1) * gains[:, None]).reshape(error.shape)
+
+        return _linear(value, value.shape, back)
+
+    return Inflow(apply, x.sources, x.weights)
 
 
 def average(x: Inflow, shape: tuple[int, ...], size: Sequence[int]) -> Inflow:
@@ -176,6 +287,8 @@ def jacobians(
     shapes: Mapping[str, tuple[int, ...]],
     factors: Named,
     direct: Sequence[str] = (),
+    ways: Ways | None = None,
+    only: Sequence[str] = (),
 ) -> dict[str, Tensor]:
     r"""Return the stand-in's derivative of the outputs with respect to each hidden layer's value.
 
@@ -187,9 +300,11 @@ def jacobians(
         shapes: Hidden layers in order of their calls, with the shape [C, \*S] of their matrix.
         factors: By layer with weights.
         direct: Layers that have a matrix [C, \*S] to the outputs among the factors, too.
+        ways: The same for all samples; ``None`` for none.
+        only: If given, the only layers into which others flow.
 
     Returns:
-        Layer to B [C, \*S].
+        Layer to B [C, \*S]; with ``only`` without the layers that flow into none of them.
 
     Example:
         >>> inflows = {"lif2": weigh(source("lif1"), "fc2"), "out": weigh(source("lif2"), "fc3")}
@@ -198,23 +313,65 @@ def jacobians(
         >>> jacobians(inflows, ["out"], shapes, factors)["lif1"]
         tensor([[-2., -2., -2.]])
     """
+    if only:
+        inflows = {name: each for name, each in inflows.items() if name in only}
+        last = {source for each in inflows.values() for source in each.sources}
+        shapes = {name: shapes[name] for name in shapes if name in last or name in direct}
     like = next(iter(factors.values()), torch.zeros(()))
-    rows = next(iter(shapes.values()))[0]
+    eye = torch.eye(next(iter(shapes.values()))[0], dtype=like.dtype, device=like.device)
+    return errors(inflows, outputs, shapes, factors, direct, eye, ways)
+
+
+def errors(
+    inflows: Mapping[str, Inflow],
+    outputs: Sequence[str],
+    shapes: Mapping[str, tuple[int, ...]],
+    factors: Named,
+    direct: Sequence[str],
+    error: Tensor,
+    ways: Ways | None = None,
+) -> dict[str, Tensor]:
+    r"""Return what the stand-in sends back to each hidden layer.
+
+    Args:
+        inflows: See :func:`jacobians`, as for all that is not named here.
+        outputs: Names.
+        shapes: Of hidden layers.
+        factors: By layer with weights.
+        direct: Layers.
+        error: [M, C], at the outputs.
+        ways: Of M samples, or the same for all.
+
+    Returns:
+        Layer to [M, \*S].
+
+    Example:
+        >>> inflows = {"lif2": weigh(source("lif1"), "fc2"), "out": weigh(source("lif2"), "fc3")}
+        >>> shapes = {"lif1": (1, 3), "lif2": (1, 2)}
+        >>> factors = {"fc2": torch.ones(2, 3), "fc3": torch.tensor([[1.0, -3.0]])}
+        >>> ways = Ways({"lif2": torch.tensor([[1.0, 0.0], [0.0, 1.0]])})
+        >>> errors(inflows, ["out"], shapes, factors, [], torch.ones(2, 1), ways)["lif1"]
+        tensor([[ 1.,  1.,  1.],
+                [-3., -3., -3.]])
+    """
+    ways, rows, known = ways or Ways(), len(error), dict(factors)
+    known |= ways.local
     with torch.enable_grad():
-        leaves = {name: like.new_zeros(shape).requires_grad_() for name, shape in shapes.items()}
+        sizes = {name: (rows, *shape[1:]) for name, shape in shapes.items()}
+        leaves = {n: error.new_zeros(()).expand(s).requires_grad_() for n, s in sizes.items()}
         values = dict(leaves)
-        for name, shape in shapes.items():
-            if name in inflows:
-                values[name] = leaves[name] + inflows[name].apply(values, factors).reshape(shape)
-        parts = [
-            inflows[n].apply(values, factors).reshape(rows, -1) for n in outputs if n in inflows
-        ]
-        out = torch.cat(parts, 1) if parts else like.new_zeros(rows, rows)
+        for name in [name for name in shapes if name in inflows]:
+            value, gate = inflows[name].apply(values, known), ways.gates.get(name)
+            value = value.reshape(sizes[name])
+            if gate is not None:
+                value = _linear(value, sizes[name], partial(torch.mul, gate))
+            values[name] = leaves[name] + value
+        parts = [inflows[n].apply(values, known).reshape(rows, -1) for n in outputs if n in inflows]
+        out = torch.cat(parts, 1) if parts else torch.zeros_like(error)
         for name in direct:
             out = out + values[name].flatten(1) @ factors[name].flatten(1).t()
-    eye = torch.eye(rows, dtype=like.dtype, device=like.device)
-    found = torch.autograd.grad(out, list(leaves.values()), eye, allow_unused=True)
+    found = torch.autograd.grad(out, list(leaves.values()), error, allow_unused=True)
     return {
-        name: torch.zeros_like(leaves[name]) if grad is None else grad
+        name: error.new_zeros(leaves[name].shape) if grad is None else grad
         for name, grad in zip(leaves, found, strict=True)
     }

@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from snn_dfa._distributed import whole
+from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback.base import Forward, Shapes
 from snn_dfa.feedback.draw import generator_for
 from snn_dfa.feedback.kolen_pollack_product import KolenPollackProductFeedback
 from snn_dfa.feedback.learning import LearningOptions, Twin
+from snn_dfa.feedback.stand_in import Ways, errors, jacobians
 
 __all__ = ["WeightMirror", "WeightMirrorFeedback"]
 
@@ -31,7 +33,19 @@ class WeightMirror(LearningOptions):
 
     As with :class:`KolenPollackProduct`, each weight W on the way from a hidden layer to the output
     has a factor V of the same shape, and a layer's B is the derivative of a linear network of
-    factors. V learns in two ways, at each step of the optimiser that is followed:
+    factors. Each sample has its own way through that network:
+
+    - The value of a neuron is multiplied by a gate: the derivative of the neuron's summed spikes
+      with respect to its current, as a mean over the steps. It comes from the layer's own graph. A
+      layer with recurrent weights has no gate.
+    - Maximum pooling takes the pixels that it took in the forward pass, as shares of the steps.
+    - Batch normalisation multiplies by its gains.
+
+    The mean error over the steps goes this way once, and serves all steps. What the error of a step
+    differs from the mean goes by the matrix B of the mean gates; where the loss gives the same
+    error at all steps, to the layers before the last weights alone.
+
+    V learns in two ways, at each step of the optimiser that is followed:
 
     1. It gets the gradient of W, and takes the step that an optimiser of the same class and with
        the same options makes of it: rate, momentum and decay are those of the weights.
@@ -43,13 +57,21 @@ class WeightMirror(LearningOptions):
     V is zero in the first step: hidden layers get no error before it stands for anything. No weight
     is used backwards: the layer answers forwards, as it does in use.
 
-    Where a function for which there is no linear one leads into a layer (a gate, a permutation),
+    ``dfa.feedback`` has the B of the linear network without gates. Where a function for which there
+    is no linear one leads into a layer (a gate, a permutation),
     the layers before it have a matrix of their own, which learns as with :class:`KolenPollack`.
 
     Args:
         lr: Not used; the rate is that of the followed optimiser.
         weight_decay: Not used.
         initial: Factor on the standard deviation of the first factors, 1 / sqrt(N_in).
+        by_sample: Share of a neuron's own gate; the rest is the layer's mean gate, so that neurons
+            far from their threshold still send errors back. 1: with one step, and V = W, the
+            gradient is that of back-propagation. 0: the linear network alone, without gates,
+            pixels and gains.
+
+    Raises:
+        FeedbackError: if a number is out of its range.
 
     Sources: Akrout et al. 2019, arXiv 1904.05391 (weight mirrors, with a Hebbian rule in place of
     the delta rule, and errors from layer to layer); Kolen and Pollack 1994.
@@ -74,6 +96,14 @@ class WeightMirror(LearningOptions):
     """
 
     initial: float = 0.0
+    by_sample: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.by_sample <= 1:
+            raise FeedbackError(
+                f"WeightMirror: by_sample: expected a number from 0 to 1, got {self.by_sample}"
+            )
 
 
 class WeightMirrorFeedback(KolenPollackProductFeedback):
@@ -104,6 +134,39 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
         weight = self.forward.weight(layer)
         # One that is computed from parameters, as by weight normalisation, is mirrored alone.
         return super()._weight(layer, shape) if isinstance(weight, Parameter) else weight
+
+    @property
+    def by_sample(self) -> bool:
+        """Whether errors take each sample's own way back."""
+        return self._share > 0
+
+    @property
+    def _share(self) -> float:
+        options = self.feedback_optimizer.options
+        return options.by_sample if isinstance(options, WeightMirror) else 0.0
+
+    def send(
+        self, error: Tensor, ways: Ways, *, steady: bool
+    ) -> dict[str, tuple[Tensor, Tensor | None]]:
+        r"""Return what each layer is sent for the mean of the errors over all steps.
+
+        Args:
+            error: [B, C], the mean error of each sample.
+            ways: How samples have passed the network.
+            steady: Whether the loss is the same function of each step.
+
+        Returns:
+            Layer to what it is sent, [B, \*S], and to the matrix [C, \*S] for the differences from
+            the mean: that of the mean ways; with ``steady`` that of the last weights alone, and
+            ``None`` for a layer before others.
+        """
+        dtype = torch.promote_types(error.dtype, torch.float32)
+        factors = {n: f.to(dtype) for n, f in self._factors(error.device).items()}
+        ways = ways.mixed(self._share)
+        sent = self._through(errors, factors, error.to(dtype), ways)
+        only = (*self.forward.outputs, *self._direct) if steady else ()
+        matrices = self._through(jacobians, factors, ways.mean(), only)
+        return {name: (each, matrices.get(name)) for name, each in sent.items()}
 
     @property
     def accumulates(self) -> bool:

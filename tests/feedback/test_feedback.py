@@ -29,7 +29,7 @@ LEARNED = KolenPollack(initial=1.0)
 KINDS_HERE = {name: name for name in NAMES} | {
     "sparse": partial(sparse, density=0.5),
     "kolen-pollack": LEARNED,
-    "weight-mirror": WeightMirror(initial=1.0),
+    "weight-mirror": WeightMirror(initial=1.0, by_sample=0),
     "function": lambda shape, generator: torch.rand(shape, generator=generator) - 0.5,
 }
 

@@ -1,0 +1,212 @@
+"""Each sample's own way back through the stand-in network."""
+
+import pytest
+import snntorch as snn
+import torch
+from torch import nn
+from torch.nn import functional
+
+from snn_dfa import DFA, WeightMirror, over_time, reset
+from snn_dfa.surrogate import fast_sigmoid
+
+B = 3
+
+
+def leaky(kind=snn.Leaky, **options):
+    return kind(beta=0.7, threshold=0.2, spike_grad=fast_sigmoid(5), init_hidden=True, **options)
+
+
+class Residual(nn.Module):
+    """Convolutions with pooling and normalisation, and a branch round a neuron."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.lif1 = nn.Conv2d(1, 3, 3, padding=1), leaky()
+        self.conv2, self.norm, self.pool = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.MaxPool2d(2)
+        self.lif2 = leaky(snn.Synaptic, alpha=0.5)
+        self.conv3, self.lif3 = nn.Conv2d(4, 4, 3, padding=1), leaky()
+        self.last, self.out = nn.Linear(36, 3), leaky()
+        self.norm.running_mean.uniform_(-0.1, 0.1)
+        self.norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, x):
+        x = self.lif1(self.conv1(x))
+        x = self.lif2(self.pool(self.norm(self.conv2(x))))
+        x = self.lif3(self.conv3(x) + x)
+        return self.out(self.last(x.flatten(1)))
+
+
+def dense():
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 6), leaky(), nn.Linear(6, 5), leaky(), nn.Linear(5, 3), leaky()
+    )
+
+
+def readout():
+    return dense()[:-1]
+
+
+def loop(net, x):
+    reset(net)
+    return torch.stack([net(step) for step in x])
+
+
+def grads_of(net, run, x, loss):
+    net.zero_grad()
+    loss(run(x)).backward()
+    return {name: p.grad.clone() for name, p in net.named_parameters()}
+
+
+def with_weights(dfa, net):
+    """Let the factors be the weights."""
+    state = dfa.state_dict()
+    modules = dict(net.named_modules())
+    for name in state["matrices"]:
+        state["matrices"][name] = modules[name].weight.detach().clone()
+    dfa.load_state_dict(state)
+
+
+def score(spk):
+    return (spk.sum(0) * torch.arange(1.0, 4)).sin().sum()
+
+
+CASES = [(Residual, {}), (dense, {}), *(
+    (readout, {"output": "5", "credit": c}) for c in ("membrane", "current", "trace"))]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "options"), CASES)
+def test_with_one_step_and_the_weights_it_is_back_propagation(make, options):
+    """Slopes, maxima and gains are those of the one step: nothing is left out."""
+    torch.manual_seed(0)
+    net = make().double().eval()
+    x = 2 * torch.rand(1, B, 1, 8, 8, dtype=torch.float64)
+    wanted = grads_of(net, lambda x: loop(net, x), x, score)
+    for form in (lambda net: net, over_time):
+        if form is over_time and options.get("credit") == "current":
+            continue  # its kernel in float64 takes seconds to compile
+        run, optimizer = form(net), torch.optim.SGD(net.parameters(), lr=0.1)
+        dfa = DFA(run, optimizer=optimizer, feedback=WeightMirror(by_sample=1), **options)
+        call = run if form is over_time else lambda x: loop(net, x)
+        score(call(x)).backward()
+        with_weights(dfa, net)
+        found = grads_of(net, call, x, score)
+        dfa.remove()
+        for name, grad in wanted.items():
+            assert grad.any(), name
+            torch.testing.assert_close(found[name], grad, rtol=1e-9, atol=1e-12)
+
+
+# -- a slow reference of more steps ----------------------------------------------------------------
+
+
+def by_hand(net, x, loss, steady, own):
+    """Return what comes to the first layer's weight: sums over samples, pixels and steps."""
+    conv1, lif1, conv2, pool, lif2, _, last, out = net
+    steps = len(x)
+    current1 = torch.stack([conv1(step) for step in x])
+    spikes1 = loop(lif1, current1)
+    before = torch.stack([conv2(step) for step in spikes1.detach()])
+    current2 = torch.stack([pool(step) for step in before]).detach().requires_grad_()
+    spikes2 = loop(lif2, current2)
+    gate = torch.autograd.grad(spikes2.sum(), current2)[0].mean(0)
+    gate = own * gate + (1 - own) * gate.mean()
+    current3 = torch.stack([last(s.flatten(1)) for s in spikes2.detach()]).requires_grad_()
+    error = torch.autograd.grad(loss(loop(out, current3)), current3)[0]
+    share = torch.zeros_like(before[0])  # of steps in which a pixel was its window's maximum
+    for t in range(steps):
+        for b, c, i, j in torch.cartesian_prod(*map(torch.arange, current2.shape[1:])).tolist():
+            window = before[t, b, c, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
+            at = int(window.argmax())
+            share[b, c, 2 * i + at // 2, 2 * j + at % 2] += 1 / steps
+
+    def back(e, gate, share):
+        """One sample's error [3] through weights, gate and maxima."""
+        at = (e @ last.weight).reshape(current2.shape[2:]) * gate
+        wide = at.repeat_interleave(2, 1).repeat_interleave(2, 2)
+        wide = functional.pad(wide, (0, share.shape[-1] - wide.shape[-1]) * 2) * share
+        return functional.conv_transpose2d(wide[None], conv2.weight)[0]
+
+    sent = torch.zeros_like(spikes1)
+    mean = error.mean(0)
+    for b in range(B):
+        for t in range(steps):
+            sent[t, b] = back(mean[b], gate[b], share[b])
+            if not steady:
+                sent[t, b] += back(error[t, b] - mean[b], gate.mean(0), share.mean(0))
+    return torch.autograd.grad(spikes1, conv1.weight, sent)[0]
+
+
+LOSSES = {
+    "the same at all steps": (score, True),
+    "another one at each step": (
+        lambda spk: (spk.sin() * torch.arange(1.0, 1 + len(spk))[:, None, None]).sum(),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("share", [1, 0.5])
+@pytest.mark.parametrize("kind", LOSSES)
+def test_several_steps(kind, share):
+    torch.manual_seed(1)
+    net = nn.Sequential(
+        nn.Conv2d(1, 2, 3), leaky(), nn.Conv2d(2, 3, 2), nn.MaxPool2d(2), leaky(), nn.Flatten(),
+        nn.Linear(3, 3), leaky(),
+    ).double()  # fmt: skip
+    x, (loss, steady) = 2 * torch.rand(4, B, 1, 6, 6, dtype=torch.float64), LOSSES[kind]
+    wanted = by_hand(net, x, loss, steady, share)
+    assert wanted.any()
+    for form in (lambda net: net, over_time):
+        run, optimizer = form(net), torch.optim.SGD(net.parameters(), lr=0.1)
+        dfa = DFA(run, optimizer=optimizer, feedback=WeightMirror(by_sample=share))
+        call = run if form is over_time else lambda x: loop(net, x)
+        loss(call(x)).backward()
+        with_weights(dfa, net)
+        torch.testing.assert_close(grads_of(net, call, x, loss)["0.weight"], wanted)
+        dfa.remove()
+
+
+# -- where there are no ways -----------------------------------------------------------------------
+
+
+def first_gradient(middle, feedback):
+    """Return the first layer's gradient, with a layer in the middle and the weights as factors."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 4), leaky(), nn.Linear(4, 4), middle(), nn.Linear(4, 3),
+                        leaky()).double()  # fmt: skip
+    x = 3 * torch.rand(3, B, 5, dtype=torch.float64)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    dfa = DFA(net, optimizer=optimizer, feedback=feedback)
+    score(loop(net, x)).backward()
+    with_weights(dfa, net)
+    return grads_of(net, lambda x: loop(net, x), x, score)["0.weight"]
+
+
+def test_a_neuron_that_hears_others_lets_errors_through_as_they_are():
+    def recurrent():
+        return leaky(snn.RLeaky, linear_features=4)
+
+    mean = first_gradient(recurrent, WeightMirror(by_sample=1))
+    linear = first_gradient(recurrent, WeightMirror(by_sample=0))
+    assert torch.cosine_similarity(mean.flatten(), linear.flatten(), 0) > 0.9
+    gated = first_gradient(leaky, WeightMirror(by_sample=1))
+    assert not torch.allclose(gated, first_gradient(leaky, WeightMirror(by_sample=0)))
+
+
+def test_a_hook_sees_errors_and_no_gates():
+    torch.manual_seed(0)
+    seen = {}
+    for feedback in (WeightMirror(by_sample=0), WeightMirror(by_sample=1)):
+        net = dense()
+        lif, notes = net[4], []
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        DFA(net, optimizer=optimizer, feedback=feedback)
+        reset(net)
+        out = []
+        for step in torch.rand(3, B, 1, 8, 8):
+            out.append(net(step))
+            lif.mem.register_hook(notes.append)
+        score(torch.stack(out)).backward()
+        seen[feedback] = len(notes)
+    first, second = seen.values()
+    assert first == second
