@@ -112,9 +112,12 @@ class Broadcast:
             if call.layer not in self._layers.outputs or all(g is None for g in grads):
                 continue
             error = self._error(call, grads)
-            for name, hidden in call.below.items():
-                if hidden.learns:
-                    steps.setdefault(name, {}).setdefault(hidden, {})[call.layer or ""] = error
+            if call.later:  # as if it had been called at each step, and the results averaged
+                error = error / (1 + len(call.later))
+            for below in (call.below, *call.later):
+                for name, hidden in below.items():
+                    if hidden.learns:
+                        steps.setdefault(name, {}).setdefault(hidden, {})[call.layer or ""] = error
         order = [n for n in self._shapes if n in steps]
         return {name: steps[name] for name in order}
 
@@ -228,8 +231,10 @@ class Broadcast:
         passed: dict[str, list[Call]] = {}
         for call, _ in sorted(arrived, key=lambda each: each[0].number):
             if call.layer in self._layers.outputs:
-                for name, each in {call.layer: call, **call.below}.items():
-                    passed.setdefault(name, []).append(each)
+                passed.setdefault(call.layer, []).append(call)
+                for below in (call.below, *call.later):
+                    for name, each in below.items():
+                        passed.setdefault(name, []).append(each)
         ways = self._ways(passed, steps.shape[1], dims)
         self._by_sample = self._feedback.send(self._mean[0], ways, steady=self._steady)
 

@@ -64,8 +64,8 @@ class Call:
     """
 
     __slots__ = (
-        "below", "collector", "entered", "layer", "learns", "linked", "links", "number", "passage",
-        "released", "returned", "shape", "sizes", "spikes", "steps", "targets", "values",
+        "below", "collector", "entered", "later", "layer", "learns", "linked", "links", "number",
+        "passage", "released", "returned", "shape", "sizes", "spikes", "steps", "targets", "values",
     )  # fmt: skip
 
     def __init__(
@@ -85,6 +85,8 @@ class Call:
         self.collector = collector
         self.shape = torch.Size() if spikes is None else spikes.shape
         self.below: dict[str, Call] = {}
+        #: Of an output that is called once for all steps: the hidden calls of the later steps.
+        self.later: list[dict[str, Call]] = []
         self.targets: Tensor | None = None
         self.steps: int | None = None  # T, where time is part of the samples
         #: Nodes that the call learns through, and the lists of the calls that it goes on from.
@@ -109,6 +111,7 @@ class Call:
             return
         self.sizes = [value.shape for value in self.values]
         self.values, self.spikes, self.below, self.released = (), None, {}, True
+        self.later = []
         self.passage = None
         self.entered.clear()
 
@@ -159,8 +162,13 @@ class Pass:
         """Return how often each layer was called."""
         return {name: len(calls) for name, calls in self.calls.items()}
 
-    def end(self, layers: Layers) -> None:
+    def end(self, layers: Layers, *, whole: bool = False) -> None:
         """Settle which layer is the output; see that all layers kept step with it.
+
+        Args:
+            layers: The layers.
+            whole: Whether the pass is one call of the network. Then an output that the user named
+                may be called once, for all steps, as a readout of mean spikes is.
 
         Raises:
             OutOfStepError: naming a layer that did not.
@@ -168,15 +176,40 @@ class Pass:
         if not layers.outputs and self.last is not None:
             layers.outputs = (self.last,)
         counts = self.counts()
+        once = self._called_once(layers) if whole and layers.given else set()
         for output in layers.outputs:
             for name in layers.names:
-                if name in counts and counts[name] != counts.get(output, 0):
+                if once & {name, output} or name not in counts:
+                    continue
+                if counts[name] != counts.get(output, 0):
                     raise OutOfStepError(messages.out_of_step(name, output, counts))
         self._see_that_an_output_is_last(layers)
 
+    def _called_once(self, layers: Layers) -> set[str]:
+        """Return the outputs that were called once where all others were called more often."""
+        once = {name for name in layers.outputs if len(self.calls.get(name, ())) == 1}
+        others = {name: self.calls[name] for name in layers.names if name in self.calls}
+        others = {name: calls for name, calls in others.items() if name not in once}
+        if len({len(calls) for calls in others.values()}) != 1:
+            return set()
+        hidden = {name: calls for name, calls in others.items() if name not in layers.outputs}
+        for each in hidden.values():  # not one that was given all steps, [T, B, ...]
+            sizes = len(each), *each[0].shape[:1]
+            once = {n for n in once if len(each) == 1 or self.calls[n][0].shape[:2] != sizes}
+        steps = [
+            dict(zip(hidden, step, strict=True)) for step in zip(*hidden.values(), strict=True)
+        ]
+        for name in once:
+            (call,) = self.calls[name]
+            call.below, *call.later = steps or [{}]
+        return once
+
     def _see_that_an_output_is_last(self, layers: Layers) -> None:
         outputs = [self.calls[name] for name in layers.outputs if name in self.calls]
-        last = [max(call.number for call in step) for step in zip(*outputs, strict=False)]
+        steps = range(max(map(len, outputs), default=0))
+        if any(call.later for calls in outputs for call in calls):
+            steps = range(max(map(len, self.calls.values())))
+        last = [max(c[min(k, len(c) - 1)].number for c in outputs) for k in steps]
         for name in [name for name in self.calls if name not in layers.outputs]:
             if any(c.number > end for c, end in zip(self.calls[name], last, strict=False)):
                 raise OutOfStepError(messages.called_late(name, layers.outputs))

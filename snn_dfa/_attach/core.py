@@ -471,7 +471,7 @@ class Core:
             OutOfStepError: if a layer was not called as often as the output.
         """
         try:
-            self.now.end(self.layers)
+            self.now.end(self.layers, whole=True)
         except OutOfStepError:
             self.see_that_it_is_whole()  # a layer that is gone says more
             raise

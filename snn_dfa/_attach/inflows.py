@@ -39,6 +39,8 @@ _PRODUCTS = {
 #: What differs from sample to sample, or from batch to batch, between two layers.
 _MAXIMA = {"MaxPool2DWithIndicesBackward0": 2, "MaxPool3DWithIndicesBackward0": 3}
 _NORMS = {"CudnnBatchNormBackward0", "NativeBatchNormBackward0"}
+#: What may become of steps that are set side by side.
+_OF_STEPS = {"MeanBackward1", "SumBackward1", "SelectBackward0"}
 _UNSIGNED = 1 << 63  # autograd shows a negative dimension as one without a sign
 
 
@@ -82,13 +84,15 @@ def inflow_of(
         NotLinearError: with the name of a node that is not known.
     """
     known: dict[Any, Inflow | None] = {}
+    sources: dict[str, Inflow] = {}
     weights: dict[Any, str] = {}  # below a node that no layer flows into
     local = 0
     for node, ends in _post_order(value.grad_fn, mine):
         known[node] = None
         if type(node) is PORT and ends:
             layer = node.call.layer
-            known[node] = None if layer is None else stand_in.source(layer)
+            if layer is not None:
+                known[node] = sources.setdefault(layer, stand_in.source(layer))
         elif ends:
             name = names.get(id(node.variable)) or names.get(node.variable.shape)
             weights |= {node: name} if name else {}
@@ -183,6 +187,8 @@ def _step(
     kind = type(node).__name__
     if kind == "CatBackward0":
         return _cat(node, known)
+    if kind == "StackBackward0":
+        return _stack(node, known)
     if kind in ("AddBackward0", "SubBackward0"):
         return _sum(node, kind, known)
     x = known[inside[0]]
@@ -198,7 +204,11 @@ def _step(
         return step_of(x, weight, shape)
     if kind in _NORMS:
         return stand_in.gain(x, _per_channel(shape), local)
-    return _scaled(node, kind, x) if kind in _SAME else _pooled(node, kind, x, shape, local)
+    if kind in _SAME:
+        return _scaled(node, kind, x)
+    if kind in _OF_STEPS and x.steps is not None:
+        return _reduced(node, kind, x, shape)
+    return _pooled(node, kind, x, shape, local)
 
 
 def _per_channel(shape: tuple[int, ...]) -> int:
@@ -214,6 +224,23 @@ def _cat(node: Any, known: Mapping[Any, Inflow | None]) -> Inflow:
         raise NotLinearError("CatBackward0")
     shapes = [tuple(n._input_metadata[i].shape)[dim:] for n, i in node.next_functions]
     return stand_in.concatenate([known[n] for n, _ in node.next_functions], shapes)
+
+
+def _stack(node: Any, known: Mapping[Any, Inflow | None]) -> Inflow:
+    parts = [known[n] for n, _ in node.next_functions if n is not None]
+    there = [part for part in parts if part is not None]
+    if len(there) < len(node.next_functions):
+        raise NotLinearError("StackBackward0")
+    return stand_in.stack(there, _signed(node._saved_dim) % len(node._input_metadata[0].shape))
+
+
+def _reduced(node: Any, kind: str, x: Inflow, shape: tuple[int, ...]) -> Inflow:
+    """Return the mean or the sum over steps that are set side by side, or one of them."""
+    saved = node._saved_dim
+    dims = [_signed(d) % len(shape) for d in (saved if isinstance(saved, tuple) else [saved])]
+    if dims != [x.steps] or getattr(node, "_saved_keepdim", False):
+        raise NotLinearError(kind)
+    return stand_in.reduce(x, shape[dims[0]] if kind == "SumBackward1" else 1.0)
 
 
 def _sum(node: Any, kind: str, known: Mapping[Any, Inflow | None]) -> Inflow:
@@ -260,5 +287,7 @@ def _pooled(node: Any, kind: str, x: Inflow, shape: tuple[int, ...], local: str)
     if kind == "MeanBackward1":
         dims_of = sorted(_signed(d) % len(shape) - len(shape) for d in node._saved_dim)
         first = min(dims_of)
+        if len(shape) + first == 0:
+            raise NotLinearError(kind)  # over samples, or over steps in another way
         return stand_in.mean(x, shape[first:], dims_of)
     raise NotLinearError(kind)

@@ -13,7 +13,7 @@ is linear, too, and another one for each sample.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias, cast
 
@@ -33,7 +33,9 @@ __all__ = [
     "mean",
     "multiply",
     "pool",
+    "reduce",
     "source",
+    "stack",
     "total",
     "weigh",
 ]
@@ -77,11 +79,16 @@ class Inflow:
             numbers of :attr:`Ways.local`, to what comes in, [M, ...].
         sources: The layers whose values it takes.
         weights: The layers with weights whose factors it takes, in order.
+        terms: Of a sum the parts, each with what it is multiplied by.
+        steps: The dimension in which the program has set steps side by side, if it has: the inflow
+            is that of one of them.
     """
 
     apply: Callable[[Named, Named], Tensor]
     sources: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
+    terms: tuple[tuple[Inflow, float], ...] = ()
+    steps: int | None = None
 
     def then(self, function: Callable[[Tensor], Tensor]) -> Inflow:
         """Return the inflow after one more function."""
@@ -127,15 +134,32 @@ def source(layer: str) -> Inflow:
 
 
 def total(parts: Sequence[Inflow]) -> Inflow:
-    """Return the sum of inflows."""
+    """Return the sum of inflows; one that comes many times, as of many steps, is taken once."""
+    found: dict[int, tuple[Inflow, float]] = {}
+    for part in parts:
+        for each, number in part.terms or ((part, 1.0),):
+            found[id(each)] = each, found.get(id(each), (each, 0.0))[1] + number
+    return _combined(tuple(found.values()), parts[0].steps)
 
+
+def _combined(terms: tuple[tuple[Inflow, float], ...], steps: int | None) -> Inflow:
     def apply(values: Named, factors: Named) -> Tensor:
-        first, *others = (part.apply(values, factors) for part in parts)
+        first, *others = (each.apply(values, factors) * number for each, number in terms)
         for other in others:
             first = first + other.reshape(first.shape)
         return first
 
-    return Inflow(apply, *_joined(parts))
+    return Inflow(apply, *_joined([each for each, _ in terms]), terms, steps)
+
+
+def stack(parts: Sequence[Inflow], dim: int) -> Inflow:
+    """Return the inflow of one of many steps that are set side by side in a new dimension."""
+    return replace(multiply(total(parts), 1 / len(parts)), steps=dim)
+
+
+def reduce(x: Inflow, number: float = 1.0) -> Inflow:
+    """Return the mean of the steps that :func:`stack` has set side by side, times a number."""
+    return replace(multiply(x, number), steps=None)
 
 
 def concatenate(parts: Sequence[Inflow | None], shapes: Sequence[tuple[int, ...]]) -> Inflow:
@@ -173,7 +197,8 @@ def _joined(parts: Sequence[Inflow]) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def multiply(x: Inflow, number: float) -> Inflow:
     """Return an inflow times a number."""
-    return x.then(lambda value: value * number)
+    terms = tuple((each, number * n) for each, n in x.terms or ((x, 1.0),))
+    return _combined(terms, x.steps)
 
 
 def weigh(x: Inflow, weight: str) -> Inflow:

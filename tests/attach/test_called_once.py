@@ -1,0 +1,145 @@
+"""A readout that is called once for all steps: as if it were called at each, and its results averaged."""
+
+from functools import partial
+
+import pytest
+import snntorch as snn
+import torch
+from torch import nn
+
+from snn_dfa import DFA, OutOfStepError, WeightMirror
+from snn_dfa.surrogate import fast_sigmoid
+
+T, B = 5, 3
+X = 2 * torch.rand(T, B, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+MEANS = {
+    "stack": lambda spikes: torch.stack(spikes).mean(0),
+    "batch first": lambda spikes: torch.stack(spikes, 1).sum(1) / len(spikes),
+    "running sum": lambda spikes: sum(spikes[1:], spikes[0]) / len(spikes),
+}
+lif = partial(snn.Leaky, 0.8, threshold=0.3, spike_grad=fast_sigmoid(5))
+
+
+class Net(nn.Module):
+    """One or two hidden layers; the heads read mean spikes, in a way ``once``, or each step's."""
+
+    def __init__(self, once, layers=2):
+        super().__init__()
+        torch.manual_seed(0)
+        self.weights = nn.ModuleList(nn.Linear(n, 8) for n in (4, 8)[:layers])
+        self.neurons = nn.ModuleList(lif() for _ in range(layers))
+        self.head, self.value = nn.Linear(8, 2), nn.Linear(8, 1)
+        self.once = once
+        self.double()
+
+    def forward(self, x):
+        mems, out = [n.init_leaky() for n in self.neurons], []
+        for spk in x:
+            for i, (weight, neuron) in enumerate(zip(self.weights, self.neurons, strict=True)):
+                spk, mems[i] = neuron(weight(spk), mems[i])
+            out.append(spk)
+        if self.once:
+            mean = self.once(out)
+            return self.head(mean), self.value(mean)
+        return tuple(torch.stack([h(spk) for spk in out]).mean(0) for h in (self.head, self.value))
+
+
+def gradients(once, layers=2, batches=1, **options):
+    net = Net(once, layers)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    learns = options.pop("learns", False)
+    DFA(net, **options, **({"optimizer": optimizer} if learns else {}))
+    for _ in range(batches):
+        optimizer.zero_grad()
+        head, value = net(X)
+        ((head - 1).square().sum() + (value * head.detach()).sum()).backward()
+        optimizer.step()
+    return {name: p.grad for name, p in net.named_parameters()}
+
+
+LEARNS = {"learns": True, "batches": 3}
+
+
+@pytest.mark.parametrize("once", MEANS.values(), ids=MEANS)
+@pytest.mark.filterwarnings("ignore:the loss reads layer")
+def test_the_linear_network_has_the_mean_too(once):
+    wanted, got = (gradients(each, output="head", **LEARNS) for each in (None, once))
+    for name, grad in wanted.items():
+        torch.testing.assert_close(got[name], grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"rule": "sign"}, {"credit": "trace"}, {"credit": "current"}, {"layers": 1},
+        {"output": ["head", "value"]}, {**LEARNS, "feedback": WeightMirror(by_sample=0)},
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:the loss reads layer")
+def test_it_learns_as_a_readout_of_each_step_whose_results_are_averaged(options):
+    options = {"output": "head"} | options
+    wanted, got = (gradients(each, **options) for each in (None, MEANS["stack"]))
+    assert wanted["weights.0.weight"].any()
+    for name, grad in wanted.items():
+        torch.testing.assert_close(got[name], grad, rtol=1e-9, atol=1e-12)
+
+
+def test_one_output_at_each_step_and_one_for_all_steps():
+    class Both(Net):
+        def forward(self, x):
+            out, mem = [], self.neurons[0].init_leaky()
+            for step in x:
+                spk, mem = self.neurons[0](self.weights[0](step), mem)
+                out.append(spk)
+            each = lambda: torch.stack([self.value(spk) for spk in out]).mean(0)  # noqa: E731
+            value = self.value(self.once(out)) if self.once else each()
+            return torch.stack([self.head(spk) for spk in out]), value
+
+    grads = []
+    for once in (MEANS["stack"], None):
+        net = Both(once, layers=1)
+        DFA(net, output=["head", "value"])
+        head, value = net(X)
+        (head.square().sum() + (value - 1).square().sum()).backward()
+        grads.append([p.grad for p in net.parameters()])
+    assert grads[0][0].any()
+    torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-12)
+
+
+def test_it_has_to_be_named_and_to_come_last():
+    class Early(Net):
+        def forward(self, x):
+            head = self.head(self.neurons[0](self.weights[0](x[0]))[0])
+            return head, [self.neurons[0](self.weights[0](step))[0] for step in x[1:]]
+
+    net = Early(None, layers=1)
+    with DFA(net, output="head"), pytest.raises(OutOfStepError, match=r"neurons\.0"):
+        net(X)
+
+
+def test_one_that_is_given_all_steps_is_not_one_of_their_mean():
+    class AllSteps(Net):
+        def forward(self, x):
+            mem, out = self.neurons[0].init_leaky(), []
+            for step in x:
+                spk, mem = self.neurons[0](self.weights[0](step), mem)
+                out.append(spk)
+            return self.head(torch.stack(out)).mean(0)
+
+    for batch in (B, T):
+        net = AllSteps(None, layers=1)
+        with DFA(net, output="head"), pytest.raises(OutOfStepError):
+            net(X[:, :1].expand(T, batch, 4))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the loss reads layer")
+def test_many_steps_are_one_sum():
+    net = Net(MEANS["running sum"], layers=1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    DFA(net, output="head", optimizer=optimizer)
+    for _ in range(2):
+        net(X[:1].expand(400, B, 4))[0].sum().backward()
+        optimizer.step()
+    assert net.weights[0].weight.grad.any()
