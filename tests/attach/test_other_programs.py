@@ -460,7 +460,7 @@ def test_feedback_alignment_of_a_weight_that_a_function_uses_is_an_error():
 
     with (
         DFA(Tied(), rule="fa") as dfa,
-        pytest.raises(AttachError, match="weight of layer 'enc' to be"),
+        pytest.raises(AttachError, match="uses the weight of layer 'enc'"),
     ):
         dfa.net(X[0])
 
@@ -587,7 +587,7 @@ def test_neurons_in_a_plain_list_are_named_as_such():
             self.fc, self.lifs = nn.Linear(4, 8), [hidden()]
 
     with pytest.raises(
-        AttachError, match=r"neurons in a plain list are not seen, put them in an nn\.M"
+        AttachError, match=r"neurons in a plain list\? Put them into an nn\.M"
     ):
         DFA(Listed())
 
