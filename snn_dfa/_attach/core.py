@@ -314,7 +314,7 @@ class Core:
     def _refuse_insides_read(self, layer: str) -> None:
         if self.running is None or self.running.losses is not None:
             raise BackwardError(
-                f"layer {layer!r}: the loss reads a value inside the layer, which the layer neither "
+                f"layer {layer!r}: the loss reads a value inside the layer that the layer neither "
                 f"returns nor keeps as an attribute, so that back-propagation would go on into the "
                 f"layers before; return the value from {layer!r}, or keep it as an attribute"
             )

@@ -131,8 +131,8 @@ def find_layers(
     if len(modules) < 2 or len(modules) == len(outs):
         raise AttachError(
             f"net: expected an output and at least one hidden spiking layer, found only "
-            f"{next(iter(modules))!r}; DFA has nothing to do in a network of one layer; name "
-            f"further layers with hidden=[...] and output="
+            f"{next(iter(modules))!r}; if the last layer is not a spiking neuron, such as an "
+            f"nn.Linear, name it with output="
         )
     layers = Layers(
         names=list(modules),

@@ -7,7 +7,7 @@ from plain_gradients import X, assert_close, grads, loss_of, plain_gradients
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from snn_dfa import DFA, AttachError, FeedbackError, over_time, reset
+from snn_dfa import DFA, AttachError, FeedbackError, OutOfStepError, over_time, reset
 
 
 class Checkpointed(nn.Module):
@@ -41,19 +41,24 @@ def test_layers_without_neurons_may_be_checkpointed(reentrant, options):
 @pytest.mark.parametrize("layers", [2, 6])
 @pytest.mark.parametrize("options", [{}, {"rule": "fa"}, {"credit": "current"}])
 def test_a_checkpointed_neuron_is_refused(layers, options):
-    """Without DFA it gives a wrong gradient, or an error about other shapes, too."""
+    """Without DFA it gives a wrong gradient, or an error about other shapes, too.
+
+    With torch 2.6, which does not say that values are packed, some are refused in the first pass.
+    """
     form = Checkpointed(network(), layers, False)
     DFA(form, output="net.5", hidden=["net.1", "net.3"], **options)
-    loss = loss_of(form(X))
-    with pytest.raises(AttachError, match=r"activation checkpointing calls layer 'net\.1' again"):
-        loss.backward()
+    said = r"activation checkpointing calls layer 'net\.1' again|'net\.1' was called 15 times"
+    with pytest.raises((AttachError, OutOfStepError), match=said):
+        loss_of(form(X)).backward()
 
 
 def test_traces_are_not_carried_on_twice():
     form = Checkpointed(network(), 2, False)
     DFA(form, output="net.5", hidden=["net.1", "net.3"], credit="trace")
     loss = loss_of(form(X))
-    with pytest.raises(AttachError, match=r"credit='trace': activation checkpointing calls a Linear again"):
+    with pytest.raises(
+        AttachError, match=r"credit='trace': activation checkpointing calls a Linear again"
+    ):
         loss.backward()
 
 

@@ -103,7 +103,9 @@ def test_networks_that_cannot_be_used():
     with pytest.raises(AttachError, match=r"expected a torch.nn.Module, got list"):
         DFA([])
     learns = small(learn_beta=True, beta=0.5)
-    with pytest.raises(AttachError, match=r"no gradient to parameters .* '1.beta' has requires_grad=True"):
+    with pytest.raises(
+        AttachError, match=r"no gradient to parameters .* '1.beta' has requires_grad=True"
+    ):
         DFA(learns, credit="current")
 
 

@@ -262,7 +262,10 @@ class Own(snn.Leaky):
 @pytest.mark.parametrize(
     ("hidden", "message"),
     [
-        (snn.Alpha(0.9, 0.8, init_hidden=True), r"layer '1' is of type Alpha, expected one of Leaky, R"),
+        (
+            snn.Alpha(0.9, 0.8, init_hidden=True),
+            r"layer '1' is of type Alpha, expected one of Leaky, R",
+        ),
         (Own(0.9, init_hidden=True), "layer '1' is of type Own"),
         (leaky(beta=torch.full((7,), 0.9)), "has a beta for each neuron, expected one for all"),
         (leaky(learn_beta=True), "gives no gradient to its own parameter 'beta'"),

@@ -243,14 +243,16 @@ def in_general(error: str) -> str:
     """Return an error without the names of one network's layers and of their types."""
     error = re.sub(r"'(?:net|blocks)\.[\w.]+'|\blayer '\d+'", "LAYER", error)
     error = error.replace("layer LAYER", "LAYER")
-    return re.sub(r"(passes |type )'?\w+'?", r"\1TYPE", error)
+    return re.sub(r"(passes |\btype )'?([A-Z]\w+)'?", r"\1TYPE", error)
 
 
 def page(results: Results) -> str:
     """Return the page of the documentation."""
     errors: dict[str, int] = {}
     told = {
-        pair: "✓" if found == "works" else f"({errors.setdefault(in_general(found), len(errors) + 1)})"
+        pair: "✓"
+        if found == "works"
+        else f"({errors.setdefault(in_general(found), len(errors) + 1)})"
         for pair, found in results.items()
     }
     columns = [m for m in MACHINERY if any(told[n, m] != "✓" for n in NETWORKS)]
@@ -258,7 +260,7 @@ def page(results: Results) -> str:
     for name in _merged(NETWORKS):
         rows.setdefault(tuple(_cell(told, name, m) for m in columns), []).append(name)
     table = [
-        f"| network | {' | '.join(f'`{m}`' for m in columns)} |",
+        f"| network | {' | '.join(columns)} |",
         f"| --- |{' :-: |' * len(columns)}",
         *(f"| {'; '.join(names)} | {' | '.join(cells)} |" for cells, names in rows.items()),
     ]
@@ -304,7 +306,9 @@ def _cell(told: Results, name: str, machinery: str) -> str:
 def read(text: str) -> Results:
     """Return what a page says of each pair."""
     lines = text.partition("\n## The table\n")[2].splitlines()
-    always = re.findall(r"`(.+?)`", next(line for line in lines if line.startswith("These work")))[1:]
+    always = re.findall(r"`(.+?)`", next(line for line in lines if line.startswith("These work")))[
+        1:
+    ]
     head, _, *rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
     numbered = (line.split(". ", 1) for line in lines if line[:1].isdigit())
     words = {f"({number})": error for number, error in numbered} | {"✓": "works"}
@@ -313,7 +317,7 @@ def read(text: str) -> Results:
         for name, (machinery, cell) in itertools.product(
             names.split("; "), zip(head[1:], cells, strict=True)
         ):
-            said |= {(n, machinery.strip("`")): words[c] for n, c in _apart(name, cell)}
+            said |= {(n, machinery): words[c] for n, c in _apart(name, cell)}
     return said | {(n, m): "works" for n in NETWORKS for m in always}
 
 
