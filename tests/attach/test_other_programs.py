@@ -444,7 +444,7 @@ def test_a_state_of_the_last_batch_is_an_error():
         net(X[0]).sum().backward()
         before = [p.grad.clone() for p in net.parameters()]
         out = net(X[0])  # as a value it may be used
-        with pytest.raises(BackwardError, match=r"call reset\(net\), or detach the states"):
+        with pytest.raises(BackwardError, match=r"reset\(net\) before each batch, or detach"):
             out.sum().backward()
         assert all(torch.equal(p.grad, b) for p, b in zip(net.parameters(), before, strict=True))
 
