@@ -21,7 +21,7 @@ from nbformat import NotebookNode
 
 __all__ = ["REPOSITORY", "clean", "execute", "headed", "read", "tutorials", "write"]
 
-#: Where the notebooks are published, as OWNER/NAME on GitHub: the only place that has the address.
+#: Where the notebooks are published, as OWNER/NAME on GitHub; docs/contributing.md says more.
 #: With ``None`` the notebooks have no link to Colab and say how to install from a checkout.
 REPOSITORY: str | None = None
 

@@ -327,18 +327,18 @@ class Core:
     def _refuse_insides_read(self, layer: str) -> None:
         if self.running is None or self.running.losses is not None:
             raise BackwardError(
-                f"layer {layer!r}: the loss reads a value inside the layer, which it neither "
-                f"returns nor keeps as an attribute, and would go on through the layer by true "
-                f"weights; return the value from {layer!r}, or keep it as an attribute"
+                f"layer {layer!r}: the loss reads a value inside the layer that the layer neither "
+                f"returns nor keeps as an attribute, so that back-propagation would go on into the "
+                f"layers before; return the value from {layer!r}, or keep it as an attribute"
             )
 
     def _refuse_reading(self, layer: str, _: Tensor) -> None:
         """Raise an error for a loss that reads an output's value before it is handed out."""
         if self.running is None:
             raise BackwardError(
-                f"output {layer!r}: the loss reads a value inside the layer, such as one that a "
-                f"hook on a module in it has kept, so that its error is not the output's; read "
-                f"what {layer!r} returns"
+                f"output {layer!r}: the loss reads a value inside the layer, for instance one that "
+                f"a hook has kept, and not the value that {layer!r} returns; let the loss read the "
+                f"value that {layer!r} returns"
             )
 
     def _note_leaf(self, leaf: Tensor) -> None:

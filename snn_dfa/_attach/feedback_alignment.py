@@ -41,7 +41,10 @@ def check(net: nn.Module) -> dict[str, nn.Module]:
                 f"{name!r} of type {type(module).__name__}; use another rule"
             )
     if not known:
-        raise AttachError("rule='fa': expected an nn.Linear or nn.Conv1d to nn.Conv3d, found none")
+        raise AttachError(
+            "rule='fa': expected weights in nn.Linear or nn.Conv1d to nn.Conv3d, found none; use "
+            "another rule"
+        )
     return dict(known)
 
 

@@ -180,8 +180,12 @@ def kept_weights(node: Any, weights: Mapping[Any, str]) -> list[str]:
 
 
 def are_packed() -> bool:
-    """Return whether something stands in for what nodes keep, as in activation checkpointing."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    """Return whether something stands in for what nodes keep, as in activation checkpointing.
+
+    Torch 2.6 cannot say so: there what nodes keep is looked at, and may be computed again.
+    """
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return top is not None and top(True) is not None
 
 
 def functional_weights(

@@ -70,8 +70,8 @@ def _refuse_wrapped(net: nn.Module) -> None:
         if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
             raise AttachError(
                 f"net: expected a network that is not compiled yet, got "
-                f"{repr(name) if name else 'it'} compiled, whose code would pass over the hooks; "
-                f"attach first and compile then"
+                f"{repr(name) if name else 'it'} compiled, and compiled code does not run the "
+                f"hooks of DFA; call DFA(net) first, then torch.compile(net)"
             )
 
 
@@ -115,9 +115,9 @@ def find_layers(
     chosen = None if listed is None else dict(_resolve(names, h, "hidden") for h in listed)
     if not neurons and chosen is None:
         raise AttachError(
-            "net: expected at least one snntorch.SpikingNeuron, found none; name the layers with "
-            "hidden= and output=; neurons in a plain list are not seen, put them in an "
-            "nn.ModuleList"
+            "net: expected at least one spiking neuron of snnTorch, found none. Are the neurons in "
+            "a plain list? Put them into an nn.ModuleList. Does the network have no neurons? Name "
+            "its layers with hidden=[...] and output="
         )
     outs = {} if outputs is None else dict(_resolve(names, o, "output") for o in outputs)
     if outputs is None and chosen is not None:
@@ -131,7 +131,8 @@ def find_layers(
     if len(modules) < 2 or len(modules) == len(outs):
         raise AttachError(
             f"net: expected an output and at least one hidden spiking layer, found only "
-            f"{next(iter(modules))!r}; name others with hidden= and output="
+            f"{next(iter(modules))!r}; if the last layer is not a spiking neuron, such as an "
+            f"nn.Linear, name it with output="
         )
     layers = Layers(
         names=list(modules),

@@ -107,7 +107,8 @@ def _slopes(
         if learns:
             raise AttachError(
                 f"credit='current' gives no gradient to parameters of the neuron itself, but "
-                f"{f'{name}.{learns[0]}'!r} wants one; freeze it, or use credit='membrane'"
+                f"{f'{name}.{learns[0]}'!r} has requires_grad=True; set it to False, or use "
+                f"credit='membrane'"
             )
         found[name] = _credit(module, neuron, derivative)
     return found

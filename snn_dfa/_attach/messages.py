@@ -26,11 +26,11 @@ def out_of_step(hidden: str, output: str | None, calls: Mapping[str, int]) -> st
     """Say that a hidden layer and the output were not called equally often."""
     return (
         f"hidden layer {hidden!r} was called {calls.get(hidden, 0)} times and the output "
-        f"{output!r} {calls.get(output or '', 0)} times in one forward pass; expected as many "
-        f"calls of each: if {output!r} is not the output, name the one that is with output=, and "
-        f"name the layers that keep step with it with hidden=; a neuron that stands for several "
-        f"layers must be a neuron of its own for each, which may share weights; a step that an "
-        f"exception has broken off counts, too, until this error"
+        f"{output!r} {calls.get(output or '', 0)} times in one forward pass; expected equally many "
+        f"calls, one for each time step. Is {output!r} not the output of the network? Name the "
+        f"output, output=..., and the hidden layers that are called as often, hidden=[...]. Does "
+        f"the network call one neuron for several layers? Give each layer a neuron of its own. "
+        f"Did an exception stop the last forward pass? Then call the network again"
     )
 
 
@@ -38,9 +38,9 @@ def called_late(hidden: str, outputs: Sequence[str]) -> str:
     """Say that a layer was called after all outputs of its step."""
     output = " and ".join(map(repr, outputs))
     return (
-        f"hidden layer {hidden!r} is called after the output {output} of its step; expected an "
-        f"output last: name the layer that is the output with output=; if {hidden!r} lies behind "
-        f"the output, name the layers before it with hidden="
+        f"hidden layer {hidden!r} is called after the output {output} in a time step; expected "
+        f"the output to be called last. If another layer is the output, name it with output=. If "
+        f"{output} is the output, name the layers before it with hidden=[...]"
     )
 
 
@@ -55,18 +55,19 @@ def other_steps(hidden: str, spikes: Sequence[int], output: Sequence[int], dims:
 def second_output(other: str, output: str) -> str:
     """Say that the loss reads a layer whose values go to no other layer."""
     return (
-        f"layer {other!r}: expected its spikes to go on to another layer, and they go to the loss "
-        f"alone, like those of the output {output!r}; name all outputs, output=[{output!r}, "
-        f"{other!r}], or name the layers that learn from the error of {output!r} with hidden="
+        f"the loss reads two spiking layers, {output!r} and {other!r}, and no other layer reads "
+        f"the spikes of {other!r}; expected one output. If both are outputs, name them: "
+        f"output=[{output!r}, {other!r}]. If {output!r} alone is the output, name the layers that "
+        f"learn from its error with hidden=[...]"
     )
 
 
 def unnamed_readout(name: str, output: str) -> str:
     """Say that the loss reads the output through weights."""
     return (
-        f"output: expected the last neuron to be the output, got weights behind it: {name!r} is "
-        f"called with what {output!r} returned, and the error would come to that through their "
-        f"transpose; name the one that is meant, output={name!r} or output={output!r}"
+        f"which layer is the output? The last spiking neuron {output!r} is followed by {name!r}, "
+        f"a layer with weights. If {name!r} is the last layer of the network, call "
+        f"DFA(net, output={name!r}). If {name!r} is an extra head, call DFA(net, output={output!r})"
     )
 
 
@@ -75,9 +76,9 @@ def heads(found: Mapping[str, str], outputs: Sequence[str]) -> str:
     first, layer = next(iter(found.items()))
     named = ", ".join(map(repr, [*outputs, *found]))
     return (
-        f"the loss reads layer {layer!r} through {first!r}, which is no output: its loss goes "
-        f"through the true weights of {first!r} into {layer!r} and no further; if {first!r} is an "
-        f"output too, name it: output=[{named}]"
+        f"the loss reads layer {layer!r} through {first!r}, which is not an output. The gradient "
+        f"of this loss goes through the weights of {first!r} into {layer!r}, and into no layer "
+        f"before it. If {first!r} is an output, too, name all outputs: output=[{named}]"
     )
 
 
@@ -85,13 +86,12 @@ def changed(gone: Sequence[str], new: Sequence[str]) -> str:
     """Say that the network has other layers than when DFA was attached to it."""
     if gone:
         return (
-            f"layer {gone[0]!r} is no longer a part of the network, and what has taken its place "
-            f"would be left to back-propagation; call remove(), and attach DFA to the network as "
-            f"it is"
+            f"layer {gone[0]!r} was removed from the network or replaced after DFA(net), and DFA "
+            f"does not know the layer in its place; call dfa.remove(), then DFA(net) again"
         )
     return (
-        f"layer {new[0]!r} has come into the network since DFA was attached, and would be left to "
-        f"back-propagation; call remove(), and attach DFA to the network as it is"
+        f"layer {new[0]!r} was added to the network after DFA(net), and DFA does not know it; "
+        f"call dfa.remove(), then DFA(net) again"
     )
 
 
@@ -106,15 +106,15 @@ def refuse_repetition(name: str, module: nn.Module, *, whole: bool) -> None:
     Raises:
         AttachError: if only some layers are repeated, or the layer's state is hidden in it.
     """
-    said = f"layer {name!r} is called in a backward pass, as activation checkpointing does, and "
+    said = f"activation checkpointing calls layer {name!r} again in the backward pass, and "
     if not whole:
         raise AttachError(
-            f"{said}its spikes are joined to the output already; checkpoint the whole network, or "
-            f"layers without spiking neurons"
+            f"{said}its spikes already belong to a step of the output; checkpoint the whole "
+            f"network, or layers without spiking neurons"
         )
     if getattr(module, "init_hidden", False):
         raise AttachError(
-            f"{said}its hidden state would go on from another membrane than before; pass states "
+            f"{said}its hidden state would then start from another membrane; pass the states "
             f"explicitly, use over_time, or checkpoint layers without spiking neurons"
         )
 
@@ -127,8 +127,9 @@ def refuse_unled(learns: bool) -> None:
     """
     if learns:
         raise FeedbackError(
-            "feedback: expected one that does not learn with the passes of the network, which "
-            "activation checkpointing repeats; call dfa.follow(optimizer)"
+            "feedback: activation checkpointing repeats forward passes, and this feedback learns "
+            "at each forward pass; call dfa.follow(optimizer), so that it learns at each step of "
+            "the optimiser"
         )
 
 
@@ -143,19 +144,18 @@ def nested(name: str, inside: str) -> AttachError:
 def hooked(layer: str) -> str:
     """Say that a hook changes the gradient of a state that comes back into its layer."""
     return (
-        f"layer {layer!r}: a hook (register_hook) changes the gradient of a value of the layer "
-        f"that comes back into it; expected a hook that looks and returns None, since the parts "
-        f"of that gradient are not in one sum here; put the hook on a value that is made of it, "
-        f"such as mem * 1.0, and hand that on"
+        f"layer {layer!r}: a hook (register_hook) changes the gradient of a state that the next "
+        f"step of the layer gets; expected a hook that returns None, since DFA does not have this "
+        f"gradient as one sum; put the hook on a copy, mem = mem * 1.0, and pass the copy on"
     )
 
 
 def functional_weight(layer: str) -> AttachError:
     """Say that a function uses a weight that has feedback."""
     return AttachError(
-        f"rule='fa': expected the weight of layer {layer!r} to be used by that layer alone, got a "
-        f"function that uses it, and whose error would go through the true weight; call the layer, "
-        f"or use another rule"
+        f"rule='fa': a function uses the weight of layer {layer!r}, and its error would go "
+        f"through the transposed weight; expected the layer alone to use its weight; call the "
+        f"layer, or use another rule"
     )
 
 
@@ -163,6 +163,6 @@ def shallow_distributed() -> AttachError:
     """Say that hidden parameters would get gradients of zero."""
     return AttachError(
         "rule='shallow': DistributedDataParallel gives the parameters of hidden layers gradients "
-        "of zero, by which weight decay would change them; freeze them, requires_grad_(False), and "
-        "train the network without DFA, which is the same"
+        "of zero, so that weight decay would change them; freeze them with requires_grad_(False) "
+        "and train the network without DFA, which is the same rule"
     )

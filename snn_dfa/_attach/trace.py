@@ -64,8 +64,8 @@ def check(
         elif type(module) not in _NEURONS:
             known = ", ".join(sorted(kind.__name__ for kind in _NEURONS))
             raise AttachError(
-                f"{where} is a {type(module).__name__}, expected one of {known}, one step a call; "
-                f"use credit='membrane'"
+                f"{where} is of type {type(module).__name__}, expected one of {known}, with one "
+                f"time step for each call; use credit='membrane'"
             )
         for constant in ("alpha", "beta"):
             if getattr(module, constant, torch.ones(())).numel() > 1:
@@ -79,8 +79,8 @@ def check(
             learns = [n for n in learns if not n.startswith("recurrent.")]
         if learns:
             raise AttachError(
-                f"{where} gives no gradient to its own parameter {learns[0]!r}, which wants one; "
-                f"freeze it, or use credit='membrane'"
+                f"{where} gives no gradient to its own parameter {learns[0]!r}, which has "
+                f"requires_grad=True; set it to False, or use credit='membrane'"
             )
 
 
@@ -167,9 +167,9 @@ class Traces(TraceBase):
     def _note(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self._core.active and in_backward():
             raise AttachError(
-                f"credit='trace': a {type(module).__name__} is called in a backward pass, as "
-                f"activation checkpointing does, which would carry its trace on twice; there is "
-                f"nothing to be saved, as no past is kept"
+                f"credit='trace': activation checkpointing calls a {type(module).__name__} again "
+                f"in the backward pass, so that its trace would take the step twice; leave the "
+                f"checkpointing out: traces keep no past steps, so that it saves no memory"
             )
         if not self._idle:
             self._inputs[module] = args[0] if args else kwargs["input"]
@@ -243,14 +243,15 @@ class Traces(TraceBase):
         between = ", ".join(kind.__name__ for kind in _BETWEEN)
         if call is None or call.used:
             raise AttachError(
-                f"credit='trace': layer {name!r}: expected the output of one nn.Linear or "
-                f"convolution as its current, straight or through {between}, and of none that "
-                f"another neuron has; use credit='membrane'"
+                f"credit='trace': layer {name!r}: expected its input to be the output of one "
+                f"nn.Linear or convolution that no other neuron gets; only {between} may lie "
+                f"between; use credit='membrane'"
             )
         if call.below_learns:
             raise AttachError(
-                f"credit='trace': layer {name!r}: expected one layer with weights before it, got "
-                f"more, and the first ones would get no trace; use credit='membrane'"
+                f"credit='trace': layer {name!r}: expected one layer with weights between it and "
+                f"the neuron before, got more, and only the last would get a trace; use "
+                f"credit='membrane'"
             )
         return call
 

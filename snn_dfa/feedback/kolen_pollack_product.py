@@ -119,9 +119,9 @@ class KolenPollackProductFeedback(Learned):
         """
         for layer, (why, _) in unknown.items():
             raise FeedbackError(
-                f"feedback: what comes into layer {layer!r} passes {why!r}, for which there is no "
-                f"linear function with factors; use feedback='weight-mirror', which gives the "
-                f"layers before it a matrix of their own"
+                f"feedback: a product of factors needs linear functions between the layers, and "
+                f"the input of layer {layer!r} passes {why!r}; use feedback='weight-mirror', which "
+                f"gives the layers before it a matrix of their own"
             )
 
     def _weight(self, layer: str, shape: torch.Size | None) -> Tensor:

@@ -337,13 +337,13 @@ def _see_equal(wanted: Any, got: Any, tolerance: float) -> None:
 
 def _differs(what: str) -> AttachError:
     return AttachError(
-        f"over_time: the network gives other values when it runs once on all samples than in the "
-        f"loop over time: {what}. Four kinds of program do this. The network "
-        f"keeps a state outside its neurons, or hands a layer's value to an earlier layer's next "
-        f"step: keep the state in a neuron, a class derived from snntorch.SpikingNeuron. It "
-        f"depends on the number of the step. It mixes the samples of a batch. It draws random "
-        f"numbers: draw them outside, or give check=False. Otherwise loop over time around the "
-        f"network"
+        f"over_time: the network gives other values with all time steps in one call than in the "
+        f"loop over time: {what}. Four kinds of network do this: "
+        f"(a) it keeps a state outside its neurons, or passes a value to the next step of an "
+        f"earlier layer: keep the state in a class derived from snntorch.SpikingNeuron; "
+        f"(b) it draws random numbers: draw them outside, or pass check=False; "
+        f"(c) it depends on the number of the step; (d) it mixes the samples of a batch: for (c) "
+        f"and (d) leave over_time out, and loop over time"
     )
 
 

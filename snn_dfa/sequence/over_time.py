@@ -215,9 +215,9 @@ def over_time(
     whole = next((n for n, m in net.named_modules() if isinstance(m, _TAKE_SEQUENCES)), None)
     if whole is not None:
         raise AttachError(
-            f"over_time: expected neurons that take a step a call, got {whole!r} of type "
-            f"{type(net.get_submodule(whole)).__name__}, which takes a sequence [T, B, ...] "
-            f"itself; call the network with the sequence"
+            f"over_time: neuron {whole!r} of type {type(net.get_submodule(whole)).__name__} takes "
+            f"a whole sequence [T, B, ...] already, expected neurons that take one time step; "
+            f"leave over_time out, and call the network with the sequence"
         )
     if not _is_sequential(net):
         return TimeAsBatch(net, stateful, check)

@@ -7,7 +7,7 @@ from plain_gradients import X, assert_close, grads, loss_of, plain_gradients
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from snn_dfa import DFA, AttachError, FeedbackError, over_time, reset
+from snn_dfa import DFA, AttachError, FeedbackError, OutOfStepError, over_time, reset
 
 
 class Checkpointed(nn.Module):
@@ -41,19 +41,24 @@ def test_layers_without_neurons_may_be_checkpointed(reentrant, options):
 @pytest.mark.parametrize("layers", [2, 6])
 @pytest.mark.parametrize("options", [{}, {"rule": "fa"}, {"credit": "current"}])
 def test_a_checkpointed_neuron_is_refused(layers, options):
-    """Without DFA it gives a wrong gradient, or an error about other shapes, too."""
+    """Without DFA it gives a wrong gradient, or an error about other shapes, too.
+
+    With torch 2.6, which does not say that values are packed, some are refused in the first pass.
+    """
     form = Checkpointed(network(), layers, False)
     DFA(form, output="net.5", hidden=["net.1", "net.3"], **options)
-    loss = loss_of(form(X))
-    with pytest.raises(AttachError, match=r"layer 'net\.1' is called in a backward pass, as activ"):
-        loss.backward()
+    said = r"activation checkpointing calls layer 'net\.1' again|'net\.1' was called 15 times"
+    with pytest.raises((AttachError, OutOfStepError), match=said):
+        loss_of(form(X)).backward()
 
 
 def test_traces_are_not_carried_on_twice():
     form = Checkpointed(network(), 2, False)
     DFA(form, output="net.5", hidden=["net.1", "net.3"], credit="trace")
     loss = loss_of(form(X))
-    with pytest.raises(AttachError, match=r"credit='trace': a Linear is called in a backward pass"):
+    with pytest.raises(
+        AttachError, match=r"credit='trace': activation checkpointing calls a Linear again"
+    ):
         loss.backward()
 
 
@@ -61,7 +66,7 @@ def test_hidden_states_of_a_checkpointed_network_are_refused():
     net = network()
     DFA(net, output="5")
     loss = loss_of(checkpoint(lambda x: torch.stack([net(s) for s in x]), X, use_reentrant=False))
-    with pytest.raises(AttachError, match=r"layer '1' .* its hidden state would go on"):
+    with pytest.raises(AttachError, match=r"layer '1' .* its hidden state would then start"):
         loss.backward()
 
 
@@ -90,5 +95,5 @@ def test_feedback_that_learns_with_repeated_passes_is_refused():
     form = over_time(network())
     DFA(form, output="5", feedback="kolen-pollack")
     loss = loss_of(checkpoint(form, X, use_reentrant=False))
-    with pytest.raises(FeedbackError, match=r"repeats; call dfa.follow\(optimizer\)"):
+    with pytest.raises(FeedbackError, match=r"forward pass; call dfa.follow\(optimizer\)"):
         loss.backward()

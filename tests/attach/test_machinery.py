@@ -146,7 +146,9 @@ def test_attached_and_then_compiled_gives_the_same_gradients(options):
 def test_what_is_compiled_already_is_refused():
     net = network()
     compiled = torch.compile(net, backend="eager")
-    with pytest.raises(AttachError, match="got it compiled, whose code would pass over the hooks"):
+    with pytest.raises(
+        AttachError, match="got it compiled, and compiled code does not run the hooks"
+    ):
         DFA(compiled)
     with pytest.raises(AttachError, match="got '0' compiled"):
         DFA(nn.Sequential(compiled))

@@ -15,7 +15,7 @@ def said():
 @pytest.mark.parametrize("machinery", matrix.MACHINERY)
 @pytest.mark.parametrize("network", matrix.NETWORKS)
 def test_pair(network, machinery, said):
-    assert matrix.outcome(network, machinery) == said[network, machinery]
+    assert matrix.in_general(matrix.outcome(network, machinery)) == said[network, machinery]
 
 
 def test_the_page_has_no_other_pairs(said):

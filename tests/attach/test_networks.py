@@ -53,7 +53,9 @@ def test_a_second_output_is_refused_by_name_and_may_be_left_to_its_own_loss():
     for output in (None, "lif4"):
         with (
             DFA(net, output=output),
-            pytest.raises(AttachError, match="layer 'lif3': expected its spikes"),
+            pytest.raises(
+                AttachError, match="the loss reads two spiking layers, 'lif4' and 'lif3'"
+            ),
         ):
             one, two = net(x)
             (one.sum() + two.sum()).backward()

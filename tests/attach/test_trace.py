@@ -264,8 +264,11 @@ class Own(snn.Leaky):
 @pytest.mark.parametrize(
     ("hidden", "message"),
     [
-        (snn.Alpha(0.9, 0.8, init_hidden=True), r"layer '1' is a Alpha, expected one of Leaky, R"),
-        (Own(0.9, init_hidden=True), "layer '1' is a Own"),
+        (
+            snn.Alpha(0.9, 0.8, init_hidden=True),
+            r"layer '1' is of type Alpha, expected one of Leaky, R",
+        ),
+        (Own(0.9, init_hidden=True), "layer '1' is of type Own"),
         (leaky(beta=torch.full((7,), 0.9)), "has a beta for each neuron, expected one for all"),
         (leaky(learn_beta=True), "gives no gradient to its own parameter 'beta'"),
         (leaky(learn_threshold=True), "gives no gradient to its own parameter 'threshold'"),
@@ -281,8 +284,8 @@ def test_neurons_whose_past_no_trace_holds(hidden, message):
 @pytest.mark.parametrize(
     ("between", "message"),
     [
-        ([nn.Linear(5, 7), nn.Linear(7, 7)], "one layer with weights before it, got more"),
-        ([nn.Linear(5, 7), nn.Dropout(0.5)], "expected the output of one nn.Linear or convolution"),
+        ([nn.Linear(5, 7), nn.Linear(7, 7)], "one layer with weights between it"),
+        ([nn.Linear(5, 7), nn.Dropout(0.5)], "the output of one nn.Linear or convolution"),
         ([nn.Linear(5, 7), nn.ReLU()], "use credit='membrane'"),
     ],
 )

@@ -166,7 +166,7 @@ def test_weights_behind_an_output_that_is_not_named_are_refused():
     net = Readout()
     with DFA(net):
         for _ in range(2):
-            with pytest.raises(AttachError, match=r"'out.0' is called with what 'lif2' returned"):
+            with pytest.raises(AttachError, match=r"'lif2' is followed by 'out.0'"):
                 passed(net)
     for output in ("out.2", "lif2"):
         with DFA(net, output=output) as dfa:
@@ -191,7 +191,7 @@ def test_a_layer_whose_place_another_has_taken_is_missed(before, name):
         if not before:
             passed(net)
         net[int(name)] = lif()
-        with pytest.raises(AttachError, match=f"layer '{name}' is no longer a part of the network"):
+        with pytest.raises(AttachError, match=f"layer '{name}' was removed from the network"):
             passed(net)
 
 
@@ -204,7 +204,7 @@ def test_a_neuron_that_comes_in_after_dfa_is_missed():
         passed(net)
         net.zero_grad()
         net[2] = lif()
-        with pytest.raises(AttachError, match="layer '2' has come into the network since"):
+        with pytest.raises(AttachError, match="layer '2' was added to the network after"):
             passed(net)
         assert all(p.grad is None for p in net.parameters())
 

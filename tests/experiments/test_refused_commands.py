@@ -120,6 +120,8 @@ def run(*args):
     ],
 )
 def test_a_broken_argument_is_one_line_and_status_2(args, message, capsys, tmp_path, monkeypatch):
+    if "--tensorboard" in args:
+        pytest.importorskip("tensorboard")
     monkeypatch.chdir(tmp_path)
     assert run(*args) == 2
     out, err = capsys.readouterr()

@@ -90,7 +90,7 @@ def test_a_layer_that_is_left_out_on_the_way():
     net = network()  # a neuron without feedback of its own is not linear
     with (
         DFA(net, output="5", hidden=["1"], feedback="kolen-pollack-product"),
-        pytest.raises(FeedbackError, match=r"comes into layer '5' passes '.*', for which"),
+        pytest.raises(FeedbackError, match=r"input of layer '5' passes '.*'; use"),
     ):
         loop(net, batch(0)[0]).sum().backward()
     for kind in ("kolen-pollack-product", "transpose"):

@@ -216,7 +216,7 @@ def test_without_the_check_the_program_runs_as_it_is():
 def test_what_is_no_network_of_single_steps_is_named():
     whole = nn.Module()
     whole.lif = snn.LeakyParallel(4, 4)
-    with pytest.raises(AttachError, match="'lif' of type LeakyParallel, which takes a sequence"):
+    with pytest.raises(AttachError, match="'lif' of type LeakyParallel takes a whole sequence"):
         over_time(whole)
     with pytest.raises(AttachError, match="expected a network, got a Leaky"):
         over_time(snn.Leaky(0.9))

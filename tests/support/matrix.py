@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import pickle
+import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -230,85 +232,138 @@ def outcome(network: str, machinery: str) -> str:
     return "works"
 
 
-def page(results: dict[tuple[str, str], str]) -> str:
+# -- the page ------------------------------------------------------------------------------------
+
+#: Endings of two networks that differ in where they keep their states, and share a row.
+HIDDEN, EXPLICIT = ", hidden states", ", explicit states"
+Results = dict[tuple[str, str], str]
+
+
+def in_general(error: str) -> str:
+    """Return an error without the names of one network's layers and of their types."""
+    error = re.sub(r"'(?:net|blocks)\.[\w.]+'|\blayer '\d+'", "LAYER", error)
+    error = error.replace("layer LAYER", "LAYER")
+    return re.sub(r"(passes |\btype )'?([A-Z]\w+)'?", r"\1TYPE", error)
+
+
+def page(results: Results) -> str:
     """Return the page of the documentation."""
-    reasons: dict[str, int] = {}
-    rows = [f"| network | {' | '.join(MACHINERY)} |", f"| --- |{' :-: |' * len(MACHINERY)}"]
-    for network in NETWORKS:
-        cells = []
-        for machinery in MACHINERY:
-            found = results[network, machinery]
-            if found != "works":
-                found = str(reasons.setdefault(found, len(reasons) + 1))
-            cells.append("✓" if found == "works" else f"({found})")
-        rows.append(f"| {network} | {' | '.join(cells)} |")
-    notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, start=1)]
-    return "\n".join([HEAD, *missing(results), MIDDLE, *rows, "", TAIL, *notes, ""])
+    errors: dict[str, int] = {}
+    told = {
+        pair: "✓"
+        if found == "works"
+        else f"({errors.setdefault(in_general(found), len(errors) + 1)})"
+        for pair, found in results.items()
+    }
+    columns = [m for m in MACHINERY if any(told[n, m] != "✓" for n in NETWORKS)]
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for name in _merged(NETWORKS):
+        rows.setdefault(tuple(_cell(told, name, m) for m in columns), []).append(name)
+    table = [
+        f"| network | {' | '.join(columns)} |",
+        f"| --- |{' :-: |' * len(columns)}",
+        *(f"| {'; '.join(names)} | {' | '.join(cells)} |" for cells, names in rows.items()),
+    ]
+    always = ", ".join(f"`{m}`" for m in MACHINERY if m not in columns)
+    notes = [f"{number}. {error}" for error, number in errors.items()]
+    parts = [HEAD, *missing(results), MIDDLE.format(always=always), *table, TAIL, *notes, ""]
+    return "\n".join(parts)
 
 
-def missing(results: dict[tuple[str, str], str]) -> list[str]:
-    """Return a line for each machinery that does not work with all networks: with which ones."""
+def missing(results: Results) -> list[str]:
+    """Return a row for each machinery that does not work with all networks: with which ones."""
     lines = []
     for machinery in MACHINERY:
-        works = [n for n in NETWORKS if results[n, machinery] == "works"]
-        fails = [n for n in NETWORKS if n not in works]
+        fails = [n for n in NETWORKS if results[n, machinery] != "works"]
+        names = "; ".join(_merged(fails))
+        if len(fails) == sum(n.endswith(HIDDEN) for n in NETWORKS) + 1:
+            names = "neurons with hidden states"
         if fails:
-            alone = len(works) < len(fails)
-            names = "; ".join(_merged(works if alone else fails))
-            lines.append(
-                f"- **{machinery}** {'works with these alone' if alone else 'does not work with'}: "
-                f"{names}. {ADVICE.get(machinery, '')}".rstrip()
-            )
+            lines.append(f"| `{machinery}` | {names} | {ADVICE[machinery]} |")
     return lines
 
 
-def _merged(networks: list[str]) -> list[str]:
+def _merged(networks: Iterable[str]) -> list[str]:
     """Name a neuron once that is there with hidden and with explicit states."""
-    both = {", hidden states", ", explicit states"}
+    networks = list(networks)
     names = []
     for network in networks:
-        ending = next((end for end in both if network.endswith(end)), "")
-        name = network.removesuffix(ending)
-        merged = bool(ending) and {name + end for end in both} <= set(networks)
+        name = network.removesuffix(HIDDEN).removesuffix(EXPLICIT)
+        merged = {name + HIDDEN, name + EXPLICIT} <= set(networks)
         if (found := name if merged else network) not in names:
             names.append(found)
     return names
 
 
-def read(text: str) -> dict[tuple[str, str], str]:
+def _cell(told: Results, name: str, machinery: str) -> str:
+    """Return what the table says of a network, or of a neuron with both kinds of states."""
+    if name in NETWORKS:
+        return told[name, machinery]
+    hidden, explicit = told[name + HIDDEN, machinery], told[name + EXPLICIT, machinery]
+    return hidden if hidden == explicit else f"{explicit} explicit, {hidden} hidden"
+
+
+def read(text: str) -> Results:
     """Return what a page says of each pair."""
-    lines = text.splitlines()
-    table = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+    lines = text.partition("\n## The table\n")[2].splitlines()
+    always = re.findall(r"`(.+?)`", next(line for line in lines if line.startswith("These work")))[
+        1:
+    ]
+    head, _, *rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
     numbered = (line.split(". ", 1) for line in lines if line[:1].isdigit())
-    reasons = {f"({number})": reason for number, reason in numbered} | {"✓": "works"}
-    head, _, *rows = table
-    return {(row[0], m): reasons[c] for row in rows for m, c in zip(head[1:], row[1:], strict=True)}
+    words = {f"({number})": error for number, error in numbered} | {"✓": "works"}
+    said: Results = {}
+    for names, *cells in rows:
+        for name, (machinery, cell) in itertools.product(
+            names.split("; "), zip(head[1:], cells, strict=True)
+        ):
+            said |= {(n, machinery): words[c] for n, c in _apart(name, cell)}
+    return said | {(n, m): "works" for n in NETWORKS for m in always}
+
+
+def _apart(name: str, cell: str) -> list[tuple[str, str]]:
+    """Return the networks of a row with their parts of a cell."""
+    if name in NETWORKS:
+        return [(name, cell)]
+    explicit, _, hidden = cell.partition(" explicit, ")
+    return [(name + EXPLICIT, explicit), (name + HIDDEN, hidden.removesuffix(" hidden") or cell)]
 
 
 ADVICE = {
-    "over_time": "Others: write the layers as an `nn.Sequential`, or keep the loop over time.",
-    "torch.save": "Use a surrogate of `snn_dfa.surrogate`, which can be pickled.",
+    "over_time": "Write the layers as an `nn.Sequential`, or keep the loop over time.",
+    "torch.save": "Take a surrogate of `snn_dfa.surrogate`, which can be pickled.",
     "checkpoint": "Pass states explicitly, or checkpoint layers without spiking neurons.",
-    "credit current": 'Freeze the parameters inside the neuron, or use `credit="membrane"`.',
-    "credit trace": 'Others: use `credit="membrane"`.',
-    "rule fa": "Put the weights into an `nn.Linear` or a convolution, or use another rule.",
-    "kolen-pollack-product": 'Use `feedback="kolen-pollack"`.',
+    "credit current": 'Freeze the parameters inside the neuron, or take `credit="membrane"`.',
+    "credit trace": 'Take `credit="membrane"`.',
+    "rule fa": "Put the weights into an `nn.Linear` or a convolution, or take another rule.",
+    "kolen-pollack-product": 'Take `feedback="weight-mirror"`.',
 }
 HEAD = """# What works with what
 
-What does not work raises an error that says what to do, before a gradient is written. In short:
-"""
-MIDDLE = """
-All else in the table works. The tests run every pair of a network and what it meets, on three layers, and this page is
-what they found (`python tests/support/matrix.py` writes it, the tests compare it).
+## What does not work
 
-- ✓: it works. From `over_time` to `functional_call` that means the same gradients as without it. For the others, whose
-  gradients are not those of the default, it means that every layer gets a gradient; other tests compare these with loops.
+Each of these pairs raises an error that says what to do, before a gradient is written. All other pairs below work.
+
+| | does not work with | what to do |
+| --- | --- | --- |"""
+MIDDLE = """
+## The table
+
+These work with every network: `DFA` with its default arguments, {always}.
+
+- ✓: it works. `over_time`, `torch.save` and `checkpoint` give the same gradients as without them. With the other columns
+  every layer gets a gradient; other tests compare these gradients with loops.
 - A number is an error; its words are below the table.
+- Explicit states are passed by the program, hidden states are kept in the neuron (`init_hidden=True`). 'A subclass' is a neuron of
+  one's own, derived from snnTorch's `SpikingNeuron`.
 """
-TAIL = """`DDP` is one process here; two are compared with one in `tests/attach/test_distributed.py`.
+TAIL = """
+The tests run each pair on three layers and compare the result with this page (`python tests/support/matrix.py` writes the page).
+`DDP` is one process here; `tests/attach/test_distributed.py` compares two with one.
 
 ## The errors
+
+`LAYER` and `TYPE` stand for a layer's name and type.
 """
 
 
