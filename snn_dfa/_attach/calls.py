@@ -65,7 +65,8 @@ class Call:
 
     __slots__ = (
         "below", "collector", "entered", "later", "layer", "learns", "linked", "links", "number",
-        "passage", "released", "returned", "shape", "sizes", "spikes", "steps", "targets", "values",
+        "passage", "reads", "released", "returned", "shape", "sizes", "spikes", "steps", "targets",
+        "values",
     )  # fmt: skip
 
     def __init__(
@@ -87,6 +88,7 @@ class Call:
         self.below: dict[str, Call] = {}
         #: Of an output that is called once for all steps: the hidden calls of the later steps.
         self.later: list[dict[str, Call]] = []
+        self.reads = 0  # how many calls of another layer its input was made of
         self.targets: Tensor | None = None
         self.steps: int | None = None  # T, where time is part of the samples
         #: Nodes that the call learns through, and the lists of the calls that it goes on from.
@@ -186,22 +188,22 @@ class Pass:
         self._see_that_an_output_is_last(layers)
 
     def _called_once(self, layers: Layers) -> set[str]:
-        """Return the outputs that were called once where all others were called more often."""
-        once = {name for name in layers.outputs if len(self.calls.get(name, ())) == 1}
-        others = {name: self.calls[name] for name in layers.names if name in self.calls}
-        others = {name: calls for name, calls in others.items() if name not in once}
-        if len({len(calls) for calls in others.values()}) != 1:
+        """Return the outputs that were called once, and read every call of another layer."""
+        single = {n for n in layers.outputs if len(self.calls.get(n, ())) == 1}
+        others = [n for n in layers.names if n in self.calls and n not in single]
+        hidden = {n: self.calls[n] for n in others if n not in layers.outputs}
+        if len({len(self.calls[n]) for n in others}) != 1 or not hidden:
             return set()
-        hidden = {name: calls for name, calls in others.items() if name not in layers.outputs}
-        for each in hidden.values():  # not one that was given all steps, [T, B, ...]
-            sizes = len(each), *each[0].shape[:1]
-            once = {n for n in once if len(each) == 1 or self.calls[n][0].shape[:2] != sizes}
         steps = [
             dict(zip(hidden, step, strict=True)) for step in zip(*hidden.values(), strict=True)
         ]
-        for name in once:
+        all_steps = len(steps), *next(iter(steps[0].values())).shape[:1]  # [T, B]
+        once = set()
+        for name in single:
             (call,) = self.calls[name]
-            call.below, *call.later = steps or [{}]
+            if call.reads == len(steps) and call.shape[:2] != all_steps:
+                call.below, *call.later = steps
+                once.add(name)
         return once
 
     def _see_that_an_output_is_last(self, layers: Layers) -> None:

@@ -87,6 +87,7 @@ class Core:
         # The call that is going on: whether it learns, and the nodes that it learns through.
         self._learning, self._closed, self._entered = False, True, list[Any]()
         self._block = False
+        self._read: dict[str, set[int]] = {}  # of each other layer the calls that it reads
         self._seen: list[tuple[torch.Size, ...]] = []  # shapes for which there is feedback
         self._kinds: list[tuple[int, torch.dtype, torch.device]] | None = None
         self.collector: Collector
@@ -243,6 +244,7 @@ class Core:
                 own[node, index] = self._original(layer, node, index)
             else:
                 self._taken.add(of)
+                self._read.setdefault(of, set()).add(node.call.number)
         own = {edge: t for edge, t in own.items() if t.requires_grad}
         if origin.reentrant:
             replayed: Tensor = Replay.apply(self.collector.replay, [value], self.trap)
@@ -296,7 +298,7 @@ class Core:
         if self.inside is not None:
             raise messages.nested(layer, self.inside)
         self._learning, self._closed, self._entered = learns, closed, []
-        self._block = block
+        self._block, self._read = block, {}
 
     def _original(self, layer: str, node: Any, index: int) -> Tensor:
         if node.call.released:
@@ -413,6 +415,7 @@ class Core:
         call.targets, call.entered, call.links = self.targets, self._entered, bool(shown)
         call.passage = passage
         call.steps = next((each.steps for each in self.layouts if each.running), None)
+        call.reads = max(map(len, self._read.values()), default=0)
         self.now.note(call, self.layers)
         if linked and not self._closed:
             for value in values:

@@ -12,6 +12,7 @@ from torch import nn
 from snn_dfa._attach import messages
 from snn_dfa._attach.calls import Layers
 from snn_dfa._attach.forward import is_attached
+from snn_dfa._attach.weights import synapses
 from snn_dfa.errors import AttachError
 from snn_dfa.sequence import NeuronOverTime, Scan
 
@@ -75,6 +76,28 @@ def _refuse_wrapped(net: nn.Module) -> None:
             )
 
 
+def _refuse_unregistered(net: nn.Module) -> None:
+    """Refuse neurons that are no modules of the network, and would not be seen."""
+    known = set(net.modules())
+    for module in known:
+        for attribute, value in vars(module).items():
+            held = value.values() if isinstance(value, dict) else value
+            if isinstance(value, (list, tuple, dict)) and any(
+                isinstance(each, snn.SpikingNeuron) and each not in known for each in held
+            ):
+                raise AttachError(
+                    f"net: expected each neuron to be a module of the network, got one in the "
+                    f"plain {type(value).__name__} {attribute!r} of a {type(module).__name__}; put "
+                    f"neurons in an nn.ModuleList or nn.ModuleDict, and make the optimiser anew"
+                )
+
+
+def _last_weights(net: nn.Module, modules: Mapping[str, nn.Module]) -> str:
+    """Return the name of the last layer with weights, which may be meant as the output."""
+    found = [name for name in synapses(net) if name not in modules]
+    return f"{found[-1]!r}" if found else ""
+
+
 #: What names a layer: its name or itself.
 Reference: TypeAlias = str | nn.Module
 
@@ -109,6 +132,7 @@ def find_layers(
             "net: expected a network without DFA, got one that has it; call remove() on the "
             "DFA that is attached"
         )
+    _refuse_unregistered(net)
     names = {module: name for name, module in net.named_modules()}
     neurons = spiking_layers(net)
     listed, outputs = _listed(hidden), _listed(output)
@@ -131,8 +155,8 @@ def find_layers(
     if len(modules) < 2 or len(modules) == len(outs):
         raise AttachError(
             f"net: expected an output and at least one hidden spiking layer, found only "
-            f"{next(iter(modules))!r}; if the last layer is not a spiking neuron, such as an "
-            f"nn.Linear, name it with output="
+            f"{next(iter(modules))!r}; if the last layer is not a spiking neuron, name it with "
+            f"output={_last_weights(net, modules)}"
         )
     layers = Layers(
         names=list(modules),

@@ -27,7 +27,10 @@ def out_of_step(hidden: str, output: str | None, calls: Mapping[str, int]) -> st
     return (
         f"hidden layer {hidden!r} was called {calls.get(hidden, 0)} times and the output "
         f"{output!r} {calls.get(output or '', 0)} times in one forward pass; expected equally many "
-        f"calls, one for each time step. Is {output!r} not the output of the network? Name the "
+        f"calls, one for each time step. Is a readout called once, on the mean of all steps? Name "
+        f"it with output=...; all hidden layers must be called equally often then. Does each layer "
+        f"run all steps before the next layer begins? Name the modules that return whole "
+        f"sequences, hidden=[...]. Is {output!r} not the output of the network? Name the "
         f"output, output=..., and the hidden layers that are called as often, hidden=[...]. Does "
         f"the network call one neuron for several layers? Give each layer a neuron of its own. "
         f"Did an exception stop the last forward pass? Then call the network again"

@@ -21,6 +21,12 @@ from snn_dfa.feedback.stand_in import Inflow
 __all__ = ["Paths"]
 
 
+def _own_step(x: Inflow, name: str, module: Any, shape: tuple[int, ...]) -> Inflow:
+    if isinstance(module, nn.Linear) and shape[-1] != module.weight.shape[1]:
+        raise NotLinearError(f"the transpose of {name!r}")  # weights that are tied
+    return own_step(x, name, module, shape)
+
+
 class Paths:
     """From each layer the paths to others, by the names of the layers with weights on them.
 
@@ -72,7 +78,7 @@ class Paths:
                 mine,
                 names,
                 lambda node: kept_weights(node, names),
-                lambda x, weight, shape: own_step(x, weight, modules[weight], shape),
+                lambda x, weight, shape: _own_step(x, weight, modules[weight], shape),
                 layer,
             )
             if made is not None and set(made.sources) - {layer}:
@@ -83,7 +89,8 @@ class Paths:
                     self._inflows[layer] = made
         except NotLinearError as error:
             of = {source for source, _ in self.sources(value, mine)} - {layer}
-            self._unknown[layer] = str(error), sorted(of)
+            if of:
+                self._unknown[layer] = str(error), sorted(of)
 
     def _see_that_it_is_linear(self, layer: str) -> None:
         """Raise an error for a layer that does more to what comes in than a neuron does."""

@@ -212,3 +212,19 @@ def test_backward_passes_inside_forward_are_those_of_the_loop_around_it():
         grads.append([p.grad for p in net.parameters()])
     assert all(grad.any() for grad in grads[0])
     assert equal(*grads)
+
+
+@pytest.mark.parametrize("hold", [list, tuple, lambda each: {"one": each[0]}])
+def test_a_neuron_that_is_no_module_of_the_network_is_told(hold):
+    net = nn.Sequential(nn.Linear(4, 8), snn.Leaky(0.8), nn.Linear(8, 2), snn.Leaky(0.8))
+    net.also = hold([net[1]])
+    DFA(net).remove()
+    net.also = hold([snn.Leaky(0.8)])
+    with pytest.raises(AttachError, match=r"nn\.ModuleList"):
+        DFA(net)
+
+
+def test_the_last_weights_are_proposed_as_the_output():
+    net = nn.Sequential(nn.Linear(4, 8), snn.Leaky(0.8), nn.Linear(8, 2))
+    with pytest.raises(AttachError, match=r"found only '1'.*output='2'"):
+        DFA(net)

@@ -137,3 +137,40 @@ def test_feedback_alignment_takes_each_factor_by_itself():
     assert list(found[0]) == list(found[1]) == ["2", "4"]
     for name, matrix in found[0].items():
         torch.testing.assert_close(matrix, found[1][name], rtol=1e-4, atol=1e-5)
+
+
+class Changed(nn.Module):
+    """The output's membrane is clamped in the loop, or the second weights are the first ones."""
+
+    def __init__(self, tied):
+        super().__init__()
+        torch.manual_seed(0)
+        lif = {"beta": 0.8, "threshold": 0.2, "spike_grad": fast_sigmoid(5)}
+        self.fc1, self.fc2 = nn.Linear(5, 8), nn.Linear(8, 5)
+        self.lif1, self.lif2, self.tied = snn.Leaky(**lif), snn.Leaky(**lif), tied
+
+    def forward(self, x):
+        mem1, mem2, out = self.lif1.init_leaky(), self.lif2.init_leaky(), 0
+        for step in x:
+            spk, mem1 = self.lif1(self.fc1(step), mem1)
+            cur = nn.functional.linear(spk, self.fc1.weight.t()) if self.tied else self.fc2(spk)
+            spk, mem2 = self.lif2(cur, mem2)
+            mem2 = mem2.clamp(-1.0, 1.0)
+            out = out + mem2
+        return out
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_the_output_does_to_its_own_state_and_tied_weights_leave_the_rest_linear(tied):
+    net = Changed(tied)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    dfa = DFA(net, optimizer=optimizer)
+    for _ in range(2):
+        net(torch.rand(T, B, 5)).square().sum().backward()
+        optimizer.step()
+    assert dfa.feedback["lif1"].any()
+    if not tied:
+        similar = torch.cosine_similarity(
+            dfa.feedback["lif1"].flatten(), net.fc2.weight.flatten(), 0
+        )
+        assert similar > 0.95
