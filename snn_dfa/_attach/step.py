@@ -21,7 +21,7 @@ from snn_dfa.neurons import RefractoryLeaky
 from snn_dfa.sequence.one_step import Constants, leaky_step, leaky_step_back, suits
 from snn_dfa.surrogate import Surrogate, inline_form, recognise
 
-__all__ = ["Inputs", "Result", "Step", "step_of"]
+__all__ = ["Inputs", "Result", "Step", "known_class", "step_of"]
 #: What a neuron computes with; where an instance has its own, it is left alone.
 _METHODS = frozenset({
     "fire", "mem_reset", "state_function", "_base_state_function", "_base_sub", "_base_zero",
@@ -279,12 +279,35 @@ _KINDS: dict[type, _Kind] = {
 }
 
 
+#: What a subclass may have of its own, and compute the same.
+_HARMLESS = frozenset({
+    "__init__", "__module__", "__qualname__", "__doc__", "__annotations__", "__dict__",
+    "__weakref__", "__orig_bases__", "__parameters__", "__firstlineno__", "__static_attributes__",
+    "__annotations_cache__", "__annotate_func__", "__slots__", "reset_mem", "extra_repr",
+    "__repr__",
+})  # fmt: skip
+
+
+def known_class(neuron: Any) -> type | None:
+    """Return the class whose steps are known and which a module computes as; ``None`` if none is.
+
+    A subclass computes as its base where it has no name in common with it.
+    """
+    order = type(neuron).__mro__
+    base = next((each for each in order if each in _KINDS), None)
+    if base is None or base is order[0]:
+        return base
+    own = {name for each in order[: order.index(base)] for name in vars(each)} - _HARMLESS
+    stores = (dir(base), vars(neuron), neuron._buffers, neuron._parameters, neuron._modules)
+    return base if all(own.isdisjoint(store) for store in stores) else None
+
+
 def step_of(neuron: Any) -> Step | None:
     """Return how to compute steps of a module; ``None`` where only its ``forward`` knows."""
-    kind = _KINDS.get(type(neuron))
-    if kind is None:
+    base = known_class(neuron)
+    if base is None:
         return None
-    return (RefractoryStep if type(neuron) is RefractoryLeaky else Step)(neuron, kind)
+    return (RefractoryStep if base is RefractoryLeaky else Step)(neuron, _KINDS[base])
 
 
 class Step:

@@ -205,3 +205,29 @@ def test_a_factor_that_learns_and_is_changed_before_the_backward_pass_is_an_erro
 def test_half_precision_keeps_the_module_own_promotions():
     neuron = snn.Leaky(beta=0.9, threshold=0.6)
     assert not compare(neuron, torch.bfloat16)
+
+
+class Named(snn.Leaky):
+    """A subclass that computes as its base."""
+
+    def __init__(self, name):
+        super().__init__(beta=0.9, threshold=0.6)
+        self.name = name
+
+    def said(self):
+        return self.name
+
+
+class Rounded(Named):
+    """One that has another membrane."""
+
+    def _base_state_function(self, input_):
+        return super()._base_state_function(input_).round(decimals=1)
+
+
+@pytest.mark.parametrize("kind", [Named, Rounded])
+def test_a_subclass_that_computes_as_its_base_has_its_step(kind):
+    neuron = kind("lif").double()
+    assert (step_of(neuron) is not None) == (kind is Named)
+    if kind is Named:
+        assert compare(neuron)
