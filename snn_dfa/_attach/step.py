@@ -505,7 +505,7 @@ class RefractoryStep(Step):
             return None
         self._neuron._restart_if_new(current, mem)
         counter: Tensor = self._neuron.counter
-        return counter
+        return counter.to(torch.int32)
 
     def result(self, spk: Tensor, states: Sequence[Tensor]) -> Any:
         if self._neuron.refractory_steps:

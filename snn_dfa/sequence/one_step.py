@@ -68,9 +68,9 @@ def leaky_step(
     counter = None if counter is None else counter.contiguous()
     counted = None if counter is None else torch.empty_like(counter)
     spk, new, margin, late = out = tuple([torch.empty_like(current) for _ in range(4)])
-    _forward(of.reset, of.delayed, counter is not None, of.clamps, current.dtype == torch.float32)(
+    _forward(_is_special(of), current.dtype == torch.float32)(
         current.numel(), current.data_ptr(), of.gain, *_optional(recurrent), mem.data_ptr(),
-        _optional(counter)[0], of.refractory, of.beta, of.threshold, of.graded,
+        _optional(counter)[0], of.refractory, of.beta, of.threshold, of.graded, *_flags(of),
         *[t.data_ptr() for t in out], _optional(counted)[0],
     )  # fmt: skip
     return spk, new, margin, late, counted
@@ -97,12 +97,12 @@ def leaky_step_back(
     slope, steepness = of.slope
     at_spikes = None if at_spikes is None else at_spikes.contiguous()
     at_mem = None if at_mem is None else at_mem.contiguous()
+    counter = None if counter is None else counter.contiguous()
     total, before = torch.empty_like(margin), torch.empty_like(margin)
-    single = margin.dtype == torch.float32
-    _backward(slope, of.reset, of.delayed, counter is not None, of.clamps, single)(
+    _backward(_is_special(of), margin.dtype == torch.float32)(
         margin.numel(), margin.data_ptr(), _optional(late)[0], _optional(counter)[0],
         *_optional(at_spikes), *_optional(at_mem), of.gain, of.beta, of.threshold, of.graded,
-        steepness, total.data_ptr(), before.data_ptr(),
+        steepness, slope == "atan", *_flags(of), total.data_ptr(), before.data_ptr(),
     )  # fmt: skip
     return total, before
 
@@ -112,21 +112,27 @@ def _optional(t: Tensor | None) -> tuple[int, bool]:
     return (0, False) if t is None else (t.data_ptr(), True)
 
 
+def _is_special(of: Constants) -> bool:
+    """Return whether a step is one of the kernel that knows all, which takes longer."""
+    return of.refractory > 0 or not of.delayed
+
+
+def _flags(of: Constants) -> tuple[bool, ...]:
+    return of.reset == "zero", of.reset == "subtract", of.delayed, of.refractory > 0, of.clamps
+
+
 @functools.cache
-def _forward(
-    reset: str, delayed: bool, counts: bool, clamps: bool, single: bool
-) -> Callable[..., Any]:
+def _forward(special: bool, single: bool) -> Callable[..., Any]:
     kind = np.float32 if single else np.float64
-    to_zero, subtracts = reset == "zero", reset == "subtract"
 
     def kernel(
         size, current, gain, recurrent, has_recurrent, mem, counter, silent, beta, threshold,
-        graded, spk, new, margin, late, counted,
+        graded, to_zero, subtracts, delayed, counts, clamps, spk, new, margin, late, counted,
     ):  # fmt: skip
         zero, one = kind(0), kind(1)
         for i in range(size):
             fired = one * (mem[i] > threshold)
-            if counts:
+            if special and counts:
                 fired = one * (fired > zero and counter[i] == silent) if delayed else zero
             before = (one - fired) * mem[i] if to_zero else mem[i]
             u = beta * before
@@ -135,45 +141,43 @@ def _forward(
                 u = u + recurrent[i]
             if subtracts:
                 u = u - fired * threshold
-            if counts and clamps and counter[i] > 0:
+            if special and clamps and counts and counter[i] > 0:
                 u = zero
             x = u - threshold
             spike = one * (x > zero)
-            if counts:
+            if special and counts:
                 spike = spike if counter[i] == 0 else zero
                 left = counter[i] - 1 if counter[i] > 0 else 0
                 counted[i] = silent if spike * graded > zero else left
             margin[i] = x
             late[i] = fired
             spk[i] = spike * graded
-            if not delayed:
+            if special and not delayed:
                 if subtracts:
                     u = u - (spike - fired) * threshold
                 if to_zero:
                     u = u - (spike - fired) * u
             new[i] = u
 
-    return compile_for_addresses(kernel, "iafaiacifffaaaac", single)
+    return compile_for_addresses(kernel, "iafaiacifffiiiiiaaaac", single)
 
 
 @functools.cache
-def _backward(
-    slope: str, reset: str, delayed: bool, counts: bool, clamps: bool, single: bool
-) -> Callable[..., Any]:
+def _backward(special: bool, single: bool) -> Callable[..., Any]:
     kind = np.float32 if single else np.float64
-    is_atan, to_zero, subtracts = slope == "atan", reset == "zero", reset == "subtract"
 
     def kernel(
         size, margin, late, counter, at_spikes, has_spikes, at_mem, has_mem, gain, beta, threshold,
-        graded, steepness, total, before,
+        graded, steepness, is_atan, to_zero, subtracts, delayed, counts, clamps, total, before,
     ):  # fmt: skip
         zero, one, pi = kind(0), kind(1), kind(np.pi)
         for i in range(size):
-            x = margin[i]
-            free = (one if counter[i] == 0 else zero) if counts else one
+            x, free = margin[i], one
+            if special and counts:
+                free = one if counter[i] == 0 else zero
             at_spike = at_spikes[i] if has_spikes else zero
             delta = at_mem[i] if has_mem else zero
-            if not delayed:
+            if special and not delayed:
                 if subtracts:
                     at_spike = at_spike - threshold / graded * delta
                 if to_zero:
@@ -186,10 +190,10 @@ def _backward(
                 root = one / (one + steepness * abs(x))
                 rise = root * root
             delta = rise * (at_spike * graded) * free + delta
-            if counts and clamps and counter[i] > 0:
+            if special and clamps and counts and counter[i] > 0:
                 delta = zero
             total[i] = gain * delta
             back = beta * delta
             before[i] = back * (one - late[i]) if to_zero else back
 
-    return compile_for_addresses(kernel, "iaacaiaifffffaa", single)
+    return compile_for_addresses(kernel, "iaacaiaifffffiiiiiiaa", single)
