@@ -18,7 +18,7 @@ from torch.autograd import Function
 from snn_dfa._attach.functions import added, first_order
 from snn_dfa._attach.products import Book, Made, Seen, settle
 from snn_dfa.neurons import RefractoryLeaky
-from snn_dfa.sequence.one_step import Constants, leaky_step, leaky_step_back, suits
+from snn_dfa.sequence.one_step import Constants, step, step_back, suits
 from snn_dfa.surrogate import Surrogate, inline_form, recognise
 
 __all__ = ["Inputs", "Result", "Step", "known_class", "step_of"]
@@ -192,32 +192,37 @@ class _Step(Function):
 
 
 class _CompiledStep(Function):
-    """The same of a leaky neuron whose constants are numbers, by a compiled kernel."""
+    """The same of a neuron whose constants are numbers, by a compiled kernel."""
 
     @staticmethod
     def forward(
         ctx: Any, constants: Constants, book: Book | None, seen: Seen | None, current: Tensor,
-        recurrent: Tensor | None, mem: Tensor, link: Tensor | None, counter: Tensor | None,
-        x: Tensor | None, weight: Tensor | None, bias: Tensor | None,
+        recurrent: Tensor | None, counter: Tensor | None, x: Tensor | None, weight: Tensor | None,
+        bias: Tensor | None, count: int, *rest: Tensor | None,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
-        spk, new, margin, late, counted = leaky_step(current, recurrent, mem, counter, constants)
+        states: Any = rest[:count]
+        spk, new, margin, late, counted = step(current, recurrent, states, counter, constants)
         keeps = constants.reset == "zero" or not constants.delayed
         ctx.save_for_backward(margin, late if keeps else None, counter, x)
-        ctx.constants, ctx.book, ctx.leaves = constants, book, (weight, bias, seen)
+        ctx.constants, ctx.count = constants, count
+        ctx.book, ctx.leaves = book, (weight, bias, seen)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(late, new)
-        return spk, late, new, _link(new), counted
+        ctx.mark_non_differentiable(late, *new)
+        return spk, late, counted, *new, *map(_link, new)
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, at_spikes: Any, _: Any, __: Any, at_mem: Any, ___: Any) -> Any:
-        if at_spikes is None and at_mem is None:
-            return (None,) * 11
+    def backward(ctx: Any, at_spikes: Any, _: Any, __: Any, *rest: Any) -> Any:
+        at_states, needs = rest[ctx.count :], ctx.needs_input_grad
+        if at_spikes is None and not any([g is not None for g in at_states]):
+            return (None,) * len(needs)
         margin, late, counter, x = ctx.saved_tensors
-        total, before = leaky_step_back(margin, late, counter, at_spikes, at_mem, ctx.constants)
-        products, parts = _products(ctx, x, total), (total, total, before, before)
-        needed = zip(parts, ctx.needs_input_grad[3:7], strict=True)
-        return (None,) * 3 + tuple([g if n else None for g, n in needed]) + (None, None, *products)
+        total, before = step_back(margin, late, counter, at_spikes, at_states, ctx.constants)
+        parts = zip([*before, *before], needs[10:], strict=True)
+        return (
+            None, None, None, total if needs[3] else None, total if needs[4] else None, None, None,
+            *_products(ctx, x, total), None, *[g if need else None for g, need in parts],
+        )  # fmt: skip
 
 
 def _link(state: Tensor) -> Tensor:
@@ -358,8 +363,8 @@ class Step:
         dtype = current.dtype if surrogate is neuron.spike_grad else torch.float32
         form = _Form(kind.formula, reset, surrogate, dtype, book)
         constants = None
-        if kind.formula is _Leaky and dtype == current.dtype and suits(current):
-            constants = self._constants(form, decays[0], threshold, graded)
+        if dtype == current.dtype and suits(current):
+            constants = self._constants(form, decays, threshold, graded)
         if constants is None and self._is_for_kernels():
             return None
         spk = states.pop(0) if kind.recurrent else None
@@ -370,21 +375,22 @@ class Step:
         )
 
     def _constants(
-        self, form: _Form, decay: Tensor, threshold: Tensor, graded: Tensor
+        self, form: _Form, decays: Sequence[Tensor], threshold: Tensor, graded: Tensor
     ) -> Constants | None:
         """Return the numbers for a kernel; ``None`` if neurons differ, or there is no kernel."""
         slope = inline_form(form.surrogate)
-        if not slope[0] or any([t.dim() or t.requires_grad for t in (decay, threshold, graded)]):
+        if not slope[0] or any([t.dim() or t.requires_grad for t in (*decays, threshold, graded)]):
             return None
-        beta, gain = decay.item(), 1.0
+        numbers, gain = [decay.item() for decay in decays], 1.0
         if self._kind.decays:
-            beta = min(max(beta, 0.0), 1.0)
+            numbers = [min(max(number, 0.0), 1.0) for number in numbers]
         if len(self._gains) == 1 and not self._gains[0].dim():
             gain = self._gains.pop().item()
-        delayed = getattr(self._neuron, "reset_delay", True)
+        alpha = numbers[0] if len(numbers) == 2 else None
         return Constants(
-            beta, threshold.item(), graded.item(), form.reset, slope, gain, bool(delayed)
-        )
+            numbers[-1], threshold.item(), graded.item(), form.reset, slope, gain,
+            bool(getattr(self._neuron, "reset_delay", True)), alpha=alpha,
+        )  # fmt: skip
 
     def _is_for_kernels(self) -> bool:
         """Return whether a kernel alone has the formula."""
@@ -421,13 +427,13 @@ class Step:
         states, links, own = inputs.states, inputs.links, vars(self._neuron)
         x, weight, bias, seen = made or (None,) * 4
         if inputs.constants is not None and _fits(recurrent, current):
-            spk, own["reset"], mem, link, counted = _CompiledStep.apply(
-                inputs.constants, form.book, seen, current, recurrent, states[0], links[0],
-                inputs.counter, x, weight, bias,
+            spk, own["reset"], counted, *rest = _CompiledStep.apply(
+                inputs.constants, form.book, seen, current, recurrent, inputs.counter,
+                x, weight, bias, len(states), *states, *links,
             )  # fmt: skip
             if counted is not None:
                 self._neuron._buffers["counter"] = counted
-            return Result(spk, [mem], [link])
+            return Result(spk, rest[: len(states)], rest[len(states) :])
         decays, graded = inputs.decays, inputs.graded
         if self._kind.decays:
             decays = [decay.clamp(0, 1) for decay in decays]
@@ -488,9 +494,9 @@ class RefractoryStep(Step):
     """The same for this library's neuron with a refractory period, by kernels alone."""
 
     def _constants(
-        self, form: _Form, decay: Tensor, threshold: Tensor, graded: Tensor
+        self, form: _Form, decays: Sequence[Tensor], threshold: Tensor, graded: Tensor
     ) -> Constants | None:
-        neuron, known = self._neuron, super()._constants(form, decay, threshold, graded)
+        neuron, known = self._neuron, super()._constants(form, decays, threshold, graded)
         if known is None or type(neuron.input_gain) not in (int, float):
             return None
         clamps = neuron.refractory == "clamp"

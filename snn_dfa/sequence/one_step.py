@@ -1,17 +1,17 @@
-"""One step of a leaky neuron on the CPU, compiled by numba: one pass where torch takes eight.
+"""One step of a neuron on the CPU, compiled by numba: one pass where torch takes eight or more.
 
 A step is too small for several threads. The kernels are called with addresses, since the arrays of
 NumPy that numba would take cost more than a small layer's step.
 
-The arithmetic is that of snnTorch's ``Leaky``, operation by operation and in its order, so that
-values are the same to the bit.
+The arithmetic is that of snnTorch's ``Leaky`` and ``Synaptic``, operation by operation and in its
+order, so that values are the same to the bit.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from snn_dfa.sequence.numba_tools import compile_for_addresses
 
-__all__ = ["Constants", "leaky_step", "leaky_step_back", "suits"]
+__all__ = ["Constants", "step", "step_back", "suits"]
 
 _SHARED = 1 << 22  # numbers times threads from which torch, which shares them, does the work
 
@@ -37,6 +37,7 @@ class Constants(NamedTuple):
     delayed: bool = True  # the reset, by a step
     refractory: int = 0  # silent steps after a spike
     clamps: bool = False  # the membrane to zero in these
+    alpha: float | None = None  # decay of the synaptic current, where that is a state
 
 
 def suits(current: Tensor) -> bool:
@@ -51,58 +52,66 @@ def _has_numba() -> bool:
     return importlib.util.find_spec("numba") is not None
 
 
-def leaky_step(
-    current: Tensor, recurrent: Tensor | None, mem: Tensor, counter: Tensor | None, of: Constants
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """Return spikes, membrane, membrane minus threshold, resets and counter of one step.
+def step(
+    current: Tensor,
+    recurrent: Tensor | None,
+    states: Sequence[Tensor],
+    counter: Tensor | None,
+    of: Constants,
+) -> tuple[Tensor, list[Tensor], Tensor, Tensor, Tensor | None]:
+    """Return spikes, states, membrane minus threshold, resets and counter of one step.
 
     Args:
         current: Any shape.
         recurrent: Another current, of the same shape.
-        mem: The last membrane, of the same shape.
+        states: The last ones, of the same shape: the synaptic current, if any, and the membrane.
         counter: Of the silent steps that are left, int32, where there are any.
         of: Of the neuron.
     """
-    current, mem = current.contiguous(), mem.contiguous()
+    current, states = current.contiguous(), [state.contiguous() for state in states]
     recurrent = None if recurrent is None else recurrent.contiguous()
     counter = None if counter is None else counter.contiguous()
     counted = None if counter is None else torch.empty_like(counter)
-    spk, new, margin, late = out = tuple([torch.empty_like(current) for _ in range(4)])
-    _forward(_is_special(of), current.dtype == torch.float32)(
-        current.numel(), current.data_ptr(), of.gain, *_optional(recurrent), mem.data_ptr(),
-        _optional(counter)[0], of.refractory, of.beta, of.threshold, of.graded, *_flags(of),
-        *[t.data_ptr() for t in out], _optional(counted)[0],
+    spk, margin, late, *new = out = [torch.empty_like(current) for _ in range(3 + len(states))]
+    at, at_new = ([each.data_ptr() for each in some] for some in (states, new))
+    _forward(_kind(of), current.dtype == torch.float32)(
+        current.numel(), current.data_ptr(), of.gain, *_optional(recurrent), at[0], at[-1],
+        _optional(counter)[0], of.refractory, of.alpha or 0.0, of.beta, of.threshold, of.graded,
+        *_flags(of), *[t.data_ptr() for t in out[:3]], at_new[0], at_new[-1],
+        _optional(counted)[0],
     )  # fmt: skip
     return spk, new, margin, late, counted
 
 
-def leaky_step_back(
+def step_back(
     margin: Tensor,
     late: Tensor | None,
     counter: Tensor | None,
     at_spikes: Tensor | None,
-    at_mem: Tensor | None,
+    at_states: Sequence[Tensor | None],
     of: Constants,
-) -> tuple[Tensor, Tensor]:
-    """Return the gradients at the current and at the last membrane.
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the gradients at the current and at the last states.
 
     Args:
         margin: Membrane minus threshold.
         late: The resets; needed for a reset to zero, and for one without delay.
         counter: As it was before the step, where there is one.
         at_spikes: The gradient at the spikes, if any.
-        at_mem: That at the membrane, if any.
+        at_states: Those at the states, if any.
         of: Of the neuron.
     """
     slope, steepness = of.slope
-    at_spikes = None if at_spikes is None else at_spikes.contiguous()
-    at_mem = None if at_mem is None else at_mem.contiguous()
     counter = None if counter is None else counter.contiguous()
-    total, before = torch.empty_like(margin), torch.empty_like(margin)
-    _backward(_is_special(of), margin.dtype == torch.float32)(
+    at_spikes = None if at_spikes is None else at_spikes.contiguous()
+    at_states = [None if t is None else t.contiguous() for t in at_states]
+    total, *before = out = [torch.empty_like(margin) for _ in range(1 + len(at_states))]
+    at = [t.data_ptr() for t in out]
+    _backward(_kind(of), margin.dtype == torch.float32)(
         margin.numel(), margin.data_ptr(), _optional(late)[0], _optional(counter)[0],
-        *_optional(at_spikes), *_optional(at_mem), of.gain, of.beta, of.threshold, of.graded,
-        steepness, slope == "atan", *_flags(of), total.data_ptr(), before.data_ptr(),
+        *_optional(at_spikes), *_optional(at_states[0]), *_optional(at_states[-1]), of.gain,
+        of.alpha or 0.0, of.beta, of.threshold, of.graded, steepness, slope == "atan",
+        *_flags(of), at[0], at[1], at[-1],
     )  # fmt: skip
     return total, before
 
@@ -112,9 +121,11 @@ def _optional(t: Tensor | None) -> tuple[int, bool]:
     return (0, False) if t is None else (t.data_ptr(), True)
 
 
-def _is_special(of: Constants) -> bool:
-    """Return whether a step is one of the kernel that knows all, which takes longer."""
-    return of.refractory > 0 or not of.delayed
+def _kind(of: Constants) -> str:
+    """Return which kernel computes a step; ``special`` knows more, and takes longer."""
+    if of.alpha is not None:
+        return "synaptic"
+    return "special" if of.refractory > 0 or not of.delayed else "leaky"
 
 
 def _flags(of: Constants) -> tuple[bool, ...]:
@@ -122,23 +133,32 @@ def _flags(of: Constants) -> tuple[bool, ...]:
 
 
 @functools.cache
-def _forward(special: bool, single: bool) -> Callable[..., Any]:
-    kind = np.float32 if single else np.float64
+def _forward(kind: str, single: bool) -> Callable[..., Any]:
+    real = np.float32 if single else np.float64
+    special, synaptic = kind == "special", kind == "synaptic"
 
     def kernel(
-        size, current, gain, recurrent, has_recurrent, mem, counter, silent, beta, threshold,
-        graded, to_zero, subtracts, delayed, counts, clamps, spk, new, margin, late, counted,
+        size, current, gain, recurrent, has_recurrent, syn, mem, counter, silent, alpha, beta,
+        threshold, graded, to_zero, subtracts, delayed, counts, clamps, spk, margin, late,
+        new_syn, new, counted,
     ):  # fmt: skip
-        zero, one = kind(0), kind(1)
+        zero, one = real(0), real(1)
         for i in range(size):
             fired = one * (mem[i] > threshold)
             if special and counts:
                 fired = one * (fired > zero and counter[i] == silent) if delayed else zero
-            before = (one - fired) * mem[i] if to_zero else mem[i]
-            u = beta * before
+            if synaptic:
+                u = alpha * syn[i]
+            else:
+                u = beta * ((one - fired) * mem[i] if to_zero else mem[i])
             u = u + gain * current[i]
             if has_recurrent:
                 u = u + recurrent[i]
+            if synaptic:
+                new_syn[i] = u
+                u = beta * mem[i] + u
+                if to_zero:
+                    u = u - u * fired
             if subtracts:
                 u = u - fired * threshold
             if special and clamps and counts and counter[i] > 0:
@@ -159,18 +179,20 @@ def _forward(special: bool, single: bool) -> Callable[..., Any]:
                     u = u - (spike - fired) * u
             new[i] = u
 
-    return compile_for_addresses(kernel, "iafaiacifffiiiiiaaaac", single)
+    return compile_for_addresses(kernel, "iafaiaaciffffiiiiiaaaaac", single)
 
 
 @functools.cache
-def _backward(special: bool, single: bool) -> Callable[..., Any]:
-    kind = np.float32 if single else np.float64
+def _backward(kind: str, single: bool) -> Callable[..., Any]:
+    real = np.float32 if single else np.float64
+    special, synaptic = kind == "special", kind == "synaptic"
 
     def kernel(
-        size, margin, late, counter, at_spikes, has_spikes, at_mem, has_mem, gain, beta, threshold,
-        graded, steepness, is_atan, to_zero, subtracts, delayed, counts, clamps, total, before,
+        size, margin, late, counter, at_spikes, has_spikes, at_syn, has_syn, at_mem, has_mem,
+        gain, alpha, beta, threshold, graded, steepness, is_atan, to_zero, subtracts, delayed,
+        counts, clamps, total, before_syn, before,
     ):  # fmt: skip
-        zero, one, pi = kind(0), kind(1), kind(np.pi)
+        zero, one, pi = real(0), real(1), real(np.pi)
         for i in range(size):
             x, free = margin[i], one
             if special and counts:
@@ -192,8 +214,11 @@ def _backward(special: bool, single: bool) -> Callable[..., Any]:
             delta = rise * (at_spike * graded) * free + delta
             if special and clamps and counts and counter[i] > 0:
                 delta = zero
+            freed = delta * (one - late[i]) if to_zero else delta
+            before[i] = beta * freed
+            if synaptic:
+                delta = freed + at_syn[i] if has_syn else freed
+                before_syn[i] = alpha * delta
             total[i] = gain * delta
-            back = beta * delta
-            before[i] = back * (one - late[i]) if to_zero else back
 
-    return compile_for_addresses(kernel, "iaacaiaifffffiiiiiiaa", single)
+    return compile_for_addresses(kernel, "iaacaiaiaiffffffiiiiiiaaa", single)
