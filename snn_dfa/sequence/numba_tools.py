@@ -41,8 +41,10 @@ def as_array(t: Tensor) -> Any:
 
     They are the upper half of a float32's.
     """
-    t = t.detach()
-    return t.view(torch.int16).numpy().view(np.uint16) if t.dtype == torch.bfloat16 else t.numpy()
+    with torch._C.DisableTorchFunction():  # where conversions are watched, these are not meant
+        t = t.detach()
+        half = t.dtype == torch.bfloat16
+        return t.view(torch.int16).numpy().view(np.uint16) if half else t.numpy()
 
 
 def compile_parallel(kernel: Callable[..., Any]) -> Callable[..., Any]:
