@@ -3,23 +3,25 @@
     python docs/figures.py
 
 It draws ``docs/rules/errors.svg`` from ``docs/rules/rules.json``, ``docs/ladder/errors.svg`` from
-``docs/ladder/ladder.json``, and ``docs/recipes.svg`` from the tables of ``docs/learning.md``.
-``docs/rules.md`` and ``docs/learning.md`` have the commands that made the numbers. Text stays text,
-and nothing in the files depends on the time.
+``docs/ladder/ladder.json``, ``docs/recipes.svg`` from the tables of ``docs/learning.md``, and
+``docs/cost.svg`` from ``benchmarks/results/cost.json``. ``docs/rules.md``, ``docs/learning.md`` and
+``benchmarks/README.md`` have the commands that made the numbers. Text stays text, and nothing in
+the files depends on the time.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from snn_dfa.experiments.report.figures import dots
-from snn_dfa.experiments.report.style import COLOURS, drawn
+from snn_dfa.experiments.report.style import COLOURS, drawn, styled
 from snn_dfa.experiments.studies.comparison import rules_figure
 from snn_dfa.experiments.studies.ladder import ladder_figure
 
@@ -49,11 +51,45 @@ def recipes(page: str) -> Figure:
     return dots(parts, "test error on MNIST, %, mean of 3 seeds", width=4.4)
 
 
+#: Contestants of ``cost.py``: whose time, beside whose, in which colour, solid or not.
+_COST = (
+    ("snntorch dfa", "DFA in the loop", "dfa", "-"),
+    ("bptt", "BPTT in over_time", "bptt", "--"),
+    ("dfa", "DFA in over_time", "dfa", "--"),
+)
+_AXES = {"T": "steps T", "batch": "batch B", "neurons": "neurons", "layers": "layers"}
+
+
+@styled
+def cost(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw the time of a step against each size, in times of back-propagation in the loop."""
+    figure = Figure(figsize=(8, 2.6), layout="constrained")
+    for axes, (axis, label) in zip(figure.subplots(1, 4, sharey=True), _AXES.items(), strict=True):
+        own = [row for row in rows if row["axis"] == axis]
+        axes.axhline(1, color=COLOURS["bptt"])
+        for name, _, rule, line in _COST:
+            ms = [row["contestants"] for row in own]
+            ratios = [each[name]["ms"] / each["snntorch bptt"]["ms"] for each in ms]
+            sizes = [row["size"] for row in own]
+            axes.plot(sizes, ratios, line, marker="o", markersize=3, color=COLOURS[rule])
+        axes.set(xscale="log", yscale="log", xlabel=label)
+        for lines in (axes.xaxis, axes.yaxis):
+            lines.set_major_formatter(lambda value, _: f"{value:g}")
+            lines.set_minor_locator(NullLocator())
+        axes.set_xticks([row["size"] for row in own])
+    axes.set_yticks([0.1, 0.2, 0.5, 1, 2])
+    figure.axes[0].set_ylabel("time / BPTT in the loop")
+    names = ["BPTT in the loop", *(name for _, name, *_ in _COST)]
+    figure.legend(figure.axes[0].lines, names, loc="outside upper center", ncols=4)
+    return figure
+
+
 #: Figure to what it is drawn from, and by what.
 FIGURES: dict[str, tuple[str, Callable[[Any], Figure]]] = {
     "rules/errors.svg": ("rules/rules.json", lambda table: rules_figure(table["rows"])),
     "ladder/errors.svg": ("ladder/ladder.json", lambda table: ladder_figure(table["rungs"])),
     "recipes.svg": ("learning.md", recipes),
+    "cost.svg": ("../benchmarks/results/cost.json", lambda table: cost(table["results"])),
 }
 
 

@@ -16,6 +16,7 @@ from snn_dfa._attach.layers import Structure
 from snn_dfa._attach.local_gradient import LocalGradient
 from snn_dfa._attach.output_current import OutputCurrents
 from snn_dfa._attach.paths import Paths
+from snn_dfa._attach.step import known_class
 from snn_dfa._attach.trace import traces_of
 from snn_dfa._distributed import States
 from snn_dfa.feedback.base import FeedbackWeights
@@ -96,11 +97,13 @@ def assemble(
 def _is_closed(module: nn.Module) -> bool:
     """Return whether values come out of a module by its result and its own attributes alone.
 
-    So it is with snnTorch's neurons and this library's; of others it is not known.
+    So it is with snnTorch's neurons and this library's, and with subclasses that compute as they
+    do; of others it is not known.
     """
     origin = type(module).__module__.partition(".")[0]
     plain = "forward" not in vars(module)
-    return plain and (origin in ("snntorch", "snn_dfa") or _is_torch_leaf(module))
+    known = origin in ("snntorch", "snn_dfa") or known_class(module) is not None
+    return plain and (known or _is_torch_leaf(module))
 
 
 def _is_torch_leaf(module: nn.Module) -> bool:

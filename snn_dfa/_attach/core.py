@@ -85,8 +85,8 @@ class Core:
         self._intervals: list[tuple[int, int, str]] = []  # calls whose insides may come out
         self._warned = False
         # The call that is going on: whether it learns, and the nodes that it learns through.
-        self._learning, self._closed, self._entered = False, True, list[Any]()
-        self._block = False
+        self._learning, self._entered = False, list[Any]()
+        self._block = self._guards = False
         self._read: dict[str, set[int]] = {}  # of each other layer the calls that it reads
         self._seen: list[tuple[torch.Size, ...]] = []  # shapes for which there is feedback
         self._kinds: list[tuple[int, torch.dtype, torch.device]] | None = None
@@ -193,7 +193,7 @@ class Core:
         if value.grad_fn is None:
             if value.requires_grad:
                 self._note_leaf(value)
-            return value
+            return self._guarded(layer, value)
         original = self.own(layer, value)
         if original is not None:
             node: Any = value.grad_fn
@@ -208,9 +208,10 @@ class Core:
             self.paths.note(layer, value, self._mine)
         made = self._made(layer, value)
         if made is not None:
-            current: Tensor = Current.apply([value], self.book, *made)
+            check = partial(self._refuse_insides_read, layer) if self._guards else None
+            current: Tensor = Current.apply([value], self.book, check, *made)
             return current
-        return self._enter_graph(layer, value)
+        return self._guarded(layer, self._enter_graph(layer, value))
 
     def passage(self, layer: str, value: Any) -> Passage | None:
         """Return how samples come into a layer, if the feedback has ways of samples."""
@@ -297,8 +298,8 @@ class Core:
         """
         if self.inside is not None:
             raise messages.nested(layer, self.inside)
-        self._learning, self._closed, self._entered = learns, closed, []
-        self._block, self._read = block, {}
+        self._learning, self._entered, self._read = learns, [], {}
+        self._block, self._guards = block, not (closed or block)
 
     def _original(self, layer: str, node: Any, index: int) -> Tensor:
         if node.call.released:
@@ -321,8 +322,13 @@ class Core:
         if earlier.entered and not (entered and entered[-1] is earlier.entered):
             entered.append(earlier.entered)
 
-    def guard(self, layer: str, value: Tensor) -> Tensor:
-        """Return a value on its way into a layer; backward, no loss comes by from inside it."""
+    def _guarded(self, layer: str, value: Tensor) -> Tensor:
+        """Return a value on its way into a layer; backward, no loss comes by from inside it.
+
+        A layer's own state needs no guard: what lies behind it came in by guards of earlier calls.
+        """
+        if not (self._guards and value.requires_grad):
+            return value
         guarded: Tensor = Guard.apply(partial(self._refuse_insides_read, layer), value)
         return guarded
 
@@ -417,7 +423,7 @@ class Core:
         call.steps = next((each.steps for each in self.layouts if each.running), None)
         call.reads = max(map(len, self._read.values()), default=0)
         self.now.note(call, self.layers)
-        if linked and not self._closed:
+        if linked and self._block:  # of other layers, what comes in has guards
             for value in values:
                 if value.requires_grad:
                     value.register_hook(partial(self._refuse_reading, layer))  # type: ignore[no-untyped-call]

@@ -119,7 +119,6 @@ class LayerForward(Forward):
         self._name, self._closed, self._credit, self._states = name, closed, credit, states
         self._own = [m._parameters for m in module.modules()]
         self._is_block = not closed and bool(module._modules)
-        self._guards = not (closed or self._is_block or core.aligned)
         self._step = step_of(module) if closed and credit is None else None
         self._size, self._keys = -1, list[tuple[dict[str, Any], str]]()
         self._is_neuron = name in core.layers.neurons
@@ -153,8 +152,7 @@ class LayerForward(Forward):
         core, name, module = self.core, self._name, self.module
 
         def enter(t: Tensor) -> Tensor:
-            t = core.enter(name, t) if t.requires_grad else t
-            return core.guard(name, t) if self._guards and t.requires_grad else t
+            return core.enter(name, t) if t.requires_grad else t
 
         held = [(store, key, old, enter(old)) for store, key, old in self._graphs()]
         passage = core.passage(name, args[0]) if args else None
@@ -217,7 +215,7 @@ class LayerForward(Forward):
         """Run a step whose inputs and states are known, as :meth:`_call` runs a module."""
         core, name, step = self.core, self._name, self._step
         assert step is not None
-        current, spk, made = inputs.current, inputs.recurrent, None
+        current, made = inputs.current, None
         passage = core.passage(name, current)
         if current.requires_grad:
             if step.scales:
@@ -228,14 +226,15 @@ class LayerForward(Forward):
             current = step.scaled(current)
         if passage is not None and self._is_gate and name not in core.layers.outputs:
             current = passage.tapped(current)
+        inputs.current = current
         states, known = inputs.states, inputs.links
         for i, state in enumerate(states):
             if state.requires_grad:
                 link = known[i] = core.link(name, state)
                 states[i] = core.enter(name, state) if link is None else state.detach()
-        if spk is not None:
-            spk = step.recurrent(core.enter(name, spk) if spk.requires_grad else spk)
-        inputs = inputs._replace(current=current, recurrent=spk)
+        if inputs.recurrent is not None:
+            spk = inputs.recurrent
+            inputs.recurrent = step.recurrent(core.enter(name, spk) if spk.requires_grad else spk)
         spk, states, links = step.compute(inputs, made)
         if not (spk.requires_grad or core.layers.may_be_output(name)):
             core.leave(name, (), spk, 0)
@@ -255,8 +254,16 @@ class LayerForward(Forward):
 
     def _graphs(self) -> list[State]:
         """Return the module's attributes that have a graph or ask for one: store, key and value."""
+        if not self._closed:
+            return [
+                (store, key, value)
+                for store in self._stores
+                for key, value in store.items()
+                if isinstance(value, Tensor) and value.requires_grad
+            ]
+        # Such a module's attributes are numbers for good, or never; it is asked at each step.
         size = sum([len(store) for store in self._stores])
-        if size != self._size or not self._closed:
+        if size != self._size:
             self._size = size
             self._keys = [
                 (store, key)
@@ -398,6 +405,8 @@ class NetworkForward(Forward):
 def _tensors(value: Any) -> list[Tensor]:
     if type(value) is Tensor:
         return [value]
+    if type(value) is tuple:
+        return [t for part in value for t in ([part] if type(part) is Tensor else _tensors(part))]
     found: list[Tensor] = []
     map_tensors(lambda t: found.append(t) or t, value)  # type: ignore[func-returns-value]
     return found

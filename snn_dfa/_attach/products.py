@@ -140,7 +140,8 @@ def settle(book: Book, made: Made, error: Tensor) -> tuple[Tensor | None, Tensor
 class Current(Function):
     """A current, as a function of weight and bias whose gradients are taken later.
 
-    ``Current.apply(value, book, x, weight, bias, seen)`` returns the value, [B, N].
+    ``Current.apply(value, book, check, x, weight, bias, seen)`` returns the value, [B, N].
+    Backward calls ``check`` first, if there is one, which may raise an error.
     """
 
     @staticmethod
@@ -148,22 +149,25 @@ class Current(Function):
         ctx: Any,
         value: list[Tensor],
         book: Book,
+        check: Callable[[], None] | None,
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         seen: Seen,
     ) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.book, ctx.leaves = book, (weight, bias, seen)
+        ctx.book, ctx.check, ctx.leaves = book, check, (weight, bias, seen)
         return value[0].detach()
 
     @staticmethod
     @first_order
     def backward(ctx: Any, error: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.check is not None:
+            ctx.check()
         if not any(ctx.needs_input_grad):
-            return (None,) * 6
+            return (None,) * 7
         found = settle(ctx.book, Made(*ctx.saved_tensors, *ctx.leaves), error)
-        return None, None, None, *found, None
+        return None, None, None, None, *found, None
 
 
 def _summed(steps: Sequence[tuple[Made, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ node, and :class:`Step` reads off a module what both are given.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import snntorch as snn
@@ -16,13 +17,16 @@ from torch.autograd import Function
 
 from snn_dfa._attach.functions import added, first_order
 from snn_dfa._attach.products import Book, Made, Seen, settle
-from snn_dfa.sequence.one_step import Constants, leaky_step, leaky_step_back, suits
+from snn_dfa.neurons import RefractoryLeaky
+from snn_dfa.sequence.one_step import Constants, step, step_back, suits
 from snn_dfa.surrogate import Surrogate, inline_form, recognise
 
-__all__ = ["Inputs", "Result", "Step", "step_of"]
-
+__all__ = ["Inputs", "Result", "Step", "known_class", "step_of"]
 #: What a neuron computes with; where an instance has its own, it is left alone.
-_METHODS = frozenset({"fire", "mem_reset", "_base_state_function"})
+_METHODS = frozenset({
+    "fire", "mem_reset", "state_function", "_base_state_function", "_base_sub", "_base_zero",
+    "_base_int", "_block", "_restart_if_new",
+})  # fmt: skip
 
 
 # -- the formulas ----------------------------------------------------------------------------------
@@ -96,11 +100,10 @@ class _Form(NamedTuple):
     surrogate: Surrogate
     dtype: torch.dtype  # of the spikes
     book: Book | None
-    seen: Seen | None = None  # the current, where its graph is not kept
-    constants: Constants | None = None  # for a compiled kernel, where there is one
 
 
-class Inputs(NamedTuple):
+@dataclass(slots=True)
+class Inputs:
     """What a step is computed from."""
 
     form: _Form
@@ -110,7 +113,9 @@ class Inputs(NamedTuple):
     links: list[Tensor | None]  # the graphs of the states, where their values have none
     decays: list[Tensor]
     threshold: Tensor
-    graded: Tensor | None  # ``None``: one
+    graded: Tensor
+    constants: Constants | None  # for a compiled kernel, where there is one
+    counter: Tensor | None  # of a neuron with a refractory period
 
 
 class Result(NamedTuple):
@@ -132,37 +137,28 @@ class _Step(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, form: _Form, count: int, current: Tensor, recurrent: Tensor | None,
-        threshold: Tensor, graded: Tensor | None, x: Tensor | None, weight: Tensor | None,
-        bias: Tensor | None, *rest: Tensor | None,
+        ctx: Any, form: _Form, seen: Seen | None, count: int, current: Tensor,
+        recurrent: Tensor | None, threshold: Tensor, graded: Tensor | None, x: Tensor | None,
+        weight: Tensor | None, bias: Tensor | None, *rest: Tensor | None,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         states, decays = rest[:count], rest[2 * count :]
-        if form.constants is not None:
-            spk, *new, margin, late = leaky_step(current, states[-1], form.constants)  # type: ignore[arg-type]
-        else:
-            late = (states[-1] > threshold).to(form.dtype)  # type: ignore[operator]
-            currents = [current] if recurrent is None else [current, recurrent]
-            new = form.formula.advance(currents, states, decays, late, form.reset)  # type: ignore[arg-type]
-            if form.reset == "subtract":
-                new[-1] -= late * threshold
-            margin = new[-1] - threshold
-            spk = (margin > 0).to(form.dtype)
-            spk = spk if graded is None else spk * graded
-        ctx.learns = any(ctx.needs_input_grad[9 + 2 * count :]), ctx.needs_input_grad[4]
+        late = (states[-1] > threshold).to(form.dtype)  # type: ignore[operator]
+        currents = [current] if recurrent is None else [current, recurrent]
+        new = form.formula.advance(currents, states, decays, late, form.reset)  # type: ignore[arg-type]
+        if form.reset == "subtract":
+            new[-1] -= late * threshold
+        margin = new[-1] - threshold
+        spk = (margin > 0).to(form.dtype)
+        spk = spk if graded is None else spk * graded
+        ctx.learns = any(ctx.needs_input_grad[10 + 2 * count :]), ctx.needs_input_grad[5]
         resets = form.reset == "zero" or ctx.learns[1]
         before = states if ctx.learns[0] else ()
         ctx.save_for_backward(margin, graded, late if resets else None, x, *decays, *before)
-        ctx.form, ctx.count, ctx.leaves, ctx.threshold = (
-            form,
-            count,
-            (weight, bias, form.seen),
-            threshold.shape,
-        )
+        ctx.form, ctx.count, ctx.threshold = form, count, threshold.shape
+        ctx.book, ctx.leaves = form.book, (weight, bias, seen)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(late, *new)
-        # Their numbers are never read.
-        links = [each.new_empty_strided(each.shape, (0,) * each.dim()) for each in new]
-        return spk, late, *new, *links
+        return spk, late, *new, *map(_link, new)
 
     @staticmethod
     @first_order
@@ -170,44 +166,78 @@ class _Step(Function):
         form, count, needs = ctx.form, ctx.count, ctx.needs_input_grad
         margin, graded, late, x, *kept = ctx.saved_tensors
         decays, before, at = kept[:count], kept[count:], list(rest[count:])
-        given = [g for g in (at_spikes, at[-1]) if g is not None]
-        if form.constants is not None and given and suits(margin, *given):
-            total, last = leaky_step_back(margin, late, at_spikes, at[-1], form.constants)
-            products = _products(ctx, x, total)
-            at_mem = (last if needs[9] else None, last if needs[10] else None)
-            return (None, None, total if needs[2] else None, *[None] * 4, *products, *at_mem, None)
         at_graded = at_fire = None
         if at_spikes is not None:
-            if needs[5]:
+            if needs[6]:
                 at_graded = (at_spikes * (margin > 0)).sum_to_size(graded.shape)
             at_fire = form.surrogate.derivative(margin)
             at_fire = at_fire * (at_spikes if graded is None else at_spikes * graded)
             at[-1] = added(at_fire, at[-1])
-        at_threshold = _at_threshold(at[-1], at_fire, late, form.reset, ctx) if needs[4] else None
+        at_threshold = _at_threshold(at[-1], at_fire, late, form.reset, ctx) if needs[5] else None
         resets = late if form.reset == "zero" else None
         total, scaled = form.formula.go_back(at, decays, resets)
         at_states: list[Tensor | None] = []
         at_decays: list[Tensor | None] = []
         for i, (decay, grad) in enumerate(zip(decays, scaled, strict=True)):
-            wanted = grad is not None and (needs[9 + i] or needs[9 + count + i])
+            wanted = grad is not None and (needs[10 + i] or needs[10 + count + i])
             at_states.append(decay * grad if wanted else None)
-            wanted = grad is not None and needs[9 + 2 * count + i]
+            wanted = grad is not None and needs[10 + 2 * count + i]
             at_decays.append((grad * before[i]).sum_to_size(decay.shape) if wanted else None)
         products = _products(ctx, x, total)
-        links = [None if not needs[9 + count + i] else g for i, g in enumerate(at_states)]
-        at_states = [None if not needs[9 + i] else g for i, g in enumerate(at_states)]
-        return (None, None, total if needs[2] else None, total if needs[3] else None, at_threshold,
-                at_graded, None, *products, *at_states, *links, *at_decays)  # fmt: skip
+        links = [None if not needs[10 + count + i] else g for i, g in enumerate(at_states)]
+        at_states = [None if not needs[10 + i] else g for i, g in enumerate(at_states)]
+        at_currents = (total if needs[3] else None, total if needs[4] else None)
+        return (None, None, None, *at_currents, at_threshold, at_graded, None, *products,
+                *at_states, *links, *at_decays)  # fmt: skip
+
+
+class _CompiledStep(Function):
+    """The same of a neuron whose constants are numbers, by a compiled kernel."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, constants: Constants, book: Book | None, seen: Seen | None, current: Tensor,
+        recurrent: Tensor | None, counter: Tensor | None, x: Tensor | None, weight: Tensor | None,
+        bias: Tensor | None, count: int, *rest: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
+        states: Any = rest[:count]
+        spk, new, margin, late, counted = step(current, recurrent, states, counter, constants)
+        keeps = constants.reset == "zero" or not constants.delayed
+        ctx.save_for_backward(margin, late if keeps else None, counter, x)
+        ctx.constants, ctx.count = constants, count
+        ctx.book, ctx.leaves = book, (weight, bias, seen)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(late, *new)
+        return spk, late, counted, *new, *map(_link, new)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, at_spikes: Any, _: Any, __: Any, *rest: Any) -> Any:
+        at_states, needs = rest[ctx.count :], ctx.needs_input_grad
+        if at_spikes is None and not any([g is not None for g in at_states]):
+            return (None,) * len(needs)
+        margin, late, counter, x = ctx.saved_tensors
+        total, before = step_back(margin, late, counter, at_spikes, at_states, ctx.constants)
+        parts = zip([*before, *before], needs[10:], strict=True)
+        return (
+            None, None, None, total if needs[3] else None, total if needs[4] else None, None, None,
+            *_products(ctx, x, total), None, *[g if need else None for g, need in parts],
+        )  # fmt: skip
+
+
+def _link(state: Tensor) -> Tensor:
+    """Return a tensor of a state's shape without its memory; its numbers are never read."""
+    return state.new_empty_strided(state.shape, (0,) * state.dim())
 
 
 def _products(
     ctx: Any, x: Tensor | None, total: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients at weight and bias of the layer before, where they are taken now."""
-    needs = ctx.needs_input_grad
-    if x is None or total is None or not (needs[7] or needs[8]):
+    weight, bias, seen = ctx.leaves
+    if x is None or total is None:
         return None, None
-    return settle(ctx.form.book, Made(x, *ctx.leaves), total)
+    return settle(ctx.book, Made(x, weight, bias, seen), total)
 
 
 def _at_threshold(
@@ -250,13 +280,39 @@ _KINDS: dict[type, _Kind] = {
     snn.Lapicque: _kind(snn.Lapicque, _Leaky, "mem", "", zero=False),
     snn.Synaptic: _kind(snn.Synaptic, _Synaptic, "syn mem", "alpha beta", zero=True),
     snn.RSynaptic: _kind(snn.RSynaptic, _Synaptic, "syn mem", "alpha beta", zero=False),
+    RefractoryLeaky: _kind(RefractoryLeaky, _Leaky, "mem", "beta", zero=True),
 }
+
+
+#: What a subclass may have of its own, and compute the same.
+_HARMLESS = frozenset({
+    "__init__", "__module__", "__qualname__", "__doc__", "__annotations__", "__dict__",
+    "__weakref__", "__orig_bases__", "__parameters__", "__firstlineno__", "__static_attributes__",
+    "__annotations_cache__", "__annotate_func__", "__slots__", "reset_mem", "extra_repr",
+    "__repr__",
+})  # fmt: skip
+
+
+def known_class(neuron: Any) -> type | None:
+    """Return the class whose steps are known and which a module computes as; ``None`` if none is.
+
+    A subclass computes as its base where it has no name in common with it.
+    """
+    order = type(neuron).__mro__
+    base = next((each for each in order if each in _KINDS), None)
+    if base is None or base is order[0]:
+        return base
+    own = {name for each in order[: order.index(base)] for name in vars(each)} - _HARMLESS
+    stores = (dir(base), vars(neuron), neuron._buffers, neuron._parameters, neuron._modules)
+    return base if all(own.isdisjoint(store) for store in stores) else None
 
 
 def step_of(neuron: Any) -> Step | None:
     """Return how to compute steps of a module; ``None`` where only its ``forward`` knows."""
-    kind = _KINDS.get(type(neuron))
-    return None if kind is None else Step(neuron, kind)
+    base = known_class(neuron)
+    if base is None:
+        return None
+    return (RefractoryStep if base is RefractoryLeaky else Step)(neuron, _KINDS[base])
 
 
 class Step:
@@ -269,6 +325,7 @@ class Step:
 
     def __init__(self, neuron: Any, kind: _Kind) -> None:
         self._neuron, self._kind = neuron, kind
+        self._names = ("spk", *kind.states) if kind.recurrent else kind.states
         self._known: tuple[Any, Surrogate | None] = (None, None)
         self._gains: list[Tensor] = []
 
@@ -283,27 +340,65 @@ class Step:
             ``None`` where only ``forward`` knows what to do: other surrogates, membranes that are
             quantised or inhibited, mixed dtypes.
         """
-        neuron, buffers, kind = self._neuron, self._neuron._buffers, self._kind
-        names = ("spk", *kind.states) if kind.recurrent else kind.states
-        given = len(args) == 1 + len(names) and not neuron.init_hidden
-        if not given and len(args) != 1:
+        neuron, kind, names = self._neuron, self._kind, self._names
+        if len(args) == 1:
+            current, buffers = args[0], neuron._buffers
+            states = [buffers.get(name) for name in names]
+        elif len(args) == 1 + len(names) and not neuron.init_hidden:
+            current, *states = args
+        else:
             return None
-        current, *states = args if given else (args[0], *[buffers.get(n) for n in names])
         surrogate, reset = self._surrogate(), self._reset()
         if surrogate is None or reset is None or type(current) is not Tensor:
             return None
-        if any([type(each) is not Tensor for each in states]):
-            return None
-        states = [s if s.shape == current.shape else torch.zeros_like(current) for s in states]
+        for i, state in enumerate(states):
+            if type(state) is not Tensor:
+                return None
+            if state.shape != current.shape:
+                states[i] = torch.zeros_like(current)
         decays = self._decays()
         threshold, graded = self._constant("threshold"), self._constant("graded_spikes_factor")
         if not _are_alike(current, [*states, *decays, threshold, graded]):
             return None
-        graded = None if _is_one(graded) else graded
         dtype = current.dtype if surrogate is neuron.spike_grad else torch.float32
         form = _Form(kind.formula, reset, surrogate, dtype, book)
+        constants = None
+        if dtype == current.dtype and suits(current):
+            constants = self._constants(form, decays, threshold, graded)
+        if constants is None and self._is_for_kernels():
+            return None
         spk = states.pop(0) if kind.recurrent else None
-        return Inputs(form, current, spk, states, [None] * len(states), decays, threshold, graded)
+        links: list[Tensor | None] = [None] * len(states)
+        counter = self._counter(current, states[-1])
+        return Inputs(
+            form, current, spk, states, links, decays, threshold, graded, constants, counter
+        )
+
+    def _constants(
+        self, form: _Form, decays: Sequence[Tensor], threshold: Tensor, graded: Tensor
+    ) -> Constants | None:
+        """Return the numbers for a kernel; ``None`` if neurons differ, or there is no kernel."""
+        slope = inline_form(form.surrogate)
+        if not slope[0] or any([t.dim() or t.requires_grad for t in (*decays, threshold, graded)]):
+            return None
+        numbers, gain = [decay.item() for decay in decays], 1.0
+        if self._kind.decays:
+            numbers = [min(max(number, 0.0), 1.0) for number in numbers]
+        if len(self._gains) == 1 and not self._gains[0].dim():
+            gain = self._gains.pop().item()
+        alpha = numbers[0] if len(numbers) == 2 else None
+        return Constants(
+            numbers[-1], threshold.item(), graded.item(), form.reset, slope, gain,
+            bool(getattr(self._neuron, "reset_delay", True)), alpha=alpha,
+        )  # fmt: skip
+
+    def _is_for_kernels(self) -> bool:
+        """Return whether a kernel alone has the formula."""
+        return not getattr(self._neuron, "reset_delay", True)
+
+    def _counter(self, current: Tensor, mem: Tensor) -> Tensor | None:
+        """Return the counter of silent steps, of a neuron that has one."""
+        return None
 
     def scaled(self, current: Tensor) -> Tensor:
         """Return the current as it reaches the membrane: ``Lapicque`` has a resistance."""
@@ -328,30 +423,25 @@ class Step:
             inputs: From :meth:`inputs`.
             made: What a linear layer made the current of, which then has no graph.
         """
-        form, current, recurrent, states, links, decays, threshold, graded = inputs
+        form, current, recurrent = inputs.form, inputs.current, inputs.recurrent
+        states, links, own = inputs.states, inputs.links, vars(self._neuron)
         x, weight, bias, seen = made or (None,) * 4
-        if seen is not None:
-            form = form._replace(seen=seen)
-        if self._is_compiled(inputs):
-            numbers = _numbers(decays[0], threshold, graded)
-            if numbers is not None:
-                beta, theta, factor = numbers
-                slope = inline_form(form.surrogate)
-                form = form._replace(constants=Constants(beta, theta, factor, form.reset, slope))
-        spk, vars(self._neuron)["reset"], *rest = _Step.apply(
-            form, len(states), current, recurrent, threshold, graded, x, weight, bias,
-            *states, *links, *decays,
+        if inputs.constants is not None and _fits(recurrent, current):
+            spk, own["reset"], counted, *rest = _CompiledStep.apply(
+                inputs.constants, form.book, seen, current, recurrent, inputs.counter,
+                x, weight, bias, len(states), *states, *links,
+            )  # fmt: skip
+            if counted is not None:
+                self._neuron._buffers["counter"] = counted
+            return Result(spk, rest[: len(states)], rest[len(states) :])
+        decays, graded = inputs.decays, inputs.graded
+        if self._kind.decays:
+            decays = [decay.clamp(0, 1) for decay in decays]
+        spk, own["reset"], *rest = _Step.apply(
+            form, seen, len(states), current, recurrent, inputs.threshold,
+            None if _is_one(graded) else graded, x, weight, bias, *states, *links, *decays,
         )  # fmt: skip
         return Result(spk, rest[: len(states)], rest[len(states) :])
-
-    def _is_compiled(self, inputs: Inputs) -> bool:
-        """Return whether there is a compiled kernel for a step."""
-        form = inputs.form
-        plain = (
-            form.formula is _Leaky and inputs.recurrent is None and inline_form(form.surrogate)[0]
-        )
-        alike = form.dtype == inputs.current.dtype
-        return bool(plain) and alike and suits(inputs.current, inputs.states[0])
 
     def result(self, spk: Tensor, states: Sequence[Tensor]) -> Any:
         """Leave the states in the module, and return what its ``forward`` returns."""
@@ -377,7 +467,7 @@ class Step:
 
     def _decays(self) -> list[Any]:
         if self._kind.decays:
-            return [_clamped(self._constant(name)) for name in self._kind.decays]
+            return [self._constant(name) for name in self._kind.decays]
         parts = [self._constant(name) for name in ("R", "C", "time_step")]
         self._gains, decay = _circuit(*parts)
         return [decay]
@@ -392,25 +482,54 @@ class Step:
 
     def _reset(self) -> str | None:
         """Return the kind of reset; ``None`` where the step is none that is known."""
-        neuron = self._neuron
-        known = not (neuron.state_quant or neuron.inhibition or _METHODS & vars(neuron).keys())
-        state = getattr(neuron.state_function, "__func__", None)
-        known = known and getattr(neuron, "reset_delay", True)
-        return self._kind.resets.get(state) if known else None
+        neuron, own = self._neuron, vars(self._neuron)
+        if neuron.state_quant or neuron.inhibition:
+            return None
+        if "fire" in own or "mem_reset" in own or "_base_state_function" in own:
+            return None
+        return self._kind.resets.get(getattr(own.get("state_function"), "__func__", None))
 
 
-def _clamped(decay: Any) -> Any:
-    return decay.clamp(0, 1) if isinstance(decay, Tensor) else decay
+class RefractoryStep(Step):
+    """The same for this library's neuron with a refractory period, by kernels alone."""
+
+    def _constants(
+        self, form: _Form, decays: Sequence[Tensor], threshold: Tensor, graded: Tensor
+    ) -> Constants | None:
+        neuron, known = self._neuron, super()._constants(form, decays, threshold, graded)
+        if known is None or type(neuron.input_gain) not in (int, float):
+            return None
+        clamps = neuron.refractory == "clamp"
+        silent = neuron.refractory_steps
+        return known._replace(gain=float(neuron.input_gain), refractory=silent, clamps=clamps)
+
+    def _is_for_kernels(self) -> bool:
+        return True
+
+    def _counter(self, current: Tensor, mem: Tensor) -> Tensor | None:
+        if not self._neuron.refractory_steps:
+            return None
+        self._neuron._restart_if_new(current, mem)
+        counter: Tensor = self._neuron.counter
+        return counter.to(torch.int32)
+
+    def result(self, spk: Tensor, states: Sequence[Tensor]) -> Any:
+        if self._neuron.refractory_steps:
+            self._neuron._last_mem = (states[-1].detach(),)
+        return super().result(spk, states)
+
+    def _reset(self) -> str | None:
+        neuron, own = self._neuron, vars(self._neuron)
+        if neuron.state_quant or neuron.inhibition or not _METHODS.isdisjoint(own):
+            return None
+        reset: str = neuron.reset_mechanism
+        return reset
 
 
-def _numbers(
-    beta: Tensor, threshold: Tensor, graded: Tensor | None
-) -> tuple[float, float, float] | None:
-    """Return beta, threshold and the factor of the spikes, where all neurons have the same."""
-    known = [beta, threshold] if graded is None else [beta, threshold, graded]
-    if any(each.requires_grad or each.dim() for each in known):
-        return None
-    return beta.item(), threshold.item(), 1.0 if graded is None else graded.item()
+def _fits(recurrent: Tensor | None, current: Tensor) -> bool:
+    return recurrent is None or (
+        recurrent.shape == current.shape and recurrent.dtype == current.dtype
+    )
 
 
 def _is_one(factor: Tensor) -> bool:

@@ -24,7 +24,7 @@ def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
     if kind is Tensor or isinstance(value, Tensor):
         return change(value)
     if kind is tuple or kind is list:
-        changed = [map_tensors(change, v) for v in value]
+        changed = [change(v) if type(v) is Tensor else map_tensors(change, v) for v in value]
         return value if _same(changed, value) else kind(changed)
     if kind in _PLAIN or isinstance(value, _PLAIN):
         return value

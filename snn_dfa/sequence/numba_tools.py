@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.util
 import os
@@ -14,8 +15,8 @@ from torch import Tensor
 
 __all__ = [
     "as_array",
+    "compile_for_addresses",
     "compile_parallel",
-    "compile_serial",
     "for_kernels",
     "has_numba",
     "read_bfloat16",
@@ -40,8 +41,10 @@ def as_array(t: Tensor) -> Any:
 
     They are the upper half of a float32's.
     """
-    t = t.detach()
-    return t.view(torch.int16).numpy().view(np.uint16) if t.dtype == torch.bfloat16 else t.numpy()
+    with torch._C.DisableTorchFunction():  # where conversions are watched, these are not meant
+        t = t.detach()
+        half = t.dtype == torch.bfloat16
+        return t.view(torch.int16).numpy().view(np.uint16) if half else t.numpy()
 
 
 def compile_parallel(kernel: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,13 +75,29 @@ def compile_parallel(kernel: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def compile_serial(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function at its first call, for one thread, and keep it on the disk."""
+def compile_for_addresses(
+    kernel: Callable[..., Any], kinds: str, single: bool
+) -> Callable[..., Any]:
+    """Compile a function for one thread, which is called with addresses; keep it on the disk.
+
+    Args:
+        kernel: The function.
+        kinds: A letter for each argument: ``a``, the address of numbers; ``f``, such a number;
+            ``c``, the address of whole numbers of 32 bits; ``i``, a whole number.
+        single: Whether numbers are of float32, and not of float64.
+    """
     import numba
 
-    compiled: Callable[..., Any]
-    compiled = numba.njit(nogil=True, error_model="numpy", cache=True)(kernel)
-    return compiled
+    number = numba.float32 if single else numba.float64
+    plain = ctypes.c_float if single else ctypes.c_double
+    at: Callable[[Any], Any] = numba.types.CPointer
+    inside = {"a": at(number), "c": at(numba.int32), "i": numba.intp, "f": number}
+    outside = {"a": ctypes.c_void_p, "c": ctypes.c_void_p, "i": ctypes.c_ssize_t, "f": plain}
+    signature = numba.void(*[inside[kind] for kind in kinds])
+    compiled: Any = numba.cfunc(signature, error_model="numpy", cache=True)(kernel)
+    call = ctypes.CFUNCTYPE(None, *[outside[kind] for kind in kinds])(compiled.address)
+    call.compiled = compiled  # type: ignore[attr-defined]  # whose code it is
+    return call
 
 
 def read_bfloat16(bits: Any) -> Any:

@@ -1,148 +1,224 @@
-"""One step of a leaky neuron on the CPU, compiled by numba: one pass where torch takes eight.
+"""One step of a neuron on the CPU, compiled by numba: one pass where torch takes eight or more.
 
-A step is too small for several threads.
+A step is too small for several threads. The kernels are called with addresses, since the arrays of
+NumPy that numba would take cost more than a small layer's step.
 
-The arithmetic is that of snnTorch's ``Leaky``, operation by operation and in its order, so that
-values are the same to the bit.
+The arithmetic is that of snnTorch's ``Leaky`` and ``Synaptic``, operation by operation and in its
+order, so that values are the same to the bit.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from snn_dfa.sequence.numba_tools import compile_serial, has_numba
+from snn_dfa.sequence.numba_tools import compile_for_addresses
 
-__all__ = ["Constants", "leaky_step", "leaky_step_back", "suits"]
+__all__ = ["Constants", "step", "step_back", "suits"]
 
-_LARGE = 1 << 12  # numbers from which the kernel is faster than torch
 _SHARED = 1 << 22  # numbers times threads from which torch, which shares them, does the work
 
 
 class Constants(NamedTuple):
-    """Numbers that all neurons of a layer have in common; ``slope`` names the surrogate's form."""
+    """What all neurons of a layer have in common; ``slope`` names the surrogate's form."""
 
     beta: float
     threshold: float
     graded: float
     reset: str
     slope: tuple[str, float]
+    gain: float = 1.0
+    delayed: bool = True  # the reset, by a step
+    refractory: int = 0  # silent steps after a spike
+    clamps: bool = False  # the membrane to zero in these
+    alpha: float | None = None  # decay of the synaptic current, where that is a state
 
 
-def suits(*tensors: Tensor) -> bool:
-    """Return whether the kernels can compute with these: dense, on the CPU, and not too few."""
-    first = tensors[0]
-    large = first.numel() >= _LARGE and first.device.type == "cpu"
-    if not large or first.dtype not in (torch.float32, torch.float64):
+def suits(current: Tensor) -> bool:
+    """Return whether the kernels can compute with such a current."""
+    if current.device.type != "cpu" or current.dtype not in (torch.float32, torch.float64):
         return False
-    if first.numel() * torch.get_num_threads() >= _SHARED:
-        return False
-    alike = all([t.dtype == first.dtype and t.is_contiguous() for t in tensors])
-    return alike and has_numba()
+    return 0 < current.numel() * torch.get_num_threads() < _SHARED and _has_numba()
 
 
-def leaky_step(
-    current: Tensor, mem: Tensor, constants: Constants
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return spikes, membrane, membrane minus threshold, and resets of one step.
+@functools.cache  # it is asked for at each step
+def _has_numba() -> bool:
+    return importlib.util.find_spec("numba") is not None
+
+
+def step(
+    current: Tensor,
+    recurrent: Tensor | None,
+    states: Sequence[Tensor],
+    counter: Tensor | None,
+    of: Constants,
+) -> tuple[Tensor, list[Tensor], Tensor, Tensor, Tensor | None]:
+    """Return spikes, states, membrane minus threshold, resets and counter of one step.
 
     Args:
         current: Any shape.
-        mem: The last membrane, of the same shape.
-        constants: Of the neuron.
+        recurrent: Another current, of the same shape.
+        states: The last ones, of the same shape: the synaptic current, if any, and the membrane.
+        counter: Of the silent steps that are left, int32, where there are any.
+        of: Of the neuron.
     """
-    out = tuple(torch.empty_like(current) for _ in range(4))
-    beta, threshold, graded = (_like(current, number) for number in constants[:3])
-    kernel = _forward(constants.reset, current.dtype == torch.float32)
-    kernel(_flat(current), _flat(mem), beta, threshold, graded, *map(_flat, out))
-    return out  # type: ignore[return-value]
+    current, states = current.contiguous(), [state.contiguous() for state in states]
+    recurrent = None if recurrent is None else recurrent.contiguous()
+    counter = None if counter is None else counter.contiguous()
+    counted = None if counter is None else torch.empty_like(counter)
+    spk, margin, late, *new = out = [torch.empty_like(current) for _ in range(3 + len(states))]
+    at, at_new = ([each.data_ptr() for each in some] for some in (states, new))
+    _forward(_kind(of), current.dtype == torch.float32)(
+        current.numel(), current.data_ptr(), of.gain, *_optional(recurrent), at[0], at[-1],
+        _optional(counter)[0], of.refractory, of.alpha or 0.0, of.beta, of.threshold, of.graded,
+        *_flags(of), *[t.data_ptr() for t in out[:3]], at_new[0], at_new[-1],
+        _optional(counted)[0],
+    )  # fmt: skip
+    return spk, new, margin, late, counted
 
 
-def leaky_step_back(
+def step_back(
     margin: Tensor,
     late: Tensor | None,
+    counter: Tensor | None,
     at_spikes: Tensor | None,
-    at_mem: Tensor | None,
-    constants: Constants,
-) -> tuple[Tensor, Tensor]:
-    """Return the gradients at the current and at the last membrane.
+    at_states: Sequence[Tensor | None],
+    of: Constants,
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the gradients at the current and at the last states.
 
     Args:
         margin: Membrane minus threshold.
-        late: The resets; needed for a reset to zero.
+        late: The resets; needed for a reset to zero, and for one without delay.
+        counter: As it was before the step, where there is one.
         at_spikes: The gradient at the spikes, if any.
-        at_mem: That at the membrane, if any.
-        constants: Of the neuron.
+        at_states: Those at the states, if any.
+        of: Of the neuron.
     """
-    total, before = torch.empty_like(margin), torch.empty_like(margin)
-    slope, steepness = constants.slope
-    parts = [_flat(margin if t is None else t) for t in (late, at_spikes, at_mem)]
-    numbers = [_like(margin, n) for n in (constants.beta, constants.graded, steepness)]
-    kernel = _backward(slope, margin.dtype == torch.float32, constants.reset == "zero")
-    given = at_spikes is not None, at_mem is not None
-    kernel(_flat(margin), *parts, *given, *numbers, _flat(total), _flat(before))
+    slope, steepness = of.slope
+    counter = None if counter is None else counter.contiguous()
+    at_spikes = None if at_spikes is None else at_spikes.contiguous()
+    at_states = [None if t is None else t.contiguous() for t in at_states]
+    total, *before = out = [torch.empty_like(margin) for _ in range(1 + len(at_states))]
+    at = [t.data_ptr() for t in out]
+    _backward(_kind(of), margin.dtype == torch.float32)(
+        margin.numel(), margin.data_ptr(), _optional(late)[0], _optional(counter)[0],
+        *_optional(at_spikes), *_optional(at_states[0]), *_optional(at_states[-1]), of.gain,
+        of.alpha or 0.0, of.beta, of.threshold, of.graded, steepness, slope == "atan",
+        *_flags(of), at[0], at[1], at[-1],
+    )  # fmt: skip
     return total, before
 
 
-def _flat(t: Tensor) -> Any:
-    return (t.detach() if t.requires_grad else t).view(-1).numpy()
+def _optional(t: Tensor | None) -> tuple[int, bool]:
+    """Return the address of a tensor, and whether there is one."""
+    return (0, False) if t is None else (t.data_ptr(), True)
 
 
-def _like(t: Tensor, number: float) -> Any:
-    return np.float32(number) if t.dtype == torch.float32 else np.float64(number)
+def _kind(of: Constants) -> str:
+    """Return which kernel computes a step; ``special`` knows more, and takes longer."""
+    if of.alpha is not None:
+        return "synaptic"
+    return "special" if of.refractory > 0 or not of.delayed else "leaky"
 
 
-@functools.cache
-def _forward(reset: str, single: bool) -> Callable[..., Any]:
-    kind = np.float32 if single else np.float64
-    to_zero, subtracts = reset == "zero", reset == "subtract"
-
-    def kernel(current, mem, beta, threshold, graded, spk, new, margin, late):
-        size, one = len(current), kind(1)
-        for i in range(size):
-            fired = one * (mem[i] > threshold)
-            before = (one - fired) * mem[i] if to_zero else mem[i]
-            u = beta * before
-            u = u + current[i]
-            if subtracts:
-                u = u - fired * threshold
-            x = u - threshold
-            new[i] = u
-            margin[i] = x
-            late[i] = fired
-            spk[i] = (one * (x > 0)) * graded
-
-    return compile_serial(kernel)
+def _flags(of: Constants) -> tuple[bool, ...]:
+    return of.reset == "zero", of.reset == "subtract", of.delayed, of.refractory > 0, of.clamps
 
 
 @functools.cache
-def _backward(slope: str, single: bool, to_zero: bool) -> Callable[..., Any]:
-    kind = np.float32 if single else np.float64
-    is_atan = slope == "atan"
+def _forward(kind: str, single: bool) -> Callable[..., Any]:
+    real = np.float32 if single else np.float64
+    special, synaptic = kind == "special", kind == "synaptic"
 
     def kernel(
-        margin, late, at_spikes, at_mem, has_spikes, has_mem, beta, graded, steepness, total, before
-    ):
-        size, zero, one, pi = len(margin), kind(0), kind(1), kind(np.pi)
+        size, current, gain, recurrent, has_recurrent, syn, mem, counter, silent, alpha, beta,
+        threshold, graded, to_zero, subtracts, delayed, counts, clamps, spk, margin, late,
+        new_syn, new, counted,
+    ):  # fmt: skip
+        zero, one = real(0), real(1)
         for i in range(size):
-            delta = zero
-            if has_spikes:
-                if is_atan:
-                    scaled = pi * steepness * margin[i]
-                    rise = steepness / (one + scaled * scaled)
-                else:
-                    root = one / (one + steepness * abs(margin[i]))
-                    rise = root * root
-                delta = rise * (at_spikes[i] * graded)
-            if has_mem:
-                delta = delta + at_mem[i]
-            total[i] = delta
-            back = beta * delta
-            before[i] = back * (one - late[i]) if to_zero else back
+            fired = one * (mem[i] > threshold)
+            if special and counts:
+                fired = one * (fired > zero and counter[i] == silent) if delayed else zero
+            if synaptic:
+                u = alpha * syn[i]
+            else:
+                u = beta * ((one - fired) * mem[i] if to_zero else mem[i])
+            u = u + gain * current[i]
+            if has_recurrent:
+                u = u + recurrent[i]
+            if synaptic:
+                new_syn[i] = u
+                u = beta * mem[i] + u
+                if to_zero:
+                    u = u - u * fired
+            if subtracts:
+                u = u - fired * threshold
+            if special and clamps and counts and counter[i] > 0:
+                u = zero
+            x = u - threshold
+            spike = one * (x > zero)
+            if special and counts:
+                spike = spike if counter[i] == 0 else zero
+                left = counter[i] - 1 if counter[i] > 0 else 0
+                counted[i] = silent if spike * graded > zero else left
+            margin[i] = x
+            late[i] = fired
+            spk[i] = spike * graded
+            if special and not delayed:
+                if subtracts:
+                    u = u - (spike - fired) * threshold
+                if to_zero:
+                    u = u - (spike - fired) * u
+            new[i] = u
 
-    return compile_serial(kernel)
+    return compile_for_addresses(kernel, "iafaiaaciffffiiiiiaaaaac", single)
+
+
+@functools.cache
+def _backward(kind: str, single: bool) -> Callable[..., Any]:
+    real = np.float32 if single else np.float64
+    special, synaptic = kind == "special", kind == "synaptic"
+
+    def kernel(
+        size, margin, late, counter, at_spikes, has_spikes, at_syn, has_syn, at_mem, has_mem,
+        gain, alpha, beta, threshold, graded, steepness, is_atan, to_zero, subtracts, delayed,
+        counts, clamps, total, before_syn, before,
+    ):  # fmt: skip
+        zero, one, pi = real(0), real(1), real(np.pi)
+        for i in range(size):
+            x, free = margin[i], one
+            if special and counts:
+                free = one if counter[i] == 0 else zero
+            at_spike = at_spikes[i] if has_spikes else zero
+            delta = at_mem[i] if has_mem else zero
+            if special and not delayed:
+                if subtracts:
+                    at_spike = at_spike - threshold / graded * delta
+                if to_zero:
+                    at_spike = at_spike - (x + threshold) / graded * delta
+                    delta = delta * (one - (one * (x > zero) * free - late[i]))
+            if is_atan:
+                scaled = pi * steepness * x
+                rise = steepness / (one + scaled * scaled)
+            else:
+                root = one / (one + steepness * abs(x))
+                rise = root * root
+            delta = rise * (at_spike * graded) * free + delta
+            if special and clamps and counts and counter[i] > 0:
+                delta = zero
+            freed = delta * (one - late[i]) if to_zero else delta
+            before[i] = beta * freed
+            if synaptic:
+                delta = freed + at_syn[i] if has_syn else freed
+                before_syn[i] = alpha * delta
+            total[i] = gain * delta
+
+    return compile_for_addresses(kernel, "iaacaiaiaiffffffiiiiiiaaa", single)

@@ -205,9 +205,10 @@ def inline_form(surrogate: Surrogate) -> tuple[str, float]:
         >>> inline_form(ATan(alpha=2.0))
         ('atan', 1.0)
     """
-    if isinstance(surrogate, FastSigmoid):
+    # A subclass may have a derivative of its own.
+    if isinstance(surrogate, FastSigmoid) and type(surrogate) is FastSigmoid:
         return "fast_sigmoid", surrogate.slope
-    if isinstance(surrogate, ATan):
+    if isinstance(surrogate, ATan) and type(surrogate) is ATan:
         return "atan", surrogate.alpha / 2
     return "", 0.0
 

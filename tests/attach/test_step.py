@@ -8,11 +8,13 @@ import snntorch as snn
 import torch
 from snntorch import surrogate
 
+from snn_dfa import RefractoryLeaky
 from snn_dfa import surrogate as own
 from snn_dfa._attach.functions import Relink
 from snn_dfa._attach.step import step_of
 
 T, B, N = 5, 4, 6
+OWN = "_StepBackward", "_CompiledStepBackward", "RelinkBackward"
 SURROGATES = {
     "default": None,
     "fast_sigmoid": surrogate.fast_sigmoid(slope=5),
@@ -47,9 +49,10 @@ def in_one_node(neuron):
         inputs = step.inputs(args)
         if inputs is None:
             return neuron(*args)
-        current, spk = step.scaled(inputs.current), inputs.recurrent
-        recurrent = None if spk is None else step.recurrent(spk)
-        spk, states, links = step.compute(inputs._replace(current=current, recurrent=recurrent))
+        inputs.current = step.scaled(inputs.current)
+        if inputs.recurrent is not None:
+            inputs.recurrent = step.recurrent(inputs.recurrent)
+        spk, states, links = step.compute(inputs)
         return step.result(spk, [Relink.apply([s], k) for s, k in zip(states, links, strict=True)])
 
     return call
@@ -63,7 +66,7 @@ def compare(neuron, dtype=torch.float64, changed=None):
     for a, b in zip(seen, fused, strict=True):
         assert a.dtype == b.dtype
         assert torch.equal(a, b)
-        own = b.grad_fn is not None and b.grad_fn.name() in ("_StepBackward", "RelinkBackward")
+        own = b.grad_fn is not None and b.grad_fn.name() in OWN
         assert own or type(a.grad_fn) is type(b.grad_fn)
     torch.testing.assert_close(grad, fused_grad)
     return fused[0].grad_fn.name() == "_StepBackward"
@@ -143,7 +146,7 @@ def test_other_neurons_and_constants_that_learn(kind, reset, learns):
     twin = copy.deepcopy(neuron)
     seen, grads = steps(twin, twin)
     fused, fused_grads = steps(in_one_node(neuron), neuron)
-    in_one = fused[0].grad_fn.name() == "_StepBackward"
+    in_one = fused[0].grad_fn.name() in OWN
     assert in_one == (reset != "zero" or kind in ("Leaky", "Synaptic"))
     assert any(0 < spk.mean() < 1 for spk in seen[::4])
     for a, b in zip(seen, fused, strict=True):
@@ -152,17 +155,49 @@ def test_other_neurons_and_constants_that_learn(kind, reset, learns):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+ONLY_COMPILED = {
+    "no delay": (snn.Leaky, {"reset_delay": False}),
+    "refractory": (RefractoryLeaky, {"refractory_steps": 2, "input_gain": 1.5}),
+    "clamped": (
+        RefractoryLeaky, {"refractory_steps": 1, "refractory": "clamp", "reset_delay": False},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.slow  # kernels are compiled
+@pytest.mark.parametrize("reset", ["subtract", "zero"])
+@pytest.mark.parametrize("kind", ONLY_COMPILED)
+def test_neurons_whose_steps_are_compiled_or_their_own(kind, reset):
+    pytest.importorskip("numba")
+    make, options = ONLY_COMPILED[kind]
+    neuron = make(
+        0.8, threshold=0.6, reset_mechanism=reset, init_hidden=True, graded_spikes_factor=1.5,
+        spike_grad=own.fast_sigmoid(5), **options,
+    ).double()  # fmt: skip
+    twin = copy.deepcopy(neuron)
+    seen, (grad,) = steps(twin, twin)
+    fused, (fused_grad,) = steps(in_one_node(neuron), neuron)
+    assert fused[0].grad_fn.name() == "_CompiledStepBackward"
+    assert any(0 < spk.mean() < 1 for spk in seen[::4])
+    assert all(torch.equal(a, b) for a, b in zip(seen, fused, strict=True))
+    assert getattr(neuron, "counter", fused[0]).equal(getattr(twin, "counter", fused[0]))
+    torch.testing.assert_close(grad, fused_grad, rtol=1e-10, atol=1e-12)
+
+
 def test_a_buffer_that_wants_a_gradient_gets_one():
     neuron = snn.Leaky(beta=0.9, threshold=0.6).double()
     neuron.threshold.requires_grad_()
     assert not compare(neuron)
 
 
-def test_a_factor_that_is_changed_before_the_backward_pass_is_an_error():
-    neuron = snn.Leaky(beta=0.9, threshold=0.6, graded_spikes_factor=2.0)
+def test_a_factor_that_learns_and_is_changed_before_the_backward_pass_is_an_error():
+    neuron = snn.Leaky(
+        0.9, threshold=0.6, graded_spikes_factor=2.0, learn_graded_spikes_factor=True
+    )
     x = torch.rand(B, N).requires_grad_()
     spk, _ = in_one_node(neuron)(x, torch.zeros(B, N))
-    neuron.graded_spikes_factor.fill_(3.0)
+    with torch.no_grad():
+        neuron.graded_spikes_factor.fill_(3.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         spk.sum().backward()
 
@@ -170,3 +205,29 @@ def test_a_factor_that_is_changed_before_the_backward_pass_is_an_error():
 def test_half_precision_keeps_the_module_own_promotions():
     neuron = snn.Leaky(beta=0.9, threshold=0.6)
     assert not compare(neuron, torch.bfloat16)
+
+
+class Named(snn.Leaky):
+    """A subclass that computes as its base."""
+
+    def __init__(self, name):
+        super().__init__(beta=0.9, threshold=0.6)
+        self.name = name
+
+    def said(self):
+        return self.name
+
+
+class Rounded(Named):
+    """One that has another membrane."""
+
+    def _base_state_function(self, input_):
+        return super()._base_state_function(input_).round(decimals=1)
+
+
+@pytest.mark.parametrize("kind", [Named, Rounded])
+def test_a_subclass_that_computes_as_its_base_has_its_step(kind):
+    neuron = kind("lif").double()
+    assert (step_of(neuron) is not None) == (kind is Named)
+    if kind is Named:
+        assert compare(neuron)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import snntorch as snn
 import torch
 from torch import nn
 from torch.nn import functional
@@ -219,3 +220,25 @@ def test_kernels_leave_the_numbers_of_threads_alone():
         [sys.executable, "-c", THREADS], env=env, check=True, capture_output=True, text=True
     )
     assert done.stdout.split() == ["1", "1", "2"]
+
+
+class Looping(nn.Module):
+    """A class with a loop over its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.lif = nn.Linear(7, 5), snn.Leaky(0.9)
+
+    def forward(self, x):
+        mem, out = self.lif.reset_mem(), []
+        for step in x:
+            spk, mem = self.lif(self.fc(step), mem)
+            out.append(spk)
+        return torch.stack(out)
+
+
+@pytest.mark.slow  # kernels are compiled
+def test_over_time_does_not_take_the_kernels_for_a_number_that_the_network_reads():
+    torch.manual_seed(0)
+    net, x = Looping(), (torch.rand(3, 4, 7) < 0.05).float()
+    torch.testing.assert_close(over_time(net)(x), net(x))
