@@ -229,7 +229,8 @@ class Broadcast:
         for call, _ in sorted(arrived, key=lambda each: each[0].number):
             if call.layer in self._layers.outputs:
                 for name, each in {call.layer: call, **call.below}.items():
-                    passed.setdefault(name, []).append(each)
+                    if each.shape[:dims] == call.shape[:dims]:
+                        passed.setdefault(name, []).append(each)
         ways = self._ways(passed, steps.shape[1], dims)
         self._by_sample = self._feedback.send(self._mean[0], ways, steady=self._steady)
 
