@@ -77,7 +77,7 @@ def score(spk):
     return (spk.sum(0) * torch.arange(1.0, 4)).sin().sum()
 
 
-CASES = [(Residual, {}), (dense, {}), *(
+CASES = [pytest.param(Residual, {}, marks=pytest.mark.slow), (dense, {}), *(
     (readout, {"output": "5", "credit": c}) for c in ("membrane", "current", "trace"))]  # fmt: skip
 
 
