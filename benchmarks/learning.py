@@ -8,7 +8,8 @@ Each run trains one network on scikit-learn's digits (three fifths of them; a fi
 fifth is tested) with Adam, and takes 3 to 30 seconds on one core. Networks are trained in the form
 ``over_time(net)``, whose gradients are those of the loop over time; normalisation is over time and
 batch. Rules: ``bptt`` attaches nothing; ``dfa`` is ``DFA(net, optimizer=optimizer)``; ``fixed`` is
-``DFA(net)``; ``kolen-pollack`` learns a matrix for each layer; ``fa`` goes from layer to layer by
+``DFA(net)``; ``linear`` and ``by-sample`` are ``dfa`` without gates and with each neuron's own gate
+alone; ``kolen-pollack`` learns a matrix for each layer; ``fa`` goes from layer to layer by
 factors that mirror the weights; ``shallow`` trains the output layer alone. Results are kept in a
 JSON file, run by run; a run that is there is not done again. The table at the end has, for each
 network and rule, the rate that is best on validation, and the test accuracy with it.
@@ -34,7 +35,7 @@ from snntorch import functional as SF
 from snntorch import surrogate
 from torch import Tensor, nn
 
-from snn_dfa import DFA, over_time, reset
+from snn_dfa import DFA, WeightMirror, over_time, reset
 
 HERE = Path(__file__).parent
 BATCH, EPOCHS, STEPS = 64, 15, 10
@@ -166,7 +167,7 @@ LOSSES: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "rate": lambda spk, mem, y: SF.ce_rate_loss()(spk, y),
     "count": lambda spk, mem, y: SF.ce_count_loss()(spk, y),
 }
-RULES = ("bptt", "dfa", "fixed", "kolen-pollack", "fa", "shallow")
+RULES = ("bptt", "dfa", "linear", "by-sample", "fixed", "kolen-pollack", "fa", "shallow")
 
 
 # -- data ------------------------------------------------------------------------------------------
@@ -212,6 +213,8 @@ def attach(rule: str, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     options: Mapping[str, Any] = {
         "dfa": {"optimizer": optimizer}, "fixed": {}, "shallow": {"rule": "shallow"},
         "kolen-pollack": {"optimizer": optimizer, "feedback": "kolen-pollack"},
+        "linear": {"optimizer": optimizer, "feedback": WeightMirror(by_sample=0)},
+        "by-sample": {"optimizer": optimizer, "feedback": WeightMirror(by_sample=1)},
         "fa": {"optimizer": optimizer, "feedback": "weight-mirror", "rule": "fa"},
     }  # fmt: skip
     if rule != "bptt":

@@ -234,7 +234,8 @@ class Broadcast:
                 passed.setdefault(call.layer, []).append(call)
                 for below in (call.below, *call.later):
                     for name, each in below.items():
-                        passed.setdefault(name, []).append(each)
+                        if each.shape[:dims] == call.shape[:dims]:
+                            passed.setdefault(name, []).append(each)
         ways = self._ways(passed, steps.shape[1], dims)
         self._by_sample = self._feedback.send(self._mean[0], ways, steady=self._steady)
 

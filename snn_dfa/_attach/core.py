@@ -17,7 +17,7 @@ import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -40,6 +40,9 @@ from snn_dfa.rules import Rule
 from snn_dfa.sequence import Layout
 
 __all__ = ["Core"]
+
+#: Layer to gradients at its currents.
+Gates: TypeAlias = dict[str, list[Tensor]]
 
 
 class Core:
@@ -509,26 +512,28 @@ class Core:
             dims: How many dimensions of a call are samples and steps.
         """
         passages: dict[str, list[Passage]] = {}
+        gates: dict[str, list[Tensor]] = {}
         for layer, each in calls.items():
             known = [call.passage for call in each if call.passage is not None]
             if len(known) == len(each):
                 passages[layer] = known
-        gated = [n for n, each in passages.items() if all(p.tap is not None for p in each)]
-        taps = [p.tap for name in gated for p in passages[name]]
-        spikes = [c.spikes for name in gated for c in calls[name] if c.spikes is not None]
-        roots = [(s, torch.ones_like(s)) for s in spikes if s.requires_grad]
-        if not roots:
-            return ways_of(passages, {}, batch, dims)
+                if all(p.tap is not None for p in known):
+                    gates |= self._gates(layer, each, [p.tap for p in known])
+        return ways_of(passages, gates, batch, dims)
+
+    def _gates(self, layer: str, calls: Sequence[Call], taps: Sequence[Any]) -> Gates:
+        """Return the gradients at a layer's currents of the sum of its spikes, where there are."""
+        spikes = [c.spikes for c in calls if c.spikes is not None and c.spikes.requires_grad]
+        if len(spikes) < len(calls):
+            return {}
         assert self.running is not None
-        self.running.notes, self.asks = Notes(), True
+        self.running.notes, self.asks = Notes(), True  # notes that nothing is made of
         try:
-            found = iter(gradients(roots, taps, keep=True))
+            found = gradients([(s, torch.ones_like(s)) for s in spikes], taps, keep=True)
         finally:
             self.running.notes, self.asks = None, False
-        gates = {name: [next(found) for _ in passages[name]] for name in gated}
-        whole = {n: [g for g in each if g is not None] for n, each in gates.items()}
-        whole = {n: each for n, each in whole.items() if len(each) == len(passages[n])}
-        return ways_of(passages, whole, batch, dims)
+        grads = [g for g in found if g is not None]
+        return {layer: grads} if len(grads) == len(taps) else {}
 
     # -- what is broadcast -------------------------------------------------------------------------
 

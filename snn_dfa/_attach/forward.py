@@ -31,6 +31,7 @@ from snn_dfa._distributed import States, runs_distributed
 __all__ = ["Credit", "LayerForward", "NetworkForward", "is_attached", "parameters_of"]
 
 
+_CURRENT = "input_"  # snnTorch's name for it
 #: An attribute of a module: where it is kept, its name and its value.
 State: TypeAlias = tuple[dict[str, Any], str, Tensor]
 #: One that a module runs with another value: where, name, its own value and the other.
@@ -155,7 +156,7 @@ class LayerForward(Forward):
             return core.enter(name, t) if t.requires_grad else t
 
         held = [(store, key, old, enter(old)) for store, key, old in self._graphs()]
-        passage = core.passage(name, args[0]) if args else None
+        passage = core.passage(name, args[0] if args else kwargs.get(_CURRENT))
         args = map_tensors(enter, args)
         if kwargs:
             kwargs = map_tensors(enter, kwargs)
@@ -163,19 +164,26 @@ class LayerForward(Forward):
             store[key] = new
         cuts = self._credit is not None and self._credit.cuts(name)
         before = self._attributes() if cuts else []
-        taps = passage is not None and self._is_gate and name not in core.layers.outputs
         # A credit that cuts makes spikes of the current; one that traces knows it by identity.
-        if passage is not None and taps and cuts:
-            args = passage.tapped(args[0]), *args[1:]
+        if cuts:
+            args, kwargs = self._tapped(passage, args, kwargs)
         if self._credit is not None:
             args, kwargs = self._credit.before(name, module, args, kwargs)
-        if passage is not None and taps and not cuts:
-            args = passage.tapped(args[0]), *args[1:]
+        if not cuts:
+            args, kwargs = self._tapped(passage, args, kwargs)
         result = self._run(args, kwargs, held, cuts)
         known = {id(old) for _, _, old, _ in held} | {id(old) for _, _, old in before}
         states = self._attributes() if cuts else self._graphs()
         left = [s for s in states if id(s[2]) not in known and (cuts or s[2].grad_fn is not None)]
         return self._hand_out(result, left, passage)
+
+    def _tapped(self, passage: Passage | None, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Return the arguments with a current whose gradient can be asked for, where it is one."""
+        if passage is None or not self._is_gate or self._name in self.core.layers.outputs:
+            return args, kwargs
+        if args:
+            return (passage.tapped(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, _CURRENT: passage.tapped(kwargs[_CURRENT])}
 
     def _run(self, args: Any, kwargs: Any, held: Sequence[Held], cuts: bool) -> Any:
         """Run the module; note what it learns from inside; put back states that it left alone."""

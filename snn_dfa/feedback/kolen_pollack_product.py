@@ -162,7 +162,7 @@ class KolenPollackProductFeedback(Learned):
         shapes = (self._inflows, self.forward.outputs, self.path)
         try:
             return sent(*shapes, factors, self._direct, *args)
-        except RuntimeError as error:
+        except RuntimeError as error:  # of shapes
             raise FeedbackError(
                 f"feedback: the layers of {list(self.path)} change shapes in a way that no linear "
                 f"network of factors follows ({error}); use feedback='kolen-pollack'"

@@ -385,6 +385,8 @@ def errors(
         sizes = {name: (rows, *shape[1:]) for name, shape in shapes.items()}
         leaves = {n: error.new_zeros(()).expand(s).requires_grad_() for n, s in sizes.items()}
         values = dict(leaves)
+        for name in outputs:  # what an output hands back to a hidden layer passes no error
+            values[name] = torch.zeros_like(error)
         for name in [name for name in shapes if name in inflows]:
             value, gate = inflows[name].apply(values, known), ways.gates.get(name)
             value = value.reshape(sizes[name])

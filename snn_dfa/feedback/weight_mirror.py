@@ -37,7 +37,7 @@ class WeightMirror(LearningOptions):
 
     - The value of a neuron is multiplied by a gate: the derivative of the neuron's summed spikes
       with respect to its current, as a mean over the steps. It comes from the layer's own graph. A
-      layer with recurrent weights has no gate.
+      layer with recurrent weights has no gate; nor is there any under activation checkpointing.
     - Maximum pooling takes the pixels that it took in the forward pass, as shares of the steps.
     - Batch normalisation multiplies by its gains.
 

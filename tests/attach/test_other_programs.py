@@ -586,7 +586,9 @@ def test_neurons_in_a_plain_list_are_named_as_such():
             super().__init__()
             self.fc, self.lifs = nn.Linear(4, 8), [hidden()]
 
-    with pytest.raises(AttachError, match=r"neurons in a plain list\? Put them into an nn\.M"):
+    with pytest.raises(
+        AttachError, match=r"plain list .lifs. of a Listed; put neurons in an nn\.M"
+    ):
         DFA(Listed())
 
 

@@ -51,6 +51,13 @@ def loop(net, x):
     return torch.stack([net(step) for step in x])
 
 
+def at_once(net):
+    return over_time(net, check=False)
+
+
+FORMS = (lambda net: net, at_once)
+
+
 def grads_of(net, run, x, loss):
     net.zero_grad()
     loss(run(x)).backward()
@@ -70,7 +77,7 @@ def score(spk):
     return (spk.sum(0) * torch.arange(1.0, 4)).sin().sum()
 
 
-CASES = [(Residual, {}), (dense, {}), *(
+CASES = [pytest.param(Residual, {}, marks=pytest.mark.slow), (dense, {}), *(
     (readout, {"output": "5", "credit": c}) for c in ("membrane", "current", "trace"))]  # fmt: skip
 
 
@@ -81,12 +88,12 @@ def test_with_one_step_and_the_weights_it_is_back_propagation(make, options):
     net = make().double().eval()
     x = 2 * torch.rand(1, B, 1, 8, 8, dtype=torch.float64)
     wanted = grads_of(net, lambda x: loop(net, x), x, score)
-    for form in (lambda net: net, over_time):
-        if form is over_time and options.get("credit") == "current":
+    for form in FORMS:
+        if form is at_once and options.get("credit") == "current":
             continue  # its kernel in float64 takes seconds to compile
         run, optimizer = form(net), torch.optim.SGD(net.parameters(), lr=0.1)
         dfa = DFA(run, optimizer=optimizer, feedback=WeightMirror(by_sample=1), **options)
-        call = run if form is over_time else lambda x: loop(net, x)
+        call = run if form is at_once else lambda x: loop(net, x)
         score(call(x)).backward()
         with_weights(dfa, net)
         found = grads_of(net, call, x, score)
@@ -156,10 +163,10 @@ def test_several_steps(kind, share):
     x, (loss, steady) = 2 * torch.rand(4, B, 1, 6, 6, dtype=torch.float64), LOSSES[kind]
     wanted = by_hand(net, x, loss, steady, share)
     assert wanted.any()
-    for form in (lambda net: net, over_time):
+    for form in FORMS:
         run, optimizer = form(net), torch.optim.SGD(net.parameters(), lr=0.1)
         dfa = DFA(run, optimizer=optimizer, feedback=WeightMirror(by_sample=share))
-        call = run if form is over_time else lambda x: loop(net, x)
+        call = run if form is at_once else lambda x: loop(net, x)
         loss(call(x)).backward()
         with_weights(dfa, net)
         torch.testing.assert_close(grads_of(net, call, x, loss)["0.weight"], wanted)
@@ -191,6 +198,36 @@ def test_a_neuron_that_hears_others_lets_errors_through_as_they_are():
     assert torch.cosine_similarity(mean.flatten(), linear.flatten(), 0) > 0.9
     gated = first_gradient(leaky, WeightMirror(by_sample=1))
     assert not torch.allclose(gated, first_gradient(leaky, WeightMirror(by_sample=0)))
+
+
+def test_an_output_that_goes_back_into_a_hidden_layer_passes_no_error():
+    class TopDown(nn.Module):
+        def __init__(self, cut):
+            super().__init__()
+            torch.manual_seed(0)
+            self.l1, self.n1, self.l2, self.n2 = nn.Linear(5, 4), leaky(), nn.Linear(4, 3), leaky()
+            self.back, self.cut = nn.Linear(3, 4), cut
+
+        def forward(self, x):
+            out = torch.zeros(B, 3)
+            for step in x:
+                down = self.back(out.detach() if self.cut else out)
+                out = self.n2(self.l2(self.n1(self.l1(step) + down)))
+            return out
+
+    found = []
+    for cut in (True, False):
+        net = TopDown(cut)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        DFA(net, optimizer=optimizer)
+        for _ in range(2):
+            reset(net)
+            net.zero_grad()
+            net(torch.linspace(0, 2, 3 * B * 5).reshape(3, B, 5)).square().sum().backward()
+            optimizer.step()
+        found.append(net.l1.weight.grad)
+    assert found[0].any()
+    torch.testing.assert_close(*found)
 
 
 def test_a_hook_sees_errors_and_no_gates():
