@@ -60,6 +60,16 @@ _COST = (
 _AXES = {"T": "steps T", "batch": "batch B", "neurons": "neurons", "layers": "layers"}
 
 
+def _apart(sizes: Sequence[int]) -> list[int]:
+    """Return those sizes whose names have room side by side on a logarithmic axis."""
+    least = (sizes[-1] / sizes[0]) ** 0.14
+    kept = [sizes[-1]]
+    for size in reversed(sizes):
+        if kept[-1] / size > least:
+            kept.append(size)
+    return kept
+
+
 @styled
 def cost(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw the time of a step against each size, in times of back-propagation in the loop."""
@@ -76,7 +86,7 @@ def cost(rows: Sequence[Mapping[str, Any]]) -> Figure:
         for lines in (axes.xaxis, axes.yaxis):
             lines.set_major_formatter(lambda value, _: f"{value:g}")
             lines.set_minor_locator(NullLocator())
-        axes.set_xticks([row["size"] for row in own])
+        axes.set_xticks(_apart([row["size"] for row in own]))
     axes.set_yticks([0.1, 0.2, 0.5, 1, 2])
     figure.axes[0].set_ylabel("time / BPTT in the loop")
     names = ["BPTT in the loop", *(name for _, name, *_ in _COST)]

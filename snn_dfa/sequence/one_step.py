@@ -3,14 +3,15 @@
 A step is too small for several threads. The kernels are called with addresses, since the arrays of
 NumPy that numba would take cost more than a small layer's step.
 
-The arithmetic is that of snnTorch's ``Leaky`` and ``Synaptic``, operation by operation and in its
-order, so that values are the same to the bit.
+The arithmetic is that of snnTorch's ``Leaky`` and ``Synaptic`` and of the surrogates here,
+operation by operation and in its order: values and gradients are those of torch to the bit.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -102,6 +103,8 @@ def step_back(
         of: Of the neuron.
     """
     slope, steepness = of.slope
+    width = 1 / steepness  # of an arc tangent
+    steepness = math.pi / width if slope == "atan" else steepness
     counter = None if counter is None else counter.contiguous()
     at_spikes = None if at_spikes is None else at_spikes.contiguous()
     at_states = [None if t is None else t.contiguous() for t in at_states]
@@ -110,7 +113,7 @@ def step_back(
     _backward(_kind(of), margin.dtype == torch.float32)(
         margin.numel(), margin.data_ptr(), _optional(late)[0], _optional(counter)[0],
         *_optional(at_spikes), *_optional(at_states[0]), *_optional(at_states[-1]), of.gain,
-        of.alpha or 0.0, of.beta, of.threshold, of.graded, steepness, slope == "atan",
+        of.alpha or 0.0, of.beta, of.threshold, of.graded, steepness, width, slope == "atan",
         *_flags(of), at[0], at[1], at[-1],
     )  # fmt: skip
     return total, before
@@ -189,10 +192,10 @@ def _backward(kind: str, single: bool) -> Callable[..., Any]:
 
     def kernel(
         size, margin, late, counter, at_spikes, has_spikes, at_syn, has_syn, at_mem, has_mem,
-        gain, alpha, beta, threshold, graded, steepness, is_atan, to_zero, subtracts, delayed,
-        counts, clamps, total, before_syn, before,
+        gain, alpha, beta, threshold, graded, steepness, width, is_atan, to_zero, subtracts,
+        delayed, counts, clamps, total, before_syn, before,
     ):  # fmt: skip
-        zero, one, pi = real(0), real(1), real(np.pi)
+        zero, one = real(0), real(1)
         for i in range(size):
             x, free = margin[i], one
             if special and counts:
@@ -206,11 +209,11 @@ def _backward(kind: str, single: bool) -> Callable[..., Any]:
                     at_spike = at_spike - (x + threshold) / graded * delta
                     delta = delta * (one - (one * (x > zero) * free - late[i]))
             if is_atan:
-                scaled = pi * steepness * x
-                rise = steepness / (one + scaled * scaled)
+                scaled = steepness * x
+                rise = one / (scaled * scaled * width + width)
             else:
-                root = one / (one + steepness * abs(x))
-                rise = root * root
+                root = steepness * abs(x) + one
+                rise = one / (root * root)
             delta = rise * (at_spike * graded) * free + delta
             if special and clamps and counts and counter[i] > 0:
                 delta = zero
@@ -221,4 +224,4 @@ def _backward(kind: str, single: bool) -> Callable[..., Any]:
                 before_syn[i] = alpha * delta
             total[i] = gain * delta
 
-    return compile_for_addresses(kernel, "iaacaiaiaiffffffiiiiiiaaa", single)
+    return compile_for_addresses(kernel, "iaacaiaiaifffffffiiiiiiaaa", single)
