@@ -53,8 +53,9 @@ class DFA:
         hidden: Names or modules of the hidden layers. ``None``: all other
             ``snntorch.SpikingNeuron``.
         optimizer: The optimiser of the weights. With it the feedback learns, at each step of the
-            optimiser; its type is ``"weight-mirror"`` (:class:`WeightMirror`), unless ``feedback``
-            names another. Without it the feedback is random and fixed, as in the literature.
+            optimiser; its type is ``"weight-mirror"`` (:class:`WeightMirror`), whose B differs from
+            sample to sample, unless ``feedback`` names another. Without it the feedback is random
+            and fixed, as in the literature.
         rule: The value that each hidden layer gets. ``"error"`` or ``"dfa"``: e. ``"sign"`` or
             ``"sdfa"``: its sign. ``"target"`` or ``"drtp"``: the targets, given by :meth:`targets`.
             ``"local"`` or ``"decolle"``: the error of the layer's own fixed readout B of the

@@ -228,15 +228,16 @@ class Broadcast:
             return
         steps = _in_steps(self._signal(name, e, calls), calls[0].steps)
         self._mean = steps.mean(0, keepdim=True) if steps.stride(0) else steps[:1]
-        passed: dict[str, list[Call]] = {}
+        passed: dict[str, dict[Call, None]] = {}  # once, where several outputs are of one step
         for call, _ in sorted(arrived, key=lambda each: each[0].number):
             if call.layer in self._layers.outputs:
-                passed.setdefault(call.layer, []).append(call)
+                passed.setdefault(call.layer, {})[call] = None
                 for below in (call.below, *call.later):
                     for name, each in below.items():
                         if each.shape[:dims] == call.shape[:dims]:
-                            passed.setdefault(name, []).append(each)
-        ways = self._ways(passed, steps.shape[1], dims)
+                            passed.setdefault(name, {})[each] = None
+        found = {name: list(calls) for name, calls in passed.items()}
+        ways = self._ways(found, steps.shape[1], dims)
         self._by_sample = self._feedback.send(self._mean[0], ways, steady=self._steady)
 
     def _projected(self, name: str, signal: Tensor, calls: Sequence[Call]) -> Tensor:

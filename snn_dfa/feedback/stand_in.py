@@ -342,6 +342,8 @@ def jacobians(
         inflows = {name: each for name, each in inflows.items() if name in only}
         last = {source for each in inflows.values() for source in each.sources}
         shapes = {name: shapes[name] for name in shapes if name in last or name in direct}
+        if not shapes:
+            return {}
     like = next(iter(factors.values()), torch.zeros(()))
     eye = torch.eye(next(iter(shapes.values()))[0], dtype=like.dtype, device=like.device)
     return errors(inflows, outputs, shapes, factors, direct, eye, ways)

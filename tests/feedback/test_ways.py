@@ -46,6 +46,18 @@ def readout():
     return dense()[:-1]
 
 
+class Heads(nn.Module):
+    """Two outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.one, self.two = dense()[:-2], nn.Linear(5, 2), nn.Linear(5, 1)
+
+    def forward(self, x):
+        spk = self.body(x)
+        return torch.cat([self.one(spk), self.two(spk)], -1)
+
+
 def loop(net, x):
     reset(net)
     return torch.stack([net(step) for step in x])
@@ -77,7 +89,8 @@ def score(spk):
     return (spk.sum(0) * torch.arange(1.0, 4)).sin().sum()
 
 
-CASES = [pytest.param(Residual, {}, marks=pytest.mark.slow), (dense, {}), *(
+CASES = [pytest.param(Residual, {}, marks=pytest.mark.slow), (dense, {}),
+    (Heads, {"output": ["one", "two"]}), *(
     (readout, {"output": "5", "credit": c}) for c in ("membrane", "current", "trace"))]  # fmt: skip
 
 
