@@ -61,7 +61,8 @@ def _resolve(
 def _refuse_wrapped(net: nn.Module) -> None:
     """Refuse what is no module, or a wrapper of one, in which hooks would not be seen."""
     if not isinstance(net, nn.Module):
-        raise AttachError(f"net: expected a torch.nn.Module, got {type(net).__name__}")
+        got = f"the class {net.__name__}" if isinstance(net, type) else type(net).__name__
+        raise AttachError(f"net: expected a torch.nn.Module, such as Net(), got {got}")
     if isinstance(net, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise AttachError(
             f"net: expected the network itself, got it wrapped in {type(net).__name__}; give "

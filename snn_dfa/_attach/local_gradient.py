@@ -30,7 +30,9 @@ def check_choices(rule: str, credit: str, derivative: Callable[[Tensor], Tensor]
     if rule not in RULES:
         raise AttachError(f"rule: expected one of {sorted(RULES)}, got {rule!r}")
     if credit not in _CREDITS:
-        raise AttachError(f"credit: expected one of {list(_CREDITS)}, got {credit!r}")
+        raise AttachError(
+            f"credit: expected one of {list(_CREDITS)} ('trace' is 'online', too), got {credit!r}"
+        )
     if derivative is not None and credit != "current":
         raise AttachError(
             f"derivative: expected credit='current' with it, got credit={credit!r}; with "

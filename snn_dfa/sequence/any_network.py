@@ -163,8 +163,8 @@ class TimeAsBatch(nn.Module):
         if x.dim() < 3 or not len(x) or not x.is_floating_point():
             raise InputError(
                 f"over_time: expected floating point numbers [T, B, ...] of one step or more, got "
-                f"{x.dtype} of shape {list(x.shape)}; give an input that is the same at every step "
-                f"as encoding.constant(x, num_steps)"
+                f"{x.dtype} of shape {list(x.shape)}; add the time steps, as with "
+                f"encoding.constant(x, num_steps), and convert integers with x.float()"
             )
         if self.loops is None:
             from snn_dfa.sequence.probe import examine

@@ -141,7 +141,8 @@ class OverTime(nn.Sequential):
         if x.dim() < 3 or not len(x) or not x.is_floating_point():
             raise InputError(
                 f"over_time: expected floating point numbers [T, B, ...] of one step or more, got "
-                f"{x.dtype} of shape {list(x.shape)}"
+                f"{x.dtype} of shape {list(x.shape)}; add the time steps, as with "
+                f"encoding.constant(x, num_steps), and convert integers with x.float()"
             )
         self._made_of.check()
         return super().forward(x)  # type: ignore[no-untyped-call]

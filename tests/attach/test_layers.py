@@ -78,7 +78,7 @@ def test_an_unnamed_hidden_layer_is_left_to_back_propagation():
         ({"hidden": ["1", "5"], "output": "5"}, "'5' is the output too"),
         ({"hidden": [], "output": "5"}, "at least one hidden spiking layer, found only '5'"),
         ({"rule": "hebb"}, r"rule: expected one of \['error', 'fa', 'local', 'shallow', 'sign', 'target'\], got 'hebb'"),
-        ({"credit": "x"}, r"credit: expected one of \['current', 'membrane', 'trace'\], got 'x'"),
+        ({"credit": "x"}, r"credit: expected one of \['current', 'membrane', 'trace'\] \('trace' is 'online', too\), got 'x'"),
         ({"derivative": torch.cos}, "derivative: expected credit='current' with it"),
         ({"credit": "current", "hidden": ["2"], "output": "5"}, "hidden layer '2' is a Linear"),
         ({"feedback": "banana"}, r"feedback: expected one of \['channelwise', .*'zhang'\], options of a type that learns .*, a function"),
@@ -100,7 +100,7 @@ def test_networks_that_cannot_be_used():
         DFA(nn.Linear(2, 2))
     with pytest.raises(AttachError, match="at least one hidden spiking layer"):
         DFA(nn.Sequential(nn.Linear(2, 2), snn.Leaky(beta=0.5)))
-    with pytest.raises(AttachError, match=r"expected a torch.nn.Module, got list"):
+    with pytest.raises(AttachError, match=r"expected a torch.nn.Module, such as Net\(\), got list"):
         DFA([])
     learns = small(learn_beta=True, beta=0.5)
     with pytest.raises(

@@ -220,7 +220,7 @@ def test_what_is_no_network_of_single_steps_is_named():
         over_time(whole)
     with pytest.raises(AttachError, match="expected a network, got a Leaky"):
         over_time(snn.Leaky(0.9))
-    with pytest.raises(InputError, match=r"give an input that is the same at every step as"):
+    with pytest.raises(InputError, match=r"add the time steps, as with encoding.constant"):
         over_time(Hidden())(torch.rand(B, F))
 
 
