@@ -74,7 +74,7 @@ class ChunkTraces(TraceBase):
                 source, learns, modules = self._ways[x]
                 self._ways[output] = source, learns, (*modules, inner)
         elif any(p.requires_grad for p in inner.parameters()):
-            self._ways[output] = x.detach(), self._core.learns(x), (inner,)
+            self._ways[output] = x.detach(), self._core.entry.learns(x), (inner,)
 
     # -- a call of a layer -------------------------------------------------------------------------
 
@@ -86,7 +86,7 @@ class ChunkTraces(TraceBase):
         states = [cut(s) for s in states]
         kwargs = {k: cut(v) for k, v in kwargs.items()}
         module.traces = True
-        if current in self._ways or self._core.learns(current):
+        if current in self._ways or self._core.entry.learns(current):
             self._carry(name, module, current, [*states, *kwargs.values()])
         return (current, *states), kwargs
 

@@ -109,7 +109,7 @@ class Collector:
             return
         self.restore()
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
-        others = self.core.others(self)
+        others = self.core.entry.others(self)
         arrived, self._arrived = self._arrived, []
         # Parameters that come and go, as those of a network in shards, are accumulated where they
         # are, inside the pass, since hooks around it count on that.

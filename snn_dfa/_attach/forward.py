@@ -142,7 +142,9 @@ class LayerForward(Forward):
         if not torch.is_grad_enabled() or (core.aligned and self._credit is None):
             result = self.plain(*args, **kwargs)
         else:
-            core.call(self._name, learns=self._learns(), closed=self._closed, block=self._is_block)
+            core.entry.begin(
+                self._name, learns=self._learns(), closed=self._closed, block=self._is_block
+            )
             step = self._step
             inputs = None if step is None or kwargs else step.inputs(args, core.book)
             result = self._call(args, kwargs) if inputs is None else self._call_step(inputs)
@@ -150,13 +152,13 @@ class LayerForward(Forward):
         return result
 
     def _call(self, args: Any, kwargs: Any) -> Any:
-        core, name, module = self.core, self._name, self.module
+        entry, name, module = self.core.entry, self._name, self.module
 
         def enter(t: Tensor) -> Tensor:
-            return core.enter(name, t) if t.requires_grad else t
+            return entry.enter(name, t) if t.requires_grad else t
 
         held = [(store, key, old, enter(old)) for store, key, old in self._graphs()]
-        passage = core.passage(name, args[0] if args else kwargs.get(_CURRENT))
+        passage = entry.passage(name, args[0] if args else kwargs.get(_CURRENT))
         args = map_tensors(enter, args)
         if kwargs:
             kwargs = map_tensors(enter, kwargs)
@@ -202,9 +204,9 @@ class LayerForward(Forward):
         if not self._closed or self._has_own_surrogate():
             came_in = (*_tensors((args, kwargs)), *(new for *_, new in held))
             ends = {t.grad_fn for t in came_in if t.grad_fn is not None}
-            core.note_leaves(_tensors(result), ends)
+            core.entry.note_leaves(_tensors(result), ends)
             if not self._closed:
-                core.note_insides(self._name, since)
+                core.entry.note_insides(self._name, since)
         return result
 
     def _learns(self) -> bool:
@@ -222,14 +224,15 @@ class LayerForward(Forward):
     def _call_step(self, inputs: Inputs) -> Any:
         """Run a step whose inputs and states are known, as :meth:`_call` runs a module."""
         core, name, step = self.core, self._name, self._step
+        entry = core.entry
         assert step is not None
         current, made = inputs.current, None
-        passage = core.passage(name, current)
+        passage = entry.passage(name, current)
         if current.requires_grad:
             if step.scales:
-                current = step.scaled(core.enter(name, current))
+                current = step.scaled(entry.enter(name, current))
             else:
-                current, made = core.enter_current(name, current)
+                current, made = entry.enter_current(name, current)
         elif step.scales:
             current = step.scaled(current)
         if passage is not None and self._is_gate and name not in core.layers.outputs:
@@ -238,11 +241,11 @@ class LayerForward(Forward):
         states, known = inputs.states, inputs.links
         for i, state in enumerate(states):
             if state.requires_grad:
-                link = known[i] = core.link(name, state)
-                states[i] = core.enter(name, state) if link is None else state.detach()
+                link = known[i] = entry.link(name, state)
+                states[i] = entry.enter(name, state) if link is None else state.detach()
         if inputs.recurrent is not None:
             spk = inputs.recurrent
-            inputs.recurrent = step.recurrent(core.enter(name, spk) if spk.requires_grad else spk)
+            inputs.recurrent = step.recurrent(entry.enter(name, spk) if spk.requires_grad else spk)
         spk, states, links = step.compute(inputs, made)
         if not (spk.requires_grad or core.layers.may_be_output(name)):
             core.leave(name, (), spk, 0)
@@ -385,8 +388,8 @@ class NetworkForward(Forward):
         if t.grad_fn is None:
             return t
         if t._is_view() and t._base is not None and t._base.is_leaf and not self.core.aligned:
-            self.core.note_entrance(t)
-        original = self.core.own(None, t)
+            self.core.entry.note_entrance(t)
+        original = self.core.entry.own(None, t)
         return t if original is None else original
 
     @eager
@@ -394,9 +397,8 @@ class NetworkForward(Forward):
         """Give out what the network returns, values of layers apart, by a port."""
         if self.core.aligned:
             return self._aligned(result, since)
-        values = {
-            id(t): t for t in _tensors(result) if t.grad_fn is not None and not self.core.is_port(t)
-        }
+        made = [t for t in _tensors(result) if t.grad_fn is not None]
+        values = {id(t): t for t in made if not self.core.entry.is_port(t)}
         if not values:
             return result
         ports = dict(zip(values, self.core.leave_network(list(values.values())), strict=True))

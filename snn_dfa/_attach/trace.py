@@ -178,7 +178,7 @@ class Traces(TraceBase):
         x = self._inputs.pop(module, None)
         if x is None or not any(p.requires_grad for p in module.parameters()):
             return None
-        below = self._core.learns(x)
+        below = self._core.entry.learns(x)
         call = _Call(module, x.detach(), torch.ones_like(x[..., :1].flatten()[:1]), below)
         handed = Traced.apply(call.gradients, output.detach(), module.weight, module.bias)
         if self._core.paths.tracing or self._core.feedback.by_sample:
@@ -234,7 +234,7 @@ class Traces(TraceBase):
         if self._begins(name, mem, current.shape):
             for key in [k for k in self._traces if k[0] == name]:
                 del self._traces[key]
-        if current in self._calls or self._core.learns(current):
+        if current in self._calls or self._core.entry.learns(current):
             self._carry(name, neuron, self._call_of(name, current))
         return args, kwargs
 

@@ -1,0 +1,339 @@
+"""What comes into a layer: looked up in the graph, never by the identity of an object.
+
+- The layer's own value, as it was handed out: exchanged for the original.
+- A value that the program made of the layer's own: passes a ``Bridge``.
+- Everything else: its graph ends at other layers' ports, and is left as it is.
+"""
+
+from __future__ import annotations
+
+import weakref
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+from torch.nn import Parameter
+
+from snn_dfa._attach import messages
+from snn_dfa._attach.calls import Call
+from snn_dfa._attach.functions import Bridge, Guard, Relink, Replay, Stale
+from snn_dfa._attach.graph import PORT, origin_of
+from snn_dfa._attach.products import Current, Made, made_of
+from snn_dfa._attach.ways import Passage, passage_of
+from snn_dfa.errors import AttachError, BackwardError
+
+if TYPE_CHECKING:
+    from snn_dfa._attach.collector import Collector
+    from snn_dfa._attach.core import Core
+
+__all__ = ["Entry"]
+
+
+class Entry:
+    """Takes what comes into each call of a layer, and notes what the call learns through.
+
+    Args:
+        core: The attachment.
+    """
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        # Of the call that is going on: whether it learns, the nodes that it learns through, and of
+        # each other layer the calls that it reads.
+        self.learning, self.entered = False, list[Any]()
+        self.read: dict[str, set[int]] = {}
+        self.block = self._guards = False
+        self.taken: set[str] = set()  # layers whose values another layer was given
+        #: By identity of a leaf, or a view, that came into this pass from outside, its token.
+        self.entrances: dict[int, Tensor] = {}
+        self._intervals: list[tuple[int, int, str]] = []  # calls whose insides may come out
+        self._others: dict[int, weakref.ref[Tensor]] = {}  # leaves that are no parameters
+
+    def forget(self) -> None:
+        """Forget the pass that has ended."""
+        self._intervals, self.entrances = [], {}
+
+    def begin(self, layer: str, *, learns: bool, closed: bool, block: bool) -> None:
+        """Begin a call of a layer.
+
+        Args:
+            layer: Its name.
+            learns: Whether the layer has parameters of its own that want a gradient.
+            closed: Whether values come out by its result and its attributes alone.
+            block: Whether it is not closed and holds modules, which hooks may look at.
+
+        Raises:
+            AttachError: if another layer is at work.
+        """
+        if self._core.inside is not None:
+            raise messages.nested(layer, self._core.inside)
+        self.learning, self.entered, self.read = learns, [], {}
+        self.block, self._guards = block, not (closed or block)
+
+    # -- values -----------------------------------------------------------------------------------
+
+    def enter(self, layer: str, value: Tensor) -> Tensor:
+        """Return a value that comes into a layer, with the graph that the layer learns from."""
+        if self._core.aligned:
+            return value
+        if value.grad_fn is None:
+            if value.requires_grad:
+                self._note_leaf(value)
+            return self._guarded(layer, value)
+        original = self.own(layer, value)
+        if original is not None:
+            node: Any = value.grad_fn
+            self._go_on(node.call)
+            hooked = value._backward_hooks and not node.call.released
+            return self._with_hooks(layer, value) if hooked else original
+        return self._enter_made(layer, value)
+
+    def enter_current(self, layer: str, value: Tensor) -> tuple[Tensor, Made | None]:
+        """Return a value that comes into a layer, or it without its graph and what made it."""
+        if value.grad_fn is None or type(value.grad_fn) is PORT:
+            return self.enter(layer, value), None
+        if self._core.paths.tracing:
+            self._core.paths.note(layer, value, self.mine)
+        made = self._made(layer, value)
+        return (self._enter_graph(layer, value), None) if made is None else (value.detach(), made)
+
+    def _enter_made(self, layer: str, value: Tensor) -> Tensor:
+        """Return a value that the program made of others, as it comes into a layer."""
+        if self._core.paths.tracing:
+            self._core.paths.note(layer, value, self.mine)
+        made = self._made(layer, value)
+        if made is not None:
+            check = partial(self._refuse_insides_read, layer) if self._guards else None
+            current: Tensor = Current.apply([value], self._core.book, check, *made)
+            return current
+        return self._guarded(layer, self._enter_graph(layer, value))
+
+    def _enter_graph(self, layer: str, value: Tensor) -> Tensor:
+        """Return a value with a graph of any kind, cut or bridged where layers lie behind it."""
+        if type(value.grad_fn) is not PORT:
+            self.entered.append(value.grad_fn)
+        check = partial(self._refuse_insides, layer) if self._intervals else None
+        origin = origin_of(value, self.mine, check=check)
+        for leaf in origin.leaves.values():
+            self._note_leaf(leaf)
+        own: dict[Any, Tensor] = {}
+        for node, index in origin.ports:
+            of = node.call.layer
+            if of == layer or of is None:
+                self._go_on(node.call)
+                own[node, index] = self._original(layer, node, index)
+            else:
+                self.taken.add(of)
+                self.read.setdefault(of, set()).add(node.call.number)
+        own = {edge: t for edge, t in own.items() if t.requires_grad}
+        if origin.reentrant:
+            replayed: Tensor = Replay.apply(self._core.collector.replay, [value], self._core.trap)
+            return replayed
+        if not own and not self.block:
+            return value
+        if not own and not origin.leaves:
+            if not self._core.layers.may_be_output(layer):
+                return value.detach()
+            # With a graph, so that a loss that reads a value inside is seen.
+            traced: Tensor = Relink.apply(
+                [value], self._core.trap.to(value.dtype).expand(value.shape)
+            )
+            return traced
+        # From inside a block, whose values may come out by a hook on a module in it, no path leads
+        # to another layer.
+        self._core.collector.bridged = True
+        at = (*(GradientEdge(*edge) for edge in own), *origin.leaves.values())
+        bridged: Tensor = Bridge.apply([value], at, *own.values(), *origin.leaves.values())
+        return bridged
+
+    def _made(self, layer: str, value: Tensor) -> Made | None:
+        """Return what a linear layer made a value of, if no more than that has to be known."""
+        if self._core.knows_currents:
+            return None
+        found = made_of(value, layer, self.mine, self._core.collector.known)
+        if found is None:
+            return None
+        if self._intervals:
+            self._refuse_insides(layer, value.grad_fn)
+        self.learning = True
+        made, source = found
+        if source is not None:
+            self.taken.add(source.call.layer)
+        return made
+
+    def passage(self, layer: str, value: Any) -> Passage | None:
+        """Return how samples come into a layer, if the feedback has ways of samples."""
+        if not self._core.asks_ways or not isinstance(value, Tensor):
+            return None
+        return passage_of(value, layer, self.mine)
+
+    # -- the layer's own values -------------------------------------------------------------------
+
+    def mine(self, node: Any) -> bool:
+        """Return whether a port belongs to this network."""
+        core: Core = node.call.collector.core
+        return core is self._core
+
+    def is_port(self, value: Tensor) -> bool:
+        """Return whether a value is one that a layer has handed out, as it was handed out."""
+        node: Any = value.grad_fn
+        return type(node) is PORT and node.call.layer is not None and self.mine(node)
+
+    def own(self, layer: str | None, value: Tensor) -> Tensor | None:
+        """Return the original of a value that a layer (``None``: the network) has handed out."""
+        node: Any = value.grad_fn
+        if type(node) is not PORT or node.call.layer != layer or not self.mine(node):
+            return None
+        if node.call.released:
+            stale: Tensor = Stale.apply([value], self._core.trap)
+            return stale
+        original: Tensor = node.call.values[value.output_nr]
+        if node.call.is_link(value.output_nr):
+            relinked: Tensor = Relink.apply([value], original)
+            return relinked
+        return original if original.data_ptr() == value.data_ptr() else None
+
+    def link(self, layer: str, value: Tensor) -> Tensor | None:
+        """Return the graph of a state that comes back, where it is kept without its value."""
+        node: Any = value.grad_fn
+        if type(node) is not PORT or node.call.layer != layer or node.call.released:
+            return None
+        if not node.call.is_link(value.output_nr) or not self.mine(node):
+            return None
+        self._go_on(node.call)
+        if value._backward_hooks:
+            return self._with_hooks(layer, value)
+        found: Tensor = node.call.values[value.output_nr]
+        return found
+
+    def _with_hooks(self, layer: str, value: Tensor) -> Tensor:
+        """Return a state's original with the user's hooks on it, and no longer on the state.
+
+        So they are called once, with the sum of what the loss and the later steps send. In the
+        plain network that sum has one part more, from the spikes of the same step. So a hook may
+        look, and one that changes the gradient raises an error.
+        """
+
+        def looks(hook: Callable[[Tensor], Any], grad: Tensor) -> None:
+            if not self._core.asks and hook(grad) is not None:
+                raise BackwardError(messages.hooked(layer))
+
+        node: Any = value.grad_fn
+        call, index = node.call, value.output_nr
+        original = call.values[index]
+        if original is call.spikes and self._core.errors_of is not None:
+            return cast("Tensor", original)  # by which the output's current is known
+        hooked: Tensor = original.view_as(original)
+        hooks = cast("dict[int, Callable[[Tensor], Any]]", value._backward_hooks)
+        for hook in hooks.values():
+            hooked.register_hook(partial(looks, hook))  # type: ignore[no-untyped-call]
+        hooks.clear()
+        call.values = [*call.values[:index], hooked, *call.values[index + 1 :]]
+        if original is call.spikes:
+            call.spikes = hooked
+        return hooked
+
+    def _original(self, layer: str, node: Any, index: int) -> Tensor:
+        if node.call.released:
+            lost = torch.zeros((), device=self._core.leaf.device).expand(node.call.sizes[index])
+            stale: Tensor = Stale.apply([lost], self._core.trap)
+            return stale
+        original: Tensor = node.call.values[index]
+        return original if node.call.layer == layer else self.enter(layer, original)
+
+    def _go_on(self, earlier: Call) -> None:
+        """Note that the call goes on from an earlier one's values."""
+        self.learning |= earlier.learns
+        entered = self.entered
+        if earlier.entered and not (entered and entered[-1] is earlier.entered):
+            entered.append(earlier.entered)
+
+    # -- leaves -----------------------------------------------------------------------------------
+
+    def learns(self, value: Tensor) -> bool:
+        """Return whether a value was made of anything that learns, layers apart."""
+        if value.grad_fn is None:
+            return value.requires_grad
+        return bool(origin_of(value, self.mine).leaves)
+
+    def note_leaves(self, values: Sequence[Tensor], ends: set[Any]) -> None:
+        """Note what a call learns from inside, beside the parameters of its module.
+
+        Args:
+            values: What the call returned.
+            ends: Nodes of what came in.
+        """
+        for value in values:
+            if value.grad_fn is not None:
+                found = origin_of(value, self.mine, ends, self.entered.append)
+                for leaf in found.leaves.values():
+                    self._note_leaf(leaf)
+
+    def _note_leaf(self, leaf: Tensor) -> None:
+        own = leaf is self._core.leaf or leaf is self._core.trap
+        self.learning |= not own
+        if id(leaf) not in self._core.collector.known and not own:
+            self._others[id(leaf)] = weakref.ref(leaf)
+            if not isinstance(leaf, Parameter):
+                self.note_entrance(leaf)
+
+    def note_entrance(self, value: Tensor) -> None:
+        """Note a leaf, or a view of one, that comes from outside: autograd may be asked for it."""
+        if id(value) not in self.entrances:
+            self.entrances[id(value)] = self._core.collector.entrance(value)
+
+    def others(self, collector: Collector) -> list[Tensor]:
+        """Return the leaves that layers learn from, parameters of the network apart."""
+        found = {key: ref() for key, ref in self._others.items()}
+        self._others = {k: self._others[k] for k, leaf in found.items() if leaf is not None}
+        return [leaf for k, leaf in found.items() if leaf is not None and k not in collector.known]
+
+    # -- values inside a layer --------------------------------------------------------------------
+
+    def note_insides(self, layer: str, since: int) -> None:
+        """Note a call whose insides are not known by its nodes."""
+        self._intervals.append((since, torch.autograd._get_sequence_nr(), layer))  # type: ignore[attr-defined]
+
+    def _refuse_insides(self, layer: str, node: Any) -> None:
+        """Raise an error for a node inside a call of another layer."""
+        number = node._sequence_nr()
+        at = bisect_right(self._intervals, (number, float("inf"), "")) - 1
+        if at >= 0 and self._intervals[at][0] <= number < self._intervals[at][1]:
+            of = self._intervals[at][2]
+            if of != layer:
+                raise AttachError(
+                    f"layer {layer!r}: a value from inside layer {of!r}, which {of!r} neither "
+                    f"returns nor keeps as an attribute, comes into it; return the value from "
+                    f"{of!r}, or name the modules inside {of!r} with hidden="
+                )
+
+    def _guarded(self, layer: str, value: Tensor) -> Tensor:
+        """Return a value on its way into a layer; backward, no loss comes by from inside it.
+
+        A layer's own state needs no guard: what lies behind it came in by guards of earlier calls.
+        """
+        if not (self._guards and value.requires_grad):
+            return value
+        guarded: Tensor = Guard.apply(partial(self._refuse_insides_read, layer), value)
+        return guarded
+
+    def _refuse_insides_read(self, layer: str) -> None:
+        if self._core.running is None or self._core.running.losses is not None:
+            raise BackwardError(
+                f"layer {layer!r}: the loss reads a value inside the layer that the layer neither "
+                f"returns nor keeps as an attribute, so that back-propagation would go on into the "
+                f"layers before; return the value from {layer!r}, or keep it as an attribute"
+            )
+
+    def refuse_reading(self, layer: str, _: Tensor) -> None:
+        """Raise an error for a loss that reads an output's value before it is handed out."""
+        if self._core.running is None:
+            raise BackwardError(
+                f"output {layer!r}: the loss reads a value inside the layer, for instance one that "
+                f"a hook has kept, and not the value that {layer!r} returns; let the loss read the "
+                f"value that {layer!r} returns"
+            )
