@@ -23,10 +23,11 @@ from statistics import fmean
 import numpy as np
 import snntorch as snn
 import torch
+from learning import attach
 from torch import Tensor, nn
 from torch.nn import functional
 
-from snn_dfa import DFA, WeightMirror, over_time
+from snn_dfa import over_time
 from snn_dfa.surrogate import fast_sigmoid
 
 RULES = ("dfa", "linear", "bptt", "shallow")
@@ -61,16 +62,6 @@ def network(width: int, side: int) -> nn.Module:
         channels = wide
     last = nn.Linear(channels * (side // 8) ** 2, 10)
     return over_time(nn.Sequential(*layers, nn.Flatten(), last, neuron()))
-
-
-def attach(rule: str, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Attach what the rule needs."""
-    if rule == "dfa":
-        DFA(net, optimizer=optimizer)
-    elif rule == "linear":
-        DFA(net, optimizer=optimizer, feedback=WeightMirror(by_sample=0))
-    elif rule == "shallow":
-        DFA(net, rule="shallow")
 
 
 def accuracy_on(net: nn.Module, x: Tensor, y: Tensor) -> float:

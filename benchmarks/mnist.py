@@ -21,11 +21,12 @@ from statistics import fmean
 
 import snntorch as snn
 import torch
+from learning import attach
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision import datasets
 
-from snn_dfa import DFA, over_time
+from snn_dfa import over_time
 
 RULES = ("dfa", "fixed", "bptt", "shallow")
 STEPS, BATCH = 25, 128
@@ -45,16 +46,6 @@ def network() -> nn.Module:
             nn.Linear(1000, 10), snn.Leaky(beta=0.95, init_hidden=True, output=True),
         )
     )  # fmt: skip
-
-
-def attach(rule: str, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Attach what the rule needs."""
-    if rule == "dfa":
-        DFA(net, optimizer=optimizer)
-    elif rule == "fixed":
-        DFA(net)
-    elif rule == "shallow":
-        DFA(net, rule="shallow")
 
 
 def accuracy_on(net: nn.Module, x: Tensor, y: Tensor) -> float:

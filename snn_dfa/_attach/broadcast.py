@@ -113,8 +113,8 @@ class Broadcast:
                 continue
             error = self._error(call, grads)
             if call.later:  # as if it had been called at each step, and the results averaged
-                error = error / (1 + len(call.later))
-            for below in (call.below, *call.later):
+                error = error / len(call.steps_below)
+            for below in call.steps_below:
                 for name, hidden in below.items():
                     if hidden.learns:
                         steps.setdefault(name, {}).setdefault(hidden, {})[call.layer or ""] = error
@@ -232,7 +232,7 @@ class Broadcast:
         for call, _ in sorted(arrived, key=lambda each: each[0].number):
             if call.layer in self._layers.outputs:
                 passed.setdefault(call.layer, {})[call] = None
-                for below in (call.below, *call.later):
+                for below in call.steps_below:
                     for name, each in below.items():
                         if each.shape[:dims] == call.shape[:dims]:
                             passed.setdefault(name, {})[each] = None

@@ -103,6 +103,11 @@ class Call:
         """Whether an error at the spikes reaches anything: they have a graph, or had one."""
         return self.released or (bool(self.values) and self.values[0] is self.spikes)
 
+    @property
+    def steps_below(self) -> list[dict[str, Call]]:
+        """The hidden calls of each step that an output's call belongs with."""
+        return [self.below, *self.later]
+
     def is_link(self, index: int) -> bool:
         """Return whether a value is kept as a tensor of its shape and graph, without its memory."""
         return self.links and index > 0
@@ -112,8 +117,8 @@ class Call:
         if self.released:
             return
         self.sizes = [value.shape for value in self.values]
-        self.values, self.spikes, self.below, self.released = (), None, {}, True
-        self.later = []
+        self.values, self.spikes, self.released = (), None, True
+        self.below, self.later = {}, []
         self.passage = None
         self.entered.clear()
 
@@ -208,9 +213,7 @@ class Pass:
 
     def _see_that_an_output_is_last(self, layers: Layers) -> None:
         outputs = [self.calls[name] for name in layers.outputs if name in self.calls]
-        steps = range(max(map(len, outputs), default=0))
-        if any(call.later for calls in outputs for call in calls):
-            steps = range(max(map(len, self.calls.values())))
+        steps = range(max(map(len, self.calls.values()))) if outputs else ()
         last = [max(c[min(k, len(c) - 1)].number for c in outputs) for k in steps]
         for name in [name for name in self.calls if name not in layers.outputs]:
             if any(c.number > end for c, end in zip(self.calls[name], last, strict=False)):

@@ -96,15 +96,11 @@ class Entry:
         """Return a value that comes into a layer, or it without its graph and what made it."""
         if value.grad_fn is None or type(value.grad_fn) is PORT:
             return self.enter(layer, value), None
-        if self._core.paths.tracing:
-            self._core.paths.note(layer, value, self.mine)
         made = self._made(layer, value)
         return (self._enter_graph(layer, value), None) if made is None else (value.detach(), made)
 
     def _enter_made(self, layer: str, value: Tensor) -> Tensor:
         """Return a value that the program made of others, as it comes into a layer."""
-        if self._core.paths.tracing:
-            self._core.paths.note(layer, value, self.mine)
         made = self._made(layer, value)
         if made is not None:
             check = partial(self._refuse_insides_read, layer) if self._guards else None
@@ -151,7 +147,12 @@ class Entry:
         return bridged
 
     def _made(self, layer: str, value: Tensor) -> Made | None:
-        """Return what a linear layer made a value of, if no more than that has to be known."""
+        """Note the paths to a value; return what made it, where a linear layer alone did.
+
+        ``None`` stands also for a value of which more has to be known.
+        """
+        if self._core.paths.tracing:
+            self._core.paths.note(layer, value, self.mine)
         if self._core.knows_currents:
             return None
         found = made_of(value, layer, self.mine, self._core.collector.known)

@@ -180,12 +180,18 @@ class LayerForward(Forward):
         return self._hand_out(result, left, passage)
 
     def _tapped(self, passage: Passage | None, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Return the arguments with a current whose gradient can be asked for, where it is one."""
-        if passage is None or not self._is_gate or self._name in self.core.layers.outputs:
+        """Return the arguments, with the current as :meth:`_tap` gives it."""
+        if passage is None:
             return args, kwargs
         if args:
-            return (passage.tapped(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, _CURRENT: passage.tapped(kwargs[_CURRENT])}
+            return (self._tap(passage, args[0]), *args[1:]), kwargs
+        return args, {**kwargs, _CURRENT: self._tap(passage, kwargs[_CURRENT])}
+
+    def _tap(self, passage: Passage | None, current: Tensor) -> Tensor:
+        """Return a current whose gradient can be asked for, where each number is one neuron's."""
+        if passage is None or not self._is_gate or self._name in self.core.layers.outputs:
+            return current
+        return passage.tapped(current)
 
     def _run(self, args: Any, kwargs: Any, held: Sequence[Held], cuts: bool) -> Any:
         """Run the module; note what it learns from inside; put back states that it left alone."""
@@ -235,9 +241,7 @@ class LayerForward(Forward):
                 current, made = entry.enter_current(name, current)
         elif step.scales:
             current = step.scaled(current)
-        if passage is not None and self._is_gate and name not in core.layers.outputs:
-            current = passage.tapped(current)
-        inputs.current = current
+        inputs.current = self._tap(passage, current)
         states, known = inputs.states, inputs.links
         for i, state in enumerate(states):
             if state.requires_grad:

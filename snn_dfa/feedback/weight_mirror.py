@@ -148,18 +148,7 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
     def send(
         self, error: Tensor, ways: Ways, *, steady: bool
     ) -> dict[str, tuple[Tensor, Tensor | None]]:
-        r"""Return what each layer is sent for the mean of the errors over all steps.
-
-        Args:
-            error: [B, C], the mean error of each sample.
-            ways: How samples have passed the network.
-            steady: Whether the loss is the same function of each step.
-
-        Returns:
-            Layer to what it is sent, [B, \*S], and to the matrix [C, \*S] for the differences from
-            the mean: that of the mean ways; with ``steady`` that of the last weights alone, and
-            ``None`` for a layer before others.
-        """
+        """Send the errors back by the factors, as the base says."""
         dtype = torch.promote_types(error.dtype, torch.float32)
         factors = {n: f.to(dtype) for n, f in self._factors(error.device).items()}
         ways = ways.mixed(self._share)

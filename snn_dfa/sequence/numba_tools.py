@@ -19,6 +19,7 @@ __all__ = [
     "compile_parallel",
     "for_kernels",
     "has_numba",
+    "is_installed",
     "read_bfloat16",
     "write_bfloat16",
 ]
@@ -33,6 +34,11 @@ def has_numba() -> bool:
     """Return whether numba is installed, and this process is no child of one that ran kernels."""
     if _STARTED_IN and os.getpid() not in _STARTED_IN:
         return False
+    return is_installed()
+
+
+def is_installed() -> bool:
+    """Return whether numba is there, for kernels without threads."""
     return importlib.util.find_spec("numba") is not None
 
 

@@ -10,7 +10,6 @@ operation by operation and in its order: values and gradients are those of torch
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -19,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snn_dfa.sequence.numba_tools import compile_for_addresses
+from snn_dfa.sequence.numba_tools import compile_for_addresses, is_installed
 
 __all__ = ["Constants", "step", "step_back", "suits"]
 
+_is_installed = functools.cache(is_installed)  # it is asked for at each step
 _SHARED = 1 << 22  # numbers times threads from which torch, which shares them, does the work
 
 
@@ -45,12 +45,7 @@ def suits(current: Tensor) -> bool:
     """Return whether the kernels can compute with such a current."""
     if current.device.type != "cpu" or current.dtype not in (torch.float32, torch.float64):
         return False
-    return 0 < current.numel() * torch.get_num_threads() < _SHARED and _has_numba()
-
-
-@functools.cache  # it is asked for at each step
-def _has_numba() -> bool:
-    return importlib.util.find_spec("numba") is not None
+    return 0 < current.numel() * torch.get_num_threads() < _SHARED and _is_installed()
 
 
 def step(

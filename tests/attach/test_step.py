@@ -14,7 +14,7 @@ from snn_dfa._attach.functions import Relink
 from snn_dfa._attach.step import step_of
 
 T, B, N = 5, 4, 6
-OWN = "_StepBackward", "_CompiledStepBackward", "RelinkBackward"
+OWN = "PlainStepBackward", "CompiledStepBackward", "RelinkBackward"
 SURROGATES = {
     "default": None,
     "fast_sigmoid": surrogate.fast_sigmoid(slope=5),
@@ -69,7 +69,7 @@ def compare(neuron, dtype=torch.float64, changed=None):
         own = b.grad_fn is not None and b.grad_fn.name() in OWN
         assert own or type(a.grad_fn) is type(b.grad_fn)
     torch.testing.assert_close(grad, fused_grad)
-    return fused[0].grad_fn.name() == "_StepBackward"
+    return fused[0].grad_fn.name() == "PlainStepBackward"
 
 
 @pytest.mark.parametrize("name", SURROGATES)
@@ -177,7 +177,7 @@ def test_neurons_whose_steps_are_compiled_or_their_own(kind, reset):
     twin = copy.deepcopy(neuron)
     seen, (grad,) = steps(twin, twin)
     fused, (fused_grad,) = steps(in_one_node(neuron), neuron)
-    assert fused[0].grad_fn.name() == "_CompiledStepBackward"
+    assert fused[0].grad_fn.name() == "CompiledStepBackward"
     assert any(0 < spk.mean() < 1 for spk in seen[::4])
     assert all(torch.equal(a, b) for a, b in zip(seen, fused, strict=True))
     assert getattr(neuron, "counter", fused[0]).equal(getattr(twin, "counter", fused[0]))

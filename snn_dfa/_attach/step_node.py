@@ -1,0 +1,215 @@
+"""A step of a spiking neuron as one node of the graph, from tensors alone: it knows no module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from snn_dfa._attach.functions import added, first_order
+from snn_dfa._attach.products import Book, Made, Seen, settle
+from snn_dfa.sequence.one_step import Constants, step, step_back
+from snn_dfa.surrogate import Surrogate
+
+__all__ = ["CompiledStep", "Form", "LeakyFormula", "PlainStep", "SynapticFormula"]
+
+
+# -- the formulas ----------------------------------------------------------------------------------
+
+
+class LeakyFormula:
+    """mem = beta * mem + current, of ``Leaky``, ``RLeaky`` and, with a gain, ``Lapicque``."""
+
+    @staticmethod
+    def advance(
+        currents: Sequence[Tensor], states: Sequence[Tensor], decays: Sequence[Tensor],
+        late: Tensor, reset: str,
+    ) -> list[Tensor]:  # fmt: skip
+        """Return the states of this step, but for a reset by subtraction."""
+        (mem,), (beta,) = states, decays
+        new = beta * ((1 - late) * mem if reset == "zero" else mem)
+        for current in currents:
+            new += current
+        return [new]
+
+    @staticmethod
+    def go_back(
+        at: Sequence[Tensor | None], decays: Sequence[Tensor], late: Tensor | None
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
+        """Return the gradients at the currents and at each state times its decay."""
+        (total,) = at
+        return total, [_freed(total, late)]
+
+
+class SynapticFormula:
+    """syn = alpha * syn + current, mem = beta * mem + syn, of ``Synaptic`` and ``RSynaptic``."""
+
+    @staticmethod
+    def advance(
+        currents: Sequence[Tensor], states: Sequence[Tensor], decays: Sequence[Tensor],
+        late: Tensor, reset: str,
+    ) -> list[Tensor]:  # fmt: skip
+        """Return the states of this step, but for a reset by subtraction."""
+        syn, mem = (decay * state for decay, state in zip(decays, states, strict=True))
+        for current in currents:
+            syn += current
+        mem += syn
+        if reset == "zero":
+            mem -= mem * late
+        return [syn, mem]
+
+    @staticmethod
+    def go_back(
+        at: Sequence[Tensor | None], decays: Sequence[Tensor], late: Tensor | None
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
+        """Return the gradients at the currents and at each state times its decay."""
+        at_syn, at_mem = at
+        at_mem = _freed(at_mem, late)
+        at_syn = added(at_syn, at_mem)
+        return at_syn, [at_syn, at_mem]
+
+
+def _freed(total: Tensor | None, late: Tensor | None) -> Tensor | None:
+    """Return the gradient at a membrane before a reset to zero."""
+    return total if total is None or late is None else total * (1 - late)
+
+
+# -- the node --------------------------------------------------------------------------------------
+
+
+class Form(NamedTuple):
+    """What a step computes, tensors apart."""
+
+    formula: type[LeakyFormula] | type[SynapticFormula]
+    reset: str
+    surrogate: Surrogate
+    dtype: torch.dtype  # of the spikes
+    book: Book | None
+
+
+class PlainStep(Function):
+    """Spikes, states, resets and links of one step.
+
+    Backward: with u the new membrane, dL/du gets dL/dspk * slope(u - threshold) * graded; what
+    comes before is the formula's. The reset has no derivative, as in snnTorch. What is kept is
+    what back-propagation keeps. So states are handed out as values alone, and each has a link,
+    a tensor of its shape without memory, that gradients at it come in by.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, form: Form, seen: Seen | None, count: int, current: Tensor,
+        recurrent: Tensor | None, threshold: Tensor, graded: Tensor | None, x: Tensor | None,
+        weight: Tensor | None, bias: Tensor | None, *rest: Tensor | None,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        states, decays = rest[:count], rest[2 * count :]
+        late = (states[-1] > threshold).to(form.dtype)  # type: ignore[operator]
+        currents = [current] if recurrent is None else [current, recurrent]
+        new = form.formula.advance(currents, states, decays, late, form.reset)  # type: ignore[arg-type]
+        if form.reset == "subtract":
+            new[-1] -= late * threshold
+        margin = new[-1] - threshold
+        spk = (margin > 0).to(form.dtype)
+        spk = spk if graded is None else spk * graded
+        ctx.learns = any(ctx.needs_input_grad[10 + 2 * count :]), ctx.needs_input_grad[5]
+        resets = form.reset == "zero" or ctx.learns[1]
+        before = states if ctx.learns[0] else ()
+        ctx.save_for_backward(margin, graded, late if resets else None, x, *decays, *before)
+        ctx.form, ctx.count, ctx.threshold = form, count, threshold.shape
+        ctx.book, ctx.leaves = form.book, (weight, bias, seen)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(late, *new)
+        return spk, late, *new, *map(_link, new)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, at_spikes: Tensor | None, _: Any, *rest: Tensor | None) -> Any:
+        form, count, needs = ctx.form, ctx.count, ctx.needs_input_grad
+        margin, graded, late, x, *kept = ctx.saved_tensors
+        decays, before, at = kept[:count], kept[count:], list(rest[count:])
+        at_graded = at_fire = None
+        if at_spikes is not None:
+            if needs[6]:
+                at_graded = (at_spikes * (margin > 0)).sum_to_size(graded.shape)
+            at_fire = form.surrogate.derivative(margin)
+            at_fire = at_fire * (at_spikes if graded is None else at_spikes * graded)
+            at[-1] = added(at_fire, at[-1])
+        at_threshold = _at_threshold(at[-1], at_fire, late, form.reset, ctx) if needs[5] else None
+        resets = late if form.reset == "zero" else None
+        total, scaled = form.formula.go_back(at, decays, resets)
+        at_states: list[Tensor | None] = []
+        at_decays: list[Tensor | None] = []
+        for i, (decay, grad) in enumerate(zip(decays, scaled, strict=True)):
+            wanted = grad is not None and (needs[10 + i] or needs[10 + count + i])
+            at_states.append(decay * grad if wanted else None)
+            wanted = grad is not None and needs[10 + 2 * count + i]
+            at_decays.append((grad * before[i]).sum_to_size(decay.shape) if wanted else None)
+        products = _products(ctx, x, total)
+        links = [None if not needs[10 + count + i] else g for i, g in enumerate(at_states)]
+        at_states = [None if not needs[10 + i] else g for i, g in enumerate(at_states)]
+        at_currents = (total if needs[3] else None, total if needs[4] else None)
+        return (None, None, None, *at_currents, at_threshold, at_graded, None, *products,
+                *at_states, *links, *at_decays)  # fmt: skip
+
+
+class CompiledStep(Function):
+    """The same of a neuron whose constants are numbers, by a compiled kernel."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, constants: Constants, book: Book | None, seen: Seen | None, current: Tensor,
+        recurrent: Tensor | None, counter: Tensor | None, x: Tensor | None, weight: Tensor | None,
+        bias: Tensor | None, count: int, *rest: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
+        states: Any = rest[:count]
+        spk, new, margin, late, counted = step(current, recurrent, states, counter, constants)
+        keeps = constants.reset == "zero" or not constants.delayed
+        ctx.save_for_backward(margin, late if keeps else None, counter, x)
+        ctx.constants, ctx.count = constants, count
+        ctx.book, ctx.leaves = book, (weight, bias, seen)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(late, *new)
+        return spk, late, counted, *new, *map(_link, new)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, at_spikes: Any, _: Any, __: Any, *rest: Any) -> Any:
+        at_states, needs = rest[ctx.count :], ctx.needs_input_grad
+        if at_spikes is None and not any([g is not None for g in at_states]):
+            return (None,) * len(needs)
+        margin, late, counter, x = ctx.saved_tensors
+        total, before = step_back(margin, late, counter, at_spikes, at_states, ctx.constants)
+        parts = zip([*before, *before], needs[10:], strict=True)
+        return (
+            None, None, None, total if needs[3] else None, total if needs[4] else None, None, None,
+            *_products(ctx, x, total), None, *[g if need else None for g, need in parts],
+        )  # fmt: skip
+
+
+def _link(state: Tensor) -> Tensor:
+    """Return a tensor of a state's shape without its memory; its numbers are never read."""
+    return state.new_empty_strided(state.shape, (0,) * state.dim())
+
+
+def _products(
+    ctx: Any, x: Tensor | None, total: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients at weight and bias of the layer before, where they are taken now."""
+    weight, bias, seen = ctx.leaves
+    if x is None or total is None:
+        return None, None
+    return settle(ctx.book, Made(x, weight, bias, seen), total)
+
+
+def _at_threshold(
+    total: Tensor | None, at_fire: Tensor | None, late: Tensor | None, reset: str, ctx: Any
+) -> Tensor | None:
+    """Return the gradient at the threshold: of the spike, and of what a reset takes away."""
+    parts = [at_fire] if at_fire is not None else []
+    if reset == "subtract" and total is not None and late is not None:
+        parts.append(total * late)
+    found = sum(parts[1:], parts[0]) if parts else None
+    return None if found is None else -found.sum_to_size(ctx.threshold)
