@@ -207,8 +207,8 @@ def accuracy_on(name: str, loss: str, net: nn.Module, part: tuple[Tensor, Tensor
     return 100 * (votes.sum(0).argmax(1) == part[1]).float().mean().item()
 
 
-def attach(rule: str, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Attach a rule as its name says."""
+def attach(rule: str, net: nn.Module, optimizer: torch.optim.Optimizer) -> DFA | None:
+    """Attach a rule as its name says; ``bptt`` attaches nothing."""
     output = {"output": "fc3"} if hasattr(net, "fc3") else {}
     options: Mapping[str, Any] = {
         "dfa": {"optimizer": optimizer}, "fixed": {}, "shallow": {"rule": "shallow"},
@@ -217,12 +217,11 @@ def attach(rule: str, net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         "by-sample": {"optimizer": optimizer, "feedback": WeightMirror(by_sample=1)},
         "fa": {"optimizer": optimizer, "feedback": "weight-mirror", "rule": "fa"},
     }  # fmt: skip
-    if rule != "bptt":
-        DFA(net, **options[rule], **output)
+    return None if rule == "bptt" else DFA(net, **options[rule], **output)
 
 
 def run(
-    name: str, loss: str, rule: str, rate: float, seed: int, attach: Callable[..., None] = attach,
+    name: str, loss: str, rule: str, rate: float, seed: int, attach: Callable[..., Any] = attach,
     epochs: int = EPOCHS,
 ) -> dict[str, Any]:  # fmt: skip
     """Train; return accuracy on the part that chooses and on that which is tested."""
