@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -27,7 +28,8 @@ def eager(call: Callable[..., Any], *, recursive: bool = True) -> Callable[..., 
         call: The method.
         recursive: Whether what it calls is not looked into either.
     """
-    disabled = torch.compiler.disable(call, recursive=recursive)  # type: ignore[no-untyped-call]
+    # As torch.optim does it: torch.compiler.disable would import the compiler at once, for seconds.
+    disabled = _disable_dynamo(call, recursive)
 
     @functools.wraps(call)
     def chosen(*args: Any, **kwargs: Any) -> Any:
