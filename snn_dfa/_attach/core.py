@@ -245,7 +245,8 @@ class Core:
         assert self.running is not None
         self.running.notes, self.asks = Notes(), True  # notes that nothing is made of
         try:
-            found = gradients([(s, torch.ones_like(s)) for s in spikes], taps, keep=True)
+            one = spikes[0].new_ones(())  # in the memory of one, which a scan reads once
+            found = gradients([(s, one.expand(s.shape)) for s in spikes], taps, keep=True)
         finally:
             self.running.notes, self.asks = None, False
         grads = [g for g in found if g is not None]

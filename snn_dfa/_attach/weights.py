@@ -22,6 +22,7 @@ __all__ = [
     "gradient_to_mirror",
     "inside_neurons",
     "own_step",
+    "synapse",
     "synapses",
 ]
 
@@ -43,6 +44,16 @@ def synapses(net: nn.Module) -> dict[str, nn.Linear | nn.Conv1d | nn.Conv2d | nn
         for name, module in net.named_modules()
         if isinstance(module, SYNAPSES) and module not in inside
     }
+
+
+def synapse(net: nn.Module, name: str) -> Any:
+    """Return the layer that :func:`synapses` has by a name, ``None`` if there is none."""
+    try:
+        module = net.get_submodule(name)
+    except AttributeError:
+        return None
+    module = module.module if isinstance(module, AtOnce) else module
+    return module if isinstance(module, SYNAPSES) else None
 
 
 def inside_neurons(net: nn.Module) -> set[nn.Module]:

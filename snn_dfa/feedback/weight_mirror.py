@@ -154,7 +154,7 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
         ways = ways.mixed(self._share)
         sent = self._through(errors, factors, error.to(dtype), ways)
         only = (*self.forward.outputs, *self._direct) if steady else ()
-        matrices = self._through(jacobians, factors, ways.mean(), only)
+        matrices = self._through(jacobians, factors, ways, only)
         return {name: (each, matrices.get(name)) for name, each in sent.items()}
 
     @property
