@@ -21,6 +21,7 @@ __all__ = [
     "gradient_at_weight",
     "gradient_to_mirror",
     "inside_neurons",
+    "mirror_rows",
     "own_step",
     "synapse",
     "synapses",
@@ -83,6 +84,11 @@ def gradient_at_input(module: Any, x: Tensor, weight: Tensor, error: Tensor) -> 
     return torch.autograd.grad(out, x, error)[0]
 
 
+def mirror_rows(weight: Tensor) -> int:
+    """Return in how many rows noise drives a layer."""
+    return max(MIRROR_ROWS, weight[0].numel() // 8)
+
+
 def gradient_to_mirror(module: Any, factor: Tensor, noise: Callable[..., Tensor]) -> Tensor:
     """Return the step that makes a factor answer noise more as the module's weight does.
 
@@ -92,7 +98,7 @@ def gradient_to_mirror(module: Any, factor: Tensor, noise: Callable[..., Tensor]
         noise: From a shape to numbers of mean 0 and variance 1.
     """
     inputs = factor[0].numel()
-    rows = max(MIRROR_ROWS, inputs // 8)
+    rows = mirror_rows(factor)
     if isinstance(module, nn.Linear):
         x = noise(rows, inputs)
     else:

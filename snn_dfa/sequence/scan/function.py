@@ -248,7 +248,7 @@ class _LeakyScan(torch.autograd.Function):
         return result, at_mem, *(None,) * 6
 
 
-_SCAN: Any = _LeakyScan._backward_cls  # type: ignore[attr-defined]
+_SCAN: Any = _LeakyScan._backward_cls
 
 
 def _at_start(at_current: Tensor, mem: Tensor, wait: Tensor | None, dyn: Dynamics) -> Tensor:
