@@ -81,14 +81,17 @@ def assemble(
         core.errors_of = currents = OutputCurrents(layers)
     states = States()
     for name, module in modules.items():
-        credit_of = inside
-        if at_current and name in layers.neurons and layers.may_be_output(name):
+        credit_of, closed = inside, _is_closed(module)
+        of_output = at_current and name in layers.neurons and layers.may_be_output(name)
+        if of_output:
             credit_of = currents
+        unsettled = of_output and not layers.outputs
         parts.append(
             LayerForward(
-                name, module, core, closed=_is_closed(module), credit=credit_of, states=states
+                name, module, core, closed=closed, credit=credit_of, states=states,
+                until_known=unsettled,
             )
-        )
+        )  # fmt: skip
     own = {id(module.weight): name for name, module in weights.items()}
     parts.append(NetworkForward(net, core, states, own))
     return core, parts[::-1]

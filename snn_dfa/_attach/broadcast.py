@@ -246,9 +246,14 @@ class Broadcast:
             return project(signal, self._feedback.matrix(name, signal))
         once, matrix = self._by_sample[name]
         steps = _in_steps(signal, calls[0].steps)
-        sent = once.expand(len(steps), *once.shape)
-        if matrix is not None and len(steps) > 1 and steps.stride(0):
-            sent = sent + project(steps - self._mean, matrix.to(signal.dtype))
+        if matrix is None or len(steps) == 1 or not steps.stride(0):
+            sent = once.expand(len(steps), *once.shape)
+        else:  # as spikes lie in memory, so that neurons read it as it comes
+            order = _order_of(calls[0].spikes, once.dim())
+            flat, rows = (t.permute(order).flatten(1) for t in (once, matrix.to(signal.dtype)))
+            sent = ((steps - self._mean) @ rows).add_(flat)
+            sent = sent.reshape(len(steps), *(once.shape[i] for i in order))
+            sent = sent.permute(0, *(1 + order.index(i) for i in range(len(order))))
         shape = (*signal.shape[:-1], *once.shape[1:])
         return sent if sent.shape == shape else sent.reshape(shape)
 
@@ -302,6 +307,12 @@ def _in_steps(signal: Tensor, steps: int | None) -> Tensor:
     if steps is not None:
         return signal.reshape(-1, signal.shape[-2] // steps, signal.shape[-1])
     return signal if signal.dim() == 3 else signal.reshape(-1, *signal.shape[-2:])
+
+
+def _order_of(spikes: Tensor | None, dims: int) -> list[int]:
+    """Return the dimensions of [B, *S], those of a sample as they lie in memory."""
+    strides = [0] * dims if spikes is None else spikes.stride()[-dims:]
+    return [0, *sorted(range(1, dims), key=lambda i: (-strides[i], i))]
 
 
 def _spikes(calls: Sequence[Call]) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from snn_dfa._attach import messages
 from snn_dfa._attach.broadcast import Broadcast, is_steady
@@ -30,6 +31,7 @@ from snn_dfa.feedback.base import FeedbackWeights
 from snn_dfa.feedback.stand_in import Ways
 from snn_dfa.rules import Rule
 from snn_dfa.sequence import Layout
+from snn_dfa.sequence.scan import gate_of
 
 __all__ = ["Core"]
 
@@ -234,18 +236,26 @@ class Core:
             if len(known) == len(each):
                 passages[layer] = known
                 if all(p.tap is not None for p in known):
-                    gates |= self._gates(layer, each, [p.tap for p in known])
+                    gates |= self._gates(layer, each, [p.tap for p in known], dims)
         return ways_of(passages, gates, batch, dims)
 
-    def _gates(self, layer: str, calls: Sequence[Call], taps: Sequence[Any]) -> Gates:
-        """Return the gradients at a layer's currents of the sum of its spikes, where there are."""
+    def _gates(self, layer: str, calls: Sequence[Call], taps: Sequence[Any], dims: int) -> Gates:
+        """Return the gradients at a layer's currents of the sum of its spikes, where there are.
+
+        Of a scan it is their mean over the steps.
+        """
         spikes = [c.spikes for c in calls if c.spikes is not None and c.spikes.requires_grad]
         if len(spikes) < len(calls):
             return {}
+        if len(calls) == 1 and isinstance(taps[0], GradientEdge):
+            gate = gate_of(spikes[0], taps[0].node, dims)
+            if gate is not None:
+                return {layer: [gate[(None,) * (dims - 1)]]}  # of one step
         assert self.running is not None
         self.running.notes, self.asks = Notes(), True  # notes that nothing is made of
         try:
-            found = gradients([(s, torch.ones_like(s)) for s in spikes], taps, keep=True)
+            one = spikes[0].new_ones(())  # in the memory of one, which a scan reads once
+            found = gradients([(s, one.expand(s.shape)) for s in spikes], taps, keep=True)
         finally:
             self.running.notes, self.asks = None, False
         grads = [g for g in found if g is not None]

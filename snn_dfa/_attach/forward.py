@@ -104,6 +104,7 @@ class LayerForward(Forward):
         closed: Whether values come out by the result and the module's own attributes alone.
         credit: Replaces what autograd does inside; ``None`` to leave it.
         states: Sees that no membrane is one of another process.
+        until_known: Whether the credit is that of an output, and taken off once others are.
     """
 
     def __init__(
@@ -115,8 +116,10 @@ class LayerForward(Forward):
         closed: bool,
         credit: Credit | None,
         states: States,
+        until_known: bool = False,
     ) -> None:
         super().__init__(module, core)
+        self._until_known = until_known
         self._name, self._closed, self._credit, self._states = name, closed, credit, states
         self._own = [m._parameters for m in module.modules()]
         self._is_block = not closed and bool(module._modules)
@@ -134,6 +137,8 @@ class LayerForward(Forward):
         core = self.core
         if not core.active:
             return self.plain(*args, **kwargs)
+        if self._until_known and core.layers.outputs:
+            self._settle()
         if self._is_neuron:
             core.now.last = self._name
         if in_backward():
@@ -150,6 +155,13 @@ class LayerForward(Forward):
             result = self._call(args, kwargs) if inputs is None else self._call_step(inputs)
         self._states.note(self._name, self.module)
         return result
+
+    def _settle(self) -> None:
+        """Take an output's credit off a layer that has turned out to be hidden."""
+        self._until_known = False
+        if self._name not in self.core.layers.outputs:
+            self._credit = None
+            self._step = step_of(self.module) if self._closed else None
 
     def _call(self, args: Any, kwargs: Any) -> Any:
         entry, name, module = self.core.entry, self._name, self.module

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from snn_dfa._attach.calls import Layers
 from snn_dfa._attach.graph import kept_weights, sources_of
 from snn_dfa._attach.inflows import NotLinearError, inflow_of
-from snn_dfa._attach.weights import gradient_to_mirror, own_step, synapses
+from snn_dfa._attach.weights import gradient_to_mirror, own_step, synapse, synapses
 from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback.base import Shapes
 from snn_dfa.feedback.stand_in import Inflow
@@ -139,13 +139,17 @@ class Paths:
         net = self._net()
         return {} if net is None else dict(synapses(net))
 
+    def _synapse(self, layer: str) -> Any:
+        net = self._net()
+        return None if net is None else synapse(net, layer)
+
     def weight(self, layer: str) -> Tensor:
         """Return a layer's weight.
 
         Raises:
             FeedbackError: if the layer is gone.
         """
-        known = self._synapses().get(layer)
+        known = self._synapse(layer)
         if known is None:
             raise FeedbackError(
                 f"feedback: layer {layer!r} had weights and has none now; call remove() and attach "
@@ -156,7 +160,7 @@ class Paths:
 
     def mirror(self, layer: str, factor: Tensor, noise: Callable[..., Tensor]) -> Tensor:
         """Return the step that makes a factor answer noise more as the layer does."""
-        return gradient_to_mirror(self._synapses()[layer], factor, noise)
+        return gradient_to_mirror(self._synapse(layer), factor, noise)
 
     def inflows(self) -> dict[str, Inflow]:
         """Return what comes into each layer, and into each output, as a linear function."""

@@ -17,7 +17,7 @@ from torch.autograd.graph import get_gradient_edge
 from snn_dfa._attach.functions import Relink
 from snn_dfa._attach.graph import are_packed
 from snn_dfa._attach.inflows import local_nodes, local_values
-from snn_dfa.feedback.stand_in import Ways
+from snn_dfa.feedback.stand_in import Taken, Ways
 
 __all__ = ["Passage", "passage_of", "ways_of"]
 
@@ -78,34 +78,32 @@ def ways_of(
     means = {}
     for layer, grads in gates.items():
         steps = [g.reshape(-1, batch, *g.shape[dims:]) for g in grads]
-        total = sum((s.sum(0) for s in steps[1:]), steps[0].sum(0))
-        means[layer] = total / sum(map(len, steps))
-    local: dict[str, Tensor] = {}
+        total = _sum(steps[0])
+        for step in steps[1:]:
+            total += _sum(step)
+        means[layer] = total.div_(sum(map(len, steps)))
+    local: dict[str, Tensor | Taken] = {}
     for layer, each in passages.items():
         if len({len(p.local) for p in each}) == 1:
             for i, pairs in enumerate(zip(*(p.local for p in each), strict=True)):
-                found = _mean(pairs, batch)
+                found = _of_steps(pairs, batch)
                 local |= {} if found is None else {f"{layer} {i}": found}
     return Ways(means, local)
 
 
-def _mean(pairs: Sequence[tuple[tuple[int, ...], Tensor]], batch: int) -> Tensor | None:
-    """Return a normalisation's mean gains, or the share of steps in which each place was taken."""
+def _sum(steps: Tensor) -> Tensor:
+    """Return a sum over the first dimension, as each part lies in memory: so it is fastest."""
+    return torch.sum(steps, 0, out=torch.empty_like(steps[0]))
+
+
+def _of_steps(pairs: Sequence[tuple[tuple[int, ...], Tensor]], batch: int) -> Tensor | Taken | None:
+    """Return a normalisation's mean gains, or the places that were taken in each step."""
     shape = pairs[0][0]
     if not shape:
         return torch.stack([gains for _, gains in pairs]).mean(0)
     if any(at.dim() < len(shape) or len(at) % batch for _, at in pairs):
         return None
     # One step after the other: places are large, and a copy of all would cost more than the sums.
-    steps = [at for _, each in pairs for at in each.flatten(2).reshape(-1, batch, *_sides(each))]
-    size = torch.Size(shape[2:]).numel()
-    taken = torch.zeros(batch, shape[1], size, device=steps[0].device)
-    share = torch.full_like(steps[0], 1 / len(steps), dtype=taken.dtype)
-    for at in steps:
-        taken.scatter_add_(2, at, share)
-    return taken.reshape(batch, *shape[1:])
-
-
-def _sides(places: Tensor) -> tuple[int, int]:
-    """Return the numbers of channels and of windows."""
-    return places.shape[1], places[0, 0].numel()
+    sides = shape[1], pairs[0][1][0, 0].numel()
+    steps = [at for _, each in pairs for at in each.flatten(2).reshape(-1, batch, *sides)]
+    return Taken(shape[1:], steps)

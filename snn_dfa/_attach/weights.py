@@ -21,7 +21,9 @@ __all__ = [
     "gradient_at_weight",
     "gradient_to_mirror",
     "inside_neurons",
+    "mirror_rows",
     "own_step",
+    "synapse",
     "synapses",
 ]
 
@@ -43,6 +45,16 @@ def synapses(net: nn.Module) -> dict[str, nn.Linear | nn.Conv1d | nn.Conv2d | nn
         for name, module in net.named_modules()
         if isinstance(module, SYNAPSES) and module not in inside
     }
+
+
+def synapse(net: nn.Module, name: str) -> Any:
+    """Return the layer that :func:`synapses` has by a name, ``None`` if there is none."""
+    try:
+        module = net.get_submodule(name)
+    except AttributeError:
+        return None
+    module = module.module if isinstance(module, AtOnce) else module
+    return module if isinstance(module, SYNAPSES) else None
 
 
 def inside_neurons(net: nn.Module) -> set[nn.Module]:
@@ -72,6 +84,11 @@ def gradient_at_input(module: Any, x: Tensor, weight: Tensor, error: Tensor) -> 
     return torch.autograd.grad(out, x, error)[0]
 
 
+def mirror_rows(weight: Tensor) -> int:
+    """Return in how many rows noise drives a layer."""
+    return max(MIRROR_ROWS, weight[0].numel() // 8)
+
+
 def gradient_to_mirror(module: Any, factor: Tensor, noise: Callable[..., Tensor]) -> Tensor:
     """Return the step that makes a factor answer noise more as the module's weight does.
 
@@ -81,7 +98,7 @@ def gradient_to_mirror(module: Any, factor: Tensor, noise: Callable[..., Tensor]
         noise: From a shape to numbers of mean 0 and variance 1.
     """
     inputs = factor[0].numel()
-    rows = max(MIRROR_ROWS, inputs // 8)
+    rows = mirror_rows(factor)
     if isinstance(module, nn.Linear):
         x = noise(rows, inputs)
     else:

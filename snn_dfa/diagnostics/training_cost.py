@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from snn_dfa._attach.weights import mirror_rows
 from snn_dfa.diagnostics.watched_pass import Layer, Neurons, Seen, watched
 from snn_dfa.errors import InputError
+from snn_dfa.feedback.weight_mirror import SELDOM
 from snn_dfa.kolen_pollack import ProductFeedbackAlignment
 from snn_dfa.rules import canonical
 
@@ -162,6 +164,9 @@ def training_cost(
             ``"product-feedback-alignment"`` two, of its usual expansion. ``"transpose"`` and
             ``"sign-symmetry"`` keep none, and transport weights or a bit for each. Every other has
             a matrix [C, N] for each hidden layer, with ``rule="fa"`` one of each weight's shape.
+            With ``"weight-mirror"`` the direct rules are counted as ``DFA(net, optimizer=...)`` on
+            a loss that gives the same error at all steps: the error at the output's current, the
+            gates of neurons, one way back for each sample, and noise at one step of eight.
 
     Returns:
         Rule, as it was asked for, to :class:`TrainingCost`.
@@ -201,6 +206,8 @@ def _cost(seen: Seen, rule: str, credit: str, feedback: str) -> TrainingCost:
     layers, steps = list(seen.layers.values()), max(n.steps for n in seen.neurons.values())
     hidden = [n for name, n in seen.neurons.items() if _before(seen, name)]
     stored, transported = _feedback(rule, feedback, layers, hidden)
+    mirrors = feedback == "weight-mirror" and (rule == "fa" or rule in _DIRECT) and bool(hidden)
+    by_sample = mirrors and rule in ("error", "sign", "target")
     return TrainingCost(
         rule=rule,
         credit=credit,
@@ -208,21 +215,29 @@ def _cost(seen: Seen, rule: str, credit: str, feedback: str) -> TrainingCost:
         trace_bytes=sum(layer.inputs for layer in layers) if credit == "trace" else 0,
         feedback_bytes=stored,
         transport_bytes=transported,
-        chain=_chain(rule, credit, steps, len(seen.neurons)),
+        chain=_chain(rule, credit, steps, seen, hidden if by_sample else ()),
         waits=rule not in ("target", "local", "shallow"),
         forward=Operations(
             sum(layer.macs for layer in layers) + sum(n.values for n in seen.neurons.values()),
             sum(layer.acs for layer in layers),
         ),
-        backward=_backward(seen, rule, hidden),
-        update=_update(layers[-1:] if rule == "shallow" else layers, credit),
+        backward=_backward(seen, rule, hidden, steps if by_sample else 0),
+        update=_update(layers[-1:] if rule == "shallow" else layers, credit)
+        + (_mirrored(layers[1:]) if mirrors else Operations()),
         weight_bytes=sum(layer.weight_bytes for layer in layers),
         steps=steps,
     )
 
 
-def _backward(seen: Seen, rule: str, hidden: Sequence[Neurons]) -> Operations:
-    """Return what carries errors through the neurons of layers that learn, and to them."""
+def _backward(seen: Seen, rule: str, hidden: Sequence[Neurons], steps: int) -> Operations:
+    """Return what carries errors through the neurons of layers that learn, and to them.
+
+    Args:
+        seen: The network.
+        rule: Its canonical name.
+        hidden: Layers.
+        steps: T where each sample has its own way back, else 0.
+    """
     layers = list(seen.layers.values())
     through = sum(n.values for n in seen.neurons.values())
     if rule == "shallow":
@@ -230,6 +245,11 @@ def _backward(seen: Seen, rule: str, hidden: Sequence[Neurons]) -> Operations:
     if rule in ("bptt", "fa"):
         return Operations(through + sum(layer.dense for layer in layers[1:]))
     outputs = layers[-1].features
+    if steps:
+        gates = sum(n.values for n in hidden[1:])
+        back = sum(layer.dense for layer in layers[1:]) / steps
+        spiking = len(seen.neurons) > len(hidden)  # then errors at its current differ by the step
+        return Operations(through + gates + back + spiking * outputs * hidden[-1].values)
     readouts = outputs * sum(n.fired for n in hidden) if rule == "local" else 0.0
     return Operations(through + outputs * sum(n.values for n in hidden), readouts)
 
@@ -239,6 +259,12 @@ def _update(learning: Sequence[Layer], credit: str) -> Operations:
     if credit == "trace":  # a trace is no spike
         return Operations(sum(layer.dense for layer in learning))
     return Operations(sum(each.macs for each in learning), sum(each.acs for each in learning))
+
+
+def _mirrored(layers: Sequence[Layer]) -> Operations:
+    """Return a step's share of the noise: the answers of layer and factor, and what V gets."""
+    weights = [layer.module.weight for layer in layers]
+    return Operations(sum(3 * mirror_rows(w) * w.numel() for w in weights) / SELDOM)
 
 
 def _before(seen: Seen, name: str) -> bool:
@@ -281,9 +307,19 @@ def _two_factors(layer: Layer) -> int:
     return int(layer.weight_bytes + weight.element_size() * len(weight) ** 2)
 
 
-def _chain(rule: str, credit: str, steps: int, depth: int) -> int:
-    """Return the longest chain from the loss on: over layers and steps, or through one layer."""
-    through = 1 if credit in ("current", "trace") else steps
+def _chain(rule: str, credit: str, steps: int, seen: Seen, by_sample: Sequence[Neurons]) -> int:
+    """Return the longest chain from the loss on: over layers and steps, or through one layer.
+
+    Args:
+        rule: Its canonical name.
+        credit: Its canonical name.
+        steps: T.
+        seen: The network.
+        by_sample: The hidden layers on each sample's own way back, if it has one.
+    """
+    through, depth = 1 if credit in ("current", "trace") else steps, len(seen.neurons)
     if rule in ("bptt", "fa"):
         return through + depth  # errors enter a layer a step after they left the one above
+    if by_sample:  # through the output's steps, back to the first layer, through its steps
+        return steps * (depth > len(by_sample)) + len(by_sample) + through
     return through + (rule in _DIRECT) + (rule == "local")  # a projection, a readout before it

@@ -12,7 +12,8 @@ is linear, too, and another one for each sample.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias, cast
@@ -23,6 +24,7 @@ from torch.nn import functional
 
 __all__ = [
     "Inflow",
+    "Taken",
     "Ways",
     "average",
     "concatenate",
@@ -42,6 +44,35 @@ __all__ = [
 
 #: By name: the stand-in's values [M, ...] of layers, or the factors.
 Named: TypeAlias = Mapping[str, Tensor]
+#: Factors, and what of :attr:`Ways.local` is known.
+Known: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Which pixels a maximum was of, for each sample.
+
+    Args:
+        sample: [channels, *S] of one sample that came in.
+        steps: Of each step [M, channels, windows], the pixel's number in its channel.
+    """
+
+    sample: tuple[int, ...]
+    steps: Sequence[Tensor]
+
+    def spread(self, error: Tensor) -> Tensor:
+        """Return errors of windows [M, channels, *] at the pixels, as a mean over the steps."""
+        error = (error / len(self.steps)).flatten(2)
+        out = error.new_zeros(*error.shape[:2], math.prod(self.sample[1:]))
+        for at in self.steps:
+            out.scatter_add_(2, at, error)
+        return out.reshape(len(error), *self.sample)
+
+    def mean(self) -> Tensor:
+        """Return of each pixel the share of samples and steps in which it was the largest."""
+        first = self.steps[0]
+        ones = torch.ones(first.shape, device=first.device)
+        return self.spread(ones).mean(0, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -50,12 +81,20 @@ class Ways:
 
     Args:
         gates: Layer to [M, *S]: what its summed spikes gain by a change of its current.
-        local: Name of a pooling to [M, channels, *S]: the share of steps in which a pixel was the
-            largest of its window. Name of a normalisation to [channels]: by what it multiplies.
+        local: By layer and number. A pooling's pixels; of all samples together [1, channels, *S],
+            the share of steps in which a pixel was the largest of its window. By what a
+            normalisation multiplies, [channels].
     """
 
     gates: Named = field(default_factory=dict)
-    local: Named = field(default_factory=dict)
+    local: Mapping[str, Tensor | Taken] = field(default_factory=dict)
+
+    def into(self, layers: Container[str]) -> Ways:
+        """Return those into some layers alone."""
+        return Ways(
+            {name: gate for name, gate in self.gates.items() if name in layers},
+            {key: each for key, each in self.local.items() if key.rpartition(" ")[0] in layers},
+        )
 
     def mixed(self, share: float) -> Ways:
         """Return gates that are, but for a share, the mean over samples and neurons."""
@@ -66,7 +105,7 @@ class Ways:
         """Return the means over samples."""
         return Ways(
             {name: gate.mean(0, keepdim=True) for name, gate in self.gates.items()},
-            {n: t if t.dim() == 1 else t.mean(0, keepdim=True) for n, t in self.local.items()},
+            {k: t.mean() if isinstance(t, Taken) else t for k, t in self.local.items()},
         )
 
 
@@ -84,7 +123,7 @@ class Inflow:
             is that of one of them.
     """
 
-    apply: Callable[[Named, Named], Tensor]
+    apply: Callable[[Named, Known], Tensor]
     sources: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
     terms: tuple[tuple[Inflow, float], ...] = ()
@@ -104,23 +143,31 @@ class Inflow:
 
 
 class _Linear(torch.autograd.Function):
-    """A linear function at zero, where its value is known: only the way back is computed."""
+    """A linear function at zero, where its value is known: only the way back is computed.
+
+    What it is a function of is zero, too, in the memory of one number. Several of them are added.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, back: Callable[[Tensor], Tensor], shape: Sequence[int], value: Tensor
+        ctx: Any, back: Callable[[Tensor], Tensor], shape: Sequence[int], *values: Tensor
     ) -> Tensor:
-        ctx.back = back
-        return value.new_zeros(()).expand(shape)
+        ctx.back, ctx.count = back, len(values)
+        return values[0].new_zeros(()).expand(shape)
 
     @staticmethod
-    def backward(ctx: Any, error: Tensor) -> tuple[None, None, Tensor]:
-        return None, None, ctx.back(error)
+    def backward(ctx: Any, error: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(ctx.back(error),) * ctx.count
 
 
-def _linear(value: Tensor, shape: Sequence[int], back: Callable[[Tensor], Tensor]) -> Tensor:
-    out: Tensor = _Linear.apply(back, shape, value)
+def _linear(back: Callable[[Tensor], Tensor], shape: Sequence[int], *values: Tensor) -> Tensor:
+    out: Tensor = _Linear.apply(back, shape, *values)
     return out
+
+
+def _added(*values: Tensor) -> Tensor:
+    """Return the sum of values of one shape."""
+    return _linear(lambda error: error, values[0].shape, *values)
 
 
 # -- what lies between two layers ------------------------------------------------------------------
@@ -143,11 +190,12 @@ def total(parts: Sequence[Inflow]) -> Inflow:
 
 
 def _combined(terms: tuple[tuple[Inflow, float], ...], steps: int | None) -> Inflow:
-    def apply(values: Named, factors: Named) -> Tensor:
-        first, *others = (each.apply(values, factors) * number for each, number in terms)
-        for other in others:
-            first = first + other.reshape(first.shape)
-        return first
+    def apply(values: Named, factors: Known) -> Tensor:
+        first, *others = (_times(each.apply(values, factors), number) for each, number in terms)
+        return _added(first, *(other.reshape(first.shape) for other in others))
+
+    def _times(value: Tensor, number: float) -> Tensor:
+        return value if number == 1 else _linear(lambda e: e * number, value.shape, value)
 
     return Inflow(apply, *_joined([each for each, _ in terms]), terms, steps)
 
@@ -171,7 +219,7 @@ def concatenate(parts: Sequence[Inflow | None], shapes: Sequence[tuple[int, ...]
     """
     there = [part for part in parts if part is not None]
 
-    def apply(values: Named, factors: Named) -> Tensor:
+    def apply(values: Named, factors: Known) -> Tensor:
         made = [
             None if part is None else part.apply(values, factors).reshape(-1, *shape)
             for part, shape in zip(parts, shapes, strict=True)
@@ -206,12 +254,12 @@ def weigh(x: Inflow, weight: str) -> Inflow:
 
     def weighed(value: Tensor, v: Tensor) -> Tensor:
         value = value.reshape(-1, v.shape[1])
-        return _linear(value, (len(value), len(v)), lambda error: error @ v)
+        return _linear(lambda error: error @ v, (len(value), len(v)), value)
 
     return x.through(weight, weighed)
 
 
-def convolve(x: Inflow, weight: str, shape: tuple[int, ...], options: Sequence[object]) -> Inflow:
+def convolve(x: Inflow, weight: str, shape: tuple[int, ...], options: Sequence[Any]) -> Inflow:
     """Return an inflow through a factor in place of a convolution's weight.
 
     Args:
@@ -220,17 +268,45 @@ def convolve(x: Inflow, weight: str, shape: tuple[int, ...], options: Sequence[o
         shape: [channels, *S] of one sample that comes in.
         options: Stride, padding, dilation, whether it is transposed, output padding, groups.
     """
-    convolution, back = torch.ops.aten.convolution, torch.ops.aten.convolution_backward
+    convolution = torch.ops.aten.convolution
+    stride, padding, dilation, transposed, _, groups = options
 
     def convolved(value: Tensor, v: Tensor) -> Tensor:
         value = value.reshape(-1, *shape)
-        out = convolution(value.to("meta"), v.to("meta"), None, *options).shape
-        like = value.detach()
-        return _linear(
-            value, out, lambda error: back(error, like, v, None, *options, (True, False, False))[0]
-        )
+        sizes = _sizes(shape[1:], v.shape[2:], options)
+        # Where a stride passes over the last pixels, they get nothing.
+        rest = [0] * len(sizes)
+        if not transposed:
+            back_of = (stride, padding, dilation, True, rest, groups)
+            least = _sizes(sizes, v.shape[2:], back_of)
+            rest = [n - m for n, m in zip(shape[1:], least, strict=True)]
+        back = (stride, padding, dilation, not transposed, rest, groups)
+        channels = v.shape[1] * groups if transposed else len(v)
+        laid = _channels_last(v)
+
+        def sent(error: Tensor) -> Tensor:
+            return cast("Tensor", convolution(_channels_last(error), laid, None, *back))
+
+        return _linear(sent, (len(value), channels, *sizes), value)
 
     return x.through(weight, convolved)
+
+
+def _sizes(sizes: Sequence[int], kernel: Sequence[int], options: Sequence[Any]) -> list[int]:
+    """Return the size of each dimension after a convolution."""
+    stride, padding, dilation, transposed, rest, _ = options
+    found = []
+    for n, k, s, p, d, r in zip(sizes, kernel, stride, padding, dilation, rest, strict=True):
+        wide = d * (k - 1) + 1
+        found.append((n - 1) * s - 2 * p + wide + r if transposed else (n + 2 * p - wide) // s + 1)
+    return found
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """Return images as the processor convolves them fastest."""
+    if x.dim() != 4 or x.device.type != "cpu" or x.dtype != torch.float32:
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def pool(
@@ -251,13 +327,16 @@ def pool(
     """
     function: Any = (functional.avg_pool2d, functional.avg_pool3d)[len(kernel) - 2]
 
-    def apply(values: Named, factors: Named) -> Tensor:
-        value = x.apply(values, factors).reshape(-1, *shape)
-        taken = factors.get(name)
-        if taken is None or taken.shape[1:] != value.shape[1:]:
-            return cast("Tensor", function(value, tuple(kernel), *options))
-        out = function(value.to("meta"), tuple(kernel), *options).shape
-        return _linear(value, out, lambda error: _spread(error, kernel, shape) * taken)
+    windows = [-(-n // k) if options[2] else n // k for n, k in zip(shape[1:], kernel, strict=True)]
+
+    def apply(values: Named, factors: Known) -> Tensor:
+        value, taken = x.apply(values, factors).reshape(-1, *shape), factors.get(name)
+        whole = (len(value), shape[0], *windows)
+        if isinstance(taken, Taken) and taken.sample == shape:
+            return _linear(taken.spread, whole, value)
+        if isinstance(taken, Tensor) and taken.shape[1:] == shape:
+            return _linear(lambda error: _spread(error, kernel, shape) * taken, whole, value)
+        return cast("Tensor", function(value, tuple(kernel), *options))
 
     return Inflow(apply, x.sources, x.weights)
 
@@ -279,15 +358,17 @@ def gain(x: Inflow, channel: int, name: str) -> Inflow:
         name: Of its ways.
     """
 
-    def apply(values: Named, factors: Named) -> Tensor:
+    def apply(values: Named, factors: Known) -> Tensor:
         value, gains = x.apply(values, factors), factors.get(name)
         if gains is None or value[0].numel() != channel * len(gains):
             return value
 
         def back(error: Tensor) -> Tensor:
+            if error.dim() > 1 and error.shape[1] == len(gains):  # as it lies in memory
+                return error * gains.reshape(-1, *(1,) * (error.dim() - 2))
             return (error.reshape(len(error), len(gains), -1) * gains[:, None]).reshape(error.shape)
 
-        return _linear(value, value.shape, back)
+        return _linear(back, value.shape, value)
 
     return Inflow(apply, x.sources, x.weights)
 
@@ -325,7 +406,7 @@ def jacobians(
         shapes: Hidden layers in order of their calls, with the shape [C, \*S] of their matrix.
         factors: By layer with weights.
         direct: Layers that have a matrix [C, \*S] to the outputs among the factors, too.
-        ways: The same for all samples; ``None`` for none.
+        ways: Their means are taken; ``None`` for none.
         only: If given, the only layers into which others flow.
 
     Returns:
@@ -344,6 +425,8 @@ def jacobians(
         shapes = {name: shapes[name] for name in shapes if name in last or name in direct}
         if not shapes:
             return {}
+    if ways is not None:
+        ways = ways.into(inflows).mean()
     like = next(iter(factors.values()), torch.zeros(()))
     eye = torch.eye(next(iter(shapes.values()))[0], dtype=like.dtype, device=like.device)
     return errors(inflows, outputs, shapes, factors, direct, eye, ways)
@@ -381,8 +464,8 @@ def errors(
         tensor([[ 1.,  1.,  1.],
                 [-3., -3., -3.]])
     """
-    ways, rows, known = ways or Ways(), len(error), dict(factors)
-    known |= ways.local
+    ways, rows = ways or Ways(), len(error)
+    known = {**factors, **ways.local}
     with torch.enable_grad():
         sizes = {name: (rows, *shape[1:]) for name, shape in shapes.items()}
         leaves = {n: error.new_zeros(()).expand(s).requires_grad_() for n, s in sizes.items()}
@@ -393,8 +476,8 @@ def errors(
             value, gate = inflows[name].apply(values, known), ways.gates.get(name)
             value = value.reshape(sizes[name])
             if gate is not None:
-                value = _linear(value, sizes[name], partial(torch.mul, gate))
-            values[name] = leaves[name] + value
+                value = _linear(partial(torch.mul, gate), sizes[name], value)
+            values[name] = _added(leaves[name], value)
         parts = [inflows[n].apply(values, known).reshape(rows, -1) for n in outputs if n in inflows]
         out = torch.cat(parts, 1) if parts else torch.zeros_like(error)
         for name in direct:

@@ -18,13 +18,13 @@ from snn_dfa.feedback.kolen_pollack_product import KolenPollackProductFeedback
 from snn_dfa.feedback.learning import LearningOptions, Twin
 from snn_dfa.feedback.stand_in import Ways, errors, jacobians
 
-__all__ = ["WeightMirror", "WeightMirrorFeedback"]
+__all__ = ["SELDOM", "WeightMirror", "WeightMirrorFeedback"]
 
 #: So many times noise drives a layer after the first step: a tenth or more of the difference of W
 #: and V goes each time, so that a few hundredths are left.
 _FIRST = 30
 #: Noise comes at every such step if a factor takes the weight's own steps: little is to correct.
-_SELDOM = 8
+SELDOM = 8
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
         ways = ways.mixed(self._share)
         sent = self._through(errors, factors, error.to(dtype), ways)
         only = (*self.forward.outputs, *self._direct) if steady else ()
-        matrices = self._through(jacobians, factors, ways.mean(), only)
+        matrices = self._through(jacobians, factors, ways, only)
         return {name: (each, matrices.get(name)) for name, each in sent.items()}
 
     @property
@@ -180,7 +180,7 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
         for layer in factors:
             if layer not in self._met:
                 self._mirror(layer, _FIRST)
-            elif layer not in found or self._steps % _SELDOM == 0:
+            elif layer not in found or self._steps % SELDOM == 0:
                 self._mirror(layer, 1)
         self._cache.clear()
 

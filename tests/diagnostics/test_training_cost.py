@@ -32,10 +32,8 @@ def trainer(recipe, rule, batch, **changed):
         ),
         ("deep", "dfa", {"credit": "current"}),
         ("deep", "dfa", {"credit": "trace", "feedback": "gaussian"}),
-        *(
-            ("conv", rule, {})
-            for rule in ("bptt", "fa", "dfa", "sign", "target", "local", "shallow")
-        ),
+        *(("conv", rule, {}) for rule in ("bptt", "fa", "dfa", "target", "local", "shallow")),
+        ("conv", "dfa", {"feedback": "weight-mirror"}),
         ("conv", "dfa", {"credit": "current"}),
     ],
 )
@@ -104,6 +102,17 @@ def test_bytes_of_feedback_and_of_transported_weights():
         of = costs(feedback="transpose")[rule], costs(feedback="sign-symmetry")[rule]
         assert [c.feedback_bytes for c in of] == [0, 0]
         assert [c.transport_bytes for c in of] == [weights, weights // 32]
+
+
+def test_each_samples_own_way_back():
+    """One product of each weight above for a sample, and not one of outputs for each step."""
+    fixed, mirror = costs()["dfa"], costs(feedback="weight-mirror")["dfa"]
+    through, gates = 4 * 2 * (7 + 6 + 3), 4 * 2 * 6
+    differences = 4 * 2 * 6 * 3
+    assert mirror.backward.macs == through + gates + 2 * (7 * 6 + 6 * 3) + differences
+    assert mirror.update.macs == fixed.update.macs + 3 * 64 * (7 * 6 + 6 * 3) / 8
+    assert mirror.kept_bytes == fixed.kept_bytes
+    assert mirror.chain == 4 + 2 + 4
 
 
 def test_the_chain_of_dependent_steps():

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from snn_dfa import DFA, WeightMirror, over_time, reset
+from snn_dfa.feedback.stand_in import convolve, source
 from snn_dfa.surrogate import fast_sigmoid
 
 B = 3
@@ -165,6 +166,9 @@ LOSSES = {
 }
 
 
+CLOSE = {torch.float32: {"rtol": 1e-4, "atol": 1e-5}}
+
+
 @pytest.mark.parametrize("share", [1, 0.5])
 @pytest.mark.parametrize("kind", LOSSES)
 def test_several_steps(kind, share):
@@ -176,14 +180,42 @@ def test_several_steps(kind, share):
     x, (loss, steady) = 2 * torch.rand(4, B, 1, 6, 6, dtype=torch.float64), LOSSES[kind]
     wanted = by_hand(net, x, loss, steady, share)
     assert wanted.any()
-    for form in FORMS:
+    # In single precision images have their channels last in memory.
+    for form, dtype in (*((form, x.dtype) for form in FORMS), (at_once, torch.float32)):
+        net.to(dtype)
+        x, wanted = x.to(dtype), wanted.to(dtype)
         run, optimizer = form(net), torch.optim.SGD(net.parameters(), lr=0.1)
         dfa = DFA(run, optimizer=optimizer, feedback=WeightMirror(by_sample=share))
         call = run if form is at_once else lambda x: loop(net, x)
         loss(call(x)).backward()
         with_weights(dfa, net)
-        torch.testing.assert_close(grads_of(net, call, x, loss)["0.weight"], wanted)
+        found = grads_of(net, call, x, loss)["0.weight"]
+        torch.testing.assert_close(found, wanted, **CLOSE.get(dtype, {}))
         dfa.remove()
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_convolutions_of_all_kinds_send_errors_back(transposed, dtype):
+    torch.manual_seed(0)
+    function = functional.conv_transpose2d if transposed else functional.conv2d
+    for stride, padding, dilation, groups, side in (
+        (1, 0, 1, 1, 6),
+        (2, 1, 1, 2, 7),
+        (3, 2, 2, 1, 8),
+    ):
+        rest = stride - 1 if transposed else 0
+        v = torch.randn(4, 6 // groups if transposed else 4 // groups, 3, 2, dtype=dtype)
+        options = [[stride] * 2, [padding] * 2, [dilation] * 2, transposed, [rest] * 2, groups]
+        inflow = convolve(source("lif"), "conv", (4, side, side - 1), options)
+        x = torch.zeros(2, 4, side, side - 1, dtype=dtype, requires_grad=True)
+        extra = {"output_padding": rest} if transposed else {}
+        out = function(x, v, None, stride, padding, dilation=dilation, groups=groups, **extra)
+        found = inflow.apply({"lif": x}, {"conv": v})
+        assert found.shape == out.shape
+        error = torch.randn_like(out)
+        wanted, got = (torch.autograd.grad(y, x, error)[0] for y in (out, found))
+        torch.testing.assert_close(got, wanted)
 
 
 # -- where there are no ways -----------------------------------------------------------------------

@@ -344,6 +344,29 @@ def test_the_form_over_time_learns_alike():
         torch.testing.assert_close(step, whole, rtol=1e-6, atol=1e-8)
 
 
+def test_an_output_that_is_found_out_is_one_that_is_named():
+    """Until it is known every neuron may be the output; states go on from that pass."""
+    found = []
+    for named in ({}, {"output": "5"}):
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Linear(5, 6), leaky(), nn.Linear(6, 6), leaky(), nn.Linear(6, 3), leaky()
+        ).double()
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+        DFA(net, optimizer=optimizer, **named)
+        x = torch.rand(T, B, 5, dtype=torch.float64)
+        reset(net)
+        for _ in range(3):
+            optimizer.zero_grad()
+            torch.stack([net(step) for step in x]).sum(0).square().sum().backward()
+            optimizer.step()
+            for layer in net[1::2]:
+                layer.mem = layer.mem.detach()
+        found.append([p.grad for p in net.parameters()])
+    assert all(grad.any() for grad in found[0])
+    torch.testing.assert_close(*found)
+
+
 def test_neurons_with_weights_of_their_own_have_a_matrix_of_their_own():
     torch.manual_seed(0)
     lstm = snn.SLSTM(6, 6, init_hidden=True, threshold=0.1)

@@ -5,6 +5,6 @@ reference and the fallback. ``cpu.py`` has the same for the CPU with numba, ``cu
 with Triton.
 """
 
-from snn_dfa.sequence.scan.function import Dynamics, credit_at_current, leaky_scan
+from snn_dfa.sequence.scan.function import Dynamics, credit_at_current, gate_of, leaky_scan
 
-__all__ = ["Dynamics", "credit_at_current", "leaky_scan"]
+__all__ = ["Dynamics", "credit_at_current", "gate_of", "leaky_scan"]

@@ -13,7 +13,10 @@ from snn_dfa.sequence.scan import cpu, cuda, reference
 from snn_dfa.sequence.scan.dynamics import Dynamics, States, one_step_if_constant
 from snn_dfa.surrogate import Surrogate
 
-__all__ = ["Dynamics", "credit_at_current", "leaky_scan"]
+__all__ = ["Dynamics", "credit_at_current", "gate_of", "leaky_scan"]
+
+
+_VIEWS = {"PermuteBackward0", "ReshapeAliasBackward0", "UnsafeViewBackward0", "ViewBackward0"}
 
 
 def leaky_scan(
@@ -109,6 +112,39 @@ def credit_at_current(
     result = kernels.backward(errors, None, margin, dyn, current.dtype, False)
     back = [order.index(i) for i in range(len(order))]
     return result.view(-1, *shape[1:]).expand(shape).permute(back)
+
+
+def gate_of(spikes: Tensor, current: Any, dims: int) -> Tensor | None:
+    """Return what the summed spikes of a scan gain by a change of its current, a mean over steps.
+
+    It is the scan's backward pass, of which no step is written down.
+
+    Args:
+        spikes: As the scan returned them, or a view: [T, B, ...] or [T * B, ...].
+        current: The node of the graph that made the current.
+        dims: 2 for [T, B, ...], 1 for [T * B, ...].
+
+    Returns:
+        [B, ...]; ``None`` where the spikes were not made by a scan of that current alone.
+    """
+    node: Any = _through_views(spikes.grad_fn)
+    if type(node) is not _SCAN or node.over_resets:
+        return None
+    if _through_views(node.next_functions[0][0], current) is not current:
+        return None
+    margin, dyn = node.saved_tensors[0], node.dyn
+    steps, batch, neurons = margin.shape
+    ones = dyn.beta.new_ones(()).expand(margin.shape)
+    found = node.kernels.backward(ones, None, margin, dyn, dyn.beta.dtype, True)
+    strides = neurons, *spikes.stride()[dims:]
+    return found.div_(steps).as_strided((batch, *spikes.shape[dims:]), strides)  # as spikes lie
+
+
+def _through_views(node: Any, end: Any = None) -> Any:
+    """Return the first node that is no view, or the end."""
+    while node is not None and node is not end and type(node).__name__ in _VIEWS:
+        node = node.next_functions[0][0]
+    return node
 
 
 def _order(sequence: Tensor) -> list[int]:
@@ -210,6 +246,9 @@ class _LeakyScan(torch.autograd.Function):
             # that follows gives the whole back.
             result = (result / ctx.shape[0]).expand(ctx.shape)
         return result, at_mem, *(None,) * 6
+
+
+_SCAN: Any = _LeakyScan._backward_cls
 
 
 def _at_start(at_current: Tensor, mem: Tensor, wait: Tensor | None, dyn: Dynamics) -> Tensor:
