@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from snn_dfa._attach.core import Core
 from snn_dfa._attach.hooks import place
 from snn_dfa._attach.trace_base import TraceBase, cut
-from snn_dfa._attach.weights import SYNAPSES, inside_neurons
+from snn_dfa._attach.weights import SYNAPSES, answer, inside_neurons
 from snn_dfa.eligibility import advance_chunk
 from snn_dfa.errors import AttachError
 from snn_dfa.sequence import AtOnce, FlatScan, dynamics_of
@@ -149,10 +148,7 @@ def _current(modules: Any, inputs: Tensor, biases: Tensor) -> Tensor:
     """Return the current that a trace of inputs gives, with the weights' graph."""
     synapse, *between = modules
     bias = None if synapse.bias is None else synapse.bias * biases
-    if isinstance(synapse, nn.Linear):
-        y = functional.linear(inputs, synapse.weight, bias)
-    else:
-        y = synapse._conv_forward(inputs, synapse.weight, bias)
+    y = answer(synapse, inputs, synapse.weight, bias)
     for module in between:
         y = module.forward(y)
     return y

@@ -37,13 +37,13 @@ def check(net: nn.Module) -> dict[str, nn.Module]:
         own = [p for p in module.parameters(recurse=False) if p.dim() > 1]
         if own and module not in known.values() and module not in within:
             raise AttachError(
-                f"rule='fa': expected weights in nn.Linear or nn.Conv1d to nn.Conv3d, got layer "
+                f"rule='fa': expected weights in nn.Linear or in convolutions, got layer "
                 f"{name!r} of type {type(module).__name__}; use another rule"
             )
     if not known:
         raise AttachError(
-            "rule='fa': expected weights in nn.Linear or nn.Conv1d to nn.Conv3d, found none; use "
-            "another rule"
+            "rule='fa': expected weights in nn.Linear or in convolutions, found none; use another "
+            "rule"
         )
     return dict(known)
 

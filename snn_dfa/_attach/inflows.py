@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from snn_dfa._attach.graph import LEAF, PORT, are_packed, below_of
 from snn_dfa.feedback import stand_in
@@ -208,7 +210,8 @@ def _step(
         return _scaled(node, kind, x)
     if kind in _OF_STEPS and x.steps is not None:
         return _reduced(node, kind, x, shape)
-    return _pooled(node, kind, x, shape, local)
+    move = _moved if kind in _MOVES else partial(_pooled, local=local)
+    return move(node, kind, x, shape)
 
 
 def _per_channel(shape: tuple[int, ...]) -> int:
@@ -265,6 +268,61 @@ def _scaled(node: Any, kind: str, x: Inflow) -> Inflow:
         return x
     number = float(other.detach())
     return stand_in.multiply(x, number if kind == "MulBackward0" else 1 / number)
+
+
+#: The first dimension of a sample of which a function takes more than one number, and the function
+#: of values whose rows come first, in one dimension.
+_Move: TypeAlias = tuple[int, Callable[[Tensor], Tensor]]
+
+
+def _padded(node: Any, shape: tuple[int, ...], _: tuple[int, ...]) -> _Move:
+    pad = [_signed(number) for number in node._saved_pad]
+    return len(shape) - len(pad) // 2, partial(functional.pad, pad=pad)
+
+
+def _resized(node: Any, _: tuple[int, ...], after: tuple[int, ...]) -> _Move:
+    mode = "bilinear" if "Bilinear" in type(node).__name__ else "nearest"
+    corners = getattr(node, "_saved_align_corners", None)
+    return 1, partial(functional.interpolate, size=after[2:], mode=mode, align_corners=corners)
+
+
+def _sliced(node: Any, shape: tuple[int, ...], after: tuple[int, ...]) -> _Move:
+    dim = _signed(node._saved_dim) % len(shape)
+    start = _signed(node._saved_start) % shape[dim]
+    taken = slice(start, start + (after[dim] - 1) * node._saved_step + 1, node._saved_step)
+    return dim, lambda value: value[:, taken]
+
+
+def _permuted(node: Any, shape: tuple[int, ...], _: tuple[int, ...]) -> _Move:
+    order = list(range(len(shape)))
+    if hasattr(node, "_saved_dims"):
+        order = [_signed(dim) % len(shape) for dim in node._saved_dims]
+    else:
+        one, other = (_signed(d) % len(shape) for d in (node._saved_dim0, node._saved_dim1))
+        order[one], order[other] = other, one
+    first = next((i for i, dim in enumerate(order) if i != dim), len(order))
+    moved = [1 + dim - first for dim in order[first:]]
+    return first, lambda value: value.permute(0, *moved)
+
+
+_MOVES: Mapping[str, Callable[[Any, tuple[int, ...], tuple[int, ...]], _Move]] = {
+    "ConstantPadNdBackward0": _padded,
+    "PermuteBackward0": _permuted,
+    "SliceBackward0": _sliced,
+    "TransposeBackward0": _permuted,
+    "UpsampleBilinear2DBackward0": _resized,
+    "UpsampleNearest1DBackward0": _resized,
+    "UpsampleNearest2DBackward0": _resized,
+    "UpsampleNearest3DBackward0": _resized,
+}
+
+
+def _moved(node: Any, kind: str, x: Inflow, shape: tuple[int, ...]) -> Inflow:
+    """Return a function that moves numbers of a sample, or makes others of them."""
+    first, function = _MOVES[kind](node, shape, tuple(node._input_metadata[0].shape))
+    if first == 0 or x.steps is not None:
+        raise NotLinearError(kind)  # of samples, or of steps
+    return x.then(lambda value: function(value.reshape(-1, *shape[first:])))
 
 
 def _pooled(node: Any, kind: str, x: Inflow, shape: tuple[int, ...], local: str) -> Inflow:

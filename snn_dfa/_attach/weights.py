@@ -8,6 +8,7 @@ from typing import Any
 import snntorch as snn
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from snn_dfa._distributed import whole
 from snn_dfa.feedback import stand_in
@@ -17,6 +18,7 @@ from snn_dfa.sequence import AtOnce
 
 __all__ = [
     "SYNAPSES",
+    "answer",
     "gradient_at_input",
     "gradient_at_weight",
     "gradient_to_mirror",
@@ -30,10 +32,11 @@ __all__ = [
 #: A layer is driven by noise in so many rows at least, or an eighth of the number of inputs of one
 #: of its neurons: so its factor comes closer by a tenth or more each time, however many there are.
 MIRROR_ROWS = 64
-SYNAPSES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+SYNAPSES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 
 
-def synapses(net: nn.Module) -> dict[str, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d]:
+def synapses(net: nn.Module) -> dict[str, Any]:
     """Return the linear and convolutional layers by name, but for those inside neurons.
 
     In the form of :func:`snn_dfa.over_time` they have the names that they have in the network.
@@ -63,6 +66,21 @@ def inside_neurons(net: nn.Module) -> set[nn.Module]:
     return {module for neuron in neurons for module in neuron.modules()}
 
 
+def answer(module: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return what a module would make of an input with this weight; its own hooks do not run."""
+    if isinstance(module, nn.Linear):
+        return functional.linear(x, weight, bias)
+    if not isinstance(module, _TRANSPOSED):
+        convolved: Tensor = module._conv_forward(x, weight, bias)
+        return convolved
+    function: Any = getattr(functional, f"conv_transpose{weight.dim() - 2}d")
+    made: Tensor = function(
+        x, weight, bias, module.stride, module.padding, module.output_padding, module.groups,
+        module.dilation,
+    )  # fmt: skip
+    return made
+
+
 def gradient_at_weight(module: Any, x: Tensor, error: Tensor) -> Tensor:
     """Return what the module's weight gets from an input [..., *] and the error at its output."""
     x = x.to(error.dtype)
@@ -70,7 +88,7 @@ def gradient_at_weight(module: Any, x: Tensor, error: Tensor) -> Tensor:
         return correlation(error, x)
     with torch.enable_grad():
         weight = torch.zeros_like(module.weight, dtype=error.dtype, requires_grad=True)
-        out = module._conv_forward(x, weight, None)  # the module's call would run its hooks
+        out = answer(module, x, weight)
     return torch.autograd.grad(out, weight, error)[0]
 
 
@@ -80,7 +98,7 @@ def gradient_at_input(module: Any, x: Tensor, weight: Tensor, error: Tensor) -> 
         return error @ weight
     with torch.enable_grad():
         x = torch.zeros_like(x, dtype=error.dtype, requires_grad=True)
-        out = module._conv_forward(x, weight, None)
+        out = answer(module, x, weight)
     return torch.autograd.grad(out, x, error)[0]
 
 
@@ -97,21 +115,21 @@ def gradient_to_mirror(module: Any, factor: Tensor, noise: Callable[..., Tensor]
         factor: Of its weight's shape.
         noise: From a shape to numbers of mean 0 and variance 1.
     """
-    inputs = factor[0].numel()
+    transposed = isinstance(module, _TRANSPOSED)
+    channels = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+    inputs = factor.numel() // channels
     rows = mirror_rows(factor)
     if isinstance(module, nn.Linear):
         x = noise(rows, inputs)
     else:
-        sizes = [d * (k - 1) + s * 8 for d, k, s in zip(
+        sizes = [8 if transposed else d * (k - 1) + s * 8 for d, k, s in zip(
             module.dilation, module.kernel_size, module.stride, strict=True)]  # fmt: skip
         x = noise(-(-rows // 8 ** len(sizes)) + 1, module.in_channels, *sizes)
     with torch.no_grad():
         weight = whole(module.weight.detach()).to(factor)
-        if isinstance(module, nn.Linear):
-            error = x @ weight.t() - x @ factor.t()
-        else:
-            error = module._conv_forward(x, weight, None) - module._conv_forward(x, factor, None)
-    rows = error.numel() // error.shape[1]
+        error = answer(module, x, weight) - answer(module, x, factor)
+    places = x if transposed else error  # at each of which the whole weight is used once
+    rows = places.numel() // places.shape[1]
     return gradient_at_weight(module, x, error) / (rows + inputs)
 
 
@@ -130,7 +148,6 @@ def own_step(x: Inflow, name: str, module: Any, shape: tuple[int, ...] | None = 
 
     def convolved(value: Tensor, v: Tensor) -> Tensor:
         value = value if shape is None else value.reshape(-1, *shape[-dims:])
-        out: Tensor = module._conv_forward(value, v, None)
-        return out
+        return answer(module, value, v)
 
     return x.through(name, convolved)

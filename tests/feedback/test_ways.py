@@ -47,6 +47,24 @@ def readout():
     return dense()[:-1]
 
 
+class Decoder(nn.Module):
+    """Transposed convolutions, and what moves the numbers of a sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.lif1 = nn.Conv2d(1, 4, 3, stride=2, padding=1), leaky()
+        self.up, self.lif2 = nn.ConvTranspose2d(4, 4, 3, 2, 1, 1, groups=2), leaky()
+        self.conv2, self.lif3 = nn.Conv2d(4, 3, 3, stride=2), leaky()
+        self.last, self.out = nn.Linear(25, 1), leaky()
+
+    def forward(self, x):
+        x = self.lif2(self.up(self.lif1(self.conv1(x))))
+        x = functional.interpolate(functional.pad(x, (1, 0, 0, 1))[..., :-1, ::2], (9, 11))
+        x = self.lif3(self.conv2(x)).transpose(-1, -2).permute(0, 2, 3, 1)
+        x = functional.interpolate(x.mT.mT.permute(0, 3, 2, 1), (5, 5), mode="bilinear")
+        return self.out(self.last(x.flatten(2)).squeeze(-1))
+
+
 class Heads(nn.Module):
     """Two outputs."""
 
@@ -90,7 +108,7 @@ def score(spk):
     return (spk.sum(0) * torch.arange(1.0, 4)).sin().sum()
 
 
-CASES = [pytest.param(Residual, {}, marks=pytest.mark.slow), (dense, {}),
+CASES = [pytest.param(Residual, {}, marks=pytest.mark.slow), (dense, {}), (Decoder, {}),
     (Heads, {"output": ["one", "two"]}), *(
     (readout, {"output": "5", "credit": c}) for c in ("membrane", "current", "trace"))]  # fmt: skip
 
@@ -115,6 +133,21 @@ def test_with_one_step_and_the_weights_it_is_back_propagation(make, options):
         for name, grad in wanted.items():
             assert grad.any(), name
             torch.testing.assert_close(found[name], grad, rtol=1e-9, atol=1e-12)
+
+
+def test_feedback_alignment_with_the_weights_is_back_propagation():
+    torch.manual_seed(0)
+    net, x = Decoder().double(), 2 * torch.rand(2, B, 1, 8, 8, dtype=torch.float64)
+
+    def run(x):
+        return loop(net, x)
+
+    wanted = grads_of(net, run, x, score)
+    weights = {n: m.weight.detach().clone() for n, m in net.named_modules() if hasattr(m, "weight")}
+    DFA(net, rule="fa", feedback=weights)
+    for name, grad in grads_of(net, run, x, score).items():
+        assert grad.any(), name
+        torch.testing.assert_close(grad, wanted[name], rtol=1e-9, atol=1e-12)
 
 
 # -- a slow reference of more steps ----------------------------------------------------------------
