@@ -12,7 +12,7 @@ from snn_dfa._attach.calls import Call, Layers
 from snn_dfa.errors import AttachError, OutOfStepError
 from snn_dfa.feedback import project
 from snn_dfa.feedback.apply import readout
-from snn_dfa.feedback.base import FeedbackWeights
+from snn_dfa.feedback.base import FeedbackWeights, Sent
 from snn_dfa.feedback.stand_in import Ways
 from snn_dfa.rules import Rule, broadcast_signal, check_finite, local
 
@@ -56,7 +56,7 @@ class Broadcast:
         # Of feedback with ways of samples: the mean signal over steps [1, B, C], and for each layer
         # what it is sent for that, and the matrix of the mean ways.
         self._mean: Tensor | None = None
-        self._by_sample: dict[str, tuple[Tensor, Tensor | None]] = {}
+        self._by_sample: dict[str, Sent] = {}
 
     def __call__(self, arrived: Sequence[tuple[Call, Sequence[Tensor | None]]]) -> Arrivals:
         """Return the hidden calls with what each is sent at its spikes.
@@ -238,15 +238,19 @@ class Broadcast:
                             passed.setdefault(name, {})[each] = None
         found = {name: list(calls) for name, calls in passed.items()}
         ways = self._ways(found, steps.shape[1], dims)
-        self._by_sample = self._feedback.send(self._mean[0], ways, steady=self._steady)
+        differ = len(steps) > 1 and steps.stride(0)
+        rest = (steps - self._mean).flatten(0, 1) if differ else None
+        self._by_sample = self._feedback.send(self._mean[0], rest, ways, steady=self._steady)
 
     def _projected(self, name: str, signal: Tensor, calls: Sequence[Call]) -> Tensor:
         """Return what a layer is sent for a signal, [..., *S]."""
         if self._mean is None:
             return project(signal, self._feedback.matrix(name, signal))
-        once, matrix = self._by_sample[name]
+        once, matrix, rest = self._by_sample[name]
         steps = _in_steps(signal, calls[0].steps)
-        if matrix is None or len(steps) == 1 or not steps.stride(0):
+        if rest is not None:
+            sent = rest.reshape(len(steps), *once.shape) + once
+        elif matrix is None:
             sent = once.expand(len(steps), *once.shape)
         else:  # as spikes lie in memory, so that neurons read it as it comes
             order = _order_of(calls[0].spikes, once.dim())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback.apply import correlation, product
 from snn_dfa.feedback.stand_in import Inflow, Ways
 
-__all__ = ["MAX_MATRIX_BYTES", "FeedbackWeights", "Forward", "Shapes", "check_tensor"]
+__all__ = ["MAX_MATRIX_BYTES", "FeedbackWeights", "Forward", "Sent", "Shapes", "check_tensor"]
 
 #: Layer name to the shape [C, *S] of its matrix, in the order in which the layers are called.
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
@@ -21,6 +21,21 @@ Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 #: The library draws no matrix that needs more bytes (4 GB). A function or matrices of your own
 #: have no such limit.
 MAX_MATRIX_BYTES = 4 * 10**9
+
+
+class Sent(NamedTuple):
+    r"""What each layer is sent by :meth:`FeedbackWeights.send`.
+
+    Args:
+        mean: [B, \*S], for the mean error of each sample.
+        matrix: [C, \*S], for the differences from it: B of the mean ways.
+        rest: [T * B, \*S], the differences times that matrix, which was not made: so where they are
+            fewer than outputs.
+    """
+
+    mean: Tensor
+    matrix: Tensor | None
+    rest: Tensor | None
 
 
 class Forward(Protocol):
@@ -218,19 +233,16 @@ class FeedbackWeights:
         return False
 
     def send(
-        self, error: Tensor, ways: Ways, *, steady: bool
-    ) -> dict[str, tuple[Tensor, Tensor | None]]:
-        r"""Return what each layer is sent for the mean of the errors over all steps.
+        self, error: Tensor, rest: Tensor | None, ways: Ways, *, steady: bool
+    ) -> dict[str, Sent]:
+        r"""Return what each layer is sent for the errors of all steps.
 
         Args:
             error: [B, C], the mean error of each sample.
+            rest: [T * B, C], by what the error of each step differs from it; ``None`` for nothing.
             ways: How samples have passed the network.
-            steady: Whether the loss is the same function of each step.
-
-        Returns:
-            Layer to what it is sent, [B, \*S], and to the matrix [C, \*S] for the differences from
-            the mean: that of the mean ways; with ``steady`` that of the last weights alone, and
-            ``None`` for a layer before others.
+            steady: Whether the loss is the same function of each step. Then a layer before others
+                is sent the mean alone.
         """
         raise NotImplementedError
 

@@ -395,10 +395,11 @@ def jacobians(
     direct: Sequence[str] = (),
     ways: Ways | None = None,
     only: Sequence[str] = (),
+    rows: Tensor | None = None,
 ) -> dict[str, Tensor]:
     r"""Return the stand-in's derivative of the outputs with respect to each hidden layer's value.
 
-    It is computed with as many rows as there are outputs.
+    It is computed with as many rows as there are outputs, or from other errors.
 
     Args:
         inflows: What comes into each layer; into outputs, too.
@@ -408,9 +409,11 @@ def jacobians(
         direct: Layers that have a matrix [C, \*S] to the outputs among the factors, too.
         ways: Their means are taken; ``None`` for none.
         only: If given, the only layers into which others flow.
+        rows: If given, errors E [R, C].
 
     Returns:
-        Layer to B [C, \*S]; with ``only`` without the layers that flow into none of them.
+        Layer to B [C, \*S], or to E B; with ``only`` without the layers that flow into none of
+        them.
 
     Example:
         >>> inflows = {"lif2": weigh(source("lif1"), "fc2"), "out": weigh(source("lif2"), "fc3")}
@@ -427,9 +430,10 @@ def jacobians(
             return {}
     if ways is not None:
         ways = ways.into(inflows).mean()
-    like = next(iter(factors.values()), torch.zeros(()))
-    eye = torch.eye(next(iter(shapes.values()))[0], dtype=like.dtype, device=like.device)
-    return errors(inflows, outputs, shapes, factors, direct, eye, ways)
+    if rows is None:
+        like = next(iter(factors.values()), torch.zeros(()))
+        rows = torch.eye(next(iter(shapes.values()))[0], dtype=like.dtype, device=like.device)
+    return errors(inflows, outputs, shapes, factors, direct, rows, ways)
 
 
 def errors(

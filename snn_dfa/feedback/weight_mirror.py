@@ -12,7 +12,7 @@ from torch.nn import Parameter
 
 from snn_dfa._distributed import whole
 from snn_dfa.errors import FeedbackError
-from snn_dfa.feedback.base import Forward, Shapes
+from snn_dfa.feedback.base import Forward, Sent, Shapes
 from snn_dfa.feedback.draw import generator_for
 from snn_dfa.feedback.kolen_pollack_product import KolenPollackProductFeedback
 from snn_dfa.feedback.learning import LearningOptions, Twin
@@ -146,16 +146,19 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
         return options.by_sample if isinstance(options, WeightMirror) else 0.0
 
     def send(
-        self, error: Tensor, ways: Ways, *, steady: bool
-    ) -> dict[str, tuple[Tensor, Tensor | None]]:
+        self, error: Tensor, rest: Tensor | None, ways: Ways, *, steady: bool
+    ) -> dict[str, Sent]:
         """Send the errors back by the factors, as the base says."""
         dtype = torch.promote_types(error.dtype, torch.float32)
         factors = {n: f.to(dtype) for n, f in self._factors(error.device).items()}
         ways = ways.mixed(self._share)
         sent = self._through(errors, factors, error.to(dtype), ways)
         only = (*self.forward.outputs, *self._direct) if steady else ()
-        matrices = self._through(jacobians, factors, ways, only)
-        return {name: (each, matrices.get(name)) for name, each in sent.items()}
+        if rest is not None and len(rest) < rest.shape[1]:  # errors are fewer than outputs
+            found = self._through(jacobians, factors, ways, only, rest.to(dtype))
+            return {name: Sent(each, None, found.get(name)) for name, each in sent.items()}
+        matrices = self._through(jacobians, factors, ways, only) if rest is not None else {}
+        return {name: Sent(each, matrices.get(name), None) for name, each in sent.items()}
 
     @property
     def accumulates(self) -> bool:

@@ -267,6 +267,32 @@ def first_gradient(middle, feedback):
     return grads_of(net, lambda x: loop(net, x), x, score)["0.weight"]
 
 
+@pytest.mark.parametrize("kind", LOSSES)
+def test_of_many_outputs_no_matrix_is_made(kind, monkeypatch):
+    """Each sample twice, with half of its loss, has errors enough for the matrix."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), leaky(), nn.Linear(6, 5), leaky())
+    net = nn.Sequential(body, nn.Linear(5, 8), leaky()).double()
+    x, loss = 2 * torch.rand(2, B, 1, 8, 8, dtype=torch.float64), LOSSES[kind][0]
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    dfa = DFA(net, optimizer=optimizer)
+    grads_of(net, lambda x: loop(net, x), x, lambda spk: spk.sum())
+    with_weights(dfa, net)
+
+    def each(spk):
+        return sum(loss(part) for part in spk[..., :6].split(3, -1))
+
+    wanted = grads_of(
+        net, lambda x: loop(net, x), x.repeat(1, 2, 1, 1, 1),
+        lambda spk: (each(spk[:, :B]) + each(spk[:, B:])) / 2,
+    )  # fmt: skip
+    monkeypatch.setattr("snn_dfa.feedback.stand_in.torch.eye", None)  # which the matrix needs
+    found = grads_of(net, lambda x: loop(net, x), x, each)
+    for name, grad in wanted.items():
+        assert grad.any(), name
+        torch.testing.assert_close(found[name], grad, rtol=1e-9, atol=1e-12)
+
+
 def test_a_neuron_that_hears_others_lets_errors_through_as_they_are():
     def recurrent():
         return leaky(snn.RLeaky, linear_features=4)
