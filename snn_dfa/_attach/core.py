@@ -22,6 +22,7 @@ from snn_dfa._attach.calls import Call, Layers, Pass
 from snn_dfa._attach.collector import Arrivals, Collector, Run
 from snn_dfa._attach.entry import Entry
 from snn_dfa._attach.functions import Port, gradients
+from snn_dfa._attach.graph import origin_of
 from snn_dfa._attach.paths import Paths
 from snn_dfa._attach.products import Notes
 from snn_dfa._attach.ways import Passage, ways_of
@@ -106,6 +107,9 @@ class Core:
             torch.zeros((), dtype=torch.float32, device=device, requires_grad=True) for _ in "12"
         )
         self.collector = Collector(self, parameters)
+        for p in parameters if self.collector.stand_ins else ():
+            if not p.is_leaf and self.collector.known & origin_of(p, self.entry.mine).leaves.keys():
+                raise AttachError(messages.made_of_parameters())
 
     def book(self) -> Notes | None:
         """Return the notes of the pass that is going on through the layers' own graphs."""

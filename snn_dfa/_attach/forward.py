@@ -346,6 +346,7 @@ class NetworkForward(Forward):
         super().__init__(net, core)
         self._states, self._weights = states, weights
         self._parameters = parameters_of(net)
+        self._stores: list[dict[str, Any]] = [m._parameters for m in net.modules()]
 
     @partial(eager, recursive=False)
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -376,9 +377,13 @@ class NetworkForward(Forward):
             core.bind(self._parameters())
         since = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
         before = core.begin(repeats=again)
+        made: list[Held] = []
         if learns:
             args, kwargs = map_tensors(self._enter, args), map_tensors(self._enter, kwargs)
-        return args, kwargs, since, before
+            made = self._made_parameters(core.collector.stand_ins)
+            for store, key, _, leaf in made:
+                store[key] = leaf
+        return args, kwargs, since, (before, made)
 
     @eager
     def _end(self) -> None:
@@ -386,7 +391,24 @@ class NetworkForward(Forward):
 
     @eager
     def _restore(self, before: Any) -> None:
+        before, made = before
+        for store, key, parameter, _ in made:
+            store[key] = parameter
         self.core.restore(before)
+
+    def _made_parameters(self, leaves: Mapping[int, Tensor]) -> list[Held]:
+        """Return the parameters that were made of others, as by ``functional_call``, with leaves.
+
+        In the pass a leaf stands for each, so that no layer's graph goes on into what made it.
+        """
+        if not leaves:
+            return []
+        return [
+            (store, key, p, leaves[id(p)])
+            for store in self._stores
+            for key, p in store.items()
+            if id(p) in leaves
+        ]
 
     def _enter(self, t: Tensor) -> Tensor:
         if t.grad_fn is None:

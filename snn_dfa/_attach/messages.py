@@ -13,6 +13,7 @@ __all__ = [
     "changed",
     "heads",
     "hooked",
+    "made_of_parameters",
     "other_steps",
     "out_of_step",
     "refuse_repetition",
@@ -159,6 +160,15 @@ def functional_weight(layer: str) -> AttachError:
         f"rule='fa': a function uses the weight of layer {layer!r}, and its error would go "
         f"through the transposed weight; expected the layer alone to use its weight; call the "
         f"layer, or use another rule"
+    )
+
+
+def made_of_parameters() -> str:
+    """Say that a parameter given by ``functional_call`` was made of another one in the network."""
+    return (
+        "functional_call: a tensor in place of a parameter was made of another parameter that the "
+        "network learns, too; expected one made of other tensors; compute it in forward, or give "
+        "both parameters"
     )
 
 

@@ -22,7 +22,7 @@ __all__ = ["Paths"]
 
 
 def _own_step(x: Inflow, name: str, module: Any, shape: tuple[int, ...]) -> Inflow:
-    if isinstance(module, nn.Linear) and shape[-1] != module.weight.shape[1]:
+    if isinstance(module, nn.Linear) and shape[-1] != module.in_features:
         raise NotLinearError(f"the transpose of {name!r}")  # weights that are tied
     return own_step(x, name, module, shape)
 

@@ -1,5 +1,6 @@
 """Programs of the kinds that people write, one by one: the gradient of the same program written plainly."""
 
+import copy
 import dataclasses
 import subprocess
 import sys
@@ -800,3 +801,40 @@ def test_a_bias_with_a_dimension_of_its_own():
     assert rows["bias"].shape == (1, 8)
     assert flat["bias"].any()
     torch.testing.assert_close(rows["bias"][0], flat["bias"])
+
+
+@pytest.mark.parametrize("made", [lambda p: p - 0.01, lambda p: 1.0 * p, lambda p: p.view_as(p)])
+def test_parameters_that_were_made_of_others(made):
+    """``functional_call``, as in meta-learning: the gradient is that at what was made, once."""
+    net = Net()
+    given = dict(net.named_parameters())
+
+    def train(parameters):
+        out = torch.func.functional_call(net, parameters, (X,))
+        return (out - 1).square().sum()
+
+    with DFA(net):
+        leaves = {name: made(p).detach().requires_grad_() for name, p in given.items()}
+        train(leaves).backward()
+        fast = {name: made(p) for name, p in given.items()}
+        asked = torch.autograd.grad(train(fast), list(fast.values()), retain_graph=True)
+        wanted = [leaf.grad for leaf in leaves.values()]
+        torch.testing.assert_close(list(asked), wanted)
+        train(fast).backward()
+        assert all(type(p) is nn.Parameter for p in net.parameters())
+        scale = made(torch.ones(1)) - made(torch.zeros(1))
+        for p, gradient in zip(given.values(), wanted, strict=True):
+            torch.testing.assert_close(p.grad, scale * gradient)
+        half = {"fc1.weight": net.fc2.weight.mean() + net.fc1.weight}
+        with pytest.raises(AttachError, match="compute it in forward"):
+            torch.func.functional_call(net, half, (X,))
+
+
+def test_a_weight_that_each_reading_changes():
+    """Spectral normalisation takes a step with each use while it trains."""
+    net = Net()
+    nn.utils.parametrizations.spectral_norm(net.fc2)
+    twin = copy.deepcopy(net)
+    with DFA(twin, output="lif2"):
+        for _ in range(2):
+            assert torch.equal(twin(X), net(X))
