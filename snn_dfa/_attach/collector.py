@@ -209,6 +209,8 @@ class Run:
             while roots := _roots([a for a in arrived if a[0].layer is None]):
                 # Through what lies between the layers and what the network has returned, which
                 # may be a value that has left it, come in and left again.
+                for value, _ in roots if core.paths.tracing else ():
+                    core.paths.note_read(value, core.entry.mine)
                 self.losses = [a for a in arrived if a[0].layer is not None]
                 *found, _ = gradients(roots, [*self._at, core.leaf], keep=True)
                 pairs = zip(self._at, found, strict=True)

@@ -27,6 +27,7 @@ from snn_dfa._attach.step import Inputs, step_of
 from snn_dfa._attach.tensors import map_tensors
 from snn_dfa._attach.ways import Passage
 from snn_dfa._distributed import States, runs_distributed
+from snn_dfa.errors import ExportError
 
 __all__ = ["Credit", "LayerForward", "NetworkForward", "is_attached", "parameters_of"]
 
@@ -51,6 +52,10 @@ class Credit(Protocol):
         """Return the layer's values with the graph that it learns by."""
 
 
+class _NoCodeError(ExportError, AttributeError):
+    """What ``torch.export`` and ``torch.jit.script`` look for in a method is not there."""
+
+
 class Forward:
     """An object in place of a module's ``forward``; in a copy of the module it is the plain one."""
 
@@ -66,6 +71,9 @@ class Forward:
             del self.module.forward
             if self._had:
                 self.module.forward = self.plain
+
+    def __getattr__(self, name: str) -> Any:
+        raise _NoCodeError(f"forward has no {name!r}: {messages.exported()}")
 
     def __reduce__(self) -> Any:
         return _plain, (self.module,)
@@ -374,6 +382,8 @@ class NetworkForward(Forward):
         if learns:
             if core.sends_nothing and runs_distributed():
                 raise messages.shallow_distributed()
+            if torch.jit.is_tracing():
+                raise ExportError(messages.exported())
             core.bind(self._parameters())
         since = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
         before = core.begin(repeats=again)

@@ -11,6 +11,7 @@ from snn_dfa.errors import AttachError, FeedbackError
 __all__ = [
     "called_late",
     "changed",
+    "exported",
     "heads",
     "hooked",
     "made_of_parameters",
@@ -160,6 +161,14 @@ def functional_weight(layer: str) -> AttachError:
         f"rule='fa': a function uses the weight of layer {layer!r}, and its error would go "
         f"through the transposed weight; expected the layer alone to use its weight; call the "
         f"layer, or use another rule"
+    )
+
+
+def exported() -> str:
+    """Say that a network is exported while DFA is attached."""
+    return (
+        "torch.export, torch.jit and torch.onnx do not know what DFA puts in place of forward; "
+        "expected the plain network; call dfa.remove() first, and DFA(net) again after it"
     )
 
 
