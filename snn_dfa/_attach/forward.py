@@ -382,7 +382,7 @@ class NetworkForward(Forward):
         if learns:
             if core.sends_nothing and runs_distributed():
                 raise messages.shallow_distributed()
-            if torch.jit.is_tracing():
+            if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
                 raise ExportError(messages.exported())
             core.bind(self._parameters())
         since = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]

@@ -33,9 +33,11 @@ def out_of_step(hidden: str, output: str | None, calls: Mapping[str, int]) -> st
         f"it with output=...; all hidden layers must be called equally often then. Does each layer "
         f"run all steps before the next layer begins? Name the modules that return whole "
         f"sequences, hidden=[...]. Is {output!r} not the output of the network? Name the "
-        f"output, output=..., and the hidden layers that are called as often, hidden=[...]. Does "
-        f"the network call one neuron for several layers? Give each layer a neuron of its own. "
-        f"Did an exception stop the last forward pass? Then call the network again"
+        f"output, output=..., and the hidden layers that are called as often, hidden=[...]. Is "
+        f"{hidden!r} not called at some steps? Name the other hidden layers, hidden=[...]; "
+        f"{hidden!r} then learns with the layer after it. Does the network call one neuron for "
+        f"several layers? Give each layer a neuron of its own. Did an exception stop the last "
+        f"forward pass? Then call the network again"
     )
 
 
