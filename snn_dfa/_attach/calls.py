@@ -65,7 +65,7 @@ class Call:
 
     __slots__ = (
         "below", "collector", "entered", "later", "layer", "learns", "linked", "links", "number",
-        "passage", "reads", "released", "returned", "shape", "sizes", "spikes", "steps", "targets",
+        "passage", "reads", "released", "returned", "shape", "spikes", "steps", "targets",
         "values",
     )  # fmt: skip
 
@@ -95,7 +95,6 @@ class Call:
         self.entered: list[Any] = []
         self.passage: Passage | None = None  # how samples came in, where the feedback asks
         self.links = False  # whether all values but the spikes are their graphs alone
-        self.sizes: list[torch.Size] = []  # of the values that were released
         self.released = False
 
     @property
@@ -116,7 +115,6 @@ class Call:
         """Forget the layer's own graph, which a backward pass has used up."""
         if self.released:
             return
-        self.sizes = [value.shape for value in self.values]
         self.values, self.spikes, self.released = (), None, True
         self.below, self.later = {}, []
         self.passage = None
