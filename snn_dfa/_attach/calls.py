@@ -107,6 +107,14 @@ class Call:
         """The hidden calls of each step that an output's call belongs with."""
         return [self.below, *self.later]
 
+    def is_lost(self, collector: Collector) -> bool:
+        """Return whether the graph is used up, or ends at parameters that this pass has not.
+
+        Args:
+            collector: Of the pass that is going on.
+        """
+        return self.released or (self.collector is not collector and bool(self.collector.stand_ins))
+
     def is_link(self, index: int) -> bool:
         """Return whether a value is kept as a tensor of its shape and graph, without its memory."""
         return self.links and index > 0

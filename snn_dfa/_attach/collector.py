@@ -58,7 +58,8 @@ class Collector:
         me = self._me = weakref.ref(self)  # the graph holds the collector by its ports alone
         self.deliver: Tensor = Deliver.apply(me, core.leaf, *parameters)
         self.gather: Tensor = Gather.apply(me, core.leaf)
-        self.bridged = False  # a part of the graph is passed by itself, and then with the rest
+        # Whether a part of the graph is passed by itself, and then with the rest.
+        self.bridged = bool(self.stand_ins)
         self._task, self._partial, self._alone = -1, False, False
         self._silenced: list[tuple[dict[int, Any], dict[int, Any]]] = []
         self._replays: list[tuple[Tensor, Tensor]] = []

@@ -22,7 +22,6 @@ from snn_dfa._attach.calls import Call, Layers, Pass
 from snn_dfa._attach.collector import Arrivals, Collector, Run
 from snn_dfa._attach.entry import Entry
 from snn_dfa._attach.functions import Port, gradients
-from snn_dfa._attach.graph import origin_of
 from snn_dfa._attach.paths import Paths
 from snn_dfa._attach.products import Notes
 from snn_dfa._attach.ways import Passage, ways_of
@@ -79,6 +78,8 @@ class Core:
         self._kinds: list[tuple[int, torch.dtype, torch.device]] | None = None
         self.entry = Entry(self)
         self.collector: Collector
+        self.leaf: Tensor
+        self.trap: Tensor
         self.bind(parameters)
 
     @property
@@ -96,20 +97,20 @@ class Core:
         kinds = [(id(p), p.dtype, p.device) for p in parameters]
         if kinds == self._kinds:
             return
-        self._kinds = kinds
+        first, self._kinds = self._kinds is None, kinds
         # First let go of the nodes that autograd has for the old ones: it keeps one for each
         # parameter, of the dtype that the parameter had.
         self.__dict__.pop("collector", None)
         device = parameters[0].device if parameters else torch.device("cpu")
         # Two leaves: ports lead to the first, and are passed where it is asked for. What a layer
-        # learns through and is no parameter leads to the second.
-        self.leaf, self.trap = (
-            torch.zeros((), dtype=torch.float32, device=device, requires_grad=True) for _ in "12"
-        )
+        # learns through and is no parameter leads to the second. Passes with other parameters have
+        # the same, since one loss may read them all.
+        if first or self.leaf.device != device:
+            self.leaf, self.trap = (
+                torch.zeros((), dtype=torch.float32, device=device, requires_grad=True)
+                for _ in "12"
+            )
         self.collector = Collector(self, parameters)
-        for p in parameters if self.collector.stand_ins else ():
-            if not p.is_leaf and self.collector.known & origin_of(p, self.entry.mine).leaves.keys():
-                raise AttachError(messages.made_of_parameters())
 
     def book(self) -> Notes | None:
         """Return the notes of the pass that is going on through the layers' own graphs."""

@@ -88,7 +88,7 @@ class Entry:
         if original is not None:
             node: Any = value.grad_fn
             self._go_on(node.call)
-            hooked = value._backward_hooks and not node.call.released
+            hooked = value._backward_hooks and not node.call.is_lost(self._core.collector)
             return self._with_hooks(layer, value) if hooked else original
         return self._enter_made(layer, value)
 
@@ -121,7 +121,7 @@ class Entry:
             of = node.call.layer
             if of == layer or of is None:
                 self._go_on(node.call)
-                if node.call.released:
+                if node.call.is_lost(self._core.collector):
                     return self._stale(value)
                 original = node.call.values[index]
                 own[node, index] = original if of == layer else self.enter(layer, original)
@@ -192,7 +192,7 @@ class Entry:
         node: Any = value.grad_fn
         if type(node) is not PORT or node.call.layer != layer or not self.mine(node):
             return None
-        if node.call.released:
+        if node.call.is_lost(self._core.collector):
             return self._stale(value)
         original: Tensor = node.call.values[value.output_nr]
         if node.call.is_link(value.output_nr):
@@ -203,9 +203,13 @@ class Entry:
     def link(self, layer: str, value: Tensor) -> Tensor | None:
         """Return the graph of a state that comes back, where it is kept without its value."""
         node: Any = value.grad_fn
-        if type(node) is not PORT or node.call.layer != layer or node.call.released:
+        if type(node) is not PORT or node.call.layer != layer:
             return None
-        if not node.call.is_link(value.output_nr) or not self.mine(node):
+        if (
+            node.call.is_lost(self._core.collector)
+            or not node.call.is_link(value.output_nr)
+            or not self.mine(node)
+        ):
             return None
         self._go_on(node.call)
         if value._backward_hooks:

@@ -14,7 +14,6 @@ __all__ = [
     "exported",
     "heads",
     "hooked",
-    "made_of_parameters",
     "other_steps",
     "out_of_step",
     "refuse_repetition",
@@ -171,15 +170,6 @@ def exported() -> str:
     return (
         "torch.export, torch.jit and torch.onnx do not know what DFA puts in place of forward; "
         "expected the plain network; call dfa.remove() first, and DFA(net) again after it"
-    )
-
-
-def made_of_parameters() -> str:
-    """Say that a parameter given by ``functional_call`` was made of another one in the network."""
-    return (
-        "functional_call: a tensor in place of a parameter was made of another parameter that the "
-        "network learns, too; expected one made of other tensors; compute it in forward, or give "
-        "both parameters"
     )
 
 

@@ -821,14 +821,30 @@ def test_parameters_that_were_made_of_others(made):
         asked = torch.autograd.grad(train(fast), list(fast.values()), retain_graph=True)
         wanted = [leaf.grad for leaf in leaves.values()]
         torch.testing.assert_close(list(asked), wanted)
-        train(fast).backward()
+        train(fast).backward(retain_graph=True)
         assert all(type(p) is nn.Parameter for p in net.parameters())
         scale = made(torch.ones(1)) - made(torch.zeros(1))
         for p, gradient in zip(given.values(), wanted, strict=True):
             torch.testing.assert_close(p.grad, scale * gradient)
-        half = {"fc1.weight": net.fc2.weight.mean() + net.fc1.weight}
-        with pytest.raises(AttachError, match="compute it in forward"):
-            torch.func.functional_call(net, half, (X,))
+        net.zero_grad()
+        (train(fast) + train(given) + train({n: made(p) for n, p in given.items()})).backward()
+        plainly = torch.autograd.grad(train(given), list(given.values()))
+        for p, one, two in zip(given.values(), wanted, plainly, strict=True):
+            torch.testing.assert_close(p.grad, 2 * scale * one + two)
+
+
+def test_a_parameter_that_was_made_of_another_one_that_learns():
+    net = Net()
+    net.scores = nn.Parameter(torch.rand(8, 4, generator=torch.Generator().manual_seed(1)))
+    weight = net.fc1.weight
+    with DFA(net):
+        out = torch.func.functional_call(net, {"fc1.weight": weight.detach() * net.scores}, (X,))
+        out.square().sum().backward()
+        got = net.scores.grad
+        with torch.no_grad():
+            weight *= net.scores
+        net(X).square().sum().backward()
+        torch.testing.assert_close(got, weight.grad * (weight / net.scores).detach())
 
 
 def test_a_weight_that_each_reading_changes():
