@@ -26,7 +26,7 @@ class BackwardError(DFAError, RuntimeError):
 
 
 class ExportError(DFAError, ValueError):
-    """Another format cannot say what the network does, or its packages are missing."""
+    """Another format cannot say what the network does, DFA is attached, or packages are missing."""
 
 
 class FeedbackError(DFAError, ValueError):

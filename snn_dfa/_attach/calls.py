@@ -65,7 +65,7 @@ class Call:
 
     __slots__ = (
         "below", "collector", "entered", "later", "layer", "learns", "linked", "links", "number",
-        "passage", "reads", "released", "returned", "shape", "sizes", "spikes", "steps", "targets",
+        "passage", "reads", "released", "returned", "shape", "spikes", "steps", "targets",
         "values",
     )  # fmt: skip
 
@@ -95,7 +95,6 @@ class Call:
         self.entered: list[Any] = []
         self.passage: Passage | None = None  # how samples came in, where the feedback asks
         self.links = False  # whether all values but the spikes are their graphs alone
-        self.sizes: list[torch.Size] = []  # of the values that were released
         self.released = False
 
     @property
@@ -108,6 +107,14 @@ class Call:
         """The hidden calls of each step that an output's call belongs with."""
         return [self.below, *self.later]
 
+    def is_lost(self, collector: Collector) -> bool:
+        """Return whether the graph is used up, or ends at parameters that this pass has not.
+
+        Args:
+            collector: Of the pass that is going on.
+        """
+        return self.released or (self.collector is not collector and bool(self.collector.stand_ins))
+
     def is_link(self, index: int) -> bool:
         """Return whether a value is kept as a tensor of its shape and graph, without its memory."""
         return self.links and index > 0
@@ -116,7 +123,6 @@ class Call:
         """Forget the layer's own graph, which a backward pass has used up."""
         if self.released:
             return
-        self.sizes = [value.shape for value in self.values]
         self.values, self.spikes, self.released = (), None, True
         self.below, self.later = {}, []
         self.passage = None

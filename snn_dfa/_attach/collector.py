@@ -51,11 +51,15 @@ class Collector:
     def __init__(self, core: Core, parameters: Sequence[Tensor]) -> None:
         self.core = core
         self.parameters = tuple(parameters)
-        self.known = {id(p) for p in parameters}
+        #: By identity of a parameter that was made of others, the leaf in its place in a pass.
+        self.stand_ins = {id(p): p.detach().requires_grad_() for p in parameters if not p.is_leaf}
+        self._leaves = [self.stand_ins.get(id(p), p) for p in parameters]
+        self.known = {id(leaf) for leaf in self._leaves}
         me = self._me = weakref.ref(self)  # the graph holds the collector by its ports alone
         self.deliver: Tensor = Deliver.apply(me, core.leaf, *parameters)
         self.gather: Tensor = Gather.apply(me, core.leaf)
-        self.bridged = False  # a part of the graph is passed by itself, and then with the rest
+        # Whether a part of the graph is passed by itself, and then with the rest.
+        self.bridged = bool(self.stand_ins)
         self._task, self._partial, self._alone = -1, False, False
         self._silenced: list[tuple[dict[int, Any], dict[int, Any]]] = []
         self._replays: list[tuple[Tensor, Tensor]] = []
@@ -114,7 +118,7 @@ class Collector:
         # Parameters that come and go, as those of a network in shards, are accumulated where they
         # are, inside the pass, since hooks around it count on that.
         inside = [] if self._partial else [t for t in others if isinstance(t, nn.Parameter)]
-        run = Run(self.core, [*self.parameters, *others], inside)
+        run = Run(self.core, [*self._leaves, *others], inside)
         results = run.gradients(arrived, keep=keep, twice=keep or self.bridged)
         replays, self._replays = self._replays, []
         if replays:
@@ -206,6 +210,8 @@ class Run:
             while roots := _roots([a for a in arrived if a[0].layer is None]):
                 # Through what lies between the layers and what the network has returned, which
                 # may be a value that has left it, come in and left again.
+                for value, _ in roots if core.paths.tracing else ():
+                    core.paths.note_read(value, core.entry.mine)
                 self.losses = [a for a in arrived if a[0].layer is not None]
                 *found, _ = gradients(roots, [*self._at, core.leaf], keep=True)
                 pairs = zip(self._at, found, strict=True)

@@ -80,6 +80,8 @@ class Core:
         self._kinds: list[tuple[int, torch.dtype, torch.device]] | None = None
         self.entry = Entry(self)
         self.collector: Collector
+        self.leaf: Tensor
+        self.trap: Tensor
         self.bind(parameters)
 
     @property
@@ -97,16 +99,19 @@ class Core:
         kinds = [(id(p), p.dtype, p.device) for p in parameters]
         if kinds == self._kinds:
             return
-        self._kinds = kinds
+        first, self._kinds = self._kinds is None, kinds
         # First let go of the nodes that autograd has for the old ones: it keeps one for each
         # parameter, of the dtype that the parameter had.
         self.__dict__.pop("collector", None)
         device = parameters[0].device if parameters else torch.device("cpu")
         # Two leaves: ports lead to the first, and are passed where it is asked for. What a layer
-        # learns through and is no parameter leads to the second.
-        self.leaf, self.trap = (
-            torch.zeros((), dtype=torch.float32, device=device, requires_grad=True) for _ in "12"
-        )
+        # learns through and is no parameter leads to the second. Passes with other parameters have
+        # the same, since one loss may read them all.
+        if first or self.leaf.device != device:
+            self.leaf, self.trap = (
+                torch.zeros((), dtype=torch.float32, device=device, requires_grad=True)
+                for _ in "12"
+            )
         self.collector = Collector(self, parameters)
 
     def book(self) -> Notes | None:
@@ -160,9 +165,6 @@ class Core:
 
     def leave_network(self, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return what the network returns by a port, so that the loss passes no layer's insides."""
-        if self.paths.tracing:
-            for value in values:
-                self.paths.note_returned(value, self.entry.mine)
         number = next(self._numbers)
         call = Call(None, values, None, len(values), True, True, self.collector, number)
         return self._port(call, values)

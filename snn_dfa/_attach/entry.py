@@ -88,7 +88,7 @@ class Entry:
         if original is not None:
             node: Any = value.grad_fn
             self._go_on(node.call)
-            hooked = value._backward_hooks and not node.call.released
+            hooked = value._backward_hooks and not node.call.is_lost(self._core.collector)
             return self._with_hooks(layer, value) if hooked else original
         return self._enter_made(layer, value)
 
@@ -121,7 +121,10 @@ class Entry:
             of = node.call.layer
             if of == layer or of is None:
                 self._go_on(node.call)
-                own[node, index] = self._original(layer, node, index)
+                if node.call.is_lost(self._core.collector):
+                    return self._stale(value)
+                original = node.call.values[index]
+                own[node, index] = original if of == layer else self.enter(layer, original)
             else:
                 self.taken.add(of)
                 self.read.setdefault(of, set()).add(node.call.number)
@@ -189,9 +192,8 @@ class Entry:
         node: Any = value.grad_fn
         if type(node) is not PORT or node.call.layer != layer or not self.mine(node):
             return None
-        if node.call.released:
-            stale: Tensor = Stale.apply([value], self._core.trap)
-            return stale
+        if node.call.is_lost(self._core.collector):
+            return self._stale(value)
         original: Tensor = node.call.values[value.output_nr]
         if node.call.is_link(value.output_nr):
             relinked: Tensor = Relink.apply([value], original)
@@ -201,9 +203,13 @@ class Entry:
     def link(self, layer: str, value: Tensor) -> Tensor | None:
         """Return the graph of a state that comes back, where it is kept without its value."""
         node: Any = value.grad_fn
-        if type(node) is not PORT or node.call.layer != layer or node.call.released:
+        if type(node) is not PORT or node.call.layer != layer:
             return None
-        if not node.call.is_link(value.output_nr) or not self.mine(node):
+        if (
+            node.call.is_lost(self._core.collector)
+            or not node.call.is_link(value.output_nr)
+            or not self.mine(node)
+        ):
             return None
         self._go_on(node.call)
         if value._backward_hooks:
@@ -238,13 +244,9 @@ class Entry:
             call.spikes = hooked
         return hooked
 
-    def _original(self, layer: str, node: Any, index: int) -> Tensor:
-        if node.call.released:
-            lost = torch.zeros((), device=self._core.leaf.device).expand(node.call.sizes[index])
-            stale: Tensor = Stale.apply([lost], self._core.trap)
-            return stale
-        original: Tensor = node.call.values[index]
-        return original if node.call.layer == layer else self.enter(layer, original)
+    def _stale(self, value: Tensor) -> Tensor:
+        stale: Tensor = Stale.apply([value], self._core.trap)
+        return stale
 
     def _go_on(self, earlier: Call) -> None:
         """Note that the call goes on from an earlier one's values."""

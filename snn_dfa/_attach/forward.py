@@ -27,6 +27,7 @@ from snn_dfa._attach.step import Inputs, step_of
 from snn_dfa._attach.tensors import map_tensors
 from snn_dfa._attach.ways import Passage
 from snn_dfa._distributed import States, runs_distributed
+from snn_dfa.errors import ExportError
 
 __all__ = ["Credit", "LayerForward", "NetworkForward", "is_attached", "parameters_of"]
 
@@ -51,6 +52,10 @@ class Credit(Protocol):
         """Return the layer's values with the graph that it learns by."""
 
 
+class _NoCodeError(ExportError, AttributeError):
+    """What ``torch.export`` and ``torch.jit.script`` look for in a method is not there."""
+
+
 class Forward:
     """An object in place of a module's ``forward``; in a copy of the module it is the plain one."""
 
@@ -66,6 +71,9 @@ class Forward:
             del self.module.forward
             if self._had:
                 self.module.forward = self.plain
+
+    def __getattr__(self, name: str) -> Any:
+        raise _NoCodeError(f"forward has no {name!r}: {messages.exported()}")
 
     def __reduce__(self) -> Any:
         return _plain, (self.module,)
@@ -358,6 +366,7 @@ class NetworkForward(Forward):
         super().__init__(net, core)
         self._states, self._weights = states, weights
         self._parameters = parameters_of(net)
+        self._stores: list[dict[str, Any]] = [m._parameters for m in net.modules()]
 
     @partial(eager, recursive=False)
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -385,12 +394,18 @@ class NetworkForward(Forward):
         if learns:
             if core.sends_nothing and runs_distributed():
                 raise messages.shallow_distributed()
+            if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+                raise ExportError(messages.exported())
             core.bind(self._parameters())
         since = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
         before = core.begin(repeats=again)
+        made: list[Held] = []
         if learns:
             args, kwargs = map_tensors(self._enter, args), map_tensors(self._enter, kwargs)
-        return args, kwargs, since, before
+            made = self._made_parameters(core.collector.stand_ins)
+            for store, key, _, leaf in made:
+                store[key] = leaf
+        return args, kwargs, since, (before, made)
 
     @eager
     def _end(self) -> None:
@@ -398,7 +413,24 @@ class NetworkForward(Forward):
 
     @eager
     def _restore(self, before: Any) -> None:
+        before, made = before
+        for store, key, parameter, _ in made:
+            store[key] = parameter
         self.core.restore(before)
+
+    def _made_parameters(self, leaves: Mapping[int, Tensor]) -> list[Held]:
+        """Return the parameters that were made of others, as by ``functional_call``, with leaves.
+
+        In the pass a leaf stands for each, so that no layer's graph goes on into what made it.
+        """
+        if not leaves:
+            return []
+        return [
+            (store, key, p, leaves[id(p)])
+            for store in self._stores
+            for key, p in store.items()
+            if id(p) in leaves
+        ]
 
     def _enter(self, t: Tensor) -> Tensor:
         if t.grad_fn is None:

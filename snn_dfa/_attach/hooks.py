@@ -74,17 +74,10 @@ def sweep(net: nn.Module) -> None:
             for key in [k for k, hook in getattr(module, hooks).items() if hook is _inert]:
                 del getattr(module, hooks)[key]
                 getattr(module, f"{hooks}_with_kwargs").pop(key, None)
-                if hooks == "_forward_hooks":
-                    module._forward_hooks_always_called.pop(key, None)
 
 
 def place(
-    module: nn.Module,
-    before: Before | None,
-    after: After | None = None,
-    *,
-    always: bool = False,
-    first: bool = False,
+    module: nn.Module, before: Before | None, after: After | None = None
 ) -> list[RemovableHandle]:
     """Put functions around the calls of a module.
 
@@ -92,16 +85,14 @@ def place(
         module: The module.
         before: Called before it.
         after: Called after it.
-        always: ``after`` is called after exceptions, too.
-        first: ``before`` is called before all others.
     """
     handles = []
     if before is not None:
         hook = _Hook(lambda _, args, kwargs: before(args, kwargs))
-        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True, prepend=first))
+        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
     if after is not None:
         hook = _Hook(lambda _, args, output: after(output))
-        handles.append(module.register_forward_hook(hook, always_call=always))
+        handles.append(module.register_forward_hook(hook))
     return handles
 
 

@@ -11,6 +11,7 @@ from snn_dfa.errors import AttachError, FeedbackError
 __all__ = [
     "called_late",
     "changed",
+    "exported",
     "heads",
     "hooked",
     "other_steps",
@@ -31,9 +32,11 @@ def out_of_step(hidden: str, output: str | None, calls: Mapping[str, int]) -> st
         f"it with output=...; all hidden layers must be called equally often then. Does each layer "
         f"run all steps before the next layer begins? Name the modules that return whole "
         f"sequences, hidden=[...]. Is {output!r} not the output of the network? Name the "
-        f"output, output=..., and the hidden layers that are called as often, hidden=[...]. Does "
-        f"the network call one neuron for several layers? Give each layer a neuron of its own. "
-        f"Did an exception stop the last forward pass? Then call the network again"
+        f"output, output=..., and the hidden layers that are called as often, hidden=[...]. Is "
+        f"{hidden!r} not called at some steps? Name the other hidden layers, hidden=[...]; "
+        f"{hidden!r} then learns with the layer after it. Does the network call one neuron for "
+        f"several layers? Give each layer a neuron of its own. Did an exception stop the last "
+        f"forward pass? Then call the network again"
     )
 
 
@@ -159,6 +162,14 @@ def functional_weight(layer: str) -> AttachError:
         f"rule='fa': a function uses the weight of layer {layer!r}, and its error would go "
         f"through the transposed weight; expected the layer alone to use its weight; call the "
         f"layer, or use another rule"
+    )
+
+
+def exported() -> str:
+    """Say that a network is exported while DFA is attached."""
+    return (
+        "torch.export, torch.jit and torch.onnx do not know what DFA puts in place of forward; "
+        "expected the plain network; call dfa.remove() first, and DFA(net) again after it"
     )
 
 

@@ -22,7 +22,7 @@ __all__ = ["Paths"]
 
 
 def _own_step(x: Inflow, name: str, module: Any, shape: tuple[int, ...]) -> Inflow:
-    if isinstance(module, nn.Linear) and shape[-1] != module.weight.shape[1]:
+    if isinstance(module, nn.Linear) and shape[-1] != module.in_features:
         raise NotLinearError(f"the transpose of {name!r}")  # weights that are tied
     return own_step(x, name, module, shape)
 
@@ -46,8 +46,8 @@ class Paths:
         self._layers = layers
         self._found: dict[str, set[tuple[tuple[str, ...], str]]] = {}
         self._looked_for: set[str] = set()
-        self._leading: set[str] = set()  # layers with weights from which a path leads to a layer
-        self._heads: dict[str, str] = {}
+        #: First layer with weights after a layer, by which the loss reads it -> that layer.
+        self.heads: dict[str, str] = {}
         self._inflows: dict[str, Inflow] = {}
         #: Layer without an inflow -> why it has none, and the layers that it was made of.
         self._unknown: dict[str, tuple[str, list[str]]] = {}
@@ -64,7 +64,6 @@ class Paths:
             if source != layer:
                 if layer in self._synapses():  # a readout
                     weights = (*weights[:1], layer)
-                self._leading.update(weights)
                 self._found.setdefault(source, set()).add((weights, layer))
         self._note_inflow(layer, value, mine)
 
@@ -102,16 +101,11 @@ class Paths:
         if any(not name.startswith(("recurrent", "neuron.recurrent")) for name in inside):
             raise NotLinearError(type(module).__name__)
 
-    def note_returned(self, value: Tensor, mine: Callable[[Any], bool]) -> None:
-        """Note where a value was made that the network returns."""
+    def note_read(self, value: Tensor, mine: Callable[[Any], bool]) -> None:
+        """Note where a value was made that the network returned and the loss reads."""
         for source, weights in self.sources(value, mine):
             if weights:
-                self._heads[weights[0]] = source
-
-    @property
-    def heads(self) -> dict[str, str]:
-        """First layer with weights after a layer -> that layer, where no path goes on to one."""
-        return {name: of for name, of in self._heads.items() if name not in self._leading}
+                self.heads[weights[0]] = source
 
     def sources(
         self, value: Tensor, mine: Callable[[Any], bool]

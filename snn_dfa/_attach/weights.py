@@ -144,7 +144,7 @@ def own_step(x: Inflow, name: str, module: Any, shape: tuple[int, ...] | None = 
     """
     if isinstance(module, nn.Linear):
         return stand_in.weigh(x, name)
-    dims = module.weight.dim() - 1
+    dims = len(module.kernel_size) + 1  # a weight that is computed would change by being read
 
     def convolved(value: Tensor, v: Tensor) -> Tensor:
         value = value if shape is None else value.reshape(-1, *shape[-dims:])

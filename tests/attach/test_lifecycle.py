@@ -4,6 +4,7 @@ import copy
 import gc
 import io
 import pickle
+import warnings
 import weakref
 
 import pytest
@@ -13,7 +14,7 @@ from problems import NETWORKS, problem
 from small_net import equal, gradients, hooks_left, run, small
 from torch import nn
 
-from snn_dfa import DFA, AttachError, reset
+from snn_dfa import DFA, AttachError, ExportError, reset
 from snn_dfa._attach.forward import is_attached
 
 
@@ -242,3 +243,14 @@ def test_a_network_that_was_reset_can_be_copied(credit):
         assert all(p.grad is not None for p in net.parameters())
         twin = copy.deepcopy(net)
     assert equal(list(twin.parameters()), list(net.parameters()))
+
+
+def test_an_export_while_attached_is_an_error_that_says_what_to_do():
+    net = nn.Sequential(nn.Linear(4, 8), snn.Leaky(0.9), nn.Linear(8, 2), snn.Leaky(0.9))
+    with DFA(net, hidden="1", output="2"):
+        with warnings.catch_warnings(), pytest.raises(ExportError, match=r"dfa.remove\(\) first"):
+            warnings.simplefilter("ignore", FutureWarning)  # of newer versions of torch
+            torch.jit.trace(net, torch.rand(3, 4))
+        with pytest.raises(ExportError, match=r"'__code__'.*dfa.remove\(\) first"):
+            net.forward.__code__  # noqa: B018  # torch.export and torch.jit.script read it
+        assert not hasattr(net.forward, "__code__")

@@ -1,5 +1,6 @@
 """Programs of the kinds that people write, one by one: the gradient of the same program written plainly."""
 
+import copy
 import dataclasses
 import subprocess
 import sys
@@ -434,7 +435,8 @@ def test_a_loss_on_a_value_between_two_layers_is_an_error_or_right(changed):
     net = Returned()
     with DFA(net, output="lif2"):
         out, currents = net(X)
-        (out.square().sum() + currents.square().sum()).backward()
+        with pytest.warns(UserWarning, match="reads layer 'lif1' through 'fc2'"):
+            (out.square().sum() + currents.square().sum()).backward()
     assert_alike({n: p.grad for n, p in net.named_parameters()}, got)
 
 
@@ -800,3 +802,56 @@ def test_a_bias_with_a_dimension_of_its_own():
     assert rows["bias"].shape == (1, 8)
     assert flat["bias"].any()
     torch.testing.assert_close(rows["bias"][0], flat["bias"])
+
+
+@pytest.mark.parametrize("made", [lambda p: p - 0.01, lambda p: 1.0 * p, lambda p: p.view_as(p)])
+def test_parameters_that_were_made_of_others(made):
+    """``functional_call``, as in meta-learning: the gradient is that at what was made, once."""
+    net = Net()
+    given = dict(net.named_parameters())
+
+    def train(parameters):
+        out = torch.func.functional_call(net, parameters, (X,))
+        return (out - 1).square().sum()
+
+    with DFA(net):
+        leaves = {name: made(p).detach().requires_grad_() for name, p in given.items()}
+        train(leaves).backward()
+        fast = {name: made(p) for name, p in given.items()}
+        asked = torch.autograd.grad(train(fast), list(fast.values()), retain_graph=True)
+        wanted = [leaf.grad for leaf in leaves.values()]
+        torch.testing.assert_close(list(asked), wanted)
+        train(fast).backward(retain_graph=True)
+        assert all(type(p) is nn.Parameter for p in net.parameters())
+        scale = made(torch.ones(1)) - made(torch.zeros(1))
+        for p, gradient in zip(given.values(), wanted, strict=True):
+            torch.testing.assert_close(p.grad, scale * gradient)
+        net.zero_grad()
+        (train(fast) + train(given) + train({n: made(p) for n, p in given.items()})).backward()
+        plainly = torch.autograd.grad(train(given), list(given.values()))
+        for p, one, two in zip(given.values(), wanted, plainly, strict=True):
+            torch.testing.assert_close(p.grad, 2 * scale * one + two)
+
+
+def test_a_parameter_that_was_made_of_another_one_that_learns():
+    net = Net()
+    net.scores = nn.Parameter(torch.rand(8, 4, generator=torch.Generator().manual_seed(1)))
+    weight = net.fc1.weight
+    with DFA(net):
+        out = torch.func.functional_call(net, {"fc1.weight": weight.detach() * net.scores}, (X,))
+        out.square().sum().backward()
+        got = net.scores.grad
+        with torch.no_grad():
+            weight *= net.scores
+        net(X).square().sum().backward()
+        torch.testing.assert_close(got, weight.grad * (weight / net.scores).detach())
+
+
+def test_a_weight_that_each_reading_changes():
+    """Spectral normalisation takes a step with each use while it trains."""
+    net = Net()
+    nn.utils.parametrizations.spectral_norm(net.fc2)
+    twin = copy.deepcopy(net)
+    with DFA(twin, output="lif2"):
+        for _ in range(2):
+            assert torch.equal(twin(X), net(X))
