@@ -27,7 +27,7 @@ _NAMES = {
     "kolen-pollack": 'a learned matrix a layer, `feedback="kolen-pollack"`',
     "linear": "linear network alone, `WeightMirror(by_sample=0)`",
     "by-sample": "each neuron's own gate, `WeightMirror(by_sample=1)`",
-    "fa": 'layer by layer with learned factors, `rule="fa"`',
+    "fa": 'layer by layer, `rule="fa"` with learned factors',
     "bptt": "back-propagation through time",
     "shallow": "output layer alone",
 }
@@ -49,7 +49,7 @@ def _rule(row: Mapping[str, Any]) -> tuple[str, ...]:
     last = row["diagnostics"][-1]["gradient_angles"] if row["diagnostics"] else {}
     angles = [f"{angle:.0f}" for angle in list(last.values())[:-1] if math.isfinite(angle)]
     return (
-        row["name"] + " \\*" * ("earlier" in row),
+        row["name"] + "\\*" * ("earlier" in row),
         f"{100 * row['test_accuracy']:.2f} %",
         f"{row['kept_megabytes']:.1f}",
         f"{row['peak_megabytes']:.0f}",
@@ -78,10 +78,10 @@ def seeds(found: Any) -> str:
 def angles(found: Any) -> str:
     """Return the angles of ``benchmarks/angles.py``, as means over seeds."""
     epochs = len(next(iter(found.values()))[0]) - 1
-    head = ("rule", "at the start", *(f"after epoch {n}" for n in range(1, epochs + 1)))
+    head = ("rule", "start", *(f"epoch {n}" for n in range(1, epochs + 1)))
     rows = (
         (
-            _NAMES[rule],
+            _NAMES[rule].split(", `")[0],
             *(
                 ", ".join(f"{fmean(layer):.0f}" for layer in zip(*each, strict=True))
                 for each in zip(*runs, strict=True)
@@ -95,7 +95,7 @@ def angles(found: Any) -> str:
 def learned_cost(found: Any) -> str:
     """Return the times of ``benchmarks/learned_cost.py``, as shares of fixed feedback's."""
     rules = list(next(iter(found["ms"].values())))
-    names = [_NAMES[rule].split(",")[0] for rule in rules]
+    names = [_NAMES[rule].split(", `")[0] for rule in rules]
     rows = (
         (network, *(f"{ms[rule] / ms['fixed']:.2f}" for rule in rules if rule != "fixed"))
         for network, ms in found["ms"].items()
