@@ -16,14 +16,13 @@ each run after each epoch, and goes on from there.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
+import seeds
 import snntorch as snn
 import torch
 from learning import attach
@@ -68,7 +67,7 @@ def network(width: int, side: int) -> nn.Module:
 
 
 def accuracy_on(net: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Return the share of images whose class has most spikes."""
+    """Return the percentage of images whose class has most spikes."""
     net.eval()
     with torch.no_grad():
         counts = [net(part.expand(STEPS, *part.shape)).sum(0) for part in x.split(250)]
@@ -100,7 +99,7 @@ def save(saved: Path | None, parts: Sequence[Any], course: list[float]) -> None:
 def run(
     rule: str, seed: int, epochs: int, width: int, data: dict[str, Tensor], keep: Path | None
 ) -> float:
-    """Train with one rule; return the accuracy on the test images."""
+    """Train with one rule; return the accuracy on the test images in percent."""
     torch.manual_seed(seed)
     x, y = data["x_train"], data["y_train"]
     net = network(width, x.shape[-1])
@@ -130,27 +129,17 @@ def run(
 
 def main() -> None:
     """Print accuracies on the test images, and write them where ``--json`` says."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = seeds.parser(__doc__, RULES, seeds=1, epochs=6)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--rules", default=",".join(RULES))
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--whole", action="store_true", help="all pixels")
     parser.add_argument("--keep", type=Path, help="folder in which runs are saved, and go on")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    data = images(options.file, whole=options.whole)
-    found: dict[str, list[float]] = {}
-    for rule in options.rules.split(","):
-        for seed in range(options.seeds):
-            accuracy = run(rule, seed, options.epochs, options.width, data, options.keep)
-            found.setdefault(rule, []).append(round(accuracy, 2))
-        each = found[rule]
-        print(f"{rule}: mean {fmean(each):.2f}, worst {min(each):.2f}, {len(each)} seeds")
-    if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    data = images(args.file, whole=args.whole)
+    seeds.over_seeds(
+        args, lambda rule, seed: run(rule, seed, args.epochs, args.width, data, args.keep)
+    )
 
 
 if __name__ == "__main__":

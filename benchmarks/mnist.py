@@ -13,12 +13,9 @@ does not have it. A run takes about a minute on one core.
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
 from pathlib import Path
-from statistics import fmean
 
+import seeds
 import snntorch as snn
 import torch
 from learning import attach
@@ -49,14 +46,14 @@ def network() -> nn.Module:
 
 
 def accuracy_on(net: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Return the share of images whose class has most spikes."""
+    """Return the percentage of images whose class has most spikes."""
     with torch.no_grad():
         counts = [net(part.expand(STEPS, -1, -1))[0].sum(0) for part in x.split(1000)]
-    return (torch.cat(counts).argmax(1) == y).float().mean().item()
+    return 100 * (torch.cat(counts).argmax(1) == y).float().mean().item()
 
 
 def run(rule: str, seed: int, epochs: int, root: Path) -> float:
-    """Train with one rule; return the accuracy on the test images."""
+    """Train with one rule; return the accuracy on the test images in percent."""
     torch.manual_seed(seed)
     x, y = images(root, train=True)
     net = network()
@@ -74,24 +71,10 @@ def run(rule: str, seed: int, epochs: int, root: Path) -> float:
 
 def main() -> None:
     """Print each run, and the mean and the worst of the seeds."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = seeds.parser(__doc__, RULES, seeds=3, epochs=1)
     parser.add_argument("--data-root", type=Path, required=True)
-    parser.add_argument("--rules", default=",".join(RULES))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write the accuracies into this file")
     args = parser.parse_args()
-    found: dict[str, list[float]] = {}
-    for rule in args.rules.split(","):
-        for seed in range(args.seeds):
-            started = time.perf_counter()
-            right = run(rule, seed, args.epochs, args.data_root)
-            found.setdefault(rule, []).append(right)
-            seconds = time.perf_counter() - started
-            print(f"{rule}, seed {seed}: {right:.2%} in {seconds:.0f} s", flush=True)
-        print(f"{rule}: mean {fmean(found[rule]):.2%}, worst {min(found[rule]):.2%}", flush=True)
-    if args.json:
-        args.json.write_text(json.dumps({"epochs": args.epochs, "accuracy": found}) + "\n")
+    seeds.over_seeds(args, lambda rule, seed: run(rule, seed, args.epochs, args.data_root))
 
 
 if __name__ == "__main__":

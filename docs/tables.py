@@ -1,0 +1,155 @@
+"""Fill the tables of the pages from the files of numbers that scripts and commands wrote.
+
+    python docs/tables.py
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``. `TABLES` has the file
+and the function of each name. A page says beside its table which command wrote the file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+__all__ = ["PAGES", "TABLES", "filled", "main"]
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("docs/rules.md", "docs/learning.md", "benchmarks/README.md")
+#: What rules are called in the tables of benchmarks.
+_NAMES = {
+    "dfa": "DFA in one line, `DFA(net, optimizer=optimizer)`",
+    "fixed": "DFA with fixed feedback, `DFA(net)`",
+    "kolen-pollack": 'a learned matrix a layer, `feedback="kolen-pollack"`',
+    "linear": "linear network alone, `WeightMirror(by_sample=0)`",
+    "by-sample": "each neuron's own gate, `WeightMirror(by_sample=1)`",
+    "fa": 'layer by layer, `rule="fa"` with learned factors',
+    "bptt": "back-propagation through time",
+    "shallow": "output layer alone",
+}
+
+
+def _table(head: Sequence[str], align: str, rows: Iterable[Sequence[str]]) -> str:
+    """Return a table; ``align`` has ``l`` or ``r`` for each column."""
+    rule = ["---:" if side == "r" else "---" for side in align]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
+
+
+def rules(found: Any) -> str:
+    """Return accuracy, memory and angles of ``snn-dfa rules``."""
+    head = ("rule", "test accuracy", "kept, MB", "peak, MB", "angle to back-propagation, degrees")
+    return _table(head, "lrrrl", (_rule(row) for row in found["rows"]))
+
+
+def _rule(row: Mapping[str, Any]) -> tuple[str, ...]:
+    last = row["diagnostics"][-1]["gradient_angles"] if row["diagnostics"] else {}
+    angles = [f"{angle:.0f}" for angle in list(last.values())[:-1] if math.isfinite(angle)]
+    return (
+        row["name"] + "\\*" * ("earlier" in row),
+        f"{100 * row['test_accuracy']:.2f} %",
+        f"{row['kept_megabytes']:.1f}",
+        f"{row['peak_megabytes']:.0f}",
+        ", ".join(angles) or "-",
+    )
+
+
+def ladder(found: Any) -> str:
+    """Return the test accuracy of each rung of ``snn-dfa ladder``."""
+    rows = ((r["name"], f"{100 * r['test_accuracy']:.2f} %") for r in found["rungs"])
+    return _table(("change", "test accuracy"), "lr", rows)
+
+
+def seeds(found: Any) -> str:
+    """Return the accuracy of each seed, and mean and worst of a rule."""
+    count = max(map(len, found["accuracy"].values()))
+    head = ("test accuracy, %", *(f"seed {seed}" for seed in range(count)), "mean", "worst")
+    rows = []
+    for rule, each in found["accuracy"].items():
+        cells = [f"{accuracy:g}" for accuracy in each] + [""] * (count - len(each))
+        digits = max(len(cell.partition(".")[2]) for cell in cells)
+        rows.append((_NAMES[rule], *cells, f"{fmean(each):.{digits}f}", f"{min(each):g}"))
+    return _table(head, "l" + "r" * (count + 2), rows)
+
+
+def angles(found: Any) -> str:
+    """Return the angles of ``benchmarks/angles.py``, as means over seeds."""
+    epochs = len(next(iter(found.values()))[0]) - 1
+    head = ("rule", "start", *(f"epoch {n}" for n in range(1, epochs + 1)))
+    rows = (
+        (
+            _NAMES[rule].split(", `")[0],
+            *(
+                ", ".join(f"{fmean(layer):.0f}" for layer in zip(*each, strict=True))
+                for each in zip(*runs, strict=True)
+            ),
+        )
+        for rule, runs in found.items()
+    )
+    return _table(head, "l" * len(head), rows)
+
+
+def learned_cost(found: Any) -> str:
+    """Return the times of ``benchmarks/learned_cost.py``, as shares of fixed feedback's."""
+    rules = list(next(iter(found["ms"].values())))
+    names = [_NAMES[rule].split(", `")[0] for rule in rules]
+    rows = (
+        (network, *(f"{ms[rule] / ms['fixed']:.2f}" for rule in rules if rule != "fixed"))
+        for network, ms in found["ms"].items()
+    )
+    head = ("network", *(n for n, rule in zip(names, rules, strict=True) if rule != "fixed"))
+    return _table(head, "l" + "r" * (len(head) - 1), rows)
+
+
+def gates(found: Any) -> str:
+    """Return what shares of a neuron's own gate reach in ``benchmarks/learning.py``."""
+    rules = ("linear", "dfa", "by-sample", "bptt")
+    tests: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for run in found:
+        if run["rate"] == 1e-3:
+            network = tests.setdefault((run["network"], run["loss"]), {})
+            network.setdefault(run["rule"], []).append(run["test"])
+    rows = (
+        (name, loss, *(f"{fmean(its[rule]):.1f}" if rule in its else "" for rule in rules))
+        for (name, loss), its in tests.items()
+        if "by-sample" in its
+    )
+    head = ("network", "loss on", *(f"`by_sample={share}`" for share in ("0", "0.5", "1")))
+    return _table((*head, "back-propagation"), "llrrrr", rows)
+
+
+#: Name of a table to the file that it is made from, and by what.
+TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "rules": ("docs/rules/rules.json", rules),
+    "ladder": ("docs/ladder/ladder.json", ladder),
+    "mnist": ("benchmarks/results/mnist.json", seeds),
+    "deep_convolutions": ("benchmarks/results/deep_convolutions.json", seeds),
+    "angles": ("benchmarks/results/angles.json", angles),
+    "gates": ("benchmarks/results/learning.json", gates),
+    "learned_cost": ("benchmarks/results/learned_cost.json", learned_cost),
+}
+
+
+def filled(page: str) -> str:
+    """Return the page with its tables as their files have them."""
+
+    def made(match: re.Match[str]) -> str:
+        file, make = TABLES[match["name"]]
+        return f"{match['start']}\n{make(json.loads((ROOT / file).read_text()))}\n{match['end']}"
+
+    pattern = r"(?P<start><!-- table: (?P<name>\w+) -->\n).*?(?P<end>\n<!-- end of table -->)"
+    return re.sub(pattern, made, page, flags=re.S)
+
+
+def main() -> None:
+    """Fill the tables of all pages."""
+    for name in PAGES:
+        page = ROOT / name
+        page.write_text(filled(page.read_text()))
+
+
+if __name__ == "__main__":
+    main()
