@@ -131,6 +131,10 @@ class Step:
         self._names = ("spk", *kind.states) if kind.recurrent else kind.states
         self._known: tuple[Any, Surrogate | None] = (None, None)
         self._gains: list[Tensor] = []
+        #: The numbers of ``Lapicque``'s circuit, and what came of them.
+        self._circuit: tuple[Any, Any] = (None, None)
+        #: What constants for a kernel were last made of, and those.
+        self._last: tuple[Any, Constants | None] = (None, None)
 
     def inputs(self, args: Sequence[Any], book: Book | None = None) -> Inputs | None:
         """Return what :meth:`compute` takes, as things are now; ``recurrent`` has the spikes.
@@ -181,19 +185,30 @@ class Step:
         self, form: Form, decays: Sequence[Tensor], threshold: Tensor, graded: Tensor
     ) -> Constants | None:
         """Return the numbers for a kernel; ``None`` if neurons differ, or there is no kernel."""
+        parts = (*decays, threshold, graded)
         slope = inline_form(form.surrogate)
-        if not slope[0] or any([t.dim() or t.requires_grad for t in (*decays, threshold, graded)]):
+        if not slope[0] or any([t.dim() or t.requires_grad for t in parts]):
             return None
-        numbers, gain = [decay.item() for decay in decays], 1.0
-        if self._kind.decays:
-            numbers = [min(max(number, 0.0), 1.0) for number in numbers]
+        gain = 1.0
         if len(self._gains) == 1 and not self._gains[0].dim():
             gain = self._gains.pop().item()
-        alpha = numbers[0] if len(numbers) == 2 else None
+        delayed = bool(getattr(self._neuron, "reset_delay", True))
+        now = (slope, form.reset, gain, delayed, *[t.item() for t in parts])
+        if now != self._last[0]:
+            self._last = now, self._numbers(*now)
+        return self._last[1]
+
+    def _numbers(
+        self, slope: tuple[str, float], reset: str, gain: float, delayed: bool, *numbers: float
+    ) -> Constants:
+        """Return the same from numbers: decays, threshold and the size of a spike."""
+        *decays, threshold, graded = numbers
+        if self._kind.decays:
+            decays = [min(max(decay, 0.0), 1.0) for decay in decays]
+        alpha = decays[0] if len(decays) == 2 else None
         return Constants(
-            numbers[-1], threshold.item(), graded.item(), form.reset, slope, gain,
-            bool(getattr(self._neuron, "reset_delay", True)), alpha=alpha,
-        )  # fmt: skip
+            decays[-1], threshold, graded, reset, slope, gain, delayed, alpha=alpha
+        )
 
     def _is_for_kernels(self) -> bool:
         """Return whether a kernel alone has the formula."""
@@ -272,7 +287,11 @@ class Step:
         if self._kind.decays:
             return [self._constant(name) for name in self._kind.decays]
         parts = [self._constant(name) for name in ("R", "C", "time_step")]
-        self._gains, decay = _circuit(*parts)
+        now = [(t.item(), t.dtype) for t in parts if type(t) is Tensor and _is_number(t)]
+        if len(now) < len(parts) or now != self._circuit[0]:
+            self._circuit = now, _circuit(*parts)
+        gains, decay = self._circuit[1]
+        self._gains = list(gains)
         return [decay]
 
     def _surrogate(self) -> Surrogate | None:
@@ -336,9 +355,12 @@ def _fits(recurrent: Tensor | None, current: Tensor) -> bool:
 
 
 def _is_one(factor: Tensor) -> bool:
-    if factor.requires_grad or factor.dim() or factor.device.type != "cpu":
-        return False  # a number of another device would have to be waited for
-    return factor.item() == 1
+    return _is_number(factor) and factor.item() == 1
+
+
+def _is_number(t: Tensor) -> bool:
+    """Return whether a tensor is one number, which need not be waited for as on another device."""
+    return not (t.requires_grad or t.dim()) and t.device.type == "cpu"
 
 
 def _circuit(r: Any, c: Any, step: Any) -> tuple[list[Tensor], Tensor | None]:

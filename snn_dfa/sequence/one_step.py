@@ -68,13 +68,13 @@ def step(
     recurrent = None if recurrent is None else recurrent.contiguous()
     counter = None if counter is None else counter.contiguous()
     counted = None if counter is None else torch.empty_like(counter)
-    spk, margin, late, *new = out = [torch.empty_like(current) for _ in range(3 + len(states))]
-    at, at_new = ([each.data_ptr() for each in some] for some in (states, new))
-    _forward(_kind(of), current.dtype == torch.float32)(
+    spk, margin, late, *new = [torch.empty_like(current) for _ in range(3 + len(states))]
+    at, at_new = [each.data_ptr() for each in states], [each.data_ptr() for each in new]
+    kernel, numbers = _forward_of(of, current.dtype == torch.float32)
+    kernel(
         current.numel(), current.data_ptr(), of.gain, *_optional(recurrent), at[0], at[-1],
-        _optional(counter)[0], of.refractory, of.alpha or 0.0, of.beta, of.threshold, of.graded,
-        *_flags(of), *[t.data_ptr() for t in out[:3]], at_new[0], at_new[-1],
-        _optional(counted)[0],
+        _optional(counter)[0], *numbers, spk.data_ptr(), margin.data_ptr(), late.data_ptr(),
+        at_new[0], at_new[-1], _optional(counted)[0],
     )  # fmt: skip
     return spk, new, margin, late, counted
 
@@ -97,19 +97,16 @@ def step_back(
         at_states: Those at the states, if any.
         of: Of the neuron.
     """
-    slope, steepness = of.slope
-    width = 1 / steepness  # of an arc tangent
-    steepness = math.pi / width if slope == "atan" else steepness
     counter = None if counter is None else counter.contiguous()
     at_spikes = None if at_spikes is None else at_spikes.contiguous()
     at_states = [None if t is None else t.contiguous() for t in at_states]
     total, *before = out = [torch.empty_like(margin) for _ in range(1 + len(at_states))]
     at = [t.data_ptr() for t in out]
-    _backward(_kind(of), margin.dtype == torch.float32)(
+    kernel, numbers = _backward_of(of, margin.dtype == torch.float32)
+    kernel(
         margin.numel(), margin.data_ptr(), _optional(late)[0], _optional(counter)[0],
-        *_optional(at_spikes), *_optional(at_states[0]), *_optional(at_states[-1]), of.gain,
-        of.alpha or 0.0, of.beta, of.threshold, of.graded, steepness, width, slope == "atan",
-        *_flags(of), at[0], at[1], at[-1],
+        *_optional(at_spikes), *_optional(at_states[0]), *_optional(at_states[-1]), *numbers,
+        at[0], at[1], at[-1],
     )  # fmt: skip
     return total, before
 
@@ -128,6 +125,22 @@ def _kind(of: Constants) -> str:
 
 def _flags(of: Constants) -> tuple[bool, ...]:
     return of.reset == "zero", of.reset == "subtract", of.delayed, of.refractory > 0, of.clamps
+
+
+# What a call passes beside addresses; a neuron's constants are mostly those of its last step.
+@functools.lru_cache(256)
+def _forward_of(of: Constants, single: bool) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    numbers = of.refractory, of.alpha or 0.0, of.beta, of.threshold, of.graded
+    return _forward(_kind(of), single), (*numbers, *_flags(of))
+
+
+@functools.lru_cache(256)
+def _backward_of(of: Constants, single: bool) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    slope, steepness = of.slope
+    width = 1 / steepness  # of an arc tangent
+    steepness = math.pi / width if slope == "atan" else steepness
+    numbers = of.gain, of.alpha or 0.0, of.beta, of.threshold, of.graded, steepness, width
+    return _backward(_kind(of), single), (*numbers, slope == "atan", *_flags(of))
 
 
 @functools.cache
