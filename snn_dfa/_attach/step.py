@@ -60,7 +60,7 @@ class Result(NamedTuple):
 class _Kind(NamedTuple):
     """How a class of snnTorch's neurons names what its formula takes."""
 
-    formula: type[LeakyFormula] | type[SynapticFormula]
+    formula: type[LeakyFormula] | type[SynapticFormula] | None
     states: tuple[str, ...]  # as ``forward`` takes them; the last is the membrane
     decays: tuple[str, ...]
     recurrent: bool
@@ -83,7 +83,8 @@ _KINDS: dict[type, _Kind] = {
     snn.Lapicque: _kind(snn.Lapicque, LeakyFormula, "mem", "", zero=False),
     snn.Synaptic: _kind(snn.Synaptic, SynapticFormula, "syn mem", "alpha beta", zero=True),
     snn.RSynaptic: _kind(snn.RSynaptic, SynapticFormula, "syn mem", "alpha beta", zero=False),
-    RefractoryLeaky: _kind(RefractoryLeaky, LeakyFormula, "mem", "beta", zero=True),
+    snn.Alpha: _kind(snn.Alpha, None, "syn_exc syn_inh mem", "alpha beta", zero=True),
+    RefractoryLeaky: _kind(RefractoryLeaky, None, "mem", "beta", zero=True),
 }
 
 
@@ -115,7 +116,7 @@ def step_of(neuron: Any) -> Step | None:
     base = known_class(neuron)
     if base is None:
         return None
-    return (RefractoryStep if base is RefractoryLeaky else Step)(neuron, _KINDS[base])
+    return _STEPS.get(base, Step)(neuron, _KINDS[base])
 
 
 class Step:
@@ -193,22 +194,18 @@ class Step:
         if len(self._gains) == 1 and not self._gains[0].dim():
             gain = self._gains.pop().item()
         delayed = bool(getattr(self._neuron, "reset_delay", True))
-        now = (slope, form.reset, gain, delayed, *[t.item() for t in parts])
+        numbers = [t.item() for t in parts]
+        now = slope, form.reset, gain, delayed, numbers
         if now != self._last[0]:
-            self._last = now, self._numbers(*now)
+            *rates, height, size = numbers
+            if self._kind.decays:
+                rates = [min(max(rate, 0.0), 1.0) for rate in rates]
+            alpha = rates[0] if len(rates) == 2 else None
+            found = Constants(
+                rates[-1], height, size, form.reset, slope, gain, delayed, alpha=alpha
+            )  # fmt: skip
+            self._last = now, found
         return self._last[1]
-
-    def _numbers(
-        self, slope: tuple[str, float], reset: str, gain: float, delayed: bool, *numbers: float
-    ) -> Constants:
-        """Return the same from numbers: decays, threshold and the size of a spike."""
-        *decays, threshold, graded = numbers
-        if self._kind.decays:
-            decays = [min(max(decay, 0.0), 1.0) for decay in decays]
-        alpha = decays[0] if len(decays) == 2 else None
-        return Constants(
-            decays[-1], threshold, graded, reset, slope, gain, delayed, alpha=alpha
-        )
 
     def _is_for_kernels(self) -> bool:
         """Return whether a kernel alone has the formula."""
@@ -346,6 +343,32 @@ class RefractoryStep(Step):
             return None
         reset: str = neuron.reset_mechanism
         return reset
+
+
+class AlphaStep(Step):
+    """The same for ``Alpha``, by kernels alone."""
+
+    def __init__(self, neuron: Any, kind: _Kind) -> None:
+        super().__init__(neuron, kind)
+        self._tau: tuple[Any, float] = (None, 0.0)
+
+    def _constants(
+        self, form: Form, decays: Sequence[Tensor], threshold: Tensor, graded: Tensor
+    ) -> Constants | None:
+        known = super()._constants(form, decays, threshold, graded)
+        if known is None:
+            return None
+        now = known.alpha, known.beta, form.dtype
+        if now != self._tau[0]:
+            alpha, beta = (torch.log(decay.clamp(0, 1)) for decay in decays)
+            self._tau = now, (alpha / (beta - alpha) + 1).item()
+        return known._replace(tau=self._tau[1])
+
+    def _is_for_kernels(self) -> bool:
+        return True
+
+
+_STEPS: dict[type, type[Step]] = {RefractoryLeaky: RefractoryStep, snn.Alpha: AlphaStep}
 
 
 def _fits(recurrent: Tensor | None, current: Tensor) -> bool:
