@@ -146,8 +146,10 @@ class Core:
         call = Call(layer, values, spikes, returned, entry.learning, linked, self.collector, number)
         call.targets, call.entered, call.links = self.targets, entry.entered, bool(shown)
         call.passage = passage
-        call.steps = next((each.steps for each in self.layouts if each.running), None)
-        call.reads = max(map(len, entry.read.values()), default=0)
+        if self.layouts:
+            call.steps = next((each.steps for each in self.layouts if each.running), None)
+        if entry.read:
+            call.reads = max(map(len, entry.read.values()))
         self.now.note(call, self.layers)
         if linked and entry.block:  # of other layers, what comes in has guards
             for value in values:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import types
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeAlias
@@ -33,6 +34,8 @@ __all__ = ["Credit", "LayerForward", "NetworkForward", "is_attached", "parameter
 
 
 _CURRENT = "input_"  # snnTorch's name for it
+#: Of attributes that need no closer look.
+_PLAIN = frozenset({type(None), bool, int, float, str, dict, OrderedDict})
 #: An attribute of a module: where it is kept, its name and its value.
 State: TypeAlias = tuple[dict[str, Any], str, Tensor]
 #: One that a module runs with another value: where, name, its own value and the other.
@@ -97,7 +100,8 @@ def parameters_of(net: nn.Module) -> Callable[[], list[Tensor]]:
 
     def listed() -> list[Tensor]:
         every = [p for store in stores for p in store.values() if p is not None and p.requires_grad]
-        return list({id(p): p for p in every if not is_lazy(p)}.values())
+        known = {id(p): p for p in every if type(p) is nn.Parameter or not is_lazy(p)}
+        return list(known.values())
 
     return listed
 
@@ -219,7 +223,10 @@ class LayerForward(Forward):
         since = 0 if self._closed else torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
         core.inside, done = self._name, False
         try:
-            with torch.set_grad_enabled(not cuts):
+            if cuts:
+                with torch.no_grad():
+                    result = self.plain(*args, **kwargs)
+            else:
                 result = self.plain(*args, **kwargs)
             done = True
         finally:
@@ -228,7 +235,8 @@ class LayerForward(Forward):
                 if not done or store.get(key) is new:
                     store[key] = old
         if not self._closed or self._has_own_surrogate():
-            came_in = (*_tensors((args, kwargs)), *(new for *_, new in held))
+            came_in = [*_tensors(args), *[new for *_, new in held]]
+            came_in += _tensors(kwargs) if kwargs else []
             ends = {t.grad_fn for t in came_in if t.grad_fn is not None}
             core.entry.note_leaves(_tensors(result), ends)
             if not self._closed:
@@ -294,7 +302,7 @@ class LayerForward(Forward):
                 (store, key, value)
                 for store in self._stores
                 for key, value in store.items()
-                if isinstance(value, Tensor) and value.requires_grad
+                if type(value) not in _PLAIN and isinstance(value, Tensor) and value.requires_grad
             ]
         # Such a module's attributes are numbers for good, or never; it is asked at each step.
         size = sum([len(store) for store in self._stores])

@@ -60,7 +60,7 @@ class Result(NamedTuple):
 class _Kind(NamedTuple):
     """How a class of snnTorch's neurons names what its formula takes."""
 
-    formula: type[LeakyFormula] | type[SynapticFormula]
+    formula: type[LeakyFormula] | type[SynapticFormula] | None
     states: tuple[str, ...]  # as ``forward`` takes them; the last is the membrane
     decays: tuple[str, ...]
     recurrent: bool
@@ -83,7 +83,8 @@ _KINDS: dict[type, _Kind] = {
     snn.Lapicque: _kind(snn.Lapicque, LeakyFormula, "mem", "", zero=False),
     snn.Synaptic: _kind(snn.Synaptic, SynapticFormula, "syn mem", "alpha beta", zero=True),
     snn.RSynaptic: _kind(snn.RSynaptic, SynapticFormula, "syn mem", "alpha beta", zero=False),
-    RefractoryLeaky: _kind(RefractoryLeaky, LeakyFormula, "mem", "beta", zero=True),
+    snn.Alpha: _kind(snn.Alpha, None, "syn_exc syn_inh mem", "alpha beta", zero=True),
+    RefractoryLeaky: _kind(RefractoryLeaky, None, "mem", "beta", zero=True),
 }
 
 
@@ -115,7 +116,7 @@ def step_of(neuron: Any) -> Step | None:
     base = known_class(neuron)
     if base is None:
         return None
-    return (RefractoryStep if base is RefractoryLeaky else Step)(neuron, _KINDS[base])
+    return _STEPS.get(base, Step)(neuron, _KINDS[base])
 
 
 class Step:
@@ -131,6 +132,10 @@ class Step:
         self._names = ("spk", *kind.states) if kind.recurrent else kind.states
         self._known: tuple[Any, Surrogate | None] = (None, None)
         self._gains: list[Tensor] = []
+        #: The numbers of ``Lapicque``'s circuit, and what came of them.
+        self._circuit: tuple[Any, Any] = (None, None)
+        #: What constants for a kernel were last made of, and those.
+        self._last: tuple[Any, Constants | None] = (None, None)
 
     def inputs(self, args: Sequence[Any], book: Book | None = None) -> Inputs | None:
         """Return what :meth:`compute` takes, as things are now; ``recurrent`` has the spikes.
@@ -181,19 +186,26 @@ class Step:
         self, form: Form, decays: Sequence[Tensor], threshold: Tensor, graded: Tensor
     ) -> Constants | None:
         """Return the numbers for a kernel; ``None`` if neurons differ, or there is no kernel."""
+        parts = (*decays, threshold, graded)
         slope = inline_form(form.surrogate)
-        if not slope[0] or any([t.dim() or t.requires_grad for t in (*decays, threshold, graded)]):
+        if not slope[0] or any([t.dim() or t.requires_grad for t in parts]):
             return None
-        numbers, gain = [decay.item() for decay in decays], 1.0
-        if self._kind.decays:
-            numbers = [min(max(number, 0.0), 1.0) for number in numbers]
+        gain = 1.0
         if len(self._gains) == 1 and not self._gains[0].dim():
             gain = self._gains.pop().item()
-        alpha = numbers[0] if len(numbers) == 2 else None
-        return Constants(
-            numbers[-1], threshold.item(), graded.item(), form.reset, slope, gain,
-            bool(getattr(self._neuron, "reset_delay", True)), alpha=alpha,
-        )  # fmt: skip
+        delayed = bool(getattr(self._neuron, "reset_delay", True))
+        numbers = [t.item() for t in parts]
+        now = slope, form.reset, gain, delayed, numbers
+        if now != self._last[0]:
+            *rates, height, size = numbers
+            if self._kind.decays:
+                rates = [min(max(rate, 0.0), 1.0) for rate in rates]
+            alpha = rates[0] if len(rates) == 2 else None
+            found = Constants(
+                rates[-1], height, size, form.reset, slope, gain, delayed, alpha=alpha
+            )  # fmt: skip
+            self._last = now, found
+        return self._last[1]
 
     def _is_for_kernels(self) -> bool:
         """Return whether a kernel alone has the formula."""
@@ -272,7 +284,11 @@ class Step:
         if self._kind.decays:
             return [self._constant(name) for name in self._kind.decays]
         parts = [self._constant(name) for name in ("R", "C", "time_step")]
-        self._gains, decay = _circuit(*parts)
+        now = [(t.item(), t.dtype) for t in parts if type(t) is Tensor and _is_number(t)]
+        if len(now) < len(parts) or now != self._circuit[0]:
+            self._circuit = now, _circuit(*parts)
+        gains, decay = self._circuit[1]
+        self._gains = list(gains)
         return [decay]
 
     def _surrogate(self) -> Surrogate | None:
@@ -329,6 +345,32 @@ class RefractoryStep(Step):
         return reset
 
 
+class AlphaStep(Step):
+    """The same for ``Alpha``, by kernels alone."""
+
+    def __init__(self, neuron: Any, kind: _Kind) -> None:
+        super().__init__(neuron, kind)
+        self._tau: tuple[Any, float] = (None, 0.0)
+
+    def _constants(
+        self, form: Form, decays: Sequence[Tensor], threshold: Tensor, graded: Tensor
+    ) -> Constants | None:
+        known = super()._constants(form, decays, threshold, graded)
+        if known is None:
+            return None
+        now = known.alpha, known.beta, form.dtype
+        if now != self._tau[0]:
+            alpha, beta = (torch.log(decay.clamp(0, 1)) for decay in decays)
+            self._tau = now, (alpha / (beta - alpha) + 1).item()
+        return known._replace(tau=self._tau[1])
+
+    def _is_for_kernels(self) -> bool:
+        return True
+
+
+_STEPS: dict[type, type[Step]] = {RefractoryLeaky: RefractoryStep, snn.Alpha: AlphaStep}
+
+
 def _fits(recurrent: Tensor | None, current: Tensor) -> bool:
     return recurrent is None or (
         recurrent.shape == current.shape and recurrent.dtype == current.dtype
@@ -336,9 +378,12 @@ def _fits(recurrent: Tensor | None, current: Tensor) -> bool:
 
 
 def _is_one(factor: Tensor) -> bool:
-    if factor.requires_grad or factor.dim() or factor.device.type != "cpu":
-        return False  # a number of another device would have to be waited for
-    return factor.item() == 1
+    return _is_number(factor) and factor.item() == 1
+
+
+def _is_number(t: Tensor) -> bool:
+    """Return whether a tensor is one number, which need not be waited for as on another device."""
+    return not (t.requires_grad or t.dim()) and t.device.type == "cpu"
 
 
 def _circuit(r: Any, c: Any, step: Any) -> tuple[list[Tensor], Tensor | None]:

@@ -83,7 +83,7 @@ def _freed(total: Tensor | None, late: Tensor | None) -> Tensor | None:
 class Form(NamedTuple):
     """What a step computes, tensors apart."""
 
-    formula: type[LeakyFormula] | type[SynapticFormula]
+    formula: type[LeakyFormula] | type[SynapticFormula] | None  # none where kernels alone know it
     reset: str
     surrogate: Surrogate
     dtype: torch.dtype  # of the spikes
@@ -108,6 +108,7 @@ class PlainStep(Function):
         states, decays = rest[:count], rest[2 * count :]
         late = (states[-1] > threshold).to(form.dtype)  # type: ignore[operator]
         currents = [current] if recurrent is None else [current, recurrent]
+        assert form.formula is not None
         new = form.formula.advance(currents, states, decays, late, form.reset)  # type: ignore[arg-type]
         if form.reset == "subtract":
             new[-1] -= late * threshold
@@ -166,7 +167,7 @@ class CompiledStep(Function):
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         states: Any = rest[:count]
         spk, new, margin, late, counted = step(current, recurrent, states, counter, constants)
-        keeps = constants.reset == "zero" or not constants.delayed
+        keeps = constants.reset == "zero" or not constants.delayed or constants.tau is not None
         ctx.save_for_backward(margin, late if keeps else None, counter, x)
         ctx.constants, ctx.count = constants, count
         ctx.book, ctx.leaves = book, (weight, bias, seen)

@@ -3,8 +3,8 @@
 A step is too small for several threads. The kernels are called with addresses, since the arrays of
 NumPy that numba would take cost more than a small layer's step.
 
-The arithmetic is that of snnTorch's ``Leaky`` and ``Synaptic`` and of the surrogates here,
-operation by operation and in its order: values and gradients are those of torch to the bit.
+The arithmetic is that of snnTorch's ``Leaky``, ``Synaptic`` and ``Alpha`` and of the surrogates
+here, operation by operation and in its order: values are those of torch to the bit.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Constants(NamedTuple):
     refractory: int = 0  # silent steps after a spike
     clamps: bool = False  # the membrane to zero in these
     alpha: float | None = None  # decay of the synaptic current, where that is a state
+    tau: float | None = None  # what both currents of ``Alpha`` are multiplied by; beta is of one
 
 
 def suits(current: Tensor) -> bool:
@@ -60,7 +61,7 @@ def step(
     Args:
         current: Any shape.
         recurrent: Another current, of the same shape.
-        states: The last ones, of the same shape: the synaptic current, if any, and the membrane.
+        states: The last ones, of the same shape: synaptic currents, if any, and the membrane.
         counter: Of the silent steps that are left, int32, where there are any.
         of: Of the neuron.
     """
@@ -68,13 +69,13 @@ def step(
     recurrent = None if recurrent is None else recurrent.contiguous()
     counter = None if counter is None else counter.contiguous()
     counted = None if counter is None else torch.empty_like(counter)
-    spk, margin, late, *new = out = [torch.empty_like(current) for _ in range(3 + len(states))]
-    at, at_new = ([each.data_ptr() for each in some] for some in (states, new))
-    _forward(_kind(of), current.dtype == torch.float32)(
-        current.numel(), current.data_ptr(), of.gain, *_optional(recurrent), at[0], at[-1],
-        _optional(counter)[0], of.refractory, of.alpha or 0.0, of.beta, of.threshold, of.graded,
-        *_flags(of), *[t.data_ptr() for t in out[:3]], at_new[0], at_new[-1],
-        _optional(counted)[0],
+    spk, margin, late, *new = [torch.empty_like(current) for _ in range(3 + len(states))]
+    at, at_new = [each.data_ptr() for each in states], [each.data_ptr() for each in new]
+    kernel, numbers = _forward_of(of, current.dtype == torch.float32)
+    kernel(
+        current.numel(), current.data_ptr(), of.gain, *_optional(recurrent), *_three(at),
+        _optional(counter)[0], *numbers, spk.data_ptr(), margin.data_ptr(), late.data_ptr(),
+        *_three(at_new), _optional(counted)[0],
     )  # fmt: skip
     return spk, new, margin, late, counted
 
@@ -91,27 +92,29 @@ def step_back(
 
     Args:
         margin: Membrane minus threshold.
-        late: The resets; needed for a reset to zero, and for one without delay.
+        late: The resets; needed for a reset to zero, for one without delay, and by ``Alpha``.
         counter: As it was before the step, where there is one.
         at_spikes: The gradient at the spikes, if any.
         at_states: Those at the states, if any.
         of: Of the neuron.
     """
-    slope, steepness = of.slope
-    width = 1 / steepness  # of an arc tangent
-    steepness = math.pi / width if slope == "atan" else steepness
     counter = None if counter is None else counter.contiguous()
     at_spikes = None if at_spikes is None else at_spikes.contiguous()
     at_states = [None if t is None else t.contiguous() for t in at_states]
     total, *before = out = [torch.empty_like(margin) for _ in range(1 + len(at_states))]
     at = [t.data_ptr() for t in out]
-    _backward(_kind(of), margin.dtype == torch.float32)(
+    kernel, numbers = _backward_of(of, margin.dtype == torch.float32)
+    kernel(
         margin.numel(), margin.data_ptr(), _optional(late)[0], _optional(counter)[0],
-        *_optional(at_spikes), *_optional(at_states[0]), *_optional(at_states[-1]), of.gain,
-        of.alpha or 0.0, of.beta, of.threshold, of.graded, steepness, width, slope == "atan",
-        *_flags(of), at[0], at[1], at[-1],
+        *_optional(at_spikes), *[part for t in _three(at_states) for part in _optional(t)],
+        *numbers, at[0], *_three(at[1:]),
     )  # fmt: skip
     return total, before
+
+
+def _three(of: Sequence[Any]) -> tuple[Any, Any, Any]:
+    """Return what belongs to a first and a second current, if any, and to the membrane."""
+    return of[0], of[len(of) // 2], of[-1]
 
 
 def _optional(t: Tensor | None) -> tuple[int, bool]:
@@ -122,7 +125,7 @@ def _optional(t: Tensor | None) -> tuple[int, bool]:
 def _kind(of: Constants) -> str:
     """Return which kernel computes a step; ``special`` knows more, and takes longer."""
     if of.alpha is not None:
-        return "synaptic"
+        return "synaptic" if of.tau is None else "alpha"
     return "special" if of.refractory > 0 or not of.delayed else "leaky"
 
 
@@ -130,22 +133,39 @@ def _flags(of: Constants) -> tuple[bool, ...]:
     return of.reset == "zero", of.reset == "subtract", of.delayed, of.refractory > 0, of.clamps
 
 
+# What a call passes beside addresses; a neuron's constants are mostly those of its last step.
+@functools.lru_cache(256)
+def _forward_of(of: Constants, single: bool) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    numbers = of.refractory, of.tau or 0.0, of.alpha or 0.0, of.beta, of.threshold, of.graded
+    return _forward(_kind(of), single), (*numbers, *_flags(of))
+
+
+@functools.lru_cache(256)
+def _backward_of(of: Constants, single: bool) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    slope, steepness = of.slope
+    width = 1 / steepness  # of an arc tangent
+    steepness = math.pi / width if slope == "atan" else steepness
+    numbers = of.gain, of.tau or 0.0, of.alpha or 0.0, of.beta, of.threshold, of.graded
+    flags = slope == "atan", *_flags(of)
+    return _backward(_kind(of), single), (*numbers, steepness, width, *flags)
+
+
 @functools.cache
 def _forward(kind: str, single: bool) -> Callable[..., Any]:
     real = np.float32 if single else np.float64
-    special, synaptic = kind == "special", kind == "synaptic"
+    special, synaptic, dual = kind == "special", kind == "synaptic", kind == "alpha"
 
     def kernel(
-        size, current, gain, recurrent, has_recurrent, syn, mem, counter, silent, alpha, beta,
-        threshold, graded, to_zero, subtracts, delayed, counts, clamps, spk, margin, late,
-        new_syn, new, counted,
+        size, current, gain, recurrent, has_recurrent, syn, inh, mem, counter, silent, tau, alpha,
+        beta, threshold, graded, to_zero, subtracts, delayed, counts, clamps, spk, margin, late,
+        new_syn, new_inh, new, counted,
     ):  # fmt: skip
         zero, one = real(0), real(1)
         for i in range(size):
             fired = one * (mem[i] > threshold)
             if special and counts:
                 fired = one * (fired > zero and counter[i] == silent) if delayed else zero
-            if synaptic:
+            if synaptic or dual:
                 u = alpha * syn[i]
             else:
                 u = beta * ((one - fired) * mem[i] if to_zero else mem[i])
@@ -157,7 +177,17 @@ def _forward(kind: str, single: bool) -> Callable[..., Any]:
                 u = beta * mem[i] + u
                 if to_zero:
                     u = u - u * fired
-            if subtracts:
+            if dual:
+                low = beta * inh[i] - current[i]
+                both = tau * (u + low)
+                if to_zero:
+                    u, both = u - u * fired, both - both * fired
+                if subtracts:
+                    u, both = u - threshold * fired, both + inh[i] * fired
+                new_syn[i] = u
+                new_inh[i] = low - low * fired if to_zero or subtracts else low
+                u = both
+            elif subtracts:
                 u = u - fired * threshold
             if special and clamps and counts and counter[i] > 0:
                 u = zero
@@ -177,18 +207,18 @@ def _forward(kind: str, single: bool) -> Callable[..., Any]:
                     u = u - (spike - fired) * u
             new[i] = u
 
-    return compile_for_addresses(kernel, "iafaiaaciffffiiiiiaaaaac", single)
+    return compile_for_addresses(kernel, "iafaiaaacifffffiiiiiaaaaaac", single)
 
 
 @functools.cache
 def _backward(kind: str, single: bool) -> Callable[..., Any]:
     real = np.float32 if single else np.float64
-    special, synaptic = kind == "special", kind == "synaptic"
+    special, synaptic, dual = kind == "special", kind == "synaptic", kind == "alpha"
 
     def kernel(
-        size, margin, late, counter, at_spikes, has_spikes, at_syn, has_syn, at_mem, has_mem,
-        gain, alpha, beta, threshold, graded, steepness, width, is_atan, to_zero, subtracts,
-        delayed, counts, clamps, total, before_syn, before,
+        size, margin, late, counter, at_spikes, has_spikes, at_syn, has_syn, at_inh, has_inh,
+        at_mem, has_mem, gain, tau, alpha, beta, threshold, graded, steepness, width, is_atan,
+        to_zero, subtracts, delayed, counts, clamps, total, before_syn, before_inh, before,
     ):  # fmt: skip
         zero, one = real(0), real(1)
         for i in range(size):
@@ -213,10 +243,20 @@ def _backward(kind: str, single: bool) -> Callable[..., Any]:
             if special and clamps and counts and counter[i] > 0:
                 delta = zero
             freed = delta * (one - late[i]) if to_zero else delta
-            before[i] = beta * freed
+            before[i] = zero if dual else beta * freed
+            if dual:
+                kept = one - late[i]
+                both = tau * freed
+                high = at_syn[i] if has_syn else zero
+                low = at_inh[i] if has_inh else zero
+                high = both + (high * kept if to_zero else high)
+                low = both + (low * kept if to_zero or subtracts else low)
+                before_syn[i] = alpha * high
+                before_inh[i] = beta * low + (delta * late[i] if subtracts else zero)
+                delta = high - low
             if synaptic:
                 delta = freed + at_syn[i] if has_syn else freed
                 before_syn[i] = alpha * delta
             total[i] = gain * delta
 
-    return compile_for_addresses(kernel, "iaacaiaiaifffffffiiiiiiaaa", single)
+    return compile_for_addresses(kernel, "iaacaiaiaiaiffffffffiiiiiiaaaa", single)

@@ -126,7 +126,8 @@ def steps(forward, neuron):
     seen, total = [], 0.0
     for t, step in enumerate(x):
         spk = forward(step)
-        seen += [spk, neuron.mem, neuron.reset, getattr(neuron, "syn", spk)]
+        syn = getattr(neuron, "syn", getattr(neuron, "syn_inh", spk))
+        seen += [spk, neuron.mem, neuron.reset, syn]
         total = total + (t + 1) * ((spk * step).sum() + sum(s.square().sum() for s in seen[-4:]))
     return seen, torch.autograd.grad(total, [x, *neuron.parameters()])
 
@@ -155,7 +156,14 @@ def test_other_neurons_and_constants_that_learn(kind, reset, learns):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+def alpha(decay, *, graded_spikes_factor, **options):
+    neuron = snn.Alpha(decay, 0.5, **options)
+    neuron.graded_spikes_factor.fill_(graded_spikes_factor)
+    return neuron
+
+
 ONLY_COMPILED = {
+    "Alpha": (alpha, {}),
     "no delay": (snn.Leaky, {"reset_delay": False}),
     "refractory": (RefractoryLeaky, {"refractory_steps": 2, "input_gain": 1.5}),
     "clamped": (
