@@ -121,6 +121,17 @@ def gates(found: Any) -> str:
     return _table((*head, "back-propagation"), "llrrrr", rows)
 
 
+def other_tasks(found: Any) -> str:
+    """Return the scores of ``benchmarks/other_tasks.py``, as means over seeds."""
+    rules = list(dict.fromkeys(rule for task in found.values() for rule in task))
+    names = [_NAMES[rule].split(", `")[0] for rule in rules]
+    rows = (
+        (task, *(f"{fmean(scores[rule]):.1f}" if rule in scores else "" for rule in rules))
+        for task, scores in found.items()
+    )
+    return _table(("task", *names), "l" + "r" * len(rules), rows)
+
+
 #: Name of a table to the file that it is made from, and by what.
 TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "rules": ("docs/rules/rules.json", rules),
@@ -129,6 +140,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "deep_convolutions": ("benchmarks/results/deep_convolutions.json", seeds),
     "angles": ("benchmarks/results/angles.json", angles),
     "gates": ("benchmarks/results/learning.json", gates),
+    "other_tasks": ("benchmarks/results/other_tasks.json", other_tasks),
     "learned_cost": ("benchmarks/results/learned_cost.json", learned_cost),
 }
 

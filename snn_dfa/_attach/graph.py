@@ -173,7 +173,10 @@ def kept_weights(node: Any, weights: Mapping[Any, str]) -> list[str]:
     if are_packed():
         return []
     for attribute in _WEIGHT_OF.get(type(node).__name__, ()):
-        kept = getattr(node, attribute, None)
+        try:
+            kept = getattr(node, attribute, None)
+        except RuntimeError:  # used up by an earlier backward pass, as the pass itself says
+            return []
         if isinstance(kept, Tensor) and kept.dim() > 1 and kept.data_ptr() in weights:
             return [weights[kept.data_ptr()]]
     return []
