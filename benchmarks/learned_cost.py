@@ -8,7 +8,7 @@ Three networks with batch normalisation before each hidden neuron, in the form `
 five convolutions of 16 and 32 channels on 16 x 16 pixels (4 steps, batches of 64). Inputs are
 constant and random, the loss is that of spike counts, the optimiser AdamW. The rules are those of
 ``learning.py``. Each repeat does one step of each rule, one after the other, by the clock of
-the process on one thread; figures are medians over repeats. All takes a minute.
+the process on one thread; figures are medians over repeats. All takes two minutes.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--networks", default="", help="part of a name; all otherwise")
     parser.add_argument("--rules", default=",".join(RULES))
-    parser.add_argument("--repeats", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=40)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
