@@ -34,8 +34,8 @@ from torch.nn import functional
 from snn_dfa import reset
 from snn_dfa.surrogate import fast_sigmoid
 
-#: Input and targets, to learn from and to test with; samples are the last dimension but one of a
-#: sequence's input, and the first of all else.
+#: Input and targets, to learn from and to test with. Samples are the second dimension of a
+#: sequence, and the first of all else.
 Data = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 

@@ -33,6 +33,11 @@ _NAMES = {
 }
 
 
+def _short(rule: str) -> str:
+    """Return what a rule is called where there is no place for how it is written."""
+    return _NAMES[rule].split(", `")[0]
+
+
 def _table(head: Sequence[str], align: str, rows: Iterable[Sequence[str]]) -> str:
     """Return a table; ``align`` has ``l`` or ``r`` for each column."""
     rule = ["---:" if side == "r" else "---" for side in align]
@@ -81,7 +86,7 @@ def angles(found: Any) -> str:
     head = ("rule", "start", *(f"epoch {n}" for n in range(1, epochs + 1)))
     rows = (
         (
-            _NAMES[rule].split(", `")[0],
+            _short(rule),
             *(
                 ", ".join(f"{fmean(layer):.0f}" for layer in zip(*each, strict=True))
                 for each in zip(*runs, strict=True)
@@ -95,12 +100,11 @@ def angles(found: Any) -> str:
 def learned_cost(found: Any) -> str:
     """Return the times of ``benchmarks/learned_cost.py``, as shares of fixed feedback's."""
     rules = list(next(iter(found["ms"].values())))
-    names = [_NAMES[rule].split(", `")[0] for rule in rules]
     rows = (
         (network, *(f"{ms[rule] / ms['fixed']:.2f}" for rule in rules if rule != "fixed"))
         for network, ms in found["ms"].items()
     )
-    head = ("network", *(n for n, rule in zip(names, rules, strict=True) if rule != "fixed"))
+    head = ("network", *(_short(rule) for rule in rules if rule != "fixed"))
     return _table(head, "l" + "r" * (len(head) - 1), rows)
 
 
@@ -124,12 +128,11 @@ def gates(found: Any) -> str:
 def other_tasks(found: Any) -> str:
     """Return the scores of ``benchmarks/other_tasks.py``, as means over seeds."""
     rules = list(dict.fromkeys(rule for task in found.values() for rule in task))
-    names = [_NAMES[rule].split(", `")[0] for rule in rules]
     rows = (
         (task, *(f"{fmean(scores[rule]):.1f}" if rule in scores else "" for rule in rules))
         for task, scores in found.items()
     )
-    return _table(("task", *names), "l" + "r" * len(rules), rows)
+    return _table(("task", *map(_short, rules)), "l" + "r" * len(rules), rows)
 
 
 #: Name of a table to the file that it is made from, and by what.

@@ -53,9 +53,9 @@ class Broadcast:
         self._shapes, self._targets = shapes, targets
         self._errors: dict[tuple[int, ...], Tensor] = {}  # of a group of steps
         self._signals: dict[int, Tensor] = {}  # what the rule made of one of these
-        # Of feedback with ways of samples: the mean signal over steps [1, B, C], and for each layer
-        # what it is sent for that, and the matrix of the mean ways.
-        self._mean: Tensor | None = None
+        # Of feedback with ways of samples: what each layer is sent, and by what the signal of each
+        # step differs from the mean, [T, B, C].
+        self._rest: Tensor | None = None
         self._by_sample: dict[str, Sent] = {}
 
     def __call__(self, arrived: Sequence[tuple[Call, Sequence[Tensor | None]]]) -> Arrivals:
@@ -227,7 +227,7 @@ class Broadcast:
         if not (self._feedback.by_sample and alike and dims):
             return
         steps = _in_steps(self._signal(name, e, calls), calls[0].steps)
-        self._mean = steps.mean(0, keepdim=True) if steps.stride(0) else steps[:1]
+        mean = steps.mean(0, keepdim=True) if steps.stride(0) else steps[:1]
         passed: dict[str, dict[Call, None]] = {}  # once, where several outputs are of one step
         for call, _ in sorted(arrived, key=lambda each: each[0].number):
             if call.layer in self._layers.outputs:
@@ -238,24 +238,24 @@ class Broadcast:
                             passed.setdefault(name, {})[each] = None
         found = {name: list(calls) for name, calls in passed.items()}
         ways = self._ways(found, steps.shape[1], dims)
-        differ = len(steps) > 1 and steps.stride(0)
-        rest = (steps - self._mean).flatten(0, 1) if differ else None
-        self._by_sample = self._feedback.send(self._mean[0], rest, ways, steady=self._steady)
+        self._rest = steps - mean if len(steps) > 1 and steps.stride(0) else None
+        rest = None if self._rest is None else self._rest.flatten(0, 1)
+        self._by_sample = self._feedback.send(mean[0], rest, ways, steady=self._steady)
 
     def _projected(self, name: str, signal: Tensor, calls: Sequence[Call]) -> Tensor:
         """Return what a layer is sent for a signal, [..., *S]."""
-        if self._mean is None:
+        if not self._by_sample:
             return project(signal, self._feedback.matrix(name, signal))
         once, matrix, rest = self._by_sample[name]
         steps = _in_steps(signal, calls[0].steps)
         if rest is not None:
             sent = rest.reshape(len(steps), *once.shape) + once
-        elif matrix is None:
+        elif matrix is None or self._rest is None:
             sent = once.expand(len(steps), *once.shape)
         else:  # as spikes lie in memory, so that neurons read it as it comes
             order = _order_of(calls[0].spikes, once.dim())
             flat, rows = (t.permute(order).flatten(1) for t in (once, matrix.to(signal.dtype)))
-            sent = ((steps - self._mean) @ rows).add_(flat)
+            sent = (self._rest @ rows).add_(flat)
             sent = sent.reshape(len(steps), *(once.shape[i] for i in order))
             sent = sent.permute(0, *(1 + order.index(i) for i in range(len(order))))
         shape = (*signal.shape[:-1], *once.shape[1:])
