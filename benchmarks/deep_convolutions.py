@@ -2,6 +2,7 @@
 
     python benchmarks/deep_convolutions.py cifar15k.npz --seeds 3
     python benchmarks/deep_convolutions.py cifar15k.npz --rules dfa --width 64 --whole
+    python benchmarks/deep_convolutions.py cifar15k.npz --seeds 3 --width 64 --whole --device cuda
 
 The file is what ``numpy.savez`` wrote: ``x_train`` and ``x_test`` [S, 3, 32, 32] as bytes,
 ``y_train`` and ``y_test`` [S]. Network: 32c3-32c3-mp2-64c3-64c3-mp2-64c3-mp2-10 (``--width`` is the
@@ -9,16 +10,16 @@ first number) with batch normalisation before each hidden neuron, `snn.Leaky` of
 surrogate of slope 5, 4 steps, the cross entropy of spike counts, AdamW at 3e-3 in one cycle, decay
 0.2, batches of 128, 6 epochs. Means of 2 x 2 pixels are learned from unless ``--whole``. Nothing is
 chosen: the accuracy is that after the last epoch. ``dfa`` is the one line, ``linear`` the same
-without each sample's way, ``bptt`` attaches nothing, ``shallow`` trains the output layer alone. A
-run takes seven minutes of one core, 95 with ``--width 64 --whole``. ``--keep FOLDER`` saves
-each run after each epoch, and goes on from there.
+without each sample's way, ``fixed`` has fixed Gaussian matrices, ``fa`` goes from layer to layer by
+factors that mirror the weights, ``bptt`` attaches nothing, ``shallow`` trains the output layer
+alone. A run takes seven minutes of one core, 95 with ``--width 64 --whole``. ``--keep FOLDER``
+saves each run after each epoch, and goes on from there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from torch.nn import functional
 from snn_dfa import over_time
 from snn_dfa.surrogate import fast_sigmoid
 
-RULES = ("dfa", "linear", "bptt", "shallow")
+RULES = ("dfa", "linear", "fixed", "fa", "bptt", "shallow")
 STEPS, BATCH, RATE, DECAY = 4, 128, 3e-3, 0.2
 
 
@@ -102,7 +103,7 @@ def run(
     """Train with one rule; return the accuracy on the test images in percent."""
     torch.manual_seed(seed)
     x, y = data["x_train"], data["y_train"]
-    net = network(width, x.shape[-1])
+    net = network(width, x.shape[-1]).to(x.device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, epochs * -(-len(x) // BATCH))
     dfa = attach(rule, net, optimizer)
@@ -111,18 +112,19 @@ def run(
     course = load(saved, parts)
     for epoch in range(len(course), epochs):
         losses = []
-        for rows in torch.randperm(len(x)).split(BATCH):
+        for rows in torch.randperm(len(x)).to(x.device).split(BATCH):
             spikes = net(x[rows].expand(STEPS, *x[rows].shape))
             loss = functional.cross_entropy(spikes.sum(0) / 0.7, y[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-            losses.append(loss.item())
+            losses.append(loss.detach())
         found = accuracy_on(net, data["x_test"], data["y_test"])
         course.append(found)
         save(saved, parts, course)
-        line = f"{rule}, seed {seed}, epoch {epoch + 1}: loss {fmean(losses):.3f}, {found:.1f} %"
+        mean = torch.stack(losses).mean().item()
+        line = f"{rule}, seed {seed}, epoch {epoch + 1}: loss {mean:.3f}, {found:.1f} %"
         print(line, flush=True)
     return course[-1]
 
@@ -134,9 +136,10 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--whole", action="store_true", help="all pixels")
     parser.add_argument("--keep", type=Path, help="folder in which runs are saved, and go on")
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    data = images(args.file, whole=args.whole)
+    data = {k: v.to(args.device) for k, v in images(args.file, whole=args.whole).items()}
     seeds.over_seeds(
         args, lambda rule, seed: run(rule, seed, args.epochs, args.width, data, args.keep)
     )

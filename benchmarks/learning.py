@@ -22,6 +22,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -283,6 +284,21 @@ def _cell(results: list[dict[str, Any]], name: str, loss: str, rule: str) -> str
     return f"{fmean(tests):.1f} ({min(tests):.1f}; {best:g}; {len(tests)})"
 
 
+def missing(args: argparse.Namespace, done: set[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Return network, loss, rule, rate and seed of the runs that are not done, seed by seed."""
+    rates = [float(r) for r in args.rates.split(",")]
+    runs = itertools.product(
+        range(args.seeds), rates, networks_of(args.networks), args.rules.split(",")
+    )
+    each = (
+        (name, loss, rule, rate, seed)
+        for seed, rate, name, rule in runs
+        for loss in losses_of(name)
+        if loss in args.losses.split(",")
+    )
+    return [one for one in each if one not in done]
+
+
 def main() -> None:
     """Do the runs that are not there yet; print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -291,21 +307,15 @@ def main() -> None:
     parser.add_argument("--rules", default="bptt,dfa,shallow")
     parser.add_argument("--rates", default="3e-4,1e-3,3e-3,1e-2")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "learning.json")
     args = parser.parse_args()
-    torch.set_num_threads(1)
     results = json.loads(args.out.read_text()) if args.out.exists() else []
     keys = ("network", "loss", "rule", "rate", "seed")
-    done = {tuple(r[k] for k in keys) for r in results}
-    rates = [float(r) for r in args.rates.split(",")]
-    for seed, name, rate, rule in itertools.product(
-        range(args.seeds), networks_of(args.networks), rates, args.rules.split(",")
-    ):
-        for loss in losses_of(name):
-            if loss not in args.losses.split(",") or (name, loss, rule, rate, seed) in done:
-                continue
-            results.append(run(name, loss, rule, rate, seed))
-            last = results[-1]
+    left = missing(args, {tuple(r[k] for k in keys) for r in results})
+    with ProcessPoolExecutor(args.jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for done in as_completed([pool.submit(run, *one) for one in left]):
+            results.append(last := done.result())
             print(*(last[k] for k in (*keys, "validation", "test", "seconds")), flush=True)
             part = args.out.with_suffix(".part")
             part.write_text("[\n" + ",\n".join(json.dumps(r) for r in results) + "\n]\n")

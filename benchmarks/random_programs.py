@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import multiprocessing
 import os
 import re
 import sys
@@ -59,6 +60,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--plain", type=float, default=0.6, help="how often a choice stays plain, 0 to 1"
     )
+    parser.add_argument("--device", default="cpu", help="where the programs run")
     parser.add_argument("--shrink", action="store_true", help="print the smallest failures")
     parser.add_argument(
         "--core",
@@ -80,6 +82,7 @@ def core(name: str) -> Callable[..., Any]:
 
 def run_one(seed: int, given: argparse.Namespace) -> Result:
     """Return the outcome of a seed's program."""
+    torch.set_default_device(given.device)
     return seed, check(programs.draw(seed, given.plain, given.features), core(given.core))
 
 
@@ -90,7 +93,8 @@ def run_all(given: argparse.Namespace) -> Iterator[Result]:
     if given.jobs == 1:
         yield from _counted(map(one, seeds), len(seeds))
         return
-    with ProcessPoolExecutor(given.jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    start = multiprocessing.get_context("fork" if given.device == "cpu" else "spawn")
+    with ProcessPoolExecutor(given.jobs, start, torch.set_num_threads, (1,)) as pool:
         yield from _counted(pool.map(one, seeds, chunksize=20), len(seeds))
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
+import subprocess
+import sys
 from collections import Counter
 from typing import Any
 
@@ -18,7 +21,7 @@ from gpu_parts.visit import ROOT, Visit
 from snn_dfa import DFA, over_time, reset
 from snn_dfa.surrogate import fast_sigmoid
 
-TESTS = ["tests/sequence/test_scan_cuda.py"]
+TESTS = ["tests/sequence/test_scan_cuda.py", "tests/attach/test_gpu.py"]
 PACKAGES = ("torch", "triton", "snntorch", "spikingjelly", "cupy-cuda13x", "numba")
 
 
@@ -51,9 +54,21 @@ def tests(visit: Visit) -> None:
                 visit.say(test=report.nodeid, error=str(report.longrepr)[-600:])
 
     os.chdir(ROOT)
-    options = ["-q", "-p", "no:cacheprovider", "-m", "not slow"]
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:benchmark", "-m", "not slow"]
+    options += ["-n", str(visit.sizes.jobs)] if visit.sizes.jobs > 1 else []
     status = pytest.main([*options, *TESTS], plugins=[Outcomes()])
     visit.say(tests=TESTS, exit_status=int(status), **counts)
+
+
+def programs(visit: Visit) -> None:
+    """Random programs of users on the device, whose gradients are compared with the oracle's."""
+    given = ["--programs", str(visit.sizes.programs), "--jobs", str(visit.sizes.jobs)]
+    script = str(ROOT / "benchmarks" / "random_programs.py")
+    command = [sys.executable, script, "--device", visit.device, "--seed", "30000000", *given]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    print(done.stdout, done.stderr[-3000:], flush=True)
+    counts = dict(re.findall(r"(\w+): (\d+)", done.stdout.split("\n\n")[0]))
+    visit.say(**{kind: int(count) for kind, count in counts.items()}, exit_status=done.returncode)
 
 
 RULES: dict[str, dict[str, Any] | None] = {
@@ -109,7 +124,9 @@ def _compare(
             visit.failed(rule, error, **about)
             continue
         away = ((got - wanted).norm() / wanted.norm()).item()
-        right = away <= PRECISIONS[precision][2]  # NaN is not
+        # Matrices that learn are in float32, and their steps are rounded differently.
+        bound = max(PRECISIONS[precision][2], 1e-6 if rule == "kolen-pollack" else 0.0)
+        right = away <= bound  # NaN is not
         visit.say(contestant=rule, **about, distance=away, right=right)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -11,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from step import CONTESTANTS, Case, interleaved, peak_megabytes, spikingjelly_bptt, spread, started
+from step import (
+    CONTESTANTS,
+    HALF,
+    Case,
+    interleaved,
+    peak_megabytes,
+    spikingjelly_bptt,
+    spread,
+    started,
+)
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -71,6 +81,13 @@ def step(visit: Visit, network: str) -> None:
         _steps(visit, case, names, max(2, sizes.repeats * 50 // (50 + steps)))
 
 
+#: Cells of a program, warps and stages that are tried.
+FORMS_OF_KERNELS = (
+    (256, 4, 1), (512, 4, 1), (1024, 4, 1), (1024, 8, 1), (512, 4, 3), (1024, 4, 3), (1024, 8, 3),
+    (1024, 4, 5),
+)  # fmt: skip
+
+
 def neuron(visit: Visit) -> None:
     """The neuron alone, against the bandwidth that a copy has."""
     count = visit.sizes.copied
@@ -97,12 +114,15 @@ def _neurons(visit: Visit, dtype: torch.dtype) -> dict[str, tuple[Callable, int]
     one = torch.tensor(1.0, device=visit.device)
     dyn = Dynamics(0.9 * one, one, fast_sigmoid(25))
 
-    def both(block: int) -> Tensor:
-        scan_kernels._BLOCK = block
+    def formed(shape: tuple[int, int, int]) -> None:
+        scan_kernels._BLOCK, scan_kernels._WARPS, scan_kernels._STAGES = shape
+
+    def both(shape: tuple[int, int, int]) -> Tensor:
+        formed(shape)
         return torch.autograd.grad(leaky_scan(x, dyn)[0], x, grad)[0]
 
-    def alone(block: int) -> None:
-        scan_kernels._BLOCK = block
+    def alone(shape: tuple[int, int, int]) -> None:
+        formed(shape)
         with torch.no_grad():
             leaky_scan(x, dyn)
 
@@ -118,9 +138,11 @@ def _neurons(visit: Visit, dtype: torch.dtype) -> dict[str, tuple[Callable, int]
     margin = 2 if dtype == torch.bfloat16 else 4
     whole = x.numel() * (4 * x.element_size() + 2 * margin)
     passes: dict[str, tuple[Callable, int]] = {"spikingjelly": (spikingjelly, whole)}
-    for block in (128, 256, 512, 1024):
-        passes[f"both passes, block {block}"] = (partial(both, block), whole)
-    passes["forward alone"] = (partial(alone, 256), 2 * x.numel() * x.element_size())
+    for shape in FORMS_OF_KERNELS:
+        block, warps, stages = shape
+        form = f"block {block}, {warps} warps, {stages} stages"
+        passes[f"both passes, {form}"] = (partial(both, shape), whole)
+        passes[f"forward alone, {form}"] = (partial(alone, shape), 2 * x.numel() * x.element_size())
     return passes
 
 
@@ -129,7 +151,7 @@ def wide(visit: Visit) -> None:
     steps, batch, width = visit.sizes.wide
     case = Case(steps, batch, (width, width), visit.device, "poisson")
     plain = ("snntorch bptt", "spikingjelly bptt", "bptt", "products dfa")
-    names = [*plain, *(f"{n} tf32" for n in plain), *(f"{n} bf16" for n in plain[1:])]
+    names = [*plain, *(f"{n} tf32" for n in plain[1:]), *(f"{n} bf16" for n in plain[2:])]
     _steps(visit, case, names, max(2, visit.sizes.repeats // 3))
 
 
@@ -142,8 +164,9 @@ class HostReads(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, and note the line here that asked for a number."""
-        if func is torch.ops.aten._local_scalar_dense.default:
-            ours = [f for f in traceback.extract_stack() if f.filename.startswith(str(ROOT))]
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default):
+            seen = traceback.extract_stack()[:-1]  # without this function
+            ours = [frame for frame in seen if frame.filename.startswith(str(ROOT / "snn_dfa"))]
             where = f"{Path(ours[-1].filename).name}: {ours[-1].line}" if ours else "elsewhere"
             self.places[where] += 1
         return func(*args, **(kwargs or {}))
@@ -151,6 +174,16 @@ class HostReads(TorchDispatchMode):
 
 def graph(visit: Visit, rule: str, feedback: str) -> None:
     """A whole step of the recipe deep, its optimiser's included, as it is and as a CUDA graph."""
+    for precision in ("float32", "tf32", "bfloat16"):
+        allow_tf32(precision == "tf32")
+        try:
+            _graph(visit, rule, feedback, precision)
+        except Exception as error:
+            visit.failed(f"{rule} {precision}", error)
+    allow_tf32(False)
+
+
+def _graph(visit: Visit, rule: str, feedback: str, precision: str) -> None:
     sizes = visit.sizes
     settings = replace(
         RECIPES["deep"].settings, device=visit.device, steps=sizes.deep_steps, hidden=sizes.deep,
@@ -168,10 +201,13 @@ def graph(visit: Visit, rule: str, feedback: str) -> None:
 
     def update() -> None:
         optimizer.zero_grad()
-        loss_of(form(x), y).backward()
+        with torch.autocast(torch.device(visit.device).type, HALF, precision == "bfloat16"):
+            spikes = form(x)
+        loss_of(spikes, y).backward()
         optimizer.step()
 
-    about = {"rule": rule, "feedback": feedback, "steps": settings.steps, "batch": sizes.batch}
+    about = {"rule": rule, "feedback": feedback, "precision": precision,
+             "steps": settings.steps, "batch": sizes.batch}  # fmt: skip
     runs = started({"eager": lambda: update}, visit.failed)
     visit.say(contestant="eager", **about,
               **spread(interleaved(runs, visit.device, sizes.repeats)["eager"]))  # fmt: skip
@@ -197,8 +233,9 @@ def graph(visit: Visit, rule: str, feedback: str) -> None:
 
 def profile(visit: Visit) -> None:
     """Where the time of a step goes: the operations that take most of it, and their number."""
-    case = Case(visit.sizes.steps[0], visit.sizes.batch, visit.sizes.dense, visit.device, "poisson")
-    for name in ("bptt", "dfa", "dfa bf16"):
+    sizes = visit.sizes
+    for network, name in itertools.product(("dense", "conv"), ("bptt", "dfa", "dfa bf16")):
+        case = Case(sizes.steps[0], sizes.batch, sizes.dense, visit.device, "poisson", network)
         run = CONTESTANTS[name](case)
         for _ in range(3):
             run()
@@ -207,6 +244,6 @@ def profile(visit: Visit) -> None:
         table = seen.key_averages()
         of = "self_device_time_total" if visit.on_gpu else "self_cpu_time_total"
         most = sorted(table, key=lambda row: -getattr(row, of))[:12]
-        visit.say(contestant=name, us=sum(getattr(row, of) for row in table),
+        visit.say(contestant=name, network=network, us=sum(getattr(row, of) for row in table),
                   cpu_us=sum(row.self_cpu_time_total for row in table),
                   most=[[row.key[:60], row.count, getattr(row, of)] for row in most])  # fmt: skip

@@ -30,11 +30,13 @@ class Sizes:
     images: int = 60_000
     deep: tuple[int, ...] = (1000, 250, 100)
     deep_steps: int = 25
+    programs: int = 800
+    jobs: int = 12  # processes
 
 
 SMALL = Sizes(
     steps=(2,), batch=2, dense=(784, 16, 10), repeats=2, neuron=(4, 2, 64), copied=2**16,
-    wide=(3, 2, 32), images=64, deep=(16, 12), deep_steps=3,
+    wide=(3, 2, 32), images=64, deep=(16, 12), deep_steps=3, programs=5, jobs=1,
 )  # fmt: skip
 
 

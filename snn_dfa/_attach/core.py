@@ -77,7 +77,7 @@ class Core:
         self._shapes: dict[str, list[torch.Size]] = {}  # of what a layer returned, by layer
         self._warned = False
         self._seen: list[tuple[torch.Size, ...]] = []  # shapes for which there is feedback
-        self._kinds: list[tuple[int, torch.dtype, torch.device]] | None = None
+        self._kinds: Any = None  # stream and parameters of the last pass
         self.entry = Entry(self)
         self.collector: Collector
         self.leaf: Tensor
@@ -96,14 +96,17 @@ class Core:
 
     def bind(self, parameters: Sequence[Tensor]) -> None:
         """Take note of the parameters that want a gradient, where they are others than before."""
-        kinds = [(id(p), p.dtype, p.device) for p in parameters]
+        device = parameters[0].device if parameters else torch.device("cpu")
+        # Autograd's nodes belong to the stream in which they were made, which is another one while
+        # a CUDA graph is captured.
+        stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+        kinds = stream, [(id(p), p.dtype, p.device) for p in parameters]
         if kinds == self._kinds:
             return
         first, self._kinds = self._kinds is None, kinds
         # First let go of the nodes that autograd has for the old ones: it keeps one for each
         # parameter, of the dtype that the parameter had.
         self.__dict__.pop("collector", None)
-        device = parameters[0].device if parameters else torch.device("cpu")
         # Two leaves: ports lead to the first, and are passed where it is asked for. What a layer
         # learns through and is no parameter leads to the second. Passes with other parameters have
         # the same, since one loss may read them all.

@@ -111,7 +111,12 @@ class FeedbackOptimizer:
         """Return the accumulated gradients that are finite, averaged over processes; forget all."""
         found = {n: mean_over_ranks(g) if self.over_ranks else g for n, g in self._pending.items()}
         self._pending.clear()
-        return {name: g for name, g in found.items() if bool(g.isfinite().all())}
+        if not found:
+            return {}
+        finite = [g.isfinite().all() for g in found.values()]
+        # One look at all of them: a GPU is waited for once.
+        right = torch.stack([each.to(finite[0].device) for each in finite]).tolist()
+        return {name: g for (name, g), ok in zip(found.items(), right, strict=True) if ok}
 
     def _optimizer(self, name: str, matrix: Tensor) -> torch.optim.AdamW:
         known = self._optimizers.get(name)

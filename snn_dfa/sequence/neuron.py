@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from snn_dfa.errors import AttachError, InputError
 from snn_dfa.neurons import RefractoryLeaky
+from snn_dfa.sequence.facts import Facts
 from snn_dfa.sequence.scan import Dynamics, leaky_scan
 from snn_dfa.state import reset
 from snn_dfa.surrogate import Surrogate, derivative_of, recognise
@@ -47,10 +48,11 @@ class NeuronOverTime(nn.Module):
         # is that at the membrane before the first step.
         self.traces = False
         self.carried: Tensor | None = None
+        self._facts = Facts()
 
     def _run(self, x: Tensor, given: Mapping[str, Any]) -> Any:
         """Run over [T, B, ...] from the states that are given by name; no others are given."""
-        dynamics = dynamics_of(self.neuron)
+        dynamics = dynamics_of(self.neuron, self._facts)
         return self._steps(x, given)[0] if dynamics is None else self._scan(x, dynamics, given)[0]
 
     def _scan(
@@ -77,7 +79,7 @@ class NeuronOverTime(nn.Module):
             # No view, which detach_hidden() could not cut.
             neuron.mem = last.clone() if self.stateful else neuron.mem
         factor = neuron.graded_spikes_factor
-        if not _is_one(factor):
+        if not self._facts.holds("factor", factor, _is_one):
             spikes = spikes * factor
         series = {"mem": rest[0]} if reads else {}
         return spikes if alone else (spikes, *rest), series
@@ -299,7 +301,7 @@ class FlatScan(NeuronOverTime):
                 setattr(neuron, name, value)
         x = layout.first_dimension(input_)
         reads = self.reads if not layout.probes else {n for n, _ in _states(neuron, all_of=True)}
-        dynamics = None if layout.probes else dynamics_of(neuron)
+        dynamics = None if layout.probes else dynamics_of(neuron, self._facts)
         if dynamics is None or reads - {"mem"}:
             result, series = self._steps(x, given, sorted(reads))
         else:
@@ -382,7 +384,7 @@ def _flat(result: Any) -> Any:
     return tuple(_flat(each) for each in result)
 
 
-def dynamics_of(neuron: Any) -> Dynamics | None:
+def dynamics_of(neuron: Any, facts: Facts | None = None) -> Dynamics | None:
     """Return the equations of a neuron that ``leaky_scan`` knows; ``None`` for any other.
 
     Known are ``Leaky``, ``RefractoryLeaky`` and, where it does not reset to zero, ``Lapicque`` (not
@@ -392,6 +394,7 @@ def dynamics_of(neuron: Any) -> Dynamics | None:
 
     Args:
         neuron: One of snnTorch's, or derived from it.
+        facts: What is known of the neuron's tensors.
 
     Example:
         >>> dynamics_of(snn.Leaky(beta=0.5)).beta
@@ -404,7 +407,7 @@ def dynamics_of(neuron: Any) -> Dynamics | None:
         return None
     if neuron.inhibition or neuron.state_quant or any(p.requires_grad for p in neuron.parameters()):
         return None
-    if not bool((neuron.threshold > 0).all()):
+    if not (facts or Facts()).holds("threshold", neuron.threshold, _is_positive):
         return None
     return (
         _lapicque(neuron, surrogate) if type(neuron) is snn.Lapicque else _leaky(neuron, surrogate)
@@ -474,13 +477,18 @@ def _mechanism(neuron: Any) -> str:
     if isinstance(neuron, RefractoryLeaky):
         return neuron.reset_mechanism
     bound = {"_base_sub": "subtract", "_base_zero": "zero", "_base_int": "none"}
-    return bound[neuron.state_function.__name__]
+    # Of the function, not of the bound method, since older compilers do not know the latter's name.
+    return bound[neuron.state_function.__func__.__name__]
 
 
 def _is_reset_at_first(mem: Tensor, dyn: Dynamics) -> bool:
     """Return whether a neuron that resets at once begins with a reset, and so makes none in it."""
     resets_at_once = dyn.immediate_reset and not dyn.refractory_steps
     return resets_at_once and bool((mem > dyn.threshold).any())
+
+
+def _is_positive(threshold: Tensor) -> bool:
+    return bool((threshold > 0).all())
 
 
 def _is_one(factor: Tensor) -> bool:

@@ -53,7 +53,7 @@ def test_every_part_has_results_or_a_reason(tmp_path):
     assert {part: end["status"] for part, end in ended.items()} == dict.fromkeys(ended, "done"), log
 
     del parts["hang"]
-    assert len(parts) == 15
+    assert len(parts) == 16
     errors = {line["error"] for lines in parts.values() for line in lines if "error" in line}
     assert all("No module named 'spikingjelly'" in error for error in errors), errors
     assert all(line["right"] for name in ("parity", "parity compiled") for line in parts[name])

@@ -996,9 +996,21 @@ def _look_at_gradient(module: nn.Module, args: Any, result: Any) -> None:
 # -- running ---------------------------------------------------------------------------------------
 
 
+def generator(seed: int) -> torch.Generator:
+    """Return a generator on the device on which new tensors are made."""
+    return torch.Generator(torch.get_default_device()).manual_seed(seed)
+
+
+def _seed(seed: int) -> None:
+    """Seed the generators that layers draw from."""
+    torch.default_generator.manual_seed(seed)  # quicker than torch.manual_seed
+    if torch.get_default_device().type == "cuda":  # which may be the first that is asked of it
+        torch.cuda.manual_seed(seed)
+
+
 def build(spec: Spec) -> Network:
     """Return the network of a spec, always with the same weights."""
-    torch.default_generator.manual_seed(spec.seed)  # quicker than torch.manual_seed
+    _seed(spec.seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # snnTorch's own, about features that are tried out
         return Network(spec)
@@ -1006,7 +1018,7 @@ def build(spec: Spec) -> Network:
 
 def inputs(spec: Spec, batch: int) -> Tensor:
     """Return a batch [T, B, ...]."""
-    g = torch.Generator().manual_seed(1000 * spec.seed + batch)
+    g = generator(1000 * spec.seed + batch)
     shape = (CHANNELS, SIDE, SIDE) if spec.conv else (WIDTH,)
     return 2 * torch.rand(spec.steps, BATCH, *shape, generator=g)
 
@@ -1023,7 +1035,7 @@ def run(
         backward: Called with each step's losses where the program goes backward after each step;
             otherwise the caller goes backward.
     """
-    torch.default_generator.manual_seed(7 * spec.seed + batch)  # dropout
+    _seed(7 * spec.seed + batch)  # dropout
     _begin(spec, net)
     x = inputs(spec, batch).requires_grad_(spec.input_grad)
     if spec.loop != "around":
@@ -1089,7 +1101,7 @@ def _unpack(net: Network, returned: Any) -> tuple[dict[str, Any], Any]:
 
 def losses(spec: Spec, records: dict[str, list[Tensor]]) -> list[Tensor]:
     """Return the program's loss; in two parts where it goes backward twice."""
-    g = torch.Generator().manual_seed(spec.seed + 5)
+    g = generator(spec.seed + 5)
     main: list[Tensor] = []
     other: list[Tensor] = []
     for name, values in sorted(records.items()):

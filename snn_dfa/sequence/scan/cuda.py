@@ -23,7 +23,8 @@ from snn_dfa.surrogate import inline_form
 
 __all__ = ["available", "backward", "forward"]
 
-_BLOCK = 256
+#: Cells of a program, its warps, and steps of the sequence that are on their way from memory.
+_BLOCK, _WARPS, _STAGES = 512, 4, 3
 _RESETS = {"subtract": 0, "zero": 1, "none": 2}
 _FORMS = {"": 0, "fast_sigmoid": 1, "atan": 2}
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -40,7 +41,7 @@ if importlib.util.find_spec("triton") is not None:  # it comes with torch on Lin
         RESET: tl.constexpr, IMMEDIATE: tl.constexpr, STEPS: tl.constexpr, CLAMP: tl.constexpr,
         WANT_MEM: tl.constexpr, WANT_MARGIN: tl.constexpr, BLOCK: tl.constexpr,
         HAS_MEM: tl.constexpr, HAS_WAIT: tl.constexpr,
-        WANT_LAST: tl.constexpr, WANT_WAIT: tl.constexpr,
+        WANT_LAST: tl.constexpr, WANT_WAIT: tl.constexpr, STAGES: tl.constexpr,
     ):  # fmt: skip
         cell = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         inside = cell < cells
@@ -58,12 +59,12 @@ if importlib.util.find_spec("triton") is not None:  # it comes with torch on Lin
             spike = tl.where(wait == STEPS, 1.0, 0.0).to(mem.dtype)
         else:
             spike = tl.where(mem - theta > 0, 1.0, 0.0).to(mem.dtype)
-        for t in range(num_steps):
+        for t in tl.range(0, num_steps, num_stages=STAGES):
             drive = tl.load(current + t * stride_current + cell, mask=inside, other=0.0)
             kept = mem
             if RESET == 1 and not IMMEDIATE:
                 kept = mem * (1 - spike)
-            u = decay * kept + gain * drive.to(mem.dtype)
+            u = decay * kept + (gain * drive.to(mem.dtype)).to(mem.dtype)
             if RESET == 0 and not IMMEDIATE:
                 u = u - spike * theta
             x = u - theta
@@ -98,7 +99,7 @@ if importlib.util.find_spec("triton") is not None:  # it comes with torch on Lin
         stride_spikes, stride_mems, stride_beta, stride_threshold,
         RESET: tl.constexpr, IMMEDIATE: tl.constexpr, CLAMP: tl.constexpr, FORM: tl.constexpr,
         CONSTANT: tl.constexpr, HAS_SPIKES: tl.constexpr, HAS_MEMS: tl.constexpr,
-        BLOCK: tl.constexpr,
+        BLOCK: tl.constexpr, STAGES: tl.constexpr,
     ):  # fmt: skip
         cell = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         inside = cell < cells
@@ -107,16 +108,16 @@ if importlib.util.find_spec("triton") is not None:  # it comes with torch on Lin
         theta = tl.load(threshold + neuron * stride_threshold, mask=inside, other=1.0)
         later = decay * 0
         total = later
-        for back in range(num_steps):
+        for back in tl.range(0, num_steps, num_stages=STAGES):
             t = num_steps - 1 - back
             at = t * cells + cell
             x = tl.load(margin + at, mask=inside, other=-1.0).to(decay.dtype)
             if FORM == 1:
-                root = 1 / (1 + constant_of_slope * tl.abs(x))
+                root = (1 / (1 + constant_of_slope * tl.abs(x))).to(decay.dtype)
                 slope = root * root
             elif FORM == 2:
                 scaled = 3.141592653589793 * constant_of_slope * x
-                slope = constant_of_slope / (1 + scaled * scaled)
+                slope = (constant_of_slope / (1 + scaled * scaled)).to(decay.dtype)
             else:
                 slope = tl.load(slopes + at, mask=inside, other=0.0)
             m = later
@@ -187,6 +188,7 @@ def forward(
         STEPS=dyn.refractory_steps, WANT_MEM=want_mem, WANT_MARGIN=want_margin, BLOCK=_BLOCK,
         HAS_MEM=states.mem is not None, HAS_WAIT=states.wait is not None,
         WANT_LAST=states.last_mem is not None, WANT_WAIT=states.last_wait is not None,
+        STAGES=_STAGES, num_warps=_WARPS,
     )  # fmt: skip
     return spikes, margin if want_margin else None, mems if want_mem else None
 
@@ -213,7 +215,7 @@ def backward(
         *strides, _stride(dyn.beta), _stride(dyn.threshold),
         RESET=_RESETS[dyn.reset], IMMEDIATE=dyn.immediate_reset, CLAMP=dyn.clamp, FORM=_FORMS[form],
         CONSTANT=constant, HAS_SPIKES=at_spikes is not None, HAS_MEMS=at_mems is not None,
-        BLOCK=_BLOCK,
+        BLOCK=_BLOCK, STAGES=_STAGES, num_warps=_WARPS,
     )  # fmt: skip
     return result
 
