@@ -145,12 +145,12 @@ class Core:
         number = next(self._numbers)
         call = Call(layer, values, spikes, returned, entry.learning, linked, self.collector, number)
         call.targets, call.entered, call.links = self.targets, entry.entered, bool(shown)
-        call.passage = passage
+        call.passage, call.sources = passage, entry.read
         if self.layouts:
             call.steps = next((each.steps for each in self.layouts if each.running), None)
-        if entry.read:
-            call.reads = max(map(len, entry.read.values()))
-        self.now.note(call, self.layers)
+        now, self.now = self.now, Pass()  # where the call is none that can be, a new pass begins
+        now.note(call, self.layers, whole=self.within)
+        self.now = now
         if linked and entry.block:  # of other layers, what comes in has guards
             for value in values:
                 if value.requires_grad:
@@ -295,16 +295,19 @@ class Core:
         """Settle who is the output, and end a pass that is made without the network's forward.
 
         Such a pass has no other end where layers were not called equally often, as after an
-        exception in the middle of a step.
+        exception in the middle of a step. One in which no output was called has nothing to send.
         """
-        may_be_output = self.layers.may_be_output
-        last = {id(c) for n, calls in self.now.calls.items() if may_be_output(n) for c in calls}
-        now, unknown = self.now, not self.layers.outputs
-        ends = not self.within and any(id(call) in last for call, _ in arrived)
-        if ends:
+        layers, now, unknown = self.layers, self.now, not self.layers.outputs
+        mine = {id(call) for calls in now.calls.values() for call in calls}
+        if not self.within and any(id(call) in mine for call, _ in arrived):
             self.now = Pass()
-        if ends or unknown:
-            now.end(self.layers)
+            if unknown and now.last is not None:
+                layers.outputs = (now.last,)
+                now = now.parted(layers)
+            if any(map(layers.may_be_output, now.calls)):
+                now.end(layers)
+        elif unknown:
+            now.end(layers)
 
     def _look_at_heads(self) -> None:
         """See which layers the loss reads through weights."""

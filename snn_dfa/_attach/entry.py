@@ -42,10 +42,10 @@ class Entry:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        # Of the call that is going on: whether it learns, the nodes that it learns through, and of
-        # each other layer the calls that it reads.
+        # Of the call that is going on: whether it learns, the nodes that it learns through, and the
+        # calls of other layers that it reads.
         self.learning, self.entered = False, list[Any]()
-        self.read: dict[str, set[int]] = {}
+        self.read = set[Call]()
         self.block = self._guards = False
         self.taken: set[str] = set()  # layers whose values another layer was given
         #: By identity of a leaf, or a view, that came into this pass from outside, its token.
@@ -71,7 +71,7 @@ class Entry:
         """
         if self._core.inside is not None:
             raise messages.nested(layer, self._core.inside)
-        self.learning, self.entered, self.read = learns, [], {}
+        self.learning, self.entered, self.read = learns, [], set()
         self.block, self._guards = block, not (closed or block)
 
     # -- values -----------------------------------------------------------------------------------
@@ -126,8 +126,7 @@ class Entry:
                 original = node.call.values[index]
                 own[node, index] = original if of == layer else self.enter(layer, original)
             else:
-                self.taken.add(of)
-                self.read.setdefault(of, set()).add(node.call.number)
+                self.note_read({node.call})
         own = {edge: t for edge, t in own.items() if t.requires_grad}
         if origin.reentrant:
             replayed: Tensor = Replay.apply(self._core.collector.replay, [value], self._core.trap)
@@ -166,8 +165,13 @@ class Entry:
         self.learning = True
         made, source = found
         if source is not None:
-            self.taken.add(source.call.layer)
+            self.note_read({source.call})
         return made
+
+    def note_read(self, calls: set[Call]) -> None:
+        """Note calls of other layers that the call which is going on reads."""
+        self.read |= calls
+        self.taken |= {call.layer or "" for call in calls}
 
     def passage(self, layer: str, value: Any) -> Passage | None:
         """Return how samples come into a layer, if the feedback has ways of samples."""
@@ -259,9 +263,14 @@ class Entry:
 
     def learns(self, value: Tensor) -> bool:
         """Return whether a value was made of anything that learns, layers apart."""
+        return self.traced(value)[0]
+
+    def traced(self, value: Tensor) -> tuple[bool, set[Call]]:
+        """Return whether a value was made of anything that learns, and of which layers' calls."""
         if value.grad_fn is None:
-            return value.requires_grad
-        return bool(origin_of(value, self.mine).leaves)
+            return value.requires_grad, set()
+        found = origin_of(value, self.mine)
+        return bool(found.leaves), {node.call for node, _ in found.ports if node.call.layer}
 
     def note_leaves(self, values: Sequence[Tensor], ends: set[Any]) -> None:
         """Note what a call learns from inside, beside the parameters of its module.

@@ -110,6 +110,7 @@ class _Call:
     x: Tensor
     bias_input: Tensor
     below_learns: bool
+    read: set[Any]  # the calls of layers that x was made of
     used: bool = False
 
     def gradients(self, error: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -178,8 +179,8 @@ class Traces(TraceBase):
         x = self._inputs.pop(module, None)
         if x is None or not any(p.requires_grad for p in module.parameters()):
             return None
-        below = self._core.entry.learns(x)
-        call = _Call(module, x.detach(), torch.ones_like(x[..., :1].flatten()[:1]), below)
+        below = self._core.entry.traced(x)
+        call = _Call(module, x.detach(), torch.ones_like(x[..., :1].flatten()[:1]), *below)
         handed = Traced.apply(call.gradients, output.detach(), module.weight, module.bias)
         if self._core.paths.tracing or self._core.feedback.by_sample:
             handed.grad_fn.below = x.grad_fn
@@ -235,7 +236,9 @@ class Traces(TraceBase):
             for key in [k for k in self._traces if k[0] == name]:
                 del self._traces[key]
         if current in self._calls or self._core.entry.learns(current):
-            self._carry(name, neuron, self._call_of(name, current))
+            call = self._call_of(name, current)
+            self._core.entry.note_read(call.read)
+            self._carry(name, neuron, call)
         return args, kwargs
 
     def _call_of(self, name: str, current: Tensor) -> _Call:
