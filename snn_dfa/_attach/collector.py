@@ -55,7 +55,7 @@ class Collector:
         self.stand_ins = {id(p): p.detach().requires_grad_() for p in parameters if not p.is_leaf}
         self._leaves = [self.stand_ins.get(id(p), p) for p in parameters]
         self.known = {id(leaf) for leaf in self._leaves}
-        me = self._me = weakref.ref(self)  # the graph holds the collector by its ports alone
+        me = self.me = weakref.ref(self)  # the graph holds the collector by its ports alone
         self.deliver: Tensor = Deliver.apply(me, core.leaf, *parameters)
         self.gather: Tensor = Gather.apply(me, core.leaf)
         # Whether a part of the graph is passed by itself, and then with the rest.
@@ -80,7 +80,7 @@ class Collector:
     def entrance(self, value: Tensor) -> Tensor:
         """Return the token of a leaf, or a view of one, that came into the network."""
         leaf = value if value.is_leaf else value._base
-        token: Tensor = Entrance.apply(self._me, value, leaf)
+        token: Tensor = Entrance.apply(self.me, value, leaf)
         return token
 
     # -- what autograd calls -----------------------------------------------------------------------
@@ -119,7 +119,8 @@ class Collector:
         # are, inside the pass, since hooks around it count on that.
         inside = [] if self._partial else [t for t in others if isinstance(t, nn.Parameter)]
         run = Run(self.core, [*self._leaves, *others], inside)
-        results = run.gradients(arrived, keep=keep, twice=keep or self.bridged)
+        twice = keep or self.bridged or self.core.goes_on(self)
+        results = run.gradients(arrived, keep=keep, twice=twice)
         replays, self._replays = self._replays, []
         if replays:
             run.replay(replays, keep=keep)
@@ -157,6 +158,10 @@ class Collector:
             if not will_pass(self.gather.grad_fn):
                 raise _not_passed()
             self._silence([leaf])
+
+    def will_run(self) -> bool:
+        """Return whether the pass of autograd that is going on reads values of this one."""
+        return will_pass(self.gather.grad_fn) or will_pass(self.deliver.grad_fn)
 
     def _silence(self, parameters: Iterable[Tensor]) -> None:
         """Let autograd call no hook of parameters without a gradient, until its pass has ended."""
@@ -228,7 +233,7 @@ class Run:
                 own = zip(self._at, layers, strict=False)
                 _add(total, [None if id(t) in inside else g for t, g in own])
                 products, self.notes = self.notes.gradients(), None
-                _add(total, [products.get(id(t)) for t in self._at])
+                _add(total, [None if id(t) in inside else products.get(id(t)) for t in self._at])
                 if self._inside:
                     accumulate(roots, at=self._inside, keep=twice)
         finally:

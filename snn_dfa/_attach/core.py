@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
@@ -80,6 +81,7 @@ class Core:
         self._kinds: list[tuple[int, torch.dtype, torch.device]] | None = None
         self.entry = Entry(self)
         self.collector: Collector
+        self._before: list[weakref.ref[Collector]] = []  # of passes with other parameters
         self.leaf: Tensor
         self.trap: Tensor
         self.bind(parameters)
@@ -100,6 +102,12 @@ class Core:
         if kinds == self._kinds:
             return
         first, self._kinds = self._kinds is None, kinds
+        if not first:
+            for p in self.collector.parameters:  # a state may have a graph that leads to frozen ones
+                if p.is_leaf and not p.requires_grad:
+                    self.entry.note_other(p)
+            found = (ref() for ref in self._before)
+            self._before = [c.me for c in found if c is not None] + [self.collector.me]
         # First let go of the nodes that autograd has for the old ones: it keeps one for each
         # parameter, of the dtype that the parameter had.
         self.__dict__.pop("collector", None)
@@ -113,6 +121,13 @@ class Core:
                 for _ in "12"
             )
         self.collector = Collector(self, parameters)
+
+    def goes_on(self, collector: Collector) -> bool:
+        """Return whether the backward pass reads passes before those of a collector, too."""
+        before = [ref() for ref in self._before]
+        if collector in before:
+            before = before[: before.index(collector)]
+        return any(c is not None and c.will_run() for c in before)
 
     def book(self) -> Notes | None:
         """Return the notes of the pass that is going on through the layers' own graphs."""

@@ -289,9 +289,13 @@ class Entry:
         own = leaf is self._core.leaf or leaf is self._core.trap
         self.learning |= not own
         if id(leaf) not in self._core.collector.known and not own:
-            self._others[id(leaf)] = weakref.ref(leaf)
+            self.note_other(leaf)
             if not isinstance(leaf, Parameter):
                 self.note_entrance(leaf)
+
+    def note_other(self, leaf: Tensor) -> None:
+        """Note a leaf that layers learn from and that is none of the parameters of this pass."""
+        self._others[id(leaf)] = weakref.ref(leaf)
 
     def note_entrance(self, value: Tensor) -> None:
         """Note a leaf, or a view of one, that comes from outside: autograd may be asked for it."""
@@ -302,7 +306,8 @@ class Entry:
         """Return the leaves that layers learn from, parameters of the network apart."""
         found = {key: ref() for key, ref in self._others.items()}
         self._others = {k: self._others[k] for k, leaf in found.items() if leaf is not None}
-        return [leaf for k, leaf in found.items() if leaf is not None and k not in collector.known]
+        wanted = {k: leaf for k, leaf in found.items() if leaf is not None and leaf.requires_grad}
+        return [leaf for k, leaf in wanted.items() if k not in collector.known]
 
     # -- values inside a layer --------------------------------------------------------------------
 
