@@ -82,6 +82,10 @@ class Core:
         self.entry = Entry(self)
         self.collector: Collector
         self._before: list[weakref.ref[Collector]] = []  # of passes with other parameters
+        #: Hooks of parameters that autograd is to call none of, and what they were.
+        self.silenced: list[tuple[dict[int, Any], dict[int, Any]]] = []
+        #: Of such passes that one loss reads: whose gradients of which leaves are to be written.
+        self.waiting: list[tuple[Collector, list[Tensor], Sequence[Tensor | None]]] = []
         self.leaf: Tensor
         self.trap: Tensor
         self.bind(parameters)
@@ -103,7 +107,9 @@ class Core:
             return
         first, self._kinds = self._kinds is None, kinds
         if not first:
-            for p in self.collector.parameters:  # a state may have a graph that leads to frozen ones
+            for (
+                p
+            ) in self.collector.parameters:  # a state may have a graph that leads to frozen ones
                 if p.is_leaf and not p.requires_grad:
                     self.entry.note_other(p)
             found = (ref() for ref in self._before)

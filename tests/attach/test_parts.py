@@ -1,14 +1,15 @@
-"""Programs that call parts of a network, ``encode`` and ``decode``, and never the network itself."""
+"""Programs that call parts of a network one by one, or freeze and thaw parts between two steps."""
 
 import pytest
 import snntorch as snn
 import torch
 from torch import nn
 
-from snn_dfa import DFA, OutOfStepError
+from snn_dfa import DFA, NonFiniteError, OutOfStepError
 from snn_dfa.surrogate import fast_sigmoid
 
 B, W = 4, torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+MATRIX = torch.randn(3, 6, generator=torch.Generator().manual_seed(3))
 X = torch.rand(B, 5, generator=torch.Generator().manual_seed(2))
 
 
@@ -95,7 +96,7 @@ PROGRAMS = [twice, a_loop_twice, once_and_a_loop, in_another_order, an_old_value
             noise_last, alike]  # fmt: skip
 
 
-def right(program, matrix, reads):
+def right(program, reads):
     """The definition by hand: values that enter the output are cut, e B is added at the spikes."""
     net = Parts()
     decode = net.decode
@@ -106,7 +107,7 @@ def right(program, matrix, reads):
     )
     for error, (_, z) in zip(errors, pairs, strict=True):
         if error is not None:
-            loss = loss + (z * (error @ matrix)).sum()
+            loss = loss + (z * (error @ MATRIX)).sum()
     loss.backward()
     return [p.grad for p in net.parameters()]
 
@@ -114,33 +115,33 @@ def right(program, matrix, reads):
 @pytest.mark.parametrize("credit", ["membrane", "trace"])
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.__name__)
 def test_parts(program, credit):
-    net, matrix = Parts(), torch.randn(3, 6, generator=torch.Generator().manual_seed(3))
-    dfa = DFA(net, output="lif2", feedback={"lif1": matrix}, credit=credit)
+    net = Parts()
+    dfa = DFA(net, output="lif2", feedback={"lif1": MATRIX}, credit=credit)
     for reads in ([1, 2], [1], [2]) if program is twice else ([1, 2],):
         net.zero_grad()
         program(net, reads)[1].backward()
         torch.testing.assert_close([p.grad for p in net.parameters()],
-                                   right(program, matrix, reads))  # fmt: skip
+                                   right(program, reads))  # fmt: skip
     dfa.remove()
 
 
 @pytest.mark.parametrize("program", [twice, a_loop_twice, an_old_value])
 def test_the_first_batch_shows_the_output(program):
-    net, matrix = Parts(), torch.randn(3, 6, generator=torch.Generator().manual_seed(3))
-    with DFA(net, feedback={"lif1": matrix}) as dfa:
+    net = Parts()
+    with DFA(net, feedback={"lif1": MATRIX}) as dfa:
         program(net, [1, 2])[1].backward()
     assert dfa.output == "lif2"
-    torch.testing.assert_close([p.grad for p in net.parameters()], right(program, matrix, [1, 2]))
+    torch.testing.assert_close([p.grad for p in net.parameters()], right(program, [1, 2]))
 
 
 def test_values_of_the_network_go_into_a_part_again():
     """The second error goes to the same call, by whatever rule."""
-    matrix, found = torch.randn(3, 6, generator=torch.Generator().manual_seed(3)), []
+    found = []
     for again in (False, True):
         net = Parts()
         kept = []
         net.lif1.register_forward_hook(lambda *args, kept=kept: kept.append(args[2][0]))
-        with DFA(net, output="lif2", feedback={"lif1": matrix}):
+        with DFA(net, output="lif2", feedback={"lif1": MATRIX}):
             out = net(X)
             second = net.decode(kept[0])[0] if again else out
             ((out + second) * W).sum().backward()
@@ -173,3 +174,73 @@ def test_what_cannot_be_told_raises_an_error(program):
             assert all(p.grad is None for p in net.parameters())
         net(X).sum().backward()  # the next batch is none of this one
         assert dfa.feedback["lif1"].shape == (3, 6)
+
+
+# -- freezing and thawing -----------------------------------------------------------------------------
+
+
+class Step(Parts):
+    def forward(self, x, mem1, mem2):
+        self.spk1, mem1 = self.encode(x, mem1)
+        spk2, mem2 = self.decode(self.spk1, mem2)
+        return spk2, mem1, mem2
+
+
+def outputs(net, names, learns):
+    """The outputs of four steps, in which the named parameters learn or not; the hidden spikes."""
+    mem1, mem2, found = torch.zeros(B, 6), torch.zeros(B, 3), []
+    for k, does in enumerate(learns):
+        for name in names:
+            net.get_parameter(name).requires_grad_(does)
+        out, mem1, mem2 = net((k + 1) * X, mem1, mem2)
+        found.append((out, net.spk1))
+    return found
+
+
+def loss_of(found, reads):
+    return sum((found[k][0] * W).sum() * (k + 1) for k in reads)
+
+
+def right_of_steps(names, learns, reads):
+    net = Step()
+    decode = net.decode
+    net.decode = lambda z, mem: decode(z.detach().requires_grad_(), mem)
+    found = outputs(net, names, learns)
+    loss = loss_of(found, reads)
+    errors = torch.autograd.grad(loss, [out for out, _ in found], retain_graph=True,
+                                 allow_unused=True)  # fmt: skip
+    for error, (_, spk) in zip(errors, found, strict=True):
+        if error is not None:
+            loss = loss + (spk * (error @ MATRIX)).sum()
+    loss.backward()
+    return [p.grad for p in net.parameters()]
+
+
+NAMES = [["fc1.weight"], ["fc2.weight", "fc2.bias"], ["fc1.weight", "fc2.weight"]]
+LEARNS = [[0, 0, 1, 1], [0, 1, 0, 1], [1, 0, 0, 1], [1, 1, 1, 0]]
+
+
+@pytest.mark.parametrize("learns", LEARNS)
+@pytest.mark.parametrize("names", NAMES)
+def test_the_gradient_is_that_of_the_steps_in_which_a_parameter_learned(names, learns):
+    for reads in ([3], [1, 2], [0, 1, 2, 3]):
+        net = Step()
+        with DFA(net, output="lif2", feedback={"lif1": MATRIX}):
+            loss_of(outputs(net, names, map(bool, learns)), reads).backward()
+        torch.testing.assert_close([p.grad for p in net.parameters()],
+                                   right_of_steps(names, map(bool, learns), reads))  # fmt: skip
+
+
+def test_an_error_of_an_early_pass_comes_before_any_gradient():
+    net = Step()
+    seen = []
+    net.fc1.bias.register_hook(seen.append)
+    with DFA(net, output="lif2"):
+        found = outputs(net, ["fc1.weight"], [False, False, True, True])
+        loss = loss_of(found, [1, 2, 3]) + (found[0][0] * float("nan")).sum()
+        with pytest.raises(NonFiniteError):
+            loss.backward()
+        assert all(p.grad is None for p in net.parameters())
+        loss_of(outputs(net, ["fc1.weight"], [False, True]), [0, 1]).backward()
+    assert seen
+    assert all(p.grad is not None for p in net.parameters())
