@@ -70,10 +70,10 @@ class ChunkTraces(TraceBase):
             return
         if not isinstance(inner, SYNAPSES):
             if x in self._ways:
-                *source, modules = self._ways[x]
-                self._ways[output] = *source, (*modules, inner)
+                source, learns, modules = self._ways[x]
+                self._ways[output] = source, learns, (*modules, inner)
         elif any(p.requires_grad for p in inner.parameters()):
-            self._ways[output] = x.detach(), *self._core.entry.traced(x), (inner,)
+            self._ways[output] = x.detach(), self._core.entry.learns(x), (inner,)
 
     # -- a call of a layer -------------------------------------------------------------------------
 
@@ -109,8 +109,7 @@ class ChunkTraces(TraceBase):
                 f"convolution as its current, straight or through {between}; give the network "
                 f"itself, one step a call, or use credit='membrane'"
             )
-        x, below_learns, read, modules = self._ways[current]
-        self._core.entry.note_read(read)
+        x, below_learns, modules = self._ways[current]
         if below_learns:
             raise AttachError(
                 f"credit='trace': layer {name!r}: expected one layer with weights before it, got "

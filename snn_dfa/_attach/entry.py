@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,7 +21,7 @@ from torch.nn import Parameter
 from snn_dfa._attach import messages
 from snn_dfa._attach.calls import Call
 from snn_dfa._attach.functions import Bridge, Guard, Relink, Replay, Stale
-from snn_dfa._attach.graph import PORT, origin_of
+from snn_dfa._attach.graph import PORT, Origin, origin_of
 from snn_dfa._attach.products import Current, Made, made_of
 from snn_dfa._attach.ways import Passage, passage_of
 from snn_dfa.errors import AttachError, BackwardError
@@ -119,15 +119,21 @@ class Entry:
         own: dict[Any, Tensor] = {}
         for node, index in origin.ports:
             of = node.call.layer
-            if of == layer or of is None:
+            if of not in (layer, None):
+                self.note_read({node.call})
+            elif not self._core.knows_currents:  # a trace has no past
                 self._go_on(node.call)
                 if node.call.is_lost(self._core.collector):
                     return self._stale(value)
                 original = node.call.values[index]
                 own[node, index] = original if of == layer else self.enter(layer, original)
-            else:
-                self.note_read({node.call})
         own = {edge: t for edge, t in own.items() if t.requires_grad}
+        return self._bridged(layer, value, origin, own)
+
+    def _bridged(
+        self, layer: str, value: Tensor, origin: Origin, own: Mapping[Any, Tensor]
+    ) -> Tensor:
+        """Return a value with the graph to the layer's own earlier values and to leaves alone."""
         if origin.reentrant:
             replayed: Tensor = Replay.apply(self._core.collector.replay, [value], self._core.trap)
             return replayed
@@ -263,14 +269,9 @@ class Entry:
 
     def learns(self, value: Tensor) -> bool:
         """Return whether a value was made of anything that learns, layers apart."""
-        return self.traced(value)[0]
-
-    def traced(self, value: Tensor) -> tuple[bool, set[Call]]:
-        """Return whether a value was made of anything that learns, and of which layers' calls."""
         if value.grad_fn is None:
-            return value.requires_grad, set()
-        found = origin_of(value, self.mine)
-        return bool(found.leaves), {node.call for node, _ in found.ports if node.call.layer}
+            return value.requires_grad
+        return bool(origin_of(value, self.mine).leaves)
 
     def note_leaves(self, values: Sequence[Tensor], ends: set[Any]) -> None:
         """Note what a call learns from inside, beside the parameters of its module.
