@@ -107,7 +107,7 @@ class Broadcast:
         self, arrived: Sequence[tuple[Call, Sequence[Tensor | None]]]
     ) -> dict[str, dict[Call, Errors]]:
         """Return for each hidden layer its calls, with the errors at the outputs of their step."""
-        steps: dict[str, dict[Call, Errors]] = {}
+        steps: dict[str, dict[Call, dict[str, list[Tensor]]]] = {}
         for call, grads in sorted(arrived, key=lambda each: each[0].number):
             if call.layer not in self._layers.outputs or all(g is None for g in grads):
                 continue
@@ -117,9 +117,17 @@ class Broadcast:
             for below in call.steps_below:
                 for name, hidden in below.items():
                     if hidden.learns:
-                        steps.setdefault(name, {}).setdefault(hidden, {})[call.layer or ""] = error
-        order = [n for n in self._shapes if n in steps]
-        return {name: steps[name] for name in order}
+                        errors = steps.setdefault(name, {}).setdefault(hidden, {})
+                        errors.setdefault(call.layer, []).append(error)
+        sums: dict[tuple[int, ...], Tensor] = {}  # one for all layers
+        return {
+            name: {
+                call: {n: _total(each, name, call, sums) for n, each in errors.items()}
+                for call, errors in steps[name].items()
+            }
+            for name in self._shapes
+            if name in steps
+        }
 
     def _error(self, call: Call, grads: Sequence[Tensor | None]) -> Tensor:
         """Return the error [*batch, C] at one call of an output.
@@ -274,6 +282,24 @@ class Broadcast:
         self._feedback.notify(name, sent)
         each = [sent] if len(calls) == 1 else sent
         return [(call, (e,)) for call, e in zip(calls, each, strict=True) if call.hears]
+
+
+def _total(
+    errors: Sequence[Tensor], name: str, call: Call, sums: dict[tuple[int, ...], Tensor]
+) -> Tensor:
+    """Return the sum of the errors of an output that was called more than once on a call's values.
+
+    Raises:
+        OutOfStepError: if the output had other samples each time.
+    """
+    first, *others = errors
+    for e in others:
+        if e.shape != first.shape:
+            raise OutOfStepError(messages.other_steps(name, call.shape, e.shape, e.dim() - 1))
+    key = tuple(map(id, errors))
+    if others and key not in sums:
+        sums[key] = sum(others, first)
+    return sums[key] if others else first
 
 
 def is_steady(arrived: Arrivals) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -65,8 +66,8 @@ class Call:
 
     __slots__ = (
         "below", "collector", "entered", "later", "layer", "learns", "linked", "links", "number",
-        "passage", "reads", "released", "returned", "shape", "spikes", "steps", "targets",
-        "values",
+        "passage", "released", "returned", "shape", "sources", "spikes", "steps", "supposed",
+        "targets", "values",
     )  # fmt: skip
 
     def __init__(
@@ -88,7 +89,8 @@ class Call:
         self.below: dict[str, Call] = {}
         #: Of an output that is called once for all steps: the hidden calls of the later steps.
         self.later: list[dict[str, Call]] = []
-        self.reads = 0  # how many calls of another layer its input was made of
+        self.sources: set[Call] = set()  # the calls of other layers that its input was made of
+        self.supposed = False  # an output has the call by order alone, and does not read it
         self.targets: Tensor | None = None
         self.steps: int | None = None  # T, where time is part of the samples
         #: Nodes that the call learns through, and the lists of the calls that it goes on from.
@@ -124,7 +126,7 @@ class Call:
         if self.released:
             return
         self.values, self.spikes, self.released = (), None, True
-        self.below, self.later = {}, []
+        self.below, self.later, self.sources = {}, [], set()
         self.passage = None
         self.entered.clear()
 
@@ -148,8 +150,17 @@ class Pass:
     calls: dict[str, list[Call]] = field(default_factory=dict)
     last: str | None = None  # the neuron that was called last
 
-    def note(self, call: Call, layers: Layers) -> None:
-        """Note a call; what may be an output's gets the hidden calls of its step."""
+    def note(self, call: Call, layers: Layers, *, whole: bool) -> None:
+        """Note a call; what may be an output's gets the hidden calls of its step.
+
+        Args:
+            call: The call.
+            layers: The layers.
+            whole: Whether the pass is one call of the network.
+
+        Raises:
+            OutOfStepError: if it is not known which hidden call an output's belongs with.
+        """
         name = call.layer or ""
         before = self.calls.setdefault(name, [])
         step = len(before)
@@ -160,11 +171,60 @@ class Pass:
                 for other, calls in self.calls.items()
                 if len(calls) > step and other != name and other not in layers.outputs
             }
+            if name in layers.outputs and not (whole and len(call.below) == len(layers.hidden)):
+                self._match(call, layers, whole=whole)
         elif len(layers.outputs) > 1:  # some of which may have been called before
             for output in layers.outputs:
                 calls = self.calls.get(output, ())
                 if len(calls) > step:
                     calls[step].below[name] = call
+
+    def _match(self, call: Call, layers: Layers, *, whole: bool) -> None:
+        """Give an output's call the hidden calls that it reads, where these are not of its step.
+
+        In one call of the network the order decides, but for layers that were called before it.
+        """
+        read = self._read_by(call)
+        for name, calls in read.items():
+            known = call.below.get(name)
+            if name in layers.outputs or known in calls or (whole and known is not None):
+                continue
+            if len(calls) > 1 or any(c.supposed for c in calls):
+                raise OutOfStepError(messages.other_call(name, call.layer or "", len(calls)))
+            (call.below[name],) = calls
+        if not whole:
+            for name, hidden in call.below.items():
+                hidden.supposed = name not in read
+
+    def _read_by(self, call: Call) -> dict[str, set[Call]]:
+        """Return by layer the calls that a call was made of, through layers of this pass."""
+        first = min(calls[0].number for calls in self.calls.values())
+        found: dict[str, set[Call]] = {}
+        todo = [*call.sources]
+        while todo:
+            each = todo.pop()
+            known = found.setdefault(each.layer or "", set())
+            if each not in known:
+                known.add(each)
+                if each.number >= first or each.layer not in self.calls:
+                    todo += each.sources
+        return found
+
+    def parted(self, layers: Layers) -> Pass:
+        """Part calls at which the output was not known into passes; return the last, if unended.
+
+        Raises:
+            OutOfStepError: if it is not known which hidden call an output's belongs with.
+        """
+        now = Pass()
+        calls = (call for each in self.calls.values() for call in each)
+        for call in sorted(calls, key=lambda call: call.number):
+            call.below = {}
+            now.note(call, layers, whole=False)
+            if now.is_even(layers):
+                now.end(layers)
+                now = Pass()
+        return now
 
     def is_even(self, layers: Layers) -> bool:
         """Return whether every layer that was called has been called as often as the outputs."""
@@ -212,7 +272,8 @@ class Pass:
         once = set()
         for name in single:
             (call,) = self.calls[name]
-            if call.reads == len(steps) and call.shape[:2] != all_steps:
+            reads = Counter(each.layer for each in call.sources)
+            if max(reads.values(), default=0) == len(steps) and call.shape[:2] != all_steps:
                 call.below, *call.later = steps
                 once.add(name)
         return once

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -55,13 +55,12 @@ class Collector:
         self.stand_ins = {id(p): p.detach().requires_grad_() for p in parameters if not p.is_leaf}
         self._leaves = [self.stand_ins.get(id(p), p) for p in parameters]
         self.known = {id(leaf) for leaf in self._leaves}
-        me = self._me = weakref.ref(self)  # the graph holds the collector by its ports alone
+        me = self.me = weakref.ref(self)  # the graph holds the collector by its ports alone
         self.deliver: Tensor = Deliver.apply(me, core.leaf, *parameters)
         self.gather: Tensor = Gather.apply(me, core.leaf)
         # Whether a part of the graph is passed by itself, and then with the rest.
         self.bridged = bool(self.stand_ins)
         self._task, self._partial, self._alone = -1, False, False
-        self._silenced: list[tuple[dict[int, Any], dict[int, Any]]] = []
         self._replays: list[tuple[Tensor, Tensor]] = []
         self._arrived: Arrivals = []
         self._results: Sequence[Tensor | None] | None = None  # `()` once they are handed out
@@ -80,7 +79,7 @@ class Collector:
     def entrance(self, value: Tensor) -> Tensor:
         """Return the token of a leaf, or a view of one, that came into the network."""
         leaf = value if value.is_leaf else value._base
-        token: Tensor = Entrance.apply(self._me, value, leaf)
+        token: Tensor = Entrance.apply(self.me, value, leaf)
         return token
 
     # -- what autograd calls -----------------------------------------------------------------------
@@ -117,13 +116,26 @@ class Collector:
         arrived, self._arrived = self._arrived, []
         # Parameters that come and go, as those of a network in shards, are accumulated where they
         # are, inside the pass, since hooks around it count on that.
-        inside = [] if self._partial else [t for t in others if isinstance(t, nn.Parameter)]
-        run = Run(self.core, [*self._leaves, *others], inside)
-        results = run.gradients(arrived, keep=keep, twice=keep or self.bridged)
+        known = self.core.collector.known
+        inside = [t for t in others if isinstance(t, nn.Parameter) and id(t) not in known]
+        run = Run(self.core, [*self._leaves, *others], [] if self._partial else inside)
+        goes_on = self.core.goes_on(self)
+        twice = keep or self.bridged or goes_on
+        results = run.gradients(arrived, keep=keep, twice=twice)
         replays, self._replays = self._replays, []
         if replays:
             run.replay(replays, keep=keep)
         own = len(self.parameters)
+        waiting = self.core.waiting
+        if goes_on and not (self._partial or self.stand_ins):
+            # The last of the passes that the loss reads writes for all: till then errors may come.
+            waiting.append((self, [*self.parameters, *others], results))
+            self._results = ()
+            return
+        while waiting and not goes_on:
+            collector, leaves, grads = waiting.pop()
+            if collector._task == self._task:
+                _write(leaves, grads)
         if not self._partial:
             _write(others, results[own:])
         elif any(isinstance(t, nn.Parameter) and g is not None
@@ -158,21 +170,24 @@ class Collector:
                 raise _not_passed()
             self._silence([leaf])
 
+    def will_run(self) -> bool:
+        """Return whether the pass of autograd that is going on reads values of this one."""
+        return will_pass(self.gather.grad_fn) or will_pass(self.deliver.grad_fn)
+
     def _silence(self, parameters: Iterable[Tensor]) -> None:
         """Let autograd call no hook of parameters without a gradient, until its pass has ended."""
-        self.restore()
-        hooks = (p._backward_hooks for p in parameters)
-        self._silenced = [(h, dict(h)) for h in hooks if h]
-        if self._silenced:
-            for known, _ in self._silenced:
-                known.clear()
-            Variable._execution_engine.queue_callback(self.restore)
+        silenced = self.core.silenced
+        for hooks in [p._backward_hooks for p in parameters if p._backward_hooks]:
+            if not silenced:
+                Variable._execution_engine.queue_callback(self.restore)
+            silenced.append((hooks, dict(hooks)))
+            hooks.clear()
 
     def restore(self) -> None:
         """Put hooks back."""
-        for known, were in self._silenced:
-            known.update(were)
-        self._silenced = []
+        while self.core.silenced:
+            hooks, were = self.core.silenced.pop()
+            hooks.update(were)
 
 
 class Run:
@@ -228,7 +243,7 @@ class Run:
                 own = zip(self._at, layers, strict=False)
                 _add(total, [None if id(t) in inside else g for t, g in own])
                 products, self.notes = self.notes.gradients(), None
-                _add(total, [products.get(id(t)) for t in self._at])
+                _add(total, [None if id(t) in inside else products.get(id(t)) for t in self._at])
                 if self._inside:
                     accumulate(roots, at=self._inside, keep=twice)
         finally:

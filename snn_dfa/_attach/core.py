@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
@@ -80,6 +81,11 @@ class Core:
         self._kinds: Any = None  # stream and parameters of the last pass
         self.entry = Entry(self)
         self.collector: Collector
+        self._before: list[weakref.ref[Collector]] = []  # of passes with other parameters
+        #: Hooks of parameters that autograd is to call none of, and what they were.
+        self.silenced: list[tuple[dict[int, Any], dict[int, Any]]] = []
+        #: Of such passes that one loss reads: whose gradients of which leaves are to be written.
+        self.waiting: list[tuple[Collector, list[Tensor], Sequence[Tensor | None]]] = []
         self.leaf: Tensor
         self.trap: Tensor
         self.bind(parameters)
@@ -104,6 +110,14 @@ class Core:
         if kinds == self._kinds:
             return
         first, self._kinds = self._kinds is None, kinds
+        if not first:
+            for (
+                p
+            ) in self.collector.parameters:  # a state may have a graph that leads to frozen ones
+                if p.is_leaf and not p.requires_grad:
+                    self.entry.note_other(p)
+            found = (ref() for ref in self._before)
+            self._before = [c.me for c in found if c is not None] + [self.collector.me]
         # First let go of the nodes that autograd has for the old ones: it keeps one for each
         # parameter, of the dtype that the parameter had.
         self.__dict__.pop("collector", None)
@@ -116,6 +130,13 @@ class Core:
                 for _ in "12"
             )
         self.collector = Collector(self, parameters)
+
+    def goes_on(self, collector: Collector) -> bool:
+        """Return whether the backward pass reads passes before those of a collector, too."""
+        before = [ref() for ref in self._before]
+        if collector in before:
+            before = before[: before.index(collector)]
+        return any(c is not None and c.will_run() for c in before)
 
     def book(self) -> Notes | None:
         """Return the notes of the pass that is going on through the layers' own graphs."""
@@ -148,12 +169,12 @@ class Core:
         number = next(self._numbers)
         call = Call(layer, values, spikes, returned, entry.learning, linked, self.collector, number)
         call.targets, call.entered, call.links = self.targets, entry.entered, bool(shown)
-        call.passage = passage
+        call.passage, call.sources = passage, entry.read
         if self.layouts:
             call.steps = next((each.steps for each in self.layouts if each.running), None)
-        if entry.read:
-            call.reads = max(map(len, entry.read.values()))
-        self.now.note(call, self.layers)
+        now, self.now = self.now, Pass()  # where the call is none that can be, a new pass begins
+        now.note(call, self.layers, whole=self.within)
+        self.now = now
         if linked and entry.block:  # of other layers, what comes in has guards
             for value in values:
                 if value.requires_grad:
@@ -298,16 +319,19 @@ class Core:
         """Settle who is the output, and end a pass that is made without the network's forward.
 
         Such a pass has no other end where layers were not called equally often, as after an
-        exception in the middle of a step.
+        exception in the middle of a step. One in which no output was called has nothing to send.
         """
-        may_be_output = self.layers.may_be_output
-        last = {id(c) for n, calls in self.now.calls.items() if may_be_output(n) for c in calls}
-        now, unknown = self.now, not self.layers.outputs
-        ends = not self.within and any(id(call) in last for call, _ in arrived)
-        if ends:
+        layers, now, unknown = self.layers, self.now, not self.layers.outputs
+        mine = {id(call) for calls in now.calls.values() for call in calls}
+        if not self.within and any(id(call) in mine for call, _ in arrived):
             self.now = Pass()
-        if ends or unknown:
-            now.end(self.layers)
+            if unknown and now.last is not None:
+                layers.outputs = (now.last,)
+                now = now.parted(layers)
+            if any(map(layers.may_be_output, now.calls)):
+                now.end(layers)
+        elif unknown:
+            now.end(layers)
 
     def _look_at_heads(self) -> None:
         """See which layers the loss reads through weights."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,7 +21,7 @@ from torch.nn import Parameter
 from snn_dfa._attach import messages
 from snn_dfa._attach.calls import Call
 from snn_dfa._attach.functions import Bridge, Guard, Relink, Replay, Stale
-from snn_dfa._attach.graph import PORT, origin_of
+from snn_dfa._attach.graph import PORT, Origin, origin_of
 from snn_dfa._attach.products import Current, Made, made_of
 from snn_dfa._attach.ways import Passage, passage_of
 from snn_dfa.errors import AttachError, BackwardError
@@ -42,10 +42,10 @@ class Entry:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        # Of the call that is going on: whether it learns, the nodes that it learns through, and of
-        # each other layer the calls that it reads.
+        # Of the call that is going on: whether it learns, the nodes that it learns through, and the
+        # calls of other layers that it reads.
         self.learning, self.entered = False, list[Any]()
-        self.read: dict[str, set[int]] = {}
+        self.read = set[Call]()
         self.block = self._guards = False
         self.taken: set[str] = set()  # layers whose values another layer was given
         #: By identity of a leaf, or a view, that came into this pass from outside, its token.
@@ -71,7 +71,7 @@ class Entry:
         """
         if self._core.inside is not None:
             raise messages.nested(layer, self._core.inside)
-        self.learning, self.entered, self.read = learns, [], {}
+        self.learning, self.entered, self.read = learns, [], set()
         self.block, self._guards = block, not (closed or block)
 
     # -- values -----------------------------------------------------------------------------------
@@ -119,16 +119,21 @@ class Entry:
         own: dict[Any, Tensor] = {}
         for node, index in origin.ports:
             of = node.call.layer
-            if of == layer or of is None:
+            if of not in (layer, None):
+                self.note_read({node.call})
+            elif not self._core.knows_currents:  # a trace has no past
                 self._go_on(node.call)
                 if node.call.is_lost(self._core.collector):
                     return self._stale(value)
                 original = node.call.values[index]
                 own[node, index] = original if of == layer else self.enter(layer, original)
-            else:
-                self.taken.add(of)
-                self.read.setdefault(of, set()).add(node.call.number)
         own = {edge: t for edge, t in own.items() if t.requires_grad}
+        return self._bridged(layer, value, origin, own)
+
+    def _bridged(
+        self, layer: str, value: Tensor, origin: Origin, own: Mapping[Any, Tensor]
+    ) -> Tensor:
+        """Return a value with the graph to the layer's own earlier values and to leaves alone."""
         if origin.reentrant:
             replayed: Tensor = Replay.apply(self._core.collector.replay, [value], self._core.trap)
             return replayed
@@ -166,8 +171,13 @@ class Entry:
         self.learning = True
         made, source = found
         if source is not None:
-            self.taken.add(source.call.layer)
+            self.note_read({source.call})
         return made
+
+    def note_read(self, calls: set[Call]) -> None:
+        """Note calls of other layers that the call which is going on reads."""
+        self.read |= calls
+        self.taken |= {call.layer or "" for call in calls}
 
     def passage(self, layer: str, value: Any) -> Passage | None:
         """Return how samples come into a layer, if the feedback has ways of samples."""
@@ -280,9 +290,13 @@ class Entry:
         own = leaf is self._core.leaf or leaf is self._core.trap
         self.learning |= not own
         if id(leaf) not in self._core.collector.known and not own:
-            self._others[id(leaf)] = weakref.ref(leaf)
+            self.note_other(leaf)
             if not isinstance(leaf, Parameter):
                 self.note_entrance(leaf)
+
+    def note_other(self, leaf: Tensor) -> None:
+        """Note a leaf that layers learn from and that is none of the parameters of this pass."""
+        self._others[id(leaf)] = weakref.ref(leaf)
 
     def note_entrance(self, value: Tensor) -> None:
         """Note a leaf, or a view of one, that comes from outside: autograd may be asked for it."""
@@ -293,7 +307,8 @@ class Entry:
         """Return the leaves that layers learn from, parameters of the network apart."""
         found = {key: ref() for key, ref in self._others.items()}
         self._others = {k: self._others[k] for k, leaf in found.items() if leaf is not None}
-        return [leaf for k, leaf in found.items() if leaf is not None and k not in collector.known]
+        wanted = {k: leaf for k, leaf in found.items() if leaf is not None and leaf.requires_grad}
+        return [leaf for k, leaf in wanted.items() if k not in collector.known]
 
     # -- values inside a layer --------------------------------------------------------------------
 

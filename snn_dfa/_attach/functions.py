@@ -422,15 +422,15 @@ class Detour(Function):
 
 
 class Traced(Function):
-    """An output without its graph, as a function of weight and bias with gradients of its own.
+    """An output as a function of weight, bias and input with gradients of its own.
 
-    ``Traced.apply(gradients, output, weight, bias)`` returns the output; backward:
-    ``gradients(error)``, at weight and bias.
+    ``Traced.apply(gradients, output, weight, bias, x)`` returns the output, which must have no
+    graph; backward: ``gradients(error, whether x wants one)``, at weight, bias and x.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, gradients: Callable[[Tensor], tuple[Tensor, Tensor | None]], output: Tensor,
+        ctx: Any, gradients: Callable[[Tensor, bool], tuple[Tensor | None, ...]], output: Tensor,
         *_: Tensor | None,
     ) -> Tensor:  # fmt: skip
         ctx.gradients = gradients
@@ -439,4 +439,4 @@ class Traced(Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, error: Tensor) -> tuple[Any, ...]:
-        return (None, None, *ctx.gradients(error))
+        return (None, None, *ctx.gradients(error, ctx.needs_input_grad[4]))

@@ -137,8 +137,7 @@ def sources_of(
 
 
 def below_of(node: Any) -> list[Any]:
-    traced = getattr(node, "below", None)  # of an input whose graph a trace has in its place
-    return [n for n in (*(n for n, _ in node.next_functions), traced) if n is not None]
+    return [n for n, _ in node.next_functions if n is not None]
 
 
 def _of_port(node: Any) -> frozenset[Source]:

@@ -14,6 +14,7 @@ __all__ = [
     "exported",
     "heads",
     "hooked",
+    "other_call",
     "other_steps",
     "out_of_step",
     "refuse_repetition",
@@ -47,6 +48,17 @@ def called_late(hidden: str, outputs: Sequence[str]) -> str:
         f"hidden layer {hidden!r} is called after the output {output} in a time step; expected "
         f"the output to be called last. If another layer is the output, name it with output=. If "
         f"{output} is the output, name the layers before it with hidden=[...]"
+    )
+
+
+def other_call(hidden: str, output: str, count: int) -> str:
+    """Say that it is not known which call of a hidden layer an output's call belongs with."""
+    return (
+        f"output {output!r} is called outside of net.forward on the values of {count} calls of "
+        f"hidden layer {hidden!r}, and DFA cannot tell which of them gets its error: expected one "
+        f"call, whose values {output!r} gets before it gets values that no layer made. Call both "
+        f"layers in the forward of the network, equally often. Does {output!r} read noise, too, or "
+        f"values without a graph? Do so before {hidden!r} is called, or in `with dfa.paused():`"
     )
 
 

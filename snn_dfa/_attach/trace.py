@@ -23,9 +23,15 @@ from snn_dfa._attach.functions import Traced, in_backward
 from snn_dfa._attach.hooks import place
 from snn_dfa._attach.layers import is_spiking, spiking_layers
 from snn_dfa._attach.trace_base import TraceBase, cut
-from snn_dfa._attach.weights import SYNAPSES, gradient_at_weight, inside_neurons, synapses
+from snn_dfa._attach.weights import (
+    SYNAPSES,
+    gradient_at_input,
+    gradient_at_weight,
+    inside_neurons,
+    synapses,
+)
 from snn_dfa.eligibility import advance
-from snn_dfa.errors import AttachError
+from snn_dfa.errors import AttachError, BackwardError
 from snn_dfa.neurons import RefractoryLeaky
 from snn_dfa.sequence import NeuronOverTime, dynamics_of
 
@@ -57,7 +63,8 @@ def check(
     for name, module in {**modules, **spiking_layers(net)}.items():
         where = f"credit='trace': layer {name!r}"
         if not is_spiking(module) and name in outputs:
-            continue  # a plain readout has no past
+            _check_readout(module, where)
+            continue
         if isinstance(module, NeuronOverTime):
             _check_over_time(module, where)
             module = module.neuron
@@ -82,6 +89,17 @@ def check(
                 f"{where} gives no gradient to its own parameter {learns[0]!r}, which has "
                 f"requires_grad=True; set it to False, or use credit='membrane'"
             )
+
+
+def _check_readout(module: nn.Module, where: str) -> None:
+    """Refuse a readout with a past."""
+    inside = spiking_layers(module)
+    if inside:
+        raise AttachError(
+            f"{where}: the output has a spiking neuron {next(iter(inside))!r} in it, expected "
+            f"none, since its past has no trace; name the last neuron, or the layers after it, "
+            f"with output=, or use credit='membrane'"
+        )
 
 
 def _check_over_time(module: NeuronOverTime, where: str) -> None:
@@ -112,14 +130,27 @@ class _Call:
     below_learns: bool
     used: bool = False
 
-    def gradients(self, error: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return those at weight and bias."""
-        if self.module.bias is None:
-            return gradient_at_weight(self.module, self.x, error), None
-        channel = -1 if isinstance(self.module, nn.Linear) else 1
-        over = [d for d in range(error.dim()) if d != channel % error.dim()]
-        at_bias = (error.sum(over) if over else error) * self.bias_input
-        return gradient_at_weight(self.module, self.x, error), at_bias
+    def gradients(self, core: Core, error: Tensor, below: bool) -> tuple[Tensor | None, ...]:
+        """Return those at weight, bias and, of a head that no neuron gets, the input.
+
+        Raises:
+            BackwardError: if the loss reads the current of a neuron.
+        """
+        if self.used and (core.running is None or core.running.losses is not None):
+            raise BackwardError(
+                f"credit='trace': the loss reads what a {type(self.module).__name__} returns and a "
+                f"neuron gets, whose gradient is that of the neuron's trace; expected a loss on "
+                f"spikes or membranes; use credit='membrane'"
+            )
+        at_weight, at_bias = gradient_at_weight(self.module, self.x, error), None
+        if self.module.bias is not None:
+            channel = -1 if isinstance(self.module, nn.Linear) else 1
+            over = [d for d in range(error.dim()) if d != channel % error.dim()]
+            at_bias = (error.sum(over) if over else error) * self.bias_input
+        if self.used or not below:
+            return at_weight, at_bias, None
+        weight = self.module.weight.detach()
+        return at_weight, at_bias, gradient_at_input(self.module, self.x, weight, error)
 
 
 class Traces(TraceBase):
@@ -136,7 +167,11 @@ class Traces(TraceBase):
         self._calls = WeakTensorKeyDictionary()  # what a synapse returned -> its call
         self._latest: dict[nn.Module, _Call] = {}
         layers = set(modules.values())
+        blocks = [m for n, m in modules.items() if n not in self._neurons]  # which have no past
+        inside = {m for block in blocks for m in block.modules() if m is not block}
         for synapse in synapses(net).values():
+            if synapse in inside:
+                continue
             if synapse in layers:  # a readout: its values have a port by now
                 self._handles += place(synapse, None, partial(self._after_port, synapse))
             else:
@@ -180,9 +215,8 @@ class Traces(TraceBase):
             return None
         below = self._core.entry.learns(x)
         call = _Call(module, x.detach(), torch.ones_like(x[..., :1].flatten()[:1]), below)
-        handed = Traced.apply(call.gradients, output.detach(), module.weight, module.bias)
-        if self._core.paths.tracing or self._core.feedback.by_sample:
-            handed.grad_fn.below = x.grad_fn
+        gradients = partial(call.gradients, self._core)
+        handed = Traced.apply(gradients, output.detach(), module.weight, module.bias, x)
         self._calls[handed] = self._latest[module] = call
         return handed
 
@@ -205,7 +239,8 @@ class Traces(TraceBase):
                 args = (kwargs.pop("input_"),)
             changed: tuple[Any, Any] = self._before_neuron(name, module, args, kwargs)
             return changed
-        self._note(module, args, kwargs)
+        if isinstance(module, SYNAPSES):
+            self._note(module, args, kwargs)
         return args, kwargs
 
     def after(self, name: str, module: nn.Module, values: list[Tensor]) -> list[Tensor]:

@@ -139,7 +139,8 @@ class KolenPollackProductFeedback(Learned):
         if shape is not None and not is_lazy(weight) and weight.shape != shape:
             raise FeedbackError(
                 f"feedback: expected a factor of shape {list(weight.shape)}, that of the weight of "
-                f"layer {layer!r}, got {list(shape)}"
+                f"layer {layer!r}, got {list(shape)}. Has the layer another weight than at "
+                f"DFA(net)? Then call dfa.remove(), and DFA(net) again"
             )
         return weight
 

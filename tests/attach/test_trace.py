@@ -14,7 +14,7 @@ from parity import check
 from problems import SG, exact, problem
 from torch import nn
 
-from snn_dfa import DFA, AttachError, RefractoryLeaky, reset
+from snn_dfa import DFA, AttachError, BackwardError, RefractoryLeaky, reset
 from snn_dfa._attach.trace import Traces
 from snn_dfa.eligibility import advance
 
@@ -294,3 +294,51 @@ def test_currents_of_another_make(between, message):
     DFA(net, credit="trace", output=str(len(net) - 1))
     with pytest.raises(AttachError, match=message):
         net(X[0])
+
+
+class WithHead(nn.Module):
+    def __init__(self, head):
+        super().__init__()
+        torch.manual_seed(0)
+        options = {"beta": 0.8, "threshold": 0.3, "init_hidden": True, "spike_grad": SG}
+        self.fc1, self.lif1 = nn.Linear(5, 6), snn.Leaky(**options)
+        self.fc2, self.lif2, self.head = nn.Linear(6, 3), snn.Leaky(**options), head()
+
+    def forward(self, x):
+        spk = self.lif1(self.fc1(x))
+        return self.lif2(self.fc2(spk)), self.head(spk)
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
+
+
+@pytest.mark.filterwarnings("ignore:the loss reads layer")
+@pytest.mark.parametrize("output", ["lif2", ["lif2", "head"]])
+@pytest.mark.parametrize("head", [lambda: nn.Linear(6, 3), mlp], ids=["linear", "mlp"])
+def test_a_head_that_no_neuron_gets_keeps_its_own_gradient(head, output):
+    found = []
+    for credit in ("membrane", "trace"):
+        net = WithHead(head).double()
+        with DFA(net, output=output, credit=credit):
+            losses = [out.square().sum() + seen.square().sum() for out, seen in map(net, X)]
+            sum(losses).backward()
+        found.append([p.grad for p in net.parameters()])
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
+
+
+def test_a_loss_on_a_current_raises_an_error():
+    net = WithHead(nn.Identity).double()
+    currents = []
+    with DFA(net, output="lif2", credit="trace"):
+        net.fc2.register_forward_hook(lambda *args: currents.append(args[2]))
+        out, _ = net(X[0])
+        with pytest.raises(BackwardError, match="the loss reads what a Linear returns"):
+            (out.sum() + currents[0].sum()).backward()
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_a_neuron_inside_the_output_raises_an_error():
+    net = WithHead(lambda: nn.Sequential(nn.Linear(6, 4), snn.Leaky(0.9)))
+    with pytest.raises(AttachError, match="has a spiking neuron '1' in it"):
+        DFA(net, output="head", hidden=["lif1", "lif2"], credit="trace")
