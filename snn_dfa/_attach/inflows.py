@@ -39,7 +39,7 @@ _PRODUCTS = {
     "TracedBackward", "_SpikeLinearBackward",
 }  # fmt: skip
 #: What differs from sample to sample, or from batch to batch, between two layers.
-_MAXIMA = {"MaxPool2DWithIndicesBackward0": 2, "MaxPool3DWithIndicesBackward0": 3}
+_MAXIMA = {"AdaptiveMaxPool2DBackward0": 2, "AdaptiveMaxPool3DBackward0": 3, "MaxPool2DWithIndicesBackward0": 2, "MaxPool3DWithIndicesBackward0": 3}
 _NORMS = {"CudnnBatchNormBackward0", "NativeBatchNormBackward0"}
 #: What may become of steps that are set side by side.
 _OF_STEPS = {"MeanBackward1", "SumBackward1", "SelectBackward0"}
@@ -113,19 +113,15 @@ class _Walk:
                 yield node, False, self._function(node) if self.flows[node] else None
 
     def _function(self, node: Any) -> LocalFunction | None:
-        kind = type(node).__name__
-        if kind in _MAXIMA:
-            return LocalFunction((0,), False, partial(_pixels, node))
-        if kind in _NORMS:
-            return LocalFunction((0,), False, partial(_gains, node))
-        if not self._by_sample:
-            return None
-        below = [n for n, _ in node.next_functions]
-        return function_of(
-            node,
-            [n is not None and self.flows[n] for n in below],
-            [n is not None and self.own[n] for n in below],
-        )
+        kind, below = type(node).__name__, [n for n, _ in node.next_functions]
+        flows = [n is not None and self.flows[n] for n in below]
+        own = [n is not None and self.own[n] for n in below]
+        found = function_of(node, flows, own) if self._by_sample else None
+        if found is None and kind in _MAXIMA:
+            return LocalFunction((0,), False, partial(_pixels, node), replaced=True)
+        if found is None and kind in _NORMS:
+            return LocalFunction((0,), False, partial(_gains, node), replaced=True)
+        return found
 
 
 def inflow_of(
@@ -171,7 +167,7 @@ def inflow_of(
             weights |= {node: name} if name else {}
         elif not walk.flows[node]:
             weights |= _passed(node, weights)
-        elif function is not None and type(node).__name__ not in (*_MAXIMA, *_NORMS):
+        elif function is not None and not function.replaced:
             known[node] = _local(node, function, known, f"{into} {len(signature)}")
             signature.append((type(node).__name__, function.parts))
         else:
@@ -228,9 +224,15 @@ def _epsilon(node: Any) -> float:
     return float(getattr(node, "_saved_eps", None) or node._saved_epsilon)
 
 
-def _at(known: Mapping[Any, Any], node: Any, index: int) -> Inflow | None:
+class _Front(list[Inflow]):
+    """Parts that are set side by side in front of the samples, as queries, keys and values are."""
+
+
+def _at(known: Mapping[Any, Any], node: Any, index: int) -> Any:
     """Return the inflow of one of the values of a node."""
     found: Any = known.get(node)
+    if isinstance(found, _Front):
+        raise NotLinearError("PermuteBackward0")
     return found[index] if isinstance(found, list) else found
 
 
@@ -265,6 +267,9 @@ def _step(
         return _stack(node, known)
     if kind in ("AddBackward0", "SubBackward0"):
         return _sum(node, kind, known)
+    front = known.get(node.next_functions[0][0])
+    if isinstance(front, _Front):
+        return _of_front(node, kind, front)
     x, shape = _single(node, kind, known)
     if weight is not None and kind == "ConvolutionBackward0":
         dims = len(node._saved_stride)
@@ -304,6 +309,8 @@ def _function(node: Any, kind: str, x: Inflow, shape: tuple[int, ...], local: st
         return _reduced(node, kind, x, shape)
     if kind in _PARTED:
         return _parted(node, kind, x, shape)
+    if kind == "PermuteBackward0" and signed(node._saved_dims[0]) % len(shape):
+        return _fronted(node, kind, x, shape)
     move = _moved if kind in _MOVES else partial(_pooled, local=local)
     return move(node, kind, x, shape)
 
@@ -392,6 +399,35 @@ def _parted(node: Any, kind: str, x: Inflow, shape: tuple[int, ...]) -> list[Inf
         return x.then(lambda value: value.reshape(-1, *shape[dim:]).narrow(1, start, size))
 
     return [part(*pair) for pair in zip(starts, sizes, strict=True)]
+
+
+def _fronted(node: Any, kind: str, x: Inflow, shape: tuple[int, ...]) -> _Front:
+    """Return parts of an inflow along the dimension that comes to stand before the samples."""
+    front, *rest = [signed(d) % len(shape) for d in node._saved_dims]
+    if rest[0] != 0 or x.steps is not None:
+        raise NotLinearError(kind)
+    first = next(i for i in range(front + 1) if i == front or rest[i] != i)
+    order = [0, *(1 + d - first - (d > front) for d in rest[first:])]
+
+    def part(index: int) -> Inflow:
+        def taken(value: Tensor) -> Tensor:
+            value = value.reshape(-1, *shape[first:])
+            return value.select(1 + front - first, index).permute(order)
+
+        return x.then(taken)
+
+    return _Front(part(i) for i in range(shape[front]))
+
+
+def _of_front(node: Any, kind: str, front: _Front) -> Any:
+    """Return the parts that stand in front of the samples, or one of them."""
+    if kind in ("CloneBackward0", "ContiguousBackward0"):
+        return front
+    if kind == "UnbindBackward0" and node._saved_dim == 0:
+        return list(front)
+    if kind == "SelectBackward0" and node._saved_dim == 0:
+        return front[signed(node._saved_index)]
+    raise NotLinearError("PermuteBackward0")
 
 
 #: The first dimension of a sample of which a function takes more than one number, and the function
@@ -484,6 +520,7 @@ def _moved(node: Any, kind: str, x: Inflow, shape: tuple[int, ...]) -> Inflow:
 
 
 def _pooled(node: Any, kind: str, x: Inflow, shape: tuple[int, ...], local: str) -> Inflow:
+    after = tuple(node._input_metadata[0].shape)
     for dims in (2, 3):
         sample = shape[-dims - 1 :]
         if kind.startswith((f"MaxPool{dims}DWithIndices", f"AvgPool{dims}D")):
@@ -495,11 +532,11 @@ def _pooled(node: Any, kind: str, x: Inflow, shape: tuple[int, ...], local: str)
                 raise NotLinearError(kind)
             options = [tuple(stride or kernel), tuple(node._saved_padding), node._saved_ceil_mode]
             kernel *= dims if len(kernel) == 1 else 1
-            # Of windows that overlap a pixel may be the largest in one and not in another.
-            apart = kind in _MAXIMA and list(options[0]) == kernel and not any(options[1])
-            return stand_in.pool(x, sample, kernel, options, local if apart else "")
+            apart = list(options[0]) == kernel and not any(options[1])
+            name = local if kind in _MAXIMA else ""
+            return stand_in.pool(x, sample, kernel, options, after[-dims:], name, apart=apart)
         if kind.startswith((f"AdaptiveAvgPool{dims}D", f"AdaptiveMaxPool{dims}D")):
-            return stand_in.average(x, sample, tuple(node._input_metadata[0].shape)[-dims:])
+            return stand_in.average(x, sample, after[-dims:], local if kind in _MAXIMA else "")
     if kind in ("MeanBackward1", "SumBackward1"):
         dims_of = sorted(signed(d) % len(shape) - len(shape) for d in node._saved_dim)
         if not dims_of or len(shape) + dims_of[0] == 0 or x.steps is not None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from snn_dfa.feedback.sample_ways import normalised, product, scaled, softmax
 
-__all__ = ["ALONE", "Kept", "LocalFunction", "function_of", "signed"]
+__all__ = ["ALONE", "Asked", "Kept", "LocalFunction", "function_of", "signed"]
 
 #: Functions of each number alone. A feedback without ways of samples takes them as they are.
 ALONE = {
@@ -30,6 +30,18 @@ _ALONE = {
     "HardtanhBackward0", "LogBackward0", "LogSigmoidBackward0", "MishBackward0", "PowBackward0",
     "PreluKernelBackward0", "ReciprocalBackward0", "RsqrtBackward0", "SinBackward0",
     "SoftplusBackward0", "SqrtBackward0",
+}  # fmt: skip
+#: Others, whose derivative is asked of their node: of one layer's values, or of several.
+_OTHERS = {
+    "AmaxBackward0", "AminBackward0", "CumsumBackward0", "GatherBackward0", "GluBackward0",
+    "Im2ColBackward0", "IndexBackward0", "IndexSelectBackward0", "LinalgVectorNormBackward0",
+    "LogSoftmaxBackward0", "LogsumexpBackward0", "MaskedFillBackward0", "MaxBackward0",
+    "MaximumBackward0", "MinBackward0", "MinimumBackward0", "ReflectionPad1DBackward0",
+    "ReflectionPad2DBackward0", "RepeatBackward0", "ReplicationPad1DBackward0",
+    "ReplicationPad2DBackward0", "ScaledDotProductEfficientAttentionBackward0",
+    "ScaledDotProductFlashAttentionBackward0", "ScaledDotProductFlashAttentionForCpuBackward0",
+    "SortBackward0", "StdBackward0", "TopkBackward0", "UnfoldBackward0",
+    "UpsampleBicubic2DBackward0", "UpsampleLinear1DBackward0", "VarBackward0", "WhereBackward0",
 }  # fmt: skip
 _LAYER_NORM, _GROUP_NORM = "NativeLayerNormBackward0", "NativeGroupNormBackward0"
 _PRODUCTS = ("MulBackward0", "DivBackward0")
@@ -48,6 +60,12 @@ class Kept(NamedTuple):
     tensors: tuple[Tensor, ...]
 
 
+class Asked(NamedTuple):
+    """A node that says itself what errors [T * B, ...] become."""
+
+    back: Callable[[Tensor], Sequence[Tensor]]
+
+
 class LocalFunction(NamedTuple):
     """A function between two layers.
 
@@ -55,11 +73,13 @@ class LocalFunction(NamedTuple):
         parts: Which of what comes into its node is made of other layers.
         needed: Whether there is no linear function in its place.
         kept: Returns what it keeps.
+        replaced: Whether the linear network has a function of its own in its place.
     """
 
     parts: tuple[int, ...]
     needed: bool
-    kept: Callable[[], Kept]
+    kept: Callable[[], Any]
+    replaced: bool = False
 
 
 def function_of(node: Any, flows: Sequence[bool], own: Sequence[bool]) -> LocalFunction | None:
@@ -72,14 +92,16 @@ def function_of(node: Any, flows: Sequence[bool], own: Sequence[bool]) -> LocalF
     """
     kind = type(node).__name__
     parts = tuple(i for i, flow in enumerate(flows) if flow)
+    others = [i for i, flow in enumerate(flows) if not flow]
     if kind in _PRODUCTS:
         return _scaling(node, kind, parts)
     if kind == "BmmBackward0":
-        others = [1 - i for i in parts]
-        learns = any(node.next_functions[i][0] is not None and not own[i] for i in others)
-        if len(parts) == 1 and learns:
+        if _learns(node, others, own):
             return None  # a matrix that learns, and no layer's
         return LocalFunction(parts, True, partial(_matrices, node, parts))
+    if kind in _OTHERS:
+        known = not _learns(node, others, own) and _keeps_samples(node, parts)
+        return LocalFunction(parts, True, partial(_asked, node, parts)) if known else None
     if parts != (0,):
         return None
     if kind in ALONE or kind in _ALONE:
@@ -90,7 +112,34 @@ def function_of(node: Any, flows: Sequence[bool], own: Sequence[bool]) -> LocalF
         return LocalFunction(parts, True, partial(_softmax, node, dim - len(shape))) if dim else None
     if kind in (_LAYER_NORM, _GROUP_NORM):
         return LocalFunction(parts, False, partial(_norm, node, kind))
+    if kind == "NativeBatchNormBackward0" and shape[0] == 1 and node._saved_training:
+        return LocalFunction(parts, False, partial(_norm, node, kind))  # of each sample's channels
     return None
+
+
+def _learns(node: Any, others: Sequence[int], own: Sequence[bool]) -> bool:
+    """Return whether one of some things that come into a node learns, and is no layer's."""
+    return any(node.next_functions[i][0] is not None and not own[i] for i in others)
+
+
+def _keeps_samples(node: Any, parts: Sequence[int]) -> bool:
+    """Return whether a function is one of each sample alone."""
+    after = tuple(node._input_metadata[0].shape)
+    befores = [_shape(node, i) for i in parts]
+    found = [getattr(node, name, None) for name in ("_saved_dim", "_saved_dimension")]
+    dims = [d for each in found for d in (each if isinstance(each, tuple) else (each,))]
+    over = {signed(d) % len(befores[0]) for d in dims if d is not None}
+    indices, repeats = (getattr(node, f"_saved_{n}", None) for n in ("indices", "repeats"))
+    if isinstance(indices, tuple) and indices[0] is not None:
+        return False
+    if repeats is not None and len(repeats) != len(befores[0]):
+        return False
+    return 0 not in over and all(b[:1] == after[:1] for b in befores)
+
+
+def _shape(node: Any, part: int) -> tuple[int, ...]:
+    below, index = node.next_functions[part]
+    return tuple(below._input_metadata[index].shape)
 
 
 def signed(number: int) -> int:
@@ -104,8 +153,7 @@ def _scaling(node: Any, kind: str, parts: tuple[int, ...]) -> LocalFunction | No
     values = _factors(node)
     dims = []
     for i in parts:
-        below, index = node.next_functions[i]
-        of, other = tuple(below._input_metadata[index].shape), values[1 - i]
+        of, other = _shape(node, i), values[1 - i]
         wide = [d for d, (a, b) in enumerate(zip(of, shape, strict=False)) if a != b]
         if other is None or len(of) != len(shape) or 0 in wide:
             return None
@@ -152,6 +200,18 @@ def _matrices(node: Any, parts: Sequence[int]) -> Kept:
     return Kept(partial(product, sides), tuple(values[i].detach() for i in parts))
 
 
+def _asked(node: Any, parts: Sequence[int]) -> Asked:
+    first, *others = node._input_metadata
+
+    def back(error: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            found = node(error.reshape(tuple(first.shape)), *[None] * len(others))
+        found = found if isinstance(found, tuple) else (found,)
+        return [found[i] for i in parts]
+
+    return Asked(back)
+
+
 def _softmax(node: Any, dim: int) -> Kept:
     return Kept(partial(softmax, dim), (node._saved_result.detach(),))
 
@@ -165,11 +225,14 @@ def _norm(node: Any, kind: str) -> Kept:
         before = x.shape[: x.dim() - len(node._saved_normalized_shape)]
         groups = tuple(before)
         per_number = x.new_ones(count) if weight is None else weight.detach().flatten()
-    else:
+    elif kind == _GROUP_NORM:
         groups = tuple(mean.shape)
         count = x[0].numel() // groups[-1]
         per_number = x.new_ones(len(x[0])) if weight is None else weight.detach()
         per_number = per_number.repeat_interleave(node._saved_HxW).reshape(groups[-1], -1)
+    else:
+        groups, count = tuple(x.shape[1:2]), x[0, 0].numel()
+        per_number = x.new_ones(1) if weight is None else weight.detach()[:, None]
     x, mean, scale = x.reshape(*groups, count), mean.reshape(*groups, 1), scale.reshape(*groups, 1)
     x = (x - mean) * scale
     return Kept(normalised, (x, scale, per_number.expand(x.shape)))

@@ -17,8 +17,8 @@ from torch.autograd.graph import get_gradient_edge
 from snn_dfa._attach.functions import Relink
 from snn_dfa._attach.graph import are_packed
 from snn_dfa._attach.inflows import Gains, Pixels, Signature, local_functions
-from snn_dfa._attach.local_functions import Kept
-from snn_dfa.feedback.sample_ways import Derivative, Taken, Ways
+from snn_dfa._attach.local_functions import Asked, Kept
+from snn_dfa.feedback.sample_ways import Backward, Derivative, Taken, Ways
 
 __all__ = ["Passage", "passage_of", "ways_of"]
 
@@ -35,7 +35,7 @@ class Passage:
     __slots__ = ("local", "own", "signature", "tap")
 
     def __init__(
-        self, signature: Signature, local: list[Pixels | Gains | Kept], *, own: bool
+        self, signature: Signature, local: Sequence[Pixels | Gains | Kept | Asked], *, own: bool
     ) -> None:
         self.signature, self.local, self.own = signature, local, own
         #: Where the gradient at the current can be asked for; ``None`` where it cannot.
@@ -97,7 +97,7 @@ def ways_of(
         for step in steps[1:]:
             total += _sum(step)
         means[layer] = total.div_(sum(map(len, steps)))
-    local: dict[str, Tensor | Taken | Derivative] = {}
+    local: dict[str, Tensor | Taken | Derivative | Backward] = {}
     for layer, each in passages.items():
         known = [(p.local, rows) for p, rows in each if p.signature == signatures.get(layer)]
         all_rows = [rows for _, rows in known]
@@ -114,10 +114,13 @@ def _sum(steps: Tensor) -> Tensor:
 
 def _of_steps(
     kept: Sequence[Any], rows: Sequence[int], batch: int
-) -> Tensor | Taken | Derivative | None:
+) -> Tensor | Taken | Derivative | Backward | None:
     """Return a normalisation's mean gains, the places taken in each step, or a mean derivative."""
     if isinstance(kept[0], Gains):
         return torch.stack([each.gains for each in kept]).mean(0)
+    if isinstance(kept[0], Asked):
+        pairs = zip(rows, kept, strict=True)
+        return Backward(batch, [(count // batch, each.back) for count, each in pairs])
     if isinstance(kept[0], Kept):
         pairs = [*zip(*(each.tensors for each in kept), strict=True)]
         return Derivative(kept[0].back, tuple(_mean(each, rows, batch) for each in pairs))

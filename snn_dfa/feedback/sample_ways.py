@@ -16,7 +16,17 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["Derivative", "Named", "Taken", "Ways", "normalised", "product", "scaled", "softmax"]
+__all__ = [
+    "Backward",
+    "Derivative",
+    "Named",
+    "Taken",
+    "Ways",
+    "normalised",
+    "product",
+    "scaled",
+    "softmax",
+]
 
 #: By name: a stand-in's values [M, ...] of layers, or the factors.
 Named: TypeAlias = Mapping[str, Tensor]
@@ -71,6 +81,44 @@ class Derivative:
         return Derivative(self.back, tuple(t.mean(0, keepdim=True) for t in self.kept))
 
 
+@dataclass(frozen=True)
+class Backward:
+    """A function's derivative for each sample, as autograd has it.
+
+    Of other errors than one for each sample, each takes the way of one of the samples.
+
+    Args:
+        batch: How many samples there are.
+        calls: Of each call of the function the number of its steps, and from errors of its steps
+            and samples [T * B, ...] to those of all that it is a function of.
+    """
+
+    batch: int
+    calls: Sequence[tuple[int, Callable[[Tensor], Sequence[Tensor]]]]
+
+    def send(self, error: Tensor) -> tuple[Tensor, ...]:
+        """Return what errors [M, ...] become before the function, as a mean over its steps."""
+        rows = len(error)
+        error = error.flatten(1)
+        if rows % self.batch:
+            error = torch.cat([error, error.new_zeros(-rows % self.batch, error.shape[1])])
+        groups = [self._sent(group) for group in error.split(self.batch)]
+        return tuple(torch.cat(each)[:rows] for each in zip(*groups, strict=True))
+
+    def _sent(self, error: Tensor) -> list[Tensor]:
+        total: list[Tensor] = []
+        for steps, back in self.calls:
+            found = back(error.expand(steps, *error.shape).flatten(0, 1))
+            sent = [e.reshape(steps, self.batch, -1).sum(0) for e in found]
+            total = [a + b for a, b in zip(total, sent, strict=True)] if total else sent
+        count = sum(steps for steps, _ in self.calls)
+        return [e / count for e in total]
+
+    def mean(self) -> Backward:
+        """Return that of one of the calls."""
+        return Backward(self.batch, [self.calls[len(self.calls) // 2]])
+
+
 def scaled(dims: Sequence[Sequence[int]], error: Tensor, *gains: Tensor) -> tuple[Tensor, ...]:
     """Send errors back through a function of each number alone.
 
@@ -94,8 +142,8 @@ def product(sides: str, error: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     """
     sent = []
     for side, other in zip(sides, others, strict=True):
-        shape = (*other.shape[1:-2], *((-1, other.shape[-1]) if side == "l" else (other.shape[-2], -1)))
-        e = error.reshape(len(error), *shape)
+        last = (-1, other.shape[-1]) if side == "l" else (other.shape[-2], -1)
+        e = error.reshape(len(error), *other.shape[1:-2], *last)
         sent.append(e @ other.mT if side == "l" else other.mT @ e)
     return tuple(sent)
 
@@ -132,7 +180,7 @@ class Ways:
     """
 
     gates: Named = field(default_factory=dict)
-    local: Mapping[str, Tensor | Taken | Derivative] = field(default_factory=dict)
+    local: Mapping[str, Tensor | Taken | Derivative | Backward] = field(default_factory=dict)
 
     def into(self, layers: Container[str]) -> Ways:
         """Return those into some layers alone."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from snn_dfa.feedback.sample_ways import Derivative, Named, Taken, Ways
+from snn_dfa.feedback.sample_ways import Backward, Derivative, Named, Taken, Ways
 
 __all__ = [
     "Inflow",
@@ -259,7 +259,10 @@ def pool(
     shape: tuple[int, ...],
     kernel: Sequence[int],
     options: Sequence[Any],
+    windows: Sequence[int],
     name: str = "",
+    *,
+    apart: bool = False,
 ) -> Inflow:
     """Return means over windows; of a maximum whose ways are known, the sums of what was taken.
 
@@ -268,18 +271,18 @@ def pool(
         shape: [channels, *S] of one sample that comes in.
         kernel: Size of a window, in two or three dimensions.
         options: Stride, padding and whether the size is rounded up.
+        windows: How many there are in each dimension.
         name: Of its ways.
+        apart: Whether no pixel is in two windows.
     """
     function: Any = (functional.avg_pool2d, functional.avg_pool3d)[len(kernel) - 2]
-
-    windows = [-(-n // k) if options[2] else n // k for n, k in zip(shape[1:], kernel, strict=True)]
 
     def apply(values: Named, factors: Known) -> Tensor:
         value, taken = x.apply(values, factors).reshape(-1, *shape), factors.get(name)
         whole = (len(value), shape[0], *windows)
         if isinstance(taken, Taken) and taken.sample == shape:
             return _linear(taken.spread, whole, value)
-        if isinstance(taken, Tensor) and taken.shape[1:] == shape:
+        if apart and isinstance(taken, Tensor) and taken.shape[1:] == shape:
             return _linear(lambda error: _spread(error, kernel, shape) * taken, whole, value)
         return cast("Tensor", function(value, tuple(kernel), *options))
 
@@ -335,7 +338,7 @@ def local(
         made, known = [part.apply(values, factors) for part in parts], factors.get(name)
         rows = len(next(iter(values.values())))
         shape = rows, made[0].numel() // rows * size // sizes[0]
-        if isinstance(known, Derivative):
+        if isinstance(known, Derivative | Backward):
 
             def back(error: Tensor) -> tuple[Tensor, ...]:
                 sent = known.send(error)
@@ -348,10 +351,19 @@ def local(
     return replace(made, needs=(*made.needs, name)) if needed else made
 
 
-def average(x: Inflow, shape: tuple[int, ...], size: Sequence[int]) -> Inflow:
-    """Return means over as many windows as ``size`` says."""
+def average(
+    x: Inflow, shape: tuple[int, ...], size: Sequence[int], name: str = ""
+) -> Inflow:
+    """Return means over as many windows as ``size`` says; maxima as :func:`pool` does."""
     function: Any = (functional.adaptive_avg_pool2d, functional.adaptive_avg_pool3d)[len(size) - 2]
-    return x.then(lambda value: function(value.reshape(-1, *shape), tuple(size)))
+
+    def apply(values: Named, factors: Known) -> Tensor:
+        value, taken = x.apply(values, factors).reshape(-1, *shape), factors.get(name)
+        if isinstance(taken, Taken) and taken.sample == shape:
+            return _linear(taken.spread, (len(value), shape[0], *size), value)
+        return cast("Tensor", function(value, tuple(size)))
+
+    return x.made(apply)
 
 
 def mean(x: Inflow, shape: tuple[int, ...], dims: Sequence[int]) -> Inflow:
@@ -461,7 +473,12 @@ def errors(
         out = torch.cat(parts, 1) if parts else torch.zeros_like(error)
         for name in direct:
             out = out + values[name].flatten(1) @ factors[name].flatten(1).t()
-    found = torch.autograd.grad(out, list(leaves.values()), error, allow_unused=True)
+    found: Sequence[Tensor | None]
+    if any(isinstance(way, Backward) for way in ways.local.values()):
+        out.backward(error)  # asked for some gradients alone, autograd lets no other node answer
+        found = [leaf.grad for leaf in leaves.values()]
+    else:
+        found = torch.autograd.grad(out, list(leaves.values()), error, allow_unused=True)
     return {
         name: error.new_zeros(leaves[name].shape) if grad is None else grad
         for name, grad in zip(leaves, found, strict=True)
