@@ -1,6 +1,6 @@
-"""Functions between two layers whose derivative is another one for each sample: what is kept of them.
+"""Functions between two layers whose derivative is another one for each sample.
 
-Each is a node of autograd's graph, and what it has saved for its own backward pass says how an error
+Each is a node of autograd's graph. What it has saved for its own backward pass says how an error
 goes back. A weight is never kept: of a product with one there is a factor.
 """
 
@@ -109,7 +109,9 @@ def function_of(node: Any, flows: Sequence[bool], own: Sequence[bool]) -> LocalF
     shape = tuple(node._input_metadata[0].shape)
     if kind == "SoftmaxBackward0":
         dim = signed(node._saved_dim) % len(shape)
-        return LocalFunction(parts, True, partial(_softmax, node, dim - len(shape))) if dim else None
+        return (
+            LocalFunction(parts, True, partial(_softmax, node, dim - len(shape))) if dim else None
+        )
     if kind in (_LAYER_NORM, _GROUP_NORM):
         return LocalFunction(parts, False, partial(_norm, node, kind))
     if kind == "NativeBatchNormBackward0" and shape[0] == 1 and node._saved_training:
@@ -148,7 +150,7 @@ def signed(number: int) -> int:
 
 
 def _scaling(node: Any, kind: str, parts: tuple[int, ...]) -> LocalFunction | None:
-    """Return a product or a quotient of numbers, ``None`` for one with a number or with a matrix."""
+    """Return a product or a quotient, ``None`` for one with a number or with a matrix."""
     shape = tuple(node._input_metadata[0].shape)
     values = _factors(node)
     dims = []
@@ -171,7 +173,7 @@ def _factors(node: Any) -> tuple[Tensor | None, Tensor | None]:
     return node._saved_self, node._saved_other
 
 
-def _gains(node: Any, kind: str, parts: Sequence[int], dims: Sequence[Sequence[int]]) -> Kept:
+def _gains(node: Any, kind: str, parts: Sequence[int], dims: Sequence[list[int]]) -> Kept:
     shape, (one, other) = tuple(node._input_metadata[0].shape), _factors(node)
     gains = []
     for i in parts:
@@ -217,7 +219,7 @@ def _softmax(node: Any, dim: int) -> Kept:
 
 
 def _norm(node: Any, kind: str) -> Kept:
-    """Return the numbers of a sample as [..., groups, N], normalised, and by what they are scaled."""
+    """Return numbers of samples [..., groups, N], normalised, and by what they are scaled."""
     x, weight = node._saved_input.detach(), node._saved_weight
     mean, scale = node._saved_result1.detach(), node._saved_result2.detach()
     if kind == _LAYER_NORM:

@@ -119,11 +119,11 @@ def _of_steps(
     if isinstance(kept[0], Gains):
         return torch.stack([each.gains for each in kept]).mean(0)
     if isinstance(kept[0], Asked):
-        pairs = zip(rows, kept, strict=True)
-        return Backward(batch, [(count // batch, each.back) for count, each in pairs])
+        calls = [(n // batch, each.back) for n, each in zip(rows, kept, strict=True)]
+        return Backward(batch, calls)
     if isinstance(kept[0], Kept):
-        pairs = [*zip(*(each.tensors for each in kept), strict=True)]
-        return Derivative(kept[0].back, tuple(_mean(each, rows, batch) for each in pairs))
+        every = zip(*(each.tensors for each in kept), strict=True)
+        return Derivative(kept[0].back, tuple(_mean(each, rows, batch) for each in every))
     shape = kept[0].shape
     if any(each.at.dim() < len(shape) or len(each.at) % batch for each in kept):
         return None
@@ -135,7 +135,8 @@ def _of_steps(
 
 def _mean(calls: Sequence[Tensor], rows: Sequence[int], batch: int) -> Tensor:
     """Return the mean over steps, [batch, ...]."""
-    steps = [by_rows(t, n).unflatten(0, (-1, batch)) for t, n in zip(calls, rows, strict=True)]
+    found = (by_rows(t, n) for t, n in zip(calls, rows, strict=True))
+    steps = [t.reshape(-1, batch, *t.shape[1:]) for t in found]
     if len(steps) == 1 and len(steps[0]) == 1:
         return steps[0][0]
     total = _sum(steps[0])

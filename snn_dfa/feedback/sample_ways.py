@@ -102,7 +102,7 @@ class Backward:
         error = error.flatten(1)
         if rows % self.batch:
             error = torch.cat([error, error.new_zeros(-rows % self.batch, error.shape[1])])
-        groups = [self._sent(group) for group in error.split(self.batch)]
+        groups = [self._sent(group) for group in torch.split(error, self.batch)]
         return tuple(torch.cat(each)[:rows] for each in zip(*groups, strict=True))
 
     def _sent(self, error: Tensor) -> list[Tensor]:
@@ -119,7 +119,7 @@ class Backward:
         return Backward(self.batch, [self.calls[len(self.calls) // 2]])
 
 
-def scaled(dims: Sequence[Sequence[int]], error: Tensor, *gains: Tensor) -> tuple[Tensor, ...]:
+def scaled(dims: Sequence[list[int]], error: Tensor, *gains: Tensor) -> tuple[Tensor, ...]:
     """Send errors back through a function of each number alone.
 
     Args:

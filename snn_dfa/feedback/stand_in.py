@@ -351,9 +351,7 @@ def local(
     return replace(made, needs=(*made.needs, name)) if needed else made
 
 
-def average(
-    x: Inflow, shape: tuple[int, ...], size: Sequence[int], name: str = ""
-) -> Inflow:
+def average(x: Inflow, shape: tuple[int, ...], size: Sequence[int], name: str = "") -> Inflow:
     """Return means over as many windows as ``size`` says; maxima as :func:`pool` does."""
     function: Any = (functional.adaptive_avg_pool2d, functional.adaptive_avg_pool3d)[len(size) - 2]
 
@@ -475,7 +473,9 @@ def errors(
             out = out + values[name].flatten(1) @ factors[name].flatten(1).t()
     found: Sequence[Tensor | None]
     if any(isinstance(way, Backward) for way in ways.local.values()):
-        out.backward(error)  # asked for some gradients alone, autograd lets no other node answer
+        torch.autograd.backward(
+            out, error
+        )  # asked for some gradients alone, autograd lets no other node answer
         found = [leaf.grad for leaf in leaves.values()]
     else:
         found = torch.autograd.grad(out, list(leaves.values()), error, allow_unused=True)
