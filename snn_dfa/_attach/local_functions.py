@@ -207,9 +207,10 @@ def _asked(node: Any, parts: Sequence[int]) -> Asked:
 
     def back(error: Tensor) -> list[Tensor]:
         with torch.no_grad():
-            found = node(error.reshape(tuple(first.shape)), *[None] * len(others))
+            given = error.to(first.dtype).reshape(tuple(first.shape))
+            found = node(given, *[None] * len(others))
         found = found if isinstance(found, tuple) else (found,)
-        return [found[i] for i in parts]
+        return [found[i].to(error.dtype) for i in parts]
 
     return Asked(back)
 

@@ -74,7 +74,7 @@ class Derivative:
 
     def send(self, error: Tensor) -> tuple[Tensor, ...]:
         """Return what errors [M, ...] become before the function."""
-        return self.back(error, *self.kept)
+        return self.back(error, *(t.to(error.dtype) for t in self.kept))
 
     def mean(self) -> Derivative:
         """Return that at the mean over samples of what is kept."""
