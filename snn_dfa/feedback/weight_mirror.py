@@ -41,6 +41,8 @@ class WeightMirror(LearningOptions):
       layer with recurrent weights has no gate; nor is there any under activation checkpointing.
     - Maximum pooling takes the pixels that it took in the forward pass, as shares of the steps.
     - Batch normalisation multiplies by its gains.
+    - A product of two layers' values (attention, gates) is linear in each of them, given the values
+      of the other one. A softmax, a layer normalisation or a slope has the derivative that it had.
 
     The mean error over the steps goes this way once, and serves all steps. What the error of a step
     differs from the mean goes by the matrix B of the mean gates; where the loss gives the same
@@ -58,9 +60,10 @@ class WeightMirror(LearningOptions):
     V is zero in the first step: hidden layers get no error before it stands for anything. No weight
     is used backwards: the layer answers forwards, as it does in use.
 
-    ``dfa.feedback`` has the B of the linear network without gates. Where a function for which there
-    is no linear one leads into a layer (a gate, a permutation),
-    the layers before it have a matrix of their own, which learns as with :class:`KolenPollack`.
+    ``dfa.feedback`` has the B of the linear network without the ways of samples; nothing passes a
+    product there. Where a function without a way leads into a layer (a product with a matrix that
+    learns and is no layer's), the layers before it have a matrix of their own, which learns as with
+    :class:`KolenPollack`.
 
     Args:
         lr: Not used; the rate is that of the followed optimiser.
