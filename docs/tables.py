@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -125,14 +126,14 @@ def gates(found: Any) -> str:
     return _table((*head, "back-propagation"), "llrrrr", rows)
 
 
-def other_tasks(found: Any) -> str:
-    """Return the scores of ``benchmarks/other_tasks.py``, as means over seeds."""
+def scores(found: Any, first: str = "task") -> str:
+    """Return the scores of tasks or networks by each rule, as means over seeds."""
     rules = list(dict.fromkeys(rule for task in found.values() for rule in task))
     rows = (
-        (task, *(f"{fmean(scores[rule]):.1f}" if rule in scores else "" for rule in rules))
-        for task, scores in found.items()
+        (task, *(f"{fmean(its[rule]):.1f}" if rule in its else "" for rule in rules))
+        for task, its in found.items()
     )
-    return _table(("task", *map(_short, rules)), "l" + "r" * len(rules), rows)
+    return _table((first, *map(_short, rules)), "l" + "r" * len(rules), rows)
 
 
 #: Name of a table to the file that it is made from, and by what.
@@ -143,7 +144,11 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "deep_convolutions": ("benchmarks/results/deep_convolutions.json", seeds),
     "angles": ("benchmarks/results/angles.json", angles),
     "gates": ("benchmarks/results/learning.json", gates),
-    "other_tasks": ("benchmarks/results/other_tasks.json", other_tasks),
+    "other_tasks": ("benchmarks/results/other_tasks.json", scores),
+    "other_networks": (
+        "benchmarks/results/other_networks.json",
+        partial(scores, first="network"),
+    ),
     "learned_cost": ("benchmarks/results/learned_cost.json", learned_cost),
 }
 

@@ -13,7 +13,7 @@ from snn_dfa.errors import AttachError, OutOfStepError
 from snn_dfa.feedback import project
 from snn_dfa.feedback.apply import readout
 from snn_dfa.feedback.base import FeedbackWeights, Sent
-from snn_dfa.feedback.stand_in import Ways
+from snn_dfa.feedback.sample_ways import Ways
 from snn_dfa.rules import Rule, broadcast_signal, check_finite, local
 
 __all__ = ["Broadcast", "is_steady"]
@@ -233,6 +233,7 @@ class Broadcast:
         name, calls, e = errors[0]
         alike = self._rule is not local and all(each[2] is e for each in errors)
         if not (self._feedback.by_sample and alike and dims):
+            messages.refuse_without_ways(self._feedback.needs_ways)
             return
         steps = _in_steps(self._signal(name, e, calls), calls[0].steps)
         mean = steps.mean(0, keepdim=True) if steps.stride(0) else steps[:1]

@@ -29,8 +29,8 @@ from snn_dfa._attach.products import Notes
 from snn_dfa._attach.ways import Passage, ways_of
 from snn_dfa.errors import AttachError, OutOfStepError
 from snn_dfa.feedback.base import FeedbackWeights
-from snn_dfa.feedback.stand_in import Ways
-from snn_dfa.rules import Rule
+from snn_dfa.feedback.sample_ways import Ways
+from snn_dfa.rules import Rule, local
 from snn_dfa.sequence import Layout
 from snn_dfa.sequence.scan import gate_of
 
@@ -99,6 +99,11 @@ class Core:
     def asks_ways(self) -> bool:
         """Whether the feedback has ways of samples."""
         return self.feedback.by_sample and self._rule is not None and not self.aligned
+
+    @property
+    def takes_ways(self) -> bool:
+        """Whether errors take the ways of samples, so that functions may have a derivative each."""
+        return self.asks_ways and self._rule is not local
 
     def bind(self, parameters: Sequence[Tensor]) -> None:
         """Take note of the parameters that want a gradient, where they are others than before."""
@@ -257,15 +262,16 @@ class Core:
             batch: How many samples there are.
             dims: How many dimensions of a call are samples and steps.
         """
-        passages: dict[str, list[Passage]] = {}
+        passages: dict[str, list[tuple[Passage, int]]] = {}
         gates: dict[str, list[Tensor]] = {}
         for layer, each in calls.items():
             known = [call.passage for call in each if call.passage is not None]
             if len(known) == len(each):
-                passages[layer] = known
+                rows = [call.shape[:dims].numel() for call in each]
+                passages[layer] = list(zip(known, rows, strict=True))
                 if all(p.tap is not None for p in known):
                     gates |= self._gates(layer, each, [p.tap for p in known], dims)
-        return ways_of(passages, gates, batch, dims)
+        return ways_of(passages, self.paths.signatures, gates, batch, dims)
 
     def _gates(self, layer: str, calls: Sequence[Call], taps: Sequence[Any], dims: int) -> Gates:
         """Return the gradients at a layer's currents of the sum of its spikes, where there are.

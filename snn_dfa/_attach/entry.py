@@ -160,7 +160,8 @@ class Entry:
         ``None`` stands also for a value of which more has to be known.
         """
         if self._core.paths.tracing:
-            self._core.paths.note(layer, value, self.mine)
+            by_sample = self._core.takes_ways
+            self._core.paths.note(layer, value, self.mine, by_sample=by_sample)
         if self._core.knows_currents:
             return None
         found = made_of(value, layer, self.mine, self._core.collector.known)
@@ -183,7 +184,11 @@ class Entry:
         """Return how samples come into a layer, if the feedback has ways of samples."""
         if not self._core.asks_ways or not isinstance(value, Tensor):
             return None
-        return passage_of(value, layer, self.mine)
+        by_sample = self._core.takes_ways
+        passage = passage_of(value, layer, self.mine, by_sample=by_sample)
+        if passage is not None and by_sample:
+            self._core.paths.see(layer, passage.signature, value, self.mine)
+        return passage
 
     # -- the layer's own values -------------------------------------------------------------------
 

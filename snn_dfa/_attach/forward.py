@@ -213,7 +213,8 @@ class LayerForward(Forward):
 
     def _tap(self, passage: Passage | None, current: Tensor) -> Tensor:
         """Return a current whose gradient can be asked for, where each number is one neuron's."""
-        if passage is None or not self._is_gate or self._name in self.core.layers.outputs:
+        alone = self._is_gate and passage is not None and not passage.own
+        if passage is None or not alone or self._name in self.core.layers.outputs:
             return current
         return passage.tapped(current)
 

@@ -5,45 +5,52 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from snn_dfa._attach.graph import LEAF, PORT, are_packed, below_of
+from snn_dfa._attach.local_functions import ALONE, LocalFunction, function_of, signed
+from snn_dfa._attach.moves import (
+    MAXIMA,
+    MOVES,
+    Front,
+    NotLinearError,
+    fronted,
+    moved,
+    of_front,
+    parted,
+    pooled,
+    repeated,
+)
 from snn_dfa.feedback import stand_in
 from snn_dfa.feedback.stand_in import Inflow
 
-__all__ = ["NotLinearError", "inflow_of", "local_nodes", "local_values"]
-
-
-class NotLinearError(Exception):
-    """A node for which there is no linear function."""
+__all__ = ["Gains", "NotLinearError", "Pixels", "Signature", "inflow_of", "local_functions"]
 
 
 #: Views, which keep the order of numbers, and functions of each number alone.
-_SAME = {
-    "AliasBackward0", "CloneBackward0", "ContiguousBackward0", "CudnnBatchNormBackward0",
-    "DropoutBackward0", "EluBackward0", "FusedDropoutBackward0", "GeluBackward0",
-    "LeakyReluBackward0", "MiopenBatchNormBackward0", "MulBackward0", "NativeBatchNormBackward0",
-    "NativeDropoutBackward0", "NativeGroupNormBackward0", "NativeLayerNormBackward0",
-    "ReluBackward0", "ReshapeAliasBackward0", "SigmoidBackward0", "SiluBackward0",
-    "RegisterPostBackwardFunctionBackward",
-    "SqueezeBackward0", "SqueezeBackward1", "SqueezeBackward2", "TanhBackward0", "ToCopyBackward0",
-    "UnsafeViewBackward0", "UnsqueezeBackward0", "ViewBackward0", "DivBackward0",
+_SAME = ALONE | {
+    "AddBackward1", "AliasBackward0", "CloneBackward0", "ContiguousBackward0",
+    "CudnnBatchNormBackward0", "DivBackward0", "DropoutBackward0", "MiopenBatchNormBackward0",
+    "MulBackward0", "NativeBatchNormBackward0", "NativeGroupNormBackward0",
+    "NativeLayerNormBackward0", "NegBackward0", "RegisterPostBackwardFunctionBackward",
+    "ReshapeAliasBackward0", "RsubBackward1", "SqueezeBackward0", "SqueezeBackward1",
+    "SqueezeBackward2", "SubBackward1", "ToCopyBackward0", "UnsafeViewBackward0",
+    "UnsqueezeBackward0", "ViewBackward0",
 }  # fmt: skip
 #: Products with a weight, beside convolutions: this library's among them, and those of traces.
 _PRODUCTS = {
     "AddmmBackward0", "BaddbmmBackward0", "BmmBackward0", "LinearBackward0", "MmBackward0",
     "TracedBackward", "_SpikeLinearBackward",
 }  # fmt: skip
-#: What differs from sample to sample, or from batch to batch, between two layers.
-_MAXIMA = {"MaxPool2DWithIndicesBackward0": 2, "MaxPool3DWithIndicesBackward0": 3}
+#: What differs from batch to batch.
 _NORMS = {"CudnnBatchNormBackward0", "NativeBatchNormBackward0"}
 #: What may become of steps that are set side by side.
 _OF_STEPS = {"MeanBackward1", "SumBackward1", "SelectBackward0"}
-_UNSIGNED = 1 << 63  # autograd shows a negative dimension as one without a sign
+#: What becomes several values of one.
+_PARTED = {"SplitBackward0", "SplitWithSizesBackward0", "UnbindBackward0"}
 
 
 def _post_order(root: Any, mine: Callable[[Any], bool]) -> Iterator[tuple[Any, bool]]:
@@ -63,6 +70,66 @@ def _post_order(root: Any, mine: Callable[[Any], bool]) -> Iterator[tuple[Any, b
             todo += [(n, False) for n in below_of(node)]
 
 
+class Pixels(NamedTuple):
+    """What a maximum keeps: the shape of what came in, the places taken [N, channels, *S]."""
+
+    shape: tuple[int, ...]
+    at: Tensor
+
+
+class Gains(NamedTuple):
+    """What a batch normalisation multiplies by, [channels]."""
+
+    gains: Tensor
+
+
+#: The functions below a value that differ by the pass: names of nodes, and what flows into them.
+Signature: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+class _Walk:
+    """The nodes below a value, each after those below it.
+
+    Args:
+        root: The value's node.
+        layer: Into which it comes.
+        mine: Whether a port belongs to this network.
+        by_sample: Whether functions whose derivative differs by the sample are looked for.
+    """
+
+    def __init__(
+        self, root: Any, layer: str, mine: Callable[[Any], bool], *, by_sample: bool
+    ) -> None:
+        self._root, self._layer, self._mine, self._by_sample = root, layer, mine, by_sample
+        self.flows: dict[Any, bool] = {}  # made of other layers
+        self.own: dict[Any, bool] = {}  # made of the layer's earlier values
+
+    def __iter__(self) -> Iterator[tuple[Any, bool, Any]]:
+        """Yield nodes, whether each is an end, and its local function."""
+        for node, ends in _post_order(self._root, self._mine):
+            if ends:
+                of = node.call.layer if type(node) is PORT else None
+                self.flows[node] = of is not None and of != self._layer
+                self.own[node] = of == self._layer
+                yield node, True, None
+            else:
+                below = below_of(node)
+                self.flows[node] = any(self.flows[n] for n in below)
+                self.own[node] = any(self.own[n] for n in below)
+                yield node, False, self._function(node) if self.flows[node] else None
+
+    def _function(self, node: Any) -> LocalFunction | None:
+        kind, below = type(node).__name__, [n for n, _ in node.next_functions]
+        flows = [n is not None and self.flows[n] for n in below]
+        own = [n is not None and self.own[n] for n in below]
+        found = function_of(node, flows, own) if self._by_sample else None
+        if found is None and kind in MAXIMA:
+            return LocalFunction((0,), False, partial(_pixels, node), replaced=True)
+        if found is None and kind in _NORMS:
+            return LocalFunction((0,), False, partial(_gains, node), replaced=True)
+        return found
+
+
 def inflow_of(
     value: Tensor,
     mine: Callable[[Any], bool],
@@ -70,8 +137,12 @@ def inflow_of(
     kept: Callable[[Any], list[str]],
     step_of: Callable[[Inflow, str, tuple[int, ...]], Inflow],
     into: str = "",
-) -> Inflow | None:
+    *,
+    by_sample: bool = False,
+) -> tuple[Inflow | None, Signature]:
     """Return a value as a linear function of the layers that it was made of; ``None`` of none.
+
+    The layer's own values are not among them: the paths between them are the layer's own.
 
     Args:
         value: A tensor with a graph.
@@ -81,110 +152,113 @@ def inflow_of(
         kept: The layers whose frozen weights a node keeps.
         step_of: Sends an inflow of a shape through the factor of a layer, as its module would.
         into: Name of the layer into which the value comes.
+        by_sample: Whether functions may have a derivative for each sample.
 
     Raises:
         NotLinearError: with the name of a node that is not known.
     """
-    known: dict[Any, Inflow | None] = {}
+    known: dict[Any, Any] = {}
     sources: dict[str, Inflow] = {}
     weights: dict[Any, str] = {}  # below a node that no layer flows into
-    local = 0
-    for node, ends in _post_order(value.grad_fn, mine):
+    signature: list[tuple[str, tuple[int, ...]]] = []
+    walk = _Walk(value.grad_fn, into, mine, by_sample=by_sample and not are_packed())
+    for node, ends, function in walk:
         known[node] = None
         if type(node) is PORT and ends:
-            layer = node.call.layer
-            if layer is not None:
+            if walk.flows[node]:
+                layer = node.call.layer
                 known[node] = sources.setdefault(layer, stand_in.source(layer))
         elif ends:
             name = names.get(id(node.variable)) or names.get(node.variable.shape)
             weights |= {node: name} if name else {}
+        elif not walk.flows[node]:
+            weights |= _passed(node, weights)
+        elif function is not None and not function.replaced:
+            known[node] = _local(node, function, known, f"{into} {len(signature)}")
+            signature.append((type(node).__name__, function.parts))
         else:
-            below = below_of(node)
-            inside = [n for n in below if known[n] is not None]
-            passing = [weights[n] for n in below if n in weights]
-            if inside:
-                weight = next(iter(passing or kept(node)), None)
-                known[node] = _step(node, inside, known, weight, step_of, f"{into} {local}")
-                local += _is_local(node)
-            else:
-                weights |= {node: passing[0]} if passing else {}
-    return known[value.grad_fn]
+            passing = [weights[n] for n in below_of(node) if n in weights]
+            weight = next(iter(passing or kept(node)), None)
+            known[node] = _step(node, known, weight, step_of, f"{into} {len(signature)}")
+            signature += [(type(node).__name__, (0,))] if function is not None else []
+    return _at(known, value.grad_fn, value.output_nr), tuple(signature)
 
 
-# -- the ways of samples ---------------------------------------------------------------------------
+def _passed(node: Any, weights: Mapping[Any, str]) -> dict[Any, str]:
+    """Return the weight that a node passes on, but not in a product with something else."""
+    below = [weights.get(n) for n, _ in node.next_functions]
+    name = next((each for each in below if each), None)
+    makes = type(node).__name__ in _PRODUCTS or type(node).__name__ == "ConvolutionBackward0"
+    return {} if name is None or (makes and set(below) != {name}) else {node: name}
 
 
-def _is_local(node: Any) -> bool:
-    kind = type(node).__name__
-    return kind in _MAXIMA or kind in _NORMS
-
-
-def local_nodes(value: Tensor, layer: str, mine: Callable[[Any], bool]) -> list[Any] | None:
+def local_functions(
+    value: Tensor, layer: str, mine: Callable[[Any], bool], *, by_sample: bool
+) -> tuple[list[tuple[Any, LocalFunction]], bool] | None:
     """Return the nodes below a value, in order, whose linear function differs by the pass.
 
     Args:
         value: What comes into a layer.
         layer: Its name.
         mine: Whether a port belongs to this network.
+        by_sample: See :func:`inflow_of`.
 
     Returns:
-        ``None`` where no other layer's value flows into it, or an own one does, too.
+        The nodes, and whether an own value of the layer flows in, too; ``None`` where no other
+        layer's does.
     """
-    flows: dict[Any, bool] = {}
-    found = []
-    for node, ends in _post_order(value.grad_fn, mine):
-        if ends:
-            of = node.call.layer if type(node) is PORT else None
-            if of == layer:
-                return None
-            flows[node] = of is not None
-        else:
-            flows[node] = any(flows[n] for n in below_of(node))
-            if flows[node] and _is_local(node):
-                found.append(node)
-    return found if flows.get(value.grad_fn) else None
+    walk = _Walk(value.grad_fn, layer, mine, by_sample=by_sample)
+    found = [(node, function) for node, _, function in walk if function is not None]
+    return (found, walk.own[value.grad_fn]) if walk.flows[value.grad_fn] else None
 
 
-def local_values(node: Any) -> tuple[tuple[int, ...], Tensor]:
-    """Return what a node of :func:`local_nodes` keeps of its pass.
+def _pixels(node: Any) -> Pixels:
+    below, index = node.next_functions[0]
+    return Pixels(tuple(below._input_metadata[index].shape), node._saved_result1)
 
-    Returns:
-        Of a maximum the shape of what came in and the places of what was taken [N, channels, *S];
-        of a normalisation no shape and by what it multiplies, [channels].
-    """
-    if type(node).__name__ in _MAXIMA:
-        below, index = node.next_functions[0]
-        return tuple(below._input_metadata[index].shape), node._saved_result1
+
+def _gains(node: Any) -> Gains:
     if node._saved_training:
         gains = node._saved_result2.detach()
     else:
         gains = torch.rsqrt(node._saved_running_var.detach() + _epsilon(node))
     weight = node._saved_weight
-    return (), gains if weight is None else gains * weight.detach()
+    return Gains(gains if weight is None else gains * weight.detach())
 
 
 def _epsilon(node: Any) -> float:
     return float(getattr(node, "_saved_eps", None) or node._saved_epsilon)
 
 
-def _shape(node: Any, below: Any) -> tuple[int, ...]:
-    """Return the shape of what comes from one node into another."""
-    index = next((i for n, i in node.next_functions if n is below), 0)
-    return tuple(below._input_metadata[index].shape)
+def _at(known: Mapping[Any, Any], node: Any, index: int) -> Any:
+    """Return the inflow of one of the values of a node."""
+    found: Any = known.get(node)
+    if isinstance(found, Front):
+        raise NotLinearError("PermuteBackward0")
+    return found[index] if isinstance(found, list) else found
 
 
-def _signed(number: int) -> int:
-    return number - (1 << 64) if number >= _UNSIGNED else number
+def _local(node: Any, function: LocalFunction, known: Mapping[Any, Any], name: str) -> Inflow:
+    """Return a function whose derivative is kept in each pass."""
+    parts, sizes = [], []
+    for i in function.parts:
+        below, index = node.next_functions[i]
+        part = _at(known, below, index)
+        if part is None or part.steps is not None:
+            raise NotLinearError(type(node).__name__)
+        parts.append(part)
+        sizes.append(math.prod(below._input_metadata[index].shape))
+    size = math.prod(node._input_metadata[0].shape)
+    return stand_in.local(parts, sizes, size, name, needed=function.needed)
 
 
 def _step(
     node: Any,
-    inside: list[Any],
-    known: Mapping[Any, Inflow | None],
+    known: Mapping[Any, Any],
     weight: str | None,
     step_of: Callable[[Inflow, str, tuple[int, ...]], Inflow],
     local: str,
-) -> Inflow:
+) -> Any:
     """Return the function of one node of what comes into it; ``local`` names its ways."""
     kind = type(node).__name__
     if kind == "CatBackward0":
@@ -193,10 +267,10 @@ def _step(
         return _stack(node, known)
     if kind in ("AddBackward0", "SubBackward0"):
         return _sum(node, kind, known)
-    x = known[inside[0]]
-    if len(inside) > 1 or x is None:
-        raise NotLinearError(kind)
-    shape = _shape(node, inside[0])
+    front = known.get(node.next_functions[0][0])
+    if isinstance(front, Front):
+        return of_front(node, kind, front)
+    x, shape = _single(node, kind, known)
     if weight is not None and kind == "ConvolutionBackward0":
         dims = len(node._saved_stride)
         options = [getattr(node, f"_saved_{name}") for name in (
@@ -204,13 +278,43 @@ def _step(
         return stand_in.convolve(x, weight, shape[-dims - 1 :], options)
     if weight is not None and kind in _PRODUCTS:
         return step_of(x, weight, shape)
+    return _function(node, kind, x, shape, local)
+
+
+def _single(node: Any, kind: str, known: Mapping[Any, Any]) -> tuple[Inflow, tuple[int, ...]]:
+    """Return the one inflow of a node, and its shape."""
+    pairs = [pair for pair in node.next_functions if known.get(pair[0]) is not None]
+    if len(pairs) == 1:
+        (below, index), x = pairs[0], _at(known, *pairs[0])
+        shape = tuple(below._input_metadata[index].shape)
+    elif not pairs:  # an input whose graph a trace has in its place
+        inside = [n for n in below_of(node) if known.get(n) is not None]
+        x, shape = _at(known, inside[0], 0), tuple(inside[0]._input_metadata[0].shape)
+    else:
+        x = None
+    if x is None:
+        raise NotLinearError(kind)
+    return x, shape
+
+
+def _function(node: Any, kind: str, x: Inflow, shape: tuple[int, ...], local: str) -> Any:
+    """Return a function of one inflow."""
     if kind in _NORMS:
         return stand_in.gain(x, _per_channel(shape), local)
     if kind in _SAME:
+        if shape != tuple(node._input_metadata[0].shape) and kind in (
+            "MulBackward0",
+            "DivBackward0",
+        ):
+            raise NotLinearError(kind)
         return _scaled(node, kind, x)
     if kind in _OF_STEPS and x.steps is not None:
         return _reduced(node, kind, x, shape)
-    move = _moved if kind in _MOVES else partial(_pooled, local=local)
+    if kind in _PARTED:
+        return parted(node, kind, x, shape)
+    if kind == "PermuteBackward0" and signed(node._saved_dims[0]) % len(shape):
+        return fronted(node, kind, x, shape)
+    move = moved if kind in MOVES else partial(pooled, local=local)
     return move(node, kind, x, shape)
 
 
@@ -219,133 +323,58 @@ def _per_channel(shape: tuple[int, ...]) -> int:
     return math.prod(shape[2:])
 
 
-def _cat(node: Any, known: Mapping[Any, Inflow | None]) -> Inflow:
+def _cat(node: Any, known: Mapping[Any, Any]) -> Inflow:
     if any(n is None for n, _ in node.next_functions):
         raise NotLinearError("CatBackward0")
-    dim = _signed(node._saved_dim)
+    dim = signed(node._saved_dim)
     if dim % len(node._input_metadata[0].shape) == 0:
         raise NotLinearError("CatBackward0")
     shapes = [tuple(n._input_metadata[i].shape)[dim:] for n, i in node.next_functions]
-    return stand_in.concatenate([known[n] for n, _ in node.next_functions], shapes)
+    return stand_in.concatenate([_at(known, *pair) for pair in node.next_functions], shapes)
 
 
-def _stack(node: Any, known: Mapping[Any, Inflow | None]) -> Inflow:
-    parts = [known[n] for n, _ in node.next_functions if n is not None]
+def _stack(node: Any, known: Mapping[Any, Any]) -> Inflow:
+    parts = [_at(known, *pair) for pair in node.next_functions]
     there = [part for part in parts if part is not None]
     if len(there) < len(node.next_functions):
         raise NotLinearError("StackBackward0")
-    return stand_in.stack(there, _signed(node._saved_dim) % len(node._input_metadata[0].shape))
+    return stand_in.stack(there, signed(node._saved_dim) % len(node._input_metadata[0].shape))
 
 
 def _reduced(node: Any, kind: str, x: Inflow, shape: tuple[int, ...]) -> Inflow:
     """Return the mean or the sum over steps that are set side by side, or one of them."""
     saved = node._saved_dim
-    dims = [_signed(d) % len(shape) for d in (saved if isinstance(saved, tuple) else [saved])]
+    dims = [signed(d) % len(shape) for d in (saved if isinstance(saved, tuple) else [saved])]
     if dims != [x.steps] or getattr(node, "_saved_keepdim", False):
         raise NotLinearError(kind)
     return stand_in.reduce(x, shape[dims[0]] if kind == "SumBackward1" else 1.0)
 
 
-def _sum(node: Any, kind: str, known: Mapping[Any, Inflow | None]) -> Inflow:
+def _sum(node: Any, kind: str, known: Mapping[Any, Any]) -> Inflow:
     signs = (1.0, -float(node._saved_alpha) if kind == "SubBackward0" else float(node._saved_alpha))
     parts, shape = [], tuple(node._input_metadata[0].shape)
     for (below, index), sign in zip(node.next_functions, signs, strict=True):
-        flow = None if below is None else known[below]
+        flow = _at(known, below, index)
         if flow is None:
             continue
-        if tuple(below._input_metadata[index].shape) != shape:
-            raise NotLinearError(kind)
+        of = tuple(below._input_metadata[index].shape)
+        if of != shape:
+            flow = repeated(kind, flow, of, shape)
         parts.append(flow if sign == 1 else stand_in.multiply(flow, sign))
     return parts[0] if len(parts) == 1 else stand_in.total(parts)
 
 
 def _scaled(node: Any, kind: str, x: Inflow) -> Inflow:
     """Return a function of each number alone as what it is if it is a product with a number."""
+    if kind == "NegBackward0":
+        return stand_in.multiply(x, -1.0)
+    if kind == "RsubBackward1":
+        return stand_in.multiply(x, -float(node._saved_alpha))
     if kind not in ("MulBackward0", "DivBackward0") or are_packed():
         return x
-    other = node._saved_other
+    first = node.next_functions[0][0] is not None
+    other = node._saved_other if first else node._saved_self
     if not isinstance(other, Tensor) or other.dim() > 0:
         return x
     number = float(other.detach())
     return stand_in.multiply(x, number if kind == "MulBackward0" else 1 / number)
-
-
-#: The first dimension of a sample of which a function takes more than one number, and the function
-#: of values whose rows come first, in one dimension.
-_Move: TypeAlias = tuple[int, Callable[[Tensor], Tensor]]
-
-
-def _padded(node: Any, shape: tuple[int, ...], _: tuple[int, ...]) -> _Move:
-    pad = [_signed(number) for number in node._saved_pad]
-    return len(shape) - len(pad) // 2, partial(functional.pad, pad=pad)
-
-
-def _resized(node: Any, _: tuple[int, ...], after: tuple[int, ...]) -> _Move:
-    mode = "bilinear" if "Bilinear" in type(node).__name__ else "nearest"
-    corners = getattr(node, "_saved_align_corners", None)
-    return 1, partial(functional.interpolate, size=after[2:], mode=mode, align_corners=corners)
-
-
-def _sliced(node: Any, shape: tuple[int, ...], after: tuple[int, ...]) -> _Move:
-    dim = _signed(node._saved_dim) % len(shape)
-    start = _signed(node._saved_start) % shape[dim]
-    taken = slice(start, start + (after[dim] - 1) * node._saved_step + 1, node._saved_step)
-    return dim, lambda value: value[:, taken]
-
-
-def _permuted(node: Any, shape: tuple[int, ...], _: tuple[int, ...]) -> _Move:
-    order = list(range(len(shape)))
-    if hasattr(node, "_saved_dims"):
-        order = [_signed(dim) % len(shape) for dim in node._saved_dims]
-    else:
-        one, other = (_signed(d) % len(shape) for d in (node._saved_dim0, node._saved_dim1))
-        order[one], order[other] = other, one
-    first = next((i for i, dim in enumerate(order) if i != dim), len(order))
-    moved = [1 + dim - first for dim in order[first:]]
-    return first, lambda value: value.permute(0, *moved)
-
-
-_MOVES: Mapping[str, Callable[[Any, tuple[int, ...], tuple[int, ...]], _Move]] = {
-    "ConstantPadNdBackward0": _padded,
-    "PermuteBackward0": _permuted,
-    "SliceBackward0": _sliced,
-    "TransposeBackward0": _permuted,
-    "UpsampleBilinear2DBackward0": _resized,
-    "UpsampleNearest1DBackward0": _resized,
-    "UpsampleNearest2DBackward0": _resized,
-    "UpsampleNearest3DBackward0": _resized,
-}
-
-
-def _moved(node: Any, kind: str, x: Inflow, shape: tuple[int, ...]) -> Inflow:
-    """Return a function that moves numbers of a sample, or makes others of them."""
-    first, function = _MOVES[kind](node, shape, tuple(node._input_metadata[0].shape))
-    if first == 0 or x.steps is not None:
-        raise NotLinearError(kind)  # of samples, or of steps
-    return x.then(lambda value: function(value.reshape(-1, *shape[first:])))
-
-
-def _pooled(node: Any, kind: str, x: Inflow, shape: tuple[int, ...], local: str) -> Inflow:
-    for dims in (2, 3):
-        sample = shape[-dims - 1 :]
-        if kind.startswith((f"MaxPool{dims}DWithIndices", f"AvgPool{dims}D")):
-            kernel, stride = list(node._saved_kernel_size), list(node._saved_stride)
-            dilation = getattr(node, "_saved_dilation", (1,))
-            pads = any(node._saved_padding) and not getattr(node, "_saved_count_include_pad", True)
-            divisor = getattr(node, "_saved_divisor_override", None)
-            if any(d != 1 for d in dilation) or pads or divisor is not None:
-                raise NotLinearError(kind)
-            options = [tuple(stride or kernel), tuple(node._saved_padding), node._saved_ceil_mode]
-            kernel *= dims if len(kernel) == 1 else 1
-            # Of windows that overlap a pixel may be the largest in one and not in another.
-            apart = kind in _MAXIMA and list(options[0]) == kernel and not any(options[1])
-            return stand_in.pool(x, sample, kernel, options, local if apart else "")
-        if kind.startswith((f"AdaptiveAvgPool{dims}D", f"AdaptiveMaxPool{dims}D")):
-            return stand_in.average(x, sample, tuple(node._input_metadata[0].shape)[-dims:])
-    if kind == "MeanBackward1":
-        dims_of = sorted(_signed(d) % len(shape) - len(shape) for d in node._saved_dim)
-        first = min(dims_of)
-        if len(shape) + first == 0:
-            raise NotLinearError(kind)  # over samples, or over steps in another way
-        return stand_in.mean(x, shape[first:], dims_of)
-    raise NotLinearError(kind)

@@ -19,6 +19,7 @@ __all__ = [
     "out_of_step",
     "refuse_repetition",
     "refuse_unled",
+    "refuse_without_ways",
     "second_output",
     "unnamed_readout",
 ]
@@ -192,3 +193,17 @@ def shallow_distributed() -> AttachError:
         "of zero, so that weight decay would change them; freeze them with requires_grad_(False) "
         "and train the network without DFA, which is the same rule"
     )
+
+
+def refuse_without_ways(layers: Sequence[str]) -> None:
+    """Raise an error for products of values where errors cannot take each sample's own way.
+
+    Raises:
+        FeedbackError: if there are such layers.
+    """
+    if layers:
+        raise FeedbackError(
+            f"feedback: what comes into layer {layers[0]!r} is a product of values, whose way back "
+            f"is another one for each sample; expected one dimension of samples, and all layers to "
+            f"get the error of the same steps; use feedback='kolen-pollack'"
+        )

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from snn_dfa._attach.calls import Layers
 from snn_dfa._attach.graph import kept_weights, sources_of
-from snn_dfa._attach.inflows import NotLinearError, inflow_of
+from snn_dfa._attach.inflows import NotLinearError, Signature, inflow_of
 from snn_dfa._attach.weights import gradient_to_mirror, own_step, synapse, synapses
 from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback.base import Shapes
@@ -25,6 +25,11 @@ def _own_step(x: Inflow, name: str, module: Any, shape: tuple[int, ...]) -> Infl
     if isinstance(module, nn.Linear) and shape[-1] != module.in_features:
         raise NotLinearError(f"the transpose of {name!r}")  # weights that are tied
     return own_step(x, name, module, shape)
+
+
+def _has_more(made: Inflow, known: Inflow) -> bool:
+    sources, before = set(made.sources), set(known.sources)
+    return sources > before or (sources == before and len(made.needs) > len(known.needs))
 
 
 class Paths:
@@ -51,6 +56,8 @@ class Paths:
         self._inflows: dict[str, Inflow] = {}
         #: Layer without an inflow -> why it has none, and the layers that it was made of.
         self._unknown: dict[str, tuple[str, list[str]]] = {}
+        #: Of the functions into each layer that have a derivative for each sample.
+        self.signatures: dict[str, Signature] = {}
 
     def look_for(self, layer: str) -> None:
         """See that the paths from a layer that learns are traced once."""
@@ -58,34 +65,56 @@ class Paths:
             self._looked_for.add(layer)
             self.tracing = True
 
-    def note(self, layer: str, value: Tensor, mine: Callable[[Any], bool]) -> None:
+    def note(
+        self, layer: str, value: Tensor, mine: Callable[[Any], bool], *, by_sample: bool
+    ) -> None:
         """Note where a value that comes into a layer was made."""
         for source, weights in self.sources(value, mine):
             if source != layer:
                 if layer in self._synapses():  # a readout
                     weights = (*weights[:1], layer)
                 self._found.setdefault(source, set()).add((weights, layer))
-        self._note_inflow(layer, value, mine)
+        self._note_inflow(layer, value, mine, by_sample=by_sample)
 
-    def _note_inflow(self, layer: str, value: Tensor, mine: Callable[[Any], bool]) -> None:
+    def see(
+        self, layer: str, signature: Signature, value: Tensor, mine: Callable[[Any], bool]
+    ) -> None:
+        """Read anew what comes into a layer where it is made in another way than before.
+
+        Where a linear function needs derivatives of samples, it fits no others.
+        """
+        known = self._inflows.get(layer)
+        if known is not None and known.needs and signature != self.signatures.get(layer):
+            self._note_inflow(layer, value, mine, by_sample=True, anew=True)
+
+    def _note_inflow(
+        self,
+        layer: str,
+        value: Tensor,
+        mine: Callable[[Any], bool],
+        *,
+        by_sample: bool,
+        anew: bool = False,
+    ) -> None:
         names, modules = self._names(), self._synapses()
         try:
             if layer not in modules:
                 self._see_that_it_is_linear(layer)
-            made = inflow_of(
+            made, signature = inflow_of(
                 value,
                 mine,
                 names,
                 lambda node: kept_weights(node, names),
                 lambda x, weight, shape: _own_step(x, weight, modules[weight], shape),
                 layer,
+                by_sample=by_sample,
             )
-            if made is not None and set(made.sources) - {layer}:
+            if made is not None:
                 if layer in modules:  # a readout
                     made = own_step(made, layer, modules[layer], tuple(value.shape))
                 known = self._inflows.get(layer)
-                if known is None or set(made.sources) > set(known.sources):
-                    self._inflows[layer] = made
+                if known is None or anew or _has_more(made, known):
+                    self._inflows[layer], self.signatures[layer] = made, signature
         except NotLinearError as error:
             of = {source for source, _ in self.sources(value, mine)} - {layer}
             if of:

@@ -16,8 +16,9 @@ from torch.autograd.graph import get_gradient_edge
 
 from snn_dfa._attach.functions import Relink
 from snn_dfa._attach.graph import are_packed
-from snn_dfa._attach.inflows import local_nodes, local_values
-from snn_dfa.feedback.stand_in import Taken, Ways
+from snn_dfa._attach.inflows import Gains, Pixels, Signature, local_functions
+from snn_dfa._attach.local_functions import Asked, Kept
+from snn_dfa.feedback.sample_ways import Backward, Derivative, Taken, Ways
 
 __all__ = ["Passage", "passage_of", "ways_of"]
 
@@ -26,13 +27,17 @@ class Passage:
     """How samples come into one call of a layer.
 
     Args:
-        local: From :func:`local_values`, in the order of the nodes.
+        signature: Of the functions below.
+        local: What they keep, in order.
+        own: Whether the layer's earlier values come in, too.
     """
 
-    __slots__ = ("local", "tap")
+    __slots__ = ("local", "own", "signature", "tap")
 
-    def __init__(self, local: list[tuple[tuple[int, ...], Tensor]]) -> None:
-        self.local = local
+    def __init__(
+        self, signature: Signature, local: Sequence[Pixels | Gains | Kept | Asked], *, own: bool
+    ) -> None:
+        self.signature, self.local, self.own = signature, local, own
         #: Where the gradient at the current can be asked for; ``None`` where it cannot.
         self.tap: Any = None
 
@@ -47,22 +52,30 @@ class Passage:
         return linked
 
 
-def passage_of(value: Tensor, layer: str, mine: Callable[[Any], bool]) -> Passage | None:
-    """Return how samples come into a layer; ``None`` where no other layer's value alone does.
+def passage_of(
+    value: Tensor, layer: str, mine: Callable[[Any], bool], *, by_sample: bool
+) -> Passage | None:
+    """Return how samples come into a layer; ``None`` where no other layer's value does.
 
     Args:
         value: What comes into the layer, as the program made it.
         layer: Its name.
         mine: Whether a port belongs to this network.
+        by_sample: Whether functions may have a derivative for each sample.
     """
     if value.grad_fn is None or are_packed():
         return None
-    nodes = local_nodes(value, layer, mine)
-    return None if nodes is None else Passage([local_values(node) for node in nodes])
+    found = local_functions(value, layer, mine, by_sample=by_sample)
+    if found is None:
+        return None
+    functions, own = found
+    signature = tuple((type(node).__name__, each.parts) for node, each in functions)
+    return Passage(signature, [each.kept() for _, each in functions], own=own)
 
 
 def ways_of(
-    passages: Mapping[str, Sequence[Passage]],
+    passages: Mapping[str, Sequence[tuple[Passage, int]]],
+    signatures: Mapping[str, Signature],
     gates: Mapping[str, Sequence[Tensor]],
     batch: int,
     dims: int,
@@ -70,7 +83,9 @@ def ways_of(
     """Return the means over steps of what samples met.
 
     Args:
-        passages: Of all calls of each layer.
+        passages: Of all calls of each layer, with how many samples and steps each has.
+        signatures: Of the functions into each layer, as they are in its linear function. Calls
+            with others, as the first step may have, do not count.
         gates: Gradients at the layers' currents, of the sums of their spikes.
         batch: How many samples there are.
         dims: How many dimensions of a call are samples and steps.
@@ -82,12 +97,13 @@ def ways_of(
         for step in steps[1:]:
             total += _sum(step)
         means[layer] = total.div_(sum(map(len, steps)))
-    local: dict[str, Tensor | Taken] = {}
+    local: dict[str, Tensor | Taken | Derivative | Backward] = {}
     for layer, each in passages.items():
-        if len({len(p.local) for p in each}) == 1:
-            for i, pairs in enumerate(zip(*(p.local for p in each), strict=True)):
-                found = _of_steps(pairs, batch)
-                local |= {} if found is None else {f"{layer} {i}": found}
+        known = [(p.local, rows) for p, rows in each if p.signature == signatures.get(layer)]
+        all_rows = [rows for _, rows in known]
+        for i, kept in enumerate(zip(*(of for of, _ in known), strict=True)):
+            found = _of_steps(kept, all_rows, batch)
+            local |= {} if found is None else {f"{layer} {i}": found}
     return Ways(means, local)
 
 
@@ -96,14 +112,48 @@ def _sum(steps: Tensor) -> Tensor:
     return torch.sum(steps, 0, out=torch.empty_like(steps[0]))
 
 
-def _of_steps(pairs: Sequence[tuple[tuple[int, ...], Tensor]], batch: int) -> Tensor | Taken | None:
-    """Return a normalisation's mean gains, or the places that were taken in each step."""
-    shape = pairs[0][0]
-    if not shape:
-        return torch.stack([gains for _, gains in pairs]).mean(0)
-    if any(at.dim() < len(shape) or len(at) % batch for _, at in pairs):
+def _of_steps(
+    kept: Sequence[Any], rows: Sequence[int], batch: int
+) -> Tensor | Taken | Derivative | Backward | None:
+    """Return a normalisation's mean gains, the places taken in each step, or a mean derivative."""
+    if isinstance(kept[0], Gains):
+        return torch.stack([each.gains for each in kept]).mean(0)
+    if isinstance(kept[0], Asked):
+        calls = [(n // batch, each.back) for n, each in zip(rows, kept, strict=True)]
+        return Backward(batch, calls)
+    if isinstance(kept[0], Kept):
+        every = zip(*(each.tensors for each in kept), strict=True)
+        return Derivative(kept[0].back, tuple(_mean(each, rows, batch) for each in every))
+    shape = kept[0].shape
+    if any(each.at.dim() < len(shape) or len(each.at) % batch for each in kept):
         return None
     # One step after the other: places are large, and a copy of all would cost more than the sums.
-    sides = shape[1], pairs[0][1][0, 0].numel()
-    steps = [at for _, each in pairs for at in each.flatten(2).reshape(-1, batch, *sides)]
+    sides = shape[1], kept[0].at[0, 0].numel()
+    steps = [at for each in kept for at in each.at.flatten(2).reshape(-1, batch, *sides)]
     return Taken(shape[1:], steps)
+
+
+def _mean(calls: Sequence[Tensor], rows: Sequence[int], batch: int) -> Tensor:
+    """Return the mean over steps, [batch, ...]."""
+    found = (by_rows(t, n) for t, n in zip(calls, rows, strict=True))
+    steps = [t.reshape(-1, batch, *t.shape[1:]) for t in found]
+    if len(steps) == 1 and len(steps[0]) == 1:
+        return steps[0][0]
+    total = _sum(steps[0])
+    for step in steps[1:]:
+        total += _sum(step)
+    return total.div_(sum(map(len, steps)))
+
+
+def by_rows(x: Tensor, rows: int) -> Tensor:
+    """Return numbers of samples and steps with these as one dimension in front of all others.
+
+    Of several heads a sample's dimension may have become part of that of the samples.
+    """
+    count = 1
+    for i, size in enumerate(x.shape):
+        count *= size
+        if count % rows == 0:
+            parts = (rows,) if count == rows else (rows, count // rows)
+            return x.reshape(*parts, *x.shape[i + 1 :])
+    return x.reshape(rows, -1)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback.apply import correlation, product
-from snn_dfa.feedback.stand_in import Inflow, Ways
+from snn_dfa.feedback.sample_ways import Ways
+from snn_dfa.feedback.stand_in import Inflow
 
 __all__ = ["MAX_MATRIX_BYTES", "FeedbackWeights", "Forward", "Sent", "Shapes", "check_tensor"]
 
@@ -232,6 +233,11 @@ class FeedbackWeights:
     def by_sample(self) -> bool:
         """Whether :meth:`send` is to be called, with how each sample has passed the network."""
         return False
+
+    @property
+    def needs_ways(self) -> list[str]:
+        """Layers into which a function leads that has a derivative for each sample alone."""
+        return []
 
     def send(
         self, error: Tensor, rest: Tensor | None, ways: Ways, *, steady: bool

@@ -5,16 +5,14 @@ shape in place of each weight, a mean in place of maximum pooling, and nothing i
 on each number alone: neurons, normalisation, dropout. It is linear: the errors which it sends back
 are e B, and B is its Jacobian.
 
-:class:`Ways` says how each sample has passed the network: what a neuron makes of a small change of
-its current, which pixel a maximum was of, how much a normalisation scales. With them the stand-in
-is linear, too, and another one for each sample.
+:class:`~snn_dfa.feedback.sample_ways.Ways` says how each sample has passed the network. With them
+the stand-in is linear, too, and another one for each sample.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias, cast
 
@@ -22,16 +20,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from snn_dfa.feedback.sample_ways import Backward, Derivative, Named, Taken, Ways
+
 __all__ = [
     "Inflow",
-    "Taken",
-    "Ways",
     "average",
     "concatenate",
     "convolve",
     "errors",
     "gain",
     "jacobians",
+    "local",
     "mean",
     "multiply",
     "pool",
@@ -42,71 +41,8 @@ __all__ = [
     "weigh",
 ]
 
-#: By name: the stand-in's values [M, ...] of layers, or the factors.
-Named: TypeAlias = Mapping[str, Tensor]
 #: Factors, and what of :attr:`Ways.local` is known.
 Known: TypeAlias = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Taken:
-    """Which pixels a maximum was of, for each sample.
-
-    Args:
-        sample: [channels, *S] of one sample that came in.
-        steps: Of each step [M, channels, windows], the pixel's number in its channel.
-    """
-
-    sample: tuple[int, ...]
-    steps: Sequence[Tensor]
-
-    def spread(self, error: Tensor) -> Tensor:
-        """Return errors of windows [M, channels, *] at the pixels, as a mean over the steps."""
-        error = (error / len(self.steps)).flatten(2)
-        out = error.new_zeros(*error.shape[:2], math.prod(self.sample[1:]))
-        for at in self.steps:
-            out.scatter_add_(2, at, error)
-        return out.reshape(len(error), *self.sample)
-
-    def mean(self) -> Tensor:
-        """Return of each pixel the share of samples and steps in which it was the largest."""
-        first = self.steps[0]
-        ones = torch.ones(first.shape, device=first.device)
-        return self.spread(ones).mean(0, keepdim=True)
-
-
-@dataclass(frozen=True)
-class Ways:
-    """How samples have passed a network, as means over its steps; M samples, or 1 for all.
-
-    Args:
-        gates: Layer to [M, *S]: what its summed spikes gain by a change of its current.
-        local: By layer and number. A pooling's pixels; of all samples together [1, channels, *S],
-            the share of steps in which a pixel was the largest of its window. By what a
-            normalisation multiplies, [channels].
-    """
-
-    gates: Named = field(default_factory=dict)
-    local: Mapping[str, Tensor | Taken] = field(default_factory=dict)
-
-    def into(self, layers: Container[str]) -> Ways:
-        """Return those into some layers alone."""
-        return Ways(
-            {name: gate for name, gate in self.gates.items() if name in layers},
-            {key: each for key, each in self.local.items() if key.rpartition(" ")[0] in layers},
-        )
-
-    def mixed(self, share: float) -> Ways:
-        """Return gates that are, but for a share, the mean over samples and neurons."""
-        gates = {name: torch.lerp(gate.mean(), gate, share) for name, gate in self.gates.items()}
-        return Ways(gates, self.local)
-
-    def mean(self) -> Ways:
-        """Return the means over samples."""
-        return Ways(
-            {name: gate.mean(0, keepdim=True) for name, gate in self.gates.items()},
-            {k: t.mean() if isinstance(t, Taken) else t for k, t in self.local.items()},
-        )
 
 
 @dataclass(frozen=True)
@@ -121,6 +57,8 @@ class Inflow:
         terms: Of a sum the parts, each with what it is multiplied by.
         steps: The dimension in which the program has set steps side by side, if it has: the inflow
             is that of one of them.
+        needs: Names of the functions in :attr:`Ways.local` that pass nothing where these are not
+            known.
     """
 
     apply: Callable[[Named, Known], Tensor]
@@ -128,39 +66,43 @@ class Inflow:
     weights: tuple[str, ...] = ()
     terms: tuple[tuple[Inflow, float], ...] = ()
     steps: int | None = None
+    needs: tuple[str, ...] = ()
+
+    def made(self, apply: Callable[[Named, Known], Tensor]) -> Inflow:
+        """Return another function of the same values and factors."""
+        return Inflow(apply, self.sources, self.weights, needs=self.needs)
 
     def then(self, function: Callable[[Tensor], Tensor]) -> Inflow:
         """Return the inflow after one more function."""
-        return Inflow(lambda v, f: function(self.apply(v, f)), self.sources, self.weights)
+        return self.made(lambda v, f: function(self.apply(v, f)))
 
     def through(self, weight: str, function: Callable[[Tensor, Tensor], Tensor]) -> Inflow:
         """Return the inflow after a function of it and of a factor."""
-        return Inflow(
-            lambda v, f: function(self.apply(v, f), f[weight]),
-            self.sources,
-            (*self.weights, weight),
-        )
+        made = self.made(lambda v, f: function(self.apply(v, f), f[weight]))
+        return replace(made, weights=(*self.weights, weight))
 
 
 class _Linear(torch.autograd.Function):
     """A linear function at zero, where its value is known: only the way back is computed.
 
-    What it is a function of is zero, too, in the memory of one number. Several of them are added.
+    What it is a function of is zero, too, in the memory of one number. Several of them are added,
+    or each gets an error of its own.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, back: Callable[[Tensor], Tensor], shape: Sequence[int], *values: Tensor
+        ctx: Any, back: Callable[[Tensor], Any], shape: Sequence[int], *values: Tensor
     ) -> Tensor:
         ctx.back, ctx.count = back, len(values)
         return values[0].new_zeros(()).expand(shape)
 
     @staticmethod
     def backward(ctx: Any, error: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(ctx.back(error),) * ctx.count
+        sent = ctx.back(error)
+        return None, None, *(sent if isinstance(sent, tuple) else (sent,) * ctx.count)
 
 
-def _linear(back: Callable[[Tensor], Tensor], shape: Sequence[int], *values: Tensor) -> Tensor:
+def _linear(back: Callable[[Tensor], Any], shape: Sequence[int], *values: Tensor) -> Tensor:
     out: Tensor = _Linear.apply(back, shape, *values)
     return out
 
@@ -197,7 +139,7 @@ def _combined(terms: tuple[tuple[Inflow, float], ...], steps: int | None) -> Inf
     def _times(value: Tensor, number: float) -> Tensor:
         return value if number == 1 else _linear(lambda e: e * number, value.shape, value)
 
-    return Inflow(apply, *_joined([each for each, _ in terms]), terms, steps)
+    return replace(_joined([each for each, _ in terms], apply), terms=terms, steps=steps)
 
 
 def stack(parts: Sequence[Inflow], dim: int) -> Inflow:
@@ -233,13 +175,16 @@ def concatenate(parts: Sequence[Inflow | None], shapes: Sequence[tuple[int, ...]
             1,
         )
 
-    return Inflow(apply, *_joined(there))
+    return _joined(there, apply)
 
 
-def _joined(parts: Sequence[Inflow]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    return (
+def _joined(parts: Sequence[Inflow], apply: Callable[[Named, Known], Tensor]) -> Inflow:
+    """Return a function of all that some inflows are functions of."""
+    return Inflow(
+        apply,
         tuple(dict.fromkeys(s for part in parts for s in part.sources)),
         tuple(dict.fromkeys(w for part in parts for w in part.weights)),
+        needs=tuple(dict.fromkeys(n for part in parts for n in part.needs)),
     )
 
 
@@ -314,7 +259,10 @@ def pool(
     shape: tuple[int, ...],
     kernel: Sequence[int],
     options: Sequence[Any],
+    windows: Sequence[int],
     name: str = "",
+    *,
+    apart: bool = False,
 ) -> Inflow:
     """Return means over windows; of a maximum whose ways are known, the sums of what was taken.
 
@@ -323,22 +271,22 @@ def pool(
         shape: [channels, *S] of one sample that comes in.
         kernel: Size of a window, in two or three dimensions.
         options: Stride, padding and whether the size is rounded up.
+        windows: How many there are in each dimension.
         name: Of its ways.
+        apart: Whether no pixel is in two windows.
     """
     function: Any = (functional.avg_pool2d, functional.avg_pool3d)[len(kernel) - 2]
-
-    windows = [-(-n // k) if options[2] else n // k for n, k in zip(shape[1:], kernel, strict=True)]
 
     def apply(values: Named, factors: Known) -> Tensor:
         value, taken = x.apply(values, factors).reshape(-1, *shape), factors.get(name)
         whole = (len(value), shape[0], *windows)
         if isinstance(taken, Taken) and taken.sample == shape:
             return _linear(taken.spread, whole, value)
-        if isinstance(taken, Tensor) and taken.shape[1:] == shape:
+        if apart and isinstance(taken, Tensor) and taken.shape[1:] == shape:
             return _linear(lambda error: _spread(error, kernel, shape) * taken, whole, value)
         return cast("Tensor", function(value, tuple(kernel), *options))
 
-    return Inflow(apply, x.sources, x.weights)
+    return x.made(apply)
 
 
 def _spread(error: Tensor, kernel: Sequence[int], shape: tuple[int, ...]) -> Tensor:
@@ -370,13 +318,50 @@ def gain(x: Inflow, channel: int, name: str) -> Inflow:
 
         return _linear(back, value.shape, value)
 
-    return Inflow(apply, x.sources, x.weights)
+    return x.made(apply)
 
 
-def average(x: Inflow, shape: tuple[int, ...], size: Sequence[int]) -> Inflow:
-    """Return means over as many windows as ``size`` says."""
+def local(
+    parts: Sequence[Inflow], sizes: Sequence[int], size: int, name: str, *, needed: bool
+) -> Inflow:
+    """Return a function whose derivative differs from sample to sample.
+
+    Args:
+        parts: The inflows that it is a function of.
+        sizes: How many numbers each has, of as many samples as all have.
+        size: How many numbers the function has.
+        name: Of its :class:`~snn_dfa.feedback.sample_ways.Derivative`.
+        needed: Whether nothing passes where that is not known, and not its one part as it is.
+    """
+
+    def apply(values: Named, factors: Known) -> Tensor:
+        made, known = [part.apply(values, factors) for part in parts], factors.get(name)
+        rows = len(next(iter(values.values())))
+        shape = rows, made[0].numel() // rows * size // sizes[0]
+        if isinstance(known, Derivative | Backward):
+
+            def back(error: Tensor) -> tuple[Tensor, ...]:
+                sent = known.send(error)
+                return tuple(e.reshape(m.shape) for e, m in zip(sent, made, strict=True))
+
+            return _linear(back, shape, *made)
+        return made[0].new_zeros(()).expand(shape) if needed else made[0]
+
+    made = _joined(parts, apply)
+    return replace(made, needs=(*made.needs, name)) if needed else made
+
+
+def average(x: Inflow, shape: tuple[int, ...], size: Sequence[int], name: str = "") -> Inflow:
+    """Return means over as many windows as ``size`` says; maxima as :func:`pool` does."""
     function: Any = (functional.adaptive_avg_pool2d, functional.adaptive_avg_pool3d)[len(size) - 2]
-    return x.then(lambda value: function(value.reshape(-1, *shape), tuple(size)))
+
+    def apply(values: Named, factors: Known) -> Tensor:
+        value, taken = x.apply(values, factors).reshape(-1, *shape), factors.get(name)
+        if isinstance(taken, Taken) and taken.sample == shape:
+            return _linear(taken.spread, (len(value), shape[0], *size), value)
+        return cast("Tensor", function(value, tuple(size)))
+
+    return x.made(apply)
 
 
 def mean(x: Inflow, shape: tuple[int, ...], dims: Sequence[int]) -> Inflow:
@@ -486,7 +471,14 @@ def errors(
         out = torch.cat(parts, 1) if parts else torch.zeros_like(error)
         for name in direct:
             out = out + values[name].flatten(1) @ factors[name].flatten(1).t()
-    found = torch.autograd.grad(out, list(leaves.values()), error, allow_unused=True)
+    found: Sequence[Tensor | None]
+    if any(isinstance(way, Backward) for way in ways.local.values()):
+        torch.autograd.backward(
+            out, error
+        )  # asked for some gradients alone, autograd lets no other node answer
+        found = [leaf.grad for leaf in leaves.values()]
+    else:
+        found = torch.autograd.grad(out, list(leaves.values()), error, allow_unused=True)
     return {
         name: error.new_zeros(leaves[name].shape) if grad is None else grad
         for name, grad in zip(leaves, found, strict=True)

@@ -16,7 +16,8 @@ from snn_dfa.feedback.base import Forward, Sent, Shapes
 from snn_dfa.feedback.draw import generator_for
 from snn_dfa.feedback.kolen_pollack_product import KolenPollackProductFeedback
 from snn_dfa.feedback.learning import LearningOptions, Twin
-from snn_dfa.feedback.stand_in import Ways, errors, jacobians
+from snn_dfa.feedback.sample_ways import Ways
+from snn_dfa.feedback.stand_in import errors, jacobians
 
 __all__ = ["SELDOM", "WeightMirror", "WeightMirrorFeedback"]
 
@@ -40,6 +41,8 @@ class WeightMirror(LearningOptions):
       layer with recurrent weights has no gate; nor is there any under activation checkpointing.
     - Maximum pooling takes the pixels that it took in the forward pass, as shares of the steps.
     - Batch normalisation multiplies by its gains.
+    - A product of two layers' values (attention, gates) is linear in each of them, given the values
+      of the other one. A softmax, a layer normalisation or a slope has the derivative that it had.
 
     The mean error over the steps goes this way once, and serves all steps. What the error of a step
     differs from the mean goes by the matrix B of the mean gates; where the loss gives the same
@@ -57,9 +60,10 @@ class WeightMirror(LearningOptions):
     V is zero in the first step: hidden layers get no error before it stands for anything. No weight
     is used backwards: the layer answers forwards, as it does in use.
 
-    ``dfa.feedback`` has the B of the linear network without gates. Where a function for which there
-    is no linear one leads into a layer (a gate, a permutation),
-    the layers before it have a matrix of their own, which learns as with :class:`KolenPollack`.
+    ``dfa.feedback`` has the B of the linear network without the ways of samples; nothing passes a
+    product there. Where a function without a way leads into a layer (a product with a matrix that
+    learns and is no layer's), the layers before it have a matrix of their own, which learns as with
+    :class:`KolenPollack`.
 
     Args:
         lr: Not used; the rate is that of the followed optimiser.
@@ -145,10 +149,16 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
         options = self.feedback_optimizer.options
         return options.by_sample if isinstance(options, WeightMirror) else 0.0
 
+    @property
+    def needs_ways(self) -> list[str]:
+        """Layers into which a function leads that has a derivative for each sample alone."""
+        return [name for name, each in (self._inflows or {}).items() if each.needs]
+
     def send(
         self, error: Tensor, rest: Tensor | None, ways: Ways, *, steady: bool
     ) -> dict[str, Sent]:
         """Send the errors back by the factors, as the base says."""
+        self._see_that_all_are_known(ways)
         dtype = torch.promote_types(error.dtype, torch.float32)
         factors = {n: f.to(dtype) for n, f in self._factors(error.device).items()}
         ways = ways.mixed(self._share)
@@ -159,6 +169,16 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
             return {name: Sent(each, None, found.get(name)) for name, each in sent.items()}
         matrices = self._through(jacobians, factors, ways, only) if rest is not None else {}
         return {name: Sent(each, matrices.get(name), None) for name, each in sent.items()}
+
+    def _see_that_all_are_known(self, ways: Ways) -> None:
+        for layer, each in (self._inflows or {}).items():
+            if not all(name in ways.local for name in each.needs):
+                raise FeedbackError(
+                    f"feedback: what comes into layer {layer!r} was a product of values in the "
+                    f"first batch, and is made in another way now, or under activation "
+                    f"checkpointing; make it in the same way in each pass, or use "
+                    f"feedback='kolen-pollack'"
+                )
 
     @property
     def accumulates(self) -> bool:

@@ -174,7 +174,7 @@ def test_what_is_not_linear():
     class Gated(Branching):
         def forward(self, x):
             a = self.n1(self.l1(x))
-            b = self.n2(self.l2(a) * a)
+            b = self.n2(self.l2(a) @ self.own if hasattr(self, "own") else self.l2(a) * a)
             return self.out(self.last(self.n3(self.l3(torch.cat([b, a], -1)))))
 
     net = Gated()
@@ -184,7 +184,8 @@ def test_what_is_not_linear():
         pytest.raises(FeedbackError, match="layer 'n2' passes 'MulBackward0'"),
     ):
         loop(net, torch.rand(T, B, 5))
-    dfa = DFA(net, optimizer=optimizer)  # the layer before the gate has a matrix of its own
+    net.own = nn.Parameter(torch.rand(6, 6))  # no layer's, and never read backwards
+    dfa = DFA(net, optimizer=optimizer)  # the layer before it has a matrix of its own
     for _ in range(3):
         loss_of(*loop(net, torch.rand(T, B, 5))).backward()
         optimizer.step()

@@ -1,0 +1,241 @@
+"""Functions between two layers whose derivative is another one for each sample.
+
+Each is a node of autograd's graph. What it has saved for its own backward pass says how an error
+goes back. A weight is never kept: of a product with one there is a factor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from snn_dfa.feedback.sample_ways import normalised, product, scaled, softmax
+
+__all__ = ["ALONE", "Asked", "Kept", "LocalFunction", "function_of", "signed"]
+
+#: Functions of each number alone. A feedback without ways of samples takes them as they are.
+ALONE = {
+    "EluBackward0", "GeluBackward0", "LeakyReluBackward0", "ReluBackward0", "SigmoidBackward0",
+    "SiluBackward0", "TanhBackward0", "NativeDropoutBackward0", "FusedDropoutBackward0",
+}  # fmt: skip
+#: Others, through which it has no way.
+_ALONE = {
+    "AbsBackward0", "ClampBackward0", "ClampBackward1", "ClampMaxBackward0", "ClampMinBackward0",
+    "CosBackward0", "ErfBackward0", "ExpBackward0", "HardsigmoidBackward0", "HardswishBackward0",
+    "HardtanhBackward0", "LogBackward0", "LogSigmoidBackward0", "MishBackward0", "PowBackward0",
+    "PreluKernelBackward0", "ReciprocalBackward0", "RsqrtBackward0", "SinBackward0",
+    "SoftplusBackward0", "SqrtBackward0",
+}  # fmt: skip
+#: Others, whose derivative is asked of their node: of one layer's values, or of several.
+_OTHERS = {
+    "AmaxBackward0", "AminBackward0", "CumsumBackward0", "GatherBackward0", "GluBackward0",
+    "Im2ColBackward0", "IndexBackward0", "IndexSelectBackward0", "LinalgVectorNormBackward0",
+    "LogSoftmaxBackward0", "LogsumexpBackward0", "MaskedFillBackward0", "MaxBackward0",
+    "MaximumBackward0", "MinBackward0", "MinimumBackward0", "ReflectionPad1DBackward0",
+    "ReflectionPad2DBackward0", "RepeatBackward0", "ReplicationPad1DBackward0",
+    "ReplicationPad2DBackward0", "ScaledDotProductEfficientAttentionBackward0",
+    "ScaledDotProductFlashAttentionBackward0", "ScaledDotProductFlashAttentionForCpuBackward0",
+    "SortBackward0", "StdBackward0", "TopkBackward0", "UnfoldBackward0",
+    "UpsampleBicubic2DBackward0", "UpsampleLinear1DBackward0", "VarBackward0", "WhereBackward0",
+}  # fmt: skip
+_LAYER_NORM, _GROUP_NORM = "NativeLayerNormBackward0", "NativeGroupNormBackward0"
+_PRODUCTS = ("MulBackward0", "DivBackward0")
+_UNSIGNED = 1 << 63  # autograd shows a negative dimension as one without a sign
+
+
+class Kept(NamedTuple):
+    """What a node keeps of its pass.
+
+    Args:
+        back: See :class:`~snn_dfa.feedback.sample_ways.Derivative`.
+        tensors: What it is given beside errors; samples, or steps and samples, come first.
+    """
+
+    back: Callable[..., tuple[Tensor, ...]]
+    tensors: tuple[Tensor, ...]
+
+
+class Asked(NamedTuple):
+    """A node that says itself what errors [T * B, ...] become."""
+
+    back: Callable[[Tensor], Sequence[Tensor]]
+
+
+class LocalFunction(NamedTuple):
+    """A function between two layers.
+
+    Args:
+        parts: Which of what comes into its node is made of other layers.
+        needed: Whether there is no linear function in its place.
+        kept: Returns what it keeps.
+        replaced: Whether the linear network has a function of its own in its place.
+    """
+
+    parts: tuple[int, ...]
+    needed: bool
+    kept: Callable[[], Any]
+    replaced: bool = False
+
+
+def function_of(node: Any, flows: Sequence[bool], own: Sequence[bool]) -> LocalFunction | None:
+    """Return the function of a node, ``None`` where it is none of these.
+
+    Args:
+        node: The node.
+        flows: Of each thing that comes into it, whether it is made of other layers.
+        own: Whether it is made of the layer's own earlier values.
+    """
+    kind = type(node).__name__
+    parts = tuple(i for i, flow in enumerate(flows) if flow)
+    others = [i for i, flow in enumerate(flows) if not flow]
+    if kind in _PRODUCTS:
+        return _scaling(node, kind, parts)
+    if kind == "BmmBackward0":
+        if _learns(node, others, own):
+            return None  # a matrix that learns, and no layer's
+        return LocalFunction(parts, True, partial(_matrices, node, parts))
+    if kind in _OTHERS:
+        known = not _learns(node, others, own) and _keeps_samples(node, parts)
+        return LocalFunction(parts, True, partial(_asked, node, parts)) if known else None
+    if parts != (0,):
+        return None
+    if kind in ALONE or kind in _ALONE:
+        return LocalFunction(parts, kind in _ALONE, partial(_alone, node))
+    shape = tuple(node._input_metadata[0].shape)
+    if kind == "SoftmaxBackward0":
+        dim = signed(node._saved_dim) % len(shape)
+        return (
+            LocalFunction(parts, True, partial(_softmax, node, dim - len(shape))) if dim else None
+        )
+    if kind in (_LAYER_NORM, _GROUP_NORM):
+        return LocalFunction(parts, False, partial(_norm, node, kind))
+    if kind == "NativeBatchNormBackward0" and shape[0] == 1 and node._saved_training:
+        return LocalFunction(parts, False, partial(_norm, node, kind))  # of each sample's channels
+    return None
+
+
+def _learns(node: Any, others: Sequence[int], own: Sequence[bool]) -> bool:
+    """Return whether one of some things that come into a node learns, and is no layer's."""
+    return any(node.next_functions[i][0] is not None and not own[i] for i in others)
+
+
+def _keeps_samples(node: Any, parts: Sequence[int]) -> bool:
+    """Return whether a function is one of each sample alone."""
+    after = tuple(node._input_metadata[0].shape)
+    befores = [_shape(node, i) for i in parts]
+    found = [getattr(node, name, None) for name in ("_saved_dim", "_saved_dimension")]
+    dims = [d for each in found for d in (each if isinstance(each, tuple) else (each,))]
+    over = {signed(d) % len(befores[0]) for d in dims if d is not None}
+    indices, repeats = (getattr(node, f"_saved_{n}", None) for n in ("indices", "repeats"))
+    if isinstance(indices, tuple) and indices[0] is not None:
+        return False
+    if repeats is not None and len(repeats) != len(befores[0]):
+        return False
+    return 0 not in over and all(b[:1] == after[:1] for b in befores)
+
+
+def _shape(node: Any, part: int) -> tuple[int, ...]:
+    below, index = node.next_functions[part]
+    return tuple(below._input_metadata[index].shape)
+
+
+def signed(number: int) -> int:
+    """Return a dimension as it was given."""
+    return number - (1 << 64) if number >= _UNSIGNED else number
+
+
+def _scaling(node: Any, kind: str, parts: tuple[int, ...]) -> LocalFunction | None:
+    """Return a product or a quotient, ``None`` for one with a number or with a matrix."""
+    shape = tuple(node._input_metadata[0].shape)
+    values = _factors(node)
+    dims = []
+    for i in parts:
+        of, other = _shape(node, i), values[1 - i]
+        wide = [d for d, (a, b) in enumerate(zip(of, shape, strict=False)) if a != b]
+        if other is None or len(of) != len(shape) or 0 in wide:
+            return None
+        by_sample = other.shape[:1] == shape[:1] and other.dim() == len(shape)
+        if wide and not by_sample:
+            return None  # each number goes to many by a matrix, which may be a weight
+        if other.dim() == 0 and node.next_functions[1 - i][0] is None:
+            return None  # a number
+        dims.append([d - len(shape) for d in wide])
+    needed = len(parts) > 1 or any(dims)
+    return LocalFunction(parts, needed, partial(_gains, node, kind, parts, dims))
+
+
+def _factors(node: Any) -> tuple[Tensor | None, Tensor | None]:
+    return node._saved_self, node._saved_other
+
+
+def _gains(node: Any, kind: str, parts: Sequence[int], dims: Sequence[list[int]]) -> Kept:
+    shape, (one, other) = tuple(node._input_metadata[0].shape), _factors(node)
+    gains = []
+    for i in parts:
+        if kind == "MulBackward0":
+            gain = other if i == 0 else one
+        else:
+            assert other is not None
+            gain = 1 / other if i == 0 or one is None else -one / other**2
+        assert gain is not None
+        gains.append(gain.detach().expand(shape))
+    return Kept(partial(scaled, dims), tuple(gains))
+
+
+def _alone(node: Any) -> Kept:
+    metadata = node._input_metadata[0]
+    with torch.no_grad():
+        ones = torch.ones(tuple(metadata.shape), dtype=metadata.dtype, device=metadata.device)
+        found = node(ones)
+    gain = found[0] if isinstance(found, tuple) else found
+    return Kept(partial(scaled, [[]]), (gain,))
+
+
+def _matrices(node: Any, parts: Sequence[int]) -> Kept:
+    values = node._saved_mat2, node._saved_self
+    sides = "".join("lr"[i] for i in parts)
+    return Kept(partial(product, sides), tuple(values[i].detach() for i in parts))
+
+
+def _asked(node: Any, parts: Sequence[int]) -> Asked:
+    first, *others = node._input_metadata
+
+    def back(error: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            given = error.to(first.dtype).reshape(tuple(first.shape))
+            found = node(given, *[None] * len(others))
+        found = found if isinstance(found, tuple) else (found,)
+        return [found[i].to(error.dtype) for i in parts]
+
+    return Asked(back)
+
+
+def _softmax(node: Any, dim: int) -> Kept:
+    return Kept(partial(softmax, dim), (node._saved_result.detach(),))
+
+
+def _norm(node: Any, kind: str) -> Kept:
+    """Return numbers of samples [..., groups, N], normalised, and by what they are scaled."""
+    x, weight = node._saved_input.detach(), node._saved_weight
+    mean, scale = node._saved_result1.detach(), node._saved_result2.detach()
+    if kind == _LAYER_NORM:
+        count = math.prod(node._saved_normalized_shape)
+        before = x.shape[: x.dim() - len(node._saved_normalized_shape)]
+        groups = tuple(before)
+        per_number = x.new_ones(count) if weight is None else weight.detach().flatten()
+    elif kind == _GROUP_NORM:
+        groups = tuple(mean.shape)
+        count = x[0].numel() // groups[-1]
+        per_number = x.new_ones(len(x[0])) if weight is None else weight.detach()
+        per_number = per_number.repeat_interleave(node._saved_HxW).reshape(groups[-1], -1)
+    else:
+        groups, count = tuple(x.shape[1:2]), x[0, 0].numel()
+        per_number = x.new_ones(1) if weight is None else weight.detach()[:, None]
+    x, mean, scale = x.reshape(*groups, count), mean.reshape(*groups, 1), scale.reshape(*groups, 1)
+    x = (x - mean) * scale
+    return Kept(normalised, (x, scale, per_number.expand(x.shape)))

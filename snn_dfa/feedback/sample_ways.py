@@ -1,0 +1,202 @@
+"""How samples pass the layers: what a linear network of factors cannot know.
+
+A neuron's gate says what the neuron makes of a small change of its current. A maximum takes some
+pixels, and a normalisation scales. A product of two layers' values, as of queries and keys or of a
+gate and what it lets through, is linear in each of the two where the other one is given. All are
+kept in the forward pass, as means over the steps, and none is a weight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Backward",
+    "Derivative",
+    "Named",
+    "Taken",
+    "Ways",
+    "normalised",
+    "product",
+    "scaled",
+    "softmax",
+]
+
+#: By name: a stand-in's values [M, ...] of layers, or the factors.
+Named: TypeAlias = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Which pixels a maximum was of, for each sample.
+
+    Args:
+        sample: [channels, *S] of one sample that came in.
+        steps: Of each step [M, channels, windows], the pixel's number in its channel.
+    """
+
+    sample: tuple[int, ...]
+    steps: Sequence[Tensor]
+
+    def spread(self, error: Tensor) -> Tensor:
+        """Return errors of windows [M, channels, *] at the pixels, as a mean over the steps."""
+        error = (error / len(self.steps)).flatten(2)
+        out = error.new_zeros(*error.shape[:2], math.prod(self.sample[1:]))
+        for at in self.steps:
+            out.scatter_add_(2, at, error)
+        return out.reshape(len(error), *self.sample)
+
+    def mean(self) -> Tensor:
+        """Return of each pixel the share of samples and steps in which it was the largest."""
+        first = self.steps[0]
+        ones = torch.ones(first.shape, device=first.device)
+        return self.spread(ones).mean(0, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Derivative:
+    """A function's derivative for each sample.
+
+    Args:
+        back: From errors of the function [M, ...] and what is kept to those of all that it is a
+            function of; linear in the errors.
+        kept: [M or 1, ...] each.
+    """
+
+    back: Callable[..., tuple[Tensor, ...]]
+    kept: tuple[Tensor, ...]
+
+    def send(self, error: Tensor) -> tuple[Tensor, ...]:
+        """Return what errors [M, ...] become before the function."""
+        return self.back(error, *(t.to(error.dtype) for t in self.kept))
+
+    def mean(self) -> Derivative:
+        """Return that at the mean over samples of what is kept."""
+        return Derivative(self.back, tuple(t.mean(0, keepdim=True) for t in self.kept))
+
+
+@dataclass(frozen=True)
+class Backward:
+    """A function's derivative for each sample, as autograd has it.
+
+    Of other errors than one for each sample, each takes the way of one of the samples.
+
+    Args:
+        batch: How many samples there are.
+        calls: Of each call of the function the number of its steps, and from errors of its steps
+            and samples [T * B, ...] to those of all that it is a function of.
+    """
+
+    batch: int
+    calls: Sequence[tuple[int, Callable[[Tensor], Sequence[Tensor]]]]
+
+    def send(self, error: Tensor) -> tuple[Tensor, ...]:
+        """Return what errors [M, ...] become before the function, as a mean over its steps."""
+        rows = len(error)
+        error = error.flatten(1)
+        if rows % self.batch:
+            error = torch.cat([error, error.new_zeros(-rows % self.batch, error.shape[1])])
+        groups = [self._sent(group) for group in torch.split(error, self.batch)]
+        return tuple(torch.cat(each)[:rows] for each in zip(*groups, strict=True))
+
+    def _sent(self, error: Tensor) -> list[Tensor]:
+        total: list[Tensor] = []
+        for steps, back in self.calls:
+            found = back(error.expand(steps, *error.shape).flatten(0, 1))
+            sent = [e.reshape(steps, self.batch, -1).sum(0) for e in found]
+            total = [a + b for a, b in zip(total, sent, strict=True)] if total else sent
+        count = sum(steps for steps, _ in self.calls)
+        return [e / count for e in total]
+
+    def mean(self) -> Backward:
+        """Return that of one of the calls."""
+        return Backward(self.batch, [self.calls[len(self.calls) // 2]])
+
+
+def scaled(dims: Sequence[list[int]], error: Tensor, *gains: Tensor) -> tuple[Tensor, ...]:
+    """Send errors back through a function of each number alone.
+
+    Args:
+        dims: Of each value the dimensions, counted from the last, along which it was repeated.
+        error: [M, ...].
+        gains: The derivative at each value, [M or 1, *S].
+    """
+    error = error.reshape(len(error), *gains[0].shape[1:])
+    sent = (error * gain for gain in gains)
+    return tuple(e.sum(d, keepdim=True) if d else e for e, d in zip(sent, dims, strict=True))
+
+
+def product(sides: str, error: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """Send errors back through a product of matrices.
+
+    Args:
+        sides: ``"l"``, ``"r"`` or ``"lr"``: which of the two are functions of layers.
+        error: [M, ...].
+        others: For each of them the other one, [M or 1, ..., rows, columns].
+    """
+    sent = []
+    for side, other in zip(sides, others, strict=True):
+        last = (-1, other.shape[-1]) if side == "l" else (other.shape[-2], -1)
+        e = error.reshape(len(error), *other.shape[1:-2], *last)
+        sent.append(e @ other.mT if side == "l" else other.mT @ e)
+    return tuple(sent)
+
+
+def softmax(dim: int, error: Tensor, shares: Tensor) -> tuple[Tensor]:
+    """Send errors back through a softmax along a dimension, counted from the last."""
+    error = error.reshape(len(error), *shares.shape[1:]) * shares
+    return (error - shares * error.sum(dim, keepdim=True),)
+
+
+def normalised(error: Tensor, x: Tensor, scale: Tensor, weight: Tensor) -> tuple[Tensor]:
+    """Send errors back through a normalisation of groups of a sample's numbers.
+
+    Args:
+        error: [M, ...].
+        x: Normalised numbers [M or 1, groups, N].
+        scale: One over the standard deviation of each group, [M or 1, groups, 1].
+        weight: What each number is multiplied by afterwards, [M or 1, groups or 1, N].
+    """
+    error = error.reshape(len(error), *x.shape[1:]) * weight
+    away = x * (error * x).mean(-1, keepdim=True)
+    return (scale * (error - error.mean(-1, keepdim=True) - away),)
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How samples have passed a network, as means over its steps; M samples, or 1 for all.
+
+    Args:
+        gates: Layer to [M, *S]: what its summed spikes gain by a change of its current.
+        local: By layer and number. A pooling's pixels; of all samples together [1, channels, *S],
+            the share of steps in which a pixel was the largest of its window. By what a
+            normalisation multiplies, [channels]. The derivative of another function.
+    """
+
+    gates: Named = field(default_factory=dict)
+    local: Mapping[str, Tensor | Taken | Derivative | Backward] = field(default_factory=dict)
+
+    def into(self, layers: Container[str]) -> Ways:
+        """Return those into some layers alone."""
+        return Ways(
+            {name: gate for name, gate in self.gates.items() if name in layers},
+            {key: each for key, each in self.local.items() if key.rpartition(" ")[0] in layers},
+        )
+
+    def mixed(self, share: float) -> Ways:
+        """Return gates that are, but for a share, the mean over samples and neurons."""
+        gates = {name: torch.lerp(gate.mean(), gate, share) for name, gate in self.gates.items()}
+        return Ways(gates, self.local)
+
+    def mean(self) -> Ways:
+        """Return the means over samples."""
+        return Ways(
+            {name: gate.mean(0, keepdim=True) for name, gate in self.gates.items()},
+            {k: t if isinstance(t, Tensor) else t.mean() for k, t in self.local.items()},
+        )
