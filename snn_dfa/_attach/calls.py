@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from snn_dfa._attach import messages
+from snn_dfa._attach.record import Record, with_graph
 from snn_dfa.errors import OutOfStepError
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Call:
 
     __slots__ = (
         "below", "collector", "entered", "later", "layer", "learns", "linked", "links", "number",
-        "passage", "reads", "released", "returned", "shape", "spikes", "steps", "targets",
+        "passage", "reads", "record", "released", "returned", "shape", "spikes", "steps", "targets",
         "values",
     )  # fmt: skip
 
@@ -95,6 +96,7 @@ class Call:
         self.entered: list[Any] = []
         self.passage: Passage | None = None  # how samples came in, where the feedback asks
         self.links = False  # whether all values but the spikes are their graphs alone
+        self.record: Record | None = None  # of a step that is no node of the graph
         self.released = False
 
     @property
@@ -115,6 +117,12 @@ class Call:
         """
         return self.released or (self.collector is not collector and bool(self.collector.stand_ins))
 
+    def original(self, index: int) -> Tensor:
+        """Return a value with the layer's own graph."""
+        if self.record is not None:
+            with_graph(self)
+        return self.values[index]
+
     def is_link(self, index: int) -> bool:
         """Return whether a value is kept as a tensor of its shape and graph, without its memory."""
         return self.links and index > 0
@@ -125,7 +133,7 @@ class Call:
             return
         self.values, self.spikes, self.released = (), None, True
         self.below, self.later = {}, []
-        self.passage = None
+        self.passage = self.record = None
         self.entered.clear()
 
     def loses(self, used: Callable[[Any], bool]) -> bool:
