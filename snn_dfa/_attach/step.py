@@ -182,7 +182,8 @@ class Step:
         dtype = current.dtype if surrogate is neuron.spike_grad else torch.float32
         form = Form(kind.formula, reset, surrogate, dtype, book)
         constants = None
-        if dtype == current.dtype and suits(current):
+        transformed = torch._C._are_functorch_transforms_active()  # such tensors have no address
+        if dtype == current.dtype and suits(current) and not transformed:
             constants = self._constants(form, decays, threshold, graded)
         if constants is None and self._is_for_kernels():
             return None
