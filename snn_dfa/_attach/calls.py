@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from snn_dfa._attach import messages
+from snn_dfa._attach.record import Record, with_graph
 from snn_dfa.errors import OutOfStepError
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ class Call:
 
     __slots__ = (
         "below", "collector", "entered", "later", "layer", "learns", "linked", "links", "number",
-        "passage", "released", "returned", "shape", "sources", "spikes", "steps", "supposed",
-        "targets", "values",
+        "passage", "record", "released", "returned", "shape", "sources", "spikes", "steps",
+        "supposed", "targets", "values",
     )  # fmt: skip
 
     def __init__(
@@ -97,6 +98,7 @@ class Call:
         self.entered: list[Any] = []
         self.passage: Passage | None = None  # how samples came in, where the feedback asks
         self.links = False  # whether all values but the spikes are their graphs alone
+        self.record: Record | None = None  # of a step that is no node of the graph
         self.released = False
 
     @property
@@ -117,6 +119,12 @@ class Call:
         """
         return self.released or (self.collector is not collector and bool(self.collector.stand_ins))
 
+    def original(self, index: int) -> Tensor:
+        """Return a value with the layer's own graph."""
+        if self.record is not None:
+            with_graph(self)
+        return self.values[index]
+
     def is_link(self, index: int) -> bool:
         """Return whether a value is kept as a tensor of its shape and graph, without its memory."""
         return self.links and index > 0
@@ -127,7 +135,7 @@ class Call:
             return
         self.values, self.spikes, self.released = (), None, True
         self.below, self.later, self.sources = {}, [], set()
-        self.passage = None
+        self.passage = self.record = None
         self.entered.clear()
 
     def loses(self, used: Callable[[Any], bool]) -> bool:

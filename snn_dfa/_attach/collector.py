@@ -28,6 +28,7 @@ from snn_dfa._attach.functions import (
     will_pass,
 )
 from snn_dfa._attach.products import Notes
+from snn_dfa._attach.record import Way
 from snn_dfa.errors import BackwardError
 
 if TYPE_CHECKING:
@@ -235,21 +236,25 @@ class Run:
                 reached += arrived
             arrived = _merged(arrived)
             sent = core.broadcast(arrived)
-            if roots := _roots(arrived + sent):
-                inside = {id(t) for t in (*self._inside, core.trap)}
+            self.notes = Notes()
+            way = Way(arrived + sent)
+            inside = {id(t) for t in (*self._inside, core.trap)}
+            if roots := _roots(way.others):
                 at = [core.trap if id(t) in inside else t for t in self._at]
-                self.notes = Notes()
                 layers = gradients(roots, [*at, core.trap], keep=twice or bool(self._inside))
                 own = zip(self._at, layers, strict=False)
                 _add(total, [None if id(t) in inside else g for t, g in own])
-                products, self.notes = self.notes.gradients(), None
-                _add(total, [None if id(t) in inside else products.get(id(t)) for t in self._at])
+                notes, self.notes = self.notes, None
                 if self._inside:
                     accumulate(roots, at=self._inside, keep=twice)
+            else:
+                notes, self.notes = self.notes, None
+            products = notes.gradients()
+            _add(total, [None if id(t) in inside else products.get(id(t)) for t in self._at])
         finally:
             core.running = None
         if not keep:
-            for call, _ in reached + sent:
+            for call in (*[call for call, _ in reached + sent], *way.passed):
                 call.release()
         return total
 

@@ -26,6 +26,7 @@ from snn_dfa._attach.entry import Entry
 from snn_dfa._attach.functions import Port, gradients
 from snn_dfa._attach.paths import Paths
 from snn_dfa._attach.products import Notes
+from snn_dfa._attach.record import Record
 from snn_dfa._attach.ways import Passage, ways_of
 from snn_dfa.errors import AttachError, OutOfStepError
 from snn_dfa.feedback.base import FeedbackWeights
@@ -157,6 +158,7 @@ class Core:
         returned: int,
         shown: Sequence[Tensor] = (),
         passage: Passage | None = None,
+        record: Record | None = None,
     ) -> tuple[Tensor, ...]:
         """Note a call of a layer; return its values by a port.
 
@@ -167,6 +169,7 @@ class Core:
             returned: How many of them were returned.
             shown: The values themselves, where all but the spikes are links.
             passage: How samples came in.
+            record: Of a step that is no node of the graph.
         """
         if self.aligned:
             return tuple(values)
@@ -174,7 +177,7 @@ class Core:
         number = next(self._numbers)
         call = Call(layer, values, spikes, returned, entry.learning, linked, self.collector, number)
         call.targets, call.entered, call.links = self.targets, entry.entered, bool(shown)
-        call.passage, call.sources = passage, entry.read
+        call.passage, call.sources, call.record = passage, entry.read, record
         if self.layouts:
             call.steps = next((each.steps for each in self.layouts if each.running), None)
         now, self.now = self.now, Pass()  # where the call is none that can be, a new pass begins

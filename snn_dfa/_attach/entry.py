@@ -23,6 +23,7 @@ from snn_dfa._attach.calls import Call
 from snn_dfa._attach.functions import Bridge, Guard, Relink, Replay, Stale
 from snn_dfa._attach.graph import PORT, Origin, origin_of
 from snn_dfa._attach.products import Current, Made, made_of
+from snn_dfa._attach.record import Before
 from snn_dfa._attach.ways import Passage, passage_of
 from snn_dfa.errors import AttachError, BackwardError
 
@@ -125,7 +126,7 @@ class Entry:
                 self._go_on(node.call)
                 if node.call.is_lost(self._core.collector):
                     return self._stale(value)
-                original = node.call.values[index]
+                original = node.call.original(index)
                 own[node, index] = original if of == layer else self.enter(layer, original)
         own = {edge: t for edge, t in own.items() if t.requires_grad}
         return self._bridged(layer, value, origin, own)
@@ -209,28 +210,27 @@ class Entry:
             return None
         if node.call.is_lost(self._core.collector):
             return self._stale(value)
-        original: Tensor = node.call.values[value.output_nr]
+        original: Tensor = node.call.original(value.output_nr)
         if node.call.is_link(value.output_nr):
             relinked: Tensor = Relink.apply([value], original)
             return relinked
         return original if original.data_ptr() == value.data_ptr() else None
 
-    def link(self, layer: str, value: Tensor) -> Tensor | None:
-        """Return the graph of a state that comes back, where it is kept without its value."""
+    def before(self, layer: str, value: Tensor) -> Before | None:
+        """Return what a state that comes back is of, where it is kept without its value."""
         node: Any = value.grad_fn
         if type(node) is not PORT or node.call.layer != layer:
             return None
-        if (
-            node.call.is_lost(self._core.collector)
-            or not node.call.is_link(value.output_nr)
-            or not self.mine(node)
-        ):
+        call, index = node.call, value.output_nr
+        collector = self._core.collector
+        if call.collector is not collector:  # with other parameters, which its graph leads to
             return None
-        self._go_on(node.call)
+        if call.is_lost(collector) or not call.is_link(index) or not self.mine(node):
+            return None
+        self._go_on(call)
         if value._backward_hooks:
-            return self._with_hooks(layer, value)
-        found: Tensor = node.call.values[value.output_nr]
-        return found
+            self._with_hooks(layer, value)
+        return call, index
 
     def _with_hooks(self, layer: str, value: Tensor) -> Tensor:
         """Return a state's original with the user's hooks on it, and no longer on the state.
@@ -246,7 +246,7 @@ class Entry:
 
         node: Any = value.grad_fn
         call, index = node.call, value.output_nr
-        original = call.values[index]
+        original = call.original(index)
         if original is call.spikes and self._core.errors_of is not None:
             return cast("Tensor", original)  # by which the output's current is known
         hooked: Tensor = original.view_as(original)

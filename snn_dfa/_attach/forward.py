@@ -22,7 +22,7 @@ from torch.nn.parameter import is_lazy
 from snn_dfa._attach import messages
 from snn_dfa._attach.core import Core
 from snn_dfa._attach.functions import in_backward
-from snn_dfa._attach.graph import functional_weights
+from snn_dfa._attach.graph import are_packed, functional_weights
 from snn_dfa._attach.hooks import eager
 from snn_dfa._attach.step import Inputs, step_of
 from snn_dfa._attach.tensors import map_tensors
@@ -271,20 +271,24 @@ class LayerForward(Forward):
         elif step.scales:
             current = step.scaled(current)
         inputs.current = self._tap(passage, current)
-        states, known = inputs.states, inputs.links
+        states, before = inputs.states, inputs.before
         for i, state in enumerate(states):
             if state.requires_grad:
-                link = known[i] = entry.link(name, state)
-                states[i] = entry.enter(name, state) if link is None else state.detach()
+                known = before[i] = entry.before(name, state)
+                states[i] = entry.enter(name, state) if known is None else state.detach()
         if inputs.recurrent is not None:
             spk = inputs.recurrent
             inputs.recurrent = step.recurrent(entry.enter(name, spk) if spk.requires_grad else spk)
-        spk, states, links = step.compute(inputs, made)
-        if not (spk.requires_grad or core.layers.may_be_output(name)):
+        may_record = passage is None and not are_packed()
+        spk, states, links, record = step.compute(inputs, made, may_record=may_record)
+        learns = record is not None or spk.requires_grad
+        if not (learns or core.layers.may_be_output(name)):
             core.leave(name, (), spk, 0)
             return step.result(spk, states)
         returned = 1 if step.hides_states else 1 + len(states)
-        shown, *states = core.leave(name, (spk, *links), spk, returned, (spk, *states), passage)
+        shown, *states = core.leave(
+            name, (spk, *links), spk, returned, (spk, *states), passage, record
+        )
         return step.result(shown, states)
 
     def _attributes(self) -> list[State]:

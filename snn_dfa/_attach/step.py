@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from snn_dfa._attach.products import Book, Made
+from snn_dfa._attach.record import Before, Record
 from snn_dfa._attach.step_node import (
     CompiledStep,
     Form,
     LeakyFormula,
     PlainStep,
     SynapticFormula,
+    compiled_step,
 )
 from snn_dfa.neurons import RefractoryLeaky
 from snn_dfa.sequence.one_step import Constants, suits
@@ -41,20 +43,29 @@ class Inputs:
     current: Tensor
     recurrent: Tensor | None  # the current from the neuron's own spikes
     states: list[Tensor]
-    links: list[Tensor | None]  # the graphs of the states, where their values have none
+    before: list[Before | None]  # of states without a graph what they are of
     decays: list[Tensor]
     threshold: Tensor
     graded: Tensor
     constants: Constants | None  # for a compiled kernel, where there is one
     counter: Tensor | None  # of a neuron with a refractory period
 
+    @property
+    def links(self) -> list[Tensor | None]:
+        """The graphs of the states whose values have none."""
+        return [None if each is None else each[0].original(each[1]) for each in self.before]
+
 
 class Result(NamedTuple):
-    """What a step has computed: ``links`` are the graphs of the states, without their values."""
+    """What a step has computed: ``links`` are the graphs of the states, without their values.
+
+    A step that has a record has no graph; for each link stand the spikes, which have its shape.
+    """
 
     spk: Tensor
     states: list[Tensor]
     links: list[Tensor]
+    record: Record | None = None
 
 
 class _Kind(NamedTuple):
@@ -171,15 +182,16 @@ class Step:
         dtype = current.dtype if surrogate is neuron.spike_grad else torch.float32
         form = Form(kind.formula, reset, surrogate, dtype, book)
         constants = None
-        if dtype == current.dtype and suits(current):
+        transformed = torch._C._are_functorch_transforms_active()  # such tensors have no address
+        if dtype == current.dtype and suits(current) and not transformed:
             constants = self._constants(form, decays, threshold, graded)
         if constants is None and self._is_for_kernels():
             return None
         spk = states.pop(0) if kind.recurrent else None
-        links: list[Tensor | None] = [None] * len(states)
+        before: list[Before | None] = [None] * len(states)
         counter = self._counter(current, states[-1])
         return Inputs(
-            form, current, spk, states, links, decays, threshold, graded, constants, counter
+            form, current, spk, states, before, decays, threshold, graded, constants, counter
         )
 
     def _constants(
@@ -231,30 +243,49 @@ class Step:
         current: Tensor = self._neuron.recurrent(spk)
         return current
 
-    def compute(self, inputs: Inputs, made: Made | None = None) -> Result:
+    def compute(
+        self, inputs: Inputs, made: Made | None = None, *, may_record: bool = False
+    ) -> Result:
         """Return spikes and states.
 
         Args:
             inputs: From :meth:`inputs`.
             made: What a linear layer made the current of, which then has no graph.
+            may_record: Whether the step need not become a node of the graph.
         """
         form, current, recurrent = inputs.form, inputs.current, inputs.recurrent
-        states, links, own = inputs.states, inputs.links, vars(self._neuron)
+        states, own = inputs.states, vars(self._neuron)
+        if inputs.constants is None or not _fits(recurrent, current):
+            return self._plain(inputs, made)
+        spk, new, own["reset"], counted, kept = compiled_step(
+            inputs.constants, current, recurrent, states, inputs.counter
+        )
+        if counted is not None:
+            self._neuron._buffers["counter"] = counted
+        graphs = recurrent is not None or any([t.requires_grad for t in (current, *states)])
+        if may_record and not graphs and form.book is not None:
+            record = Record(spk, kept, made, inputs.before, form.book)
+            learns = made is not None or any(inputs.before)
+            return Result(spk, new, [spk] * len(new), record if learns else None)
         x, weight, bias, seen = made or (None,) * 4
-        if inputs.constants is not None and _fits(recurrent, current):
-            spk, own["reset"], counted, *rest = CompiledStep.apply(
-                inputs.constants, form.book, seen, current, recurrent, inputs.counter,
-                x, weight, bias, len(states), *states, *links,
-            )  # fmt: skip
-            if counted is not None:
-                self._neuron._buffers["counter"] = counted
-            return Result(spk, rest[: len(states)], rest[len(states) :])
-        decays, graded = inputs.decays, inputs.graded
+        into = [
+            t if t.requires_grad else link for t, link in zip(states, inputs.links, strict=True)
+        ]
+        spk, *links = CompiledStep.apply(
+            [spk], kept, form.book, seen, current, recurrent, x, weight, bias, *into
+        )
+        return Result(spk, new, links)
+
+    def _plain(self, inputs: Inputs, made: Made | None) -> Result:
+        """Return spikes and states by the operations of torch."""
+        form, states, graded = inputs.form, inputs.states, inputs.graded
+        x, weight, bias, seen = made or (None,) * 4
+        decays = inputs.decays
         if self._kind.decays:
             decays = [decay.clamp(0, 1) for decay in decays]
-        spk, own["reset"], *rest = PlainStep.apply(
-            form, seen, len(states), current, recurrent, inputs.threshold,
-            None if _is_one(graded) else graded, x, weight, bias, *states, *links, *decays,
+        spk, vars(self._neuron)["reset"], *rest = PlainStep.apply(
+            form, seen, len(states), inputs.current, inputs.recurrent, inputs.threshold,
+            None if _is_one(graded) else graded, x, weight, bias, *states, *inputs.links, *decays,
         )  # fmt: skip
         return Result(spk, rest[: len(states)], rest[len(states) :])
 

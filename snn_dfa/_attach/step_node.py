@@ -14,7 +14,9 @@ from snn_dfa._attach.products import Book, Made, Seen, settle
 from snn_dfa.sequence.one_step import Constants, step, step_back
 from snn_dfa.surrogate import Surrogate
 
-__all__ = ["CompiledStep", "Form", "LeakyFormula", "PlainStep", "SynapticFormula"]
+__all__ = [
+    "CompiledStep", "Form", "Kept", "LeakyFormula", "PlainStep", "SynapticFormula", "compiled_step",
+]  # fmt: skip
 
 
 # -- the formulas ----------------------------------------------------------------------------------
@@ -156,37 +158,73 @@ class PlainStep(Function):
                 *at_states, *links, *at_decays)  # fmt: skip
 
 
+class Kept(NamedTuple):
+    """What the way back through a compiled step needs."""
+
+    constants: Constants
+    margin: Tensor  # membrane minus threshold
+    late: Tensor | None  # the resets, where they are needed
+    counter: Tensor | None  # as it was before the step
+
+    def back(
+        self, at_spikes: Tensor | None, at_states: Sequence[Tensor | None]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the gradients at the current and at the last states."""
+        return step_back(*self[1:], at_spikes, at_states, self.constants)
+
+
+class Compiled(NamedTuple):
+    """What a compiled kernel has made of a step."""
+
+    spk: Tensor
+    states: list[Tensor]
+    late: Tensor
+    counted: Tensor | None
+    kept: Kept
+
+
+def compiled_step(
+    constants: Constants, current: Tensor, recurrent: Tensor | None, states: Sequence[Tensor],
+    counter: Tensor | None,
+) -> Compiled:  # fmt: skip
+    """Run the kernel of a step; nothing has a graph."""
+    spk, new, margin, late, counted = step(current, recurrent, states, counter, constants)
+    keeps = constants.reset == "zero" or not constants.delayed or constants.tau is not None
+    return Compiled(
+        spk, new, late, counted, Kept(constants, margin, late if keeps else None, counter)
+    )
+
+
 class CompiledStep(Function):
-    """The same of a neuron whose constants are numbers, by a compiled kernel."""
+    """Spikes and links of a step whose kernel has been run, as functions of what went into it.
+
+    ``CompiledStep.apply([spk], kept, book, seen, current, recurrent, x, weight, bias, *states)``;
+    for a state stands its link, or ``None`` where nothing is learned by it.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, constants: Constants, book: Book | None, seen: Seen | None, current: Tensor,
-        recurrent: Tensor | None, counter: Tensor | None, x: Tensor | None, weight: Tensor | None,
-        bias: Tensor | None, count: int, *rest: Tensor | None,
-    ) -> tuple[Tensor | None, ...]:  # fmt: skip
-        states: Any = rest[:count]
-        spk, new, margin, late, counted = step(current, recurrent, states, counter, constants)
-        keeps = constants.reset == "zero" or not constants.delayed or constants.tau is not None
-        ctx.save_for_backward(margin, late if keeps else None, counter, x)
-        ctx.constants, ctx.count = constants, count
-        ctx.book, ctx.leaves = book, (weight, bias, seen)
+        ctx: Any, spk: list[Tensor], kept: Kept, book: Book | None, seen: Seen | None,
+        current: Tensor | None, recurrent: Tensor | None, x: Tensor | None, weight: Tensor | None,
+        bias: Tensor | None, *states: Tensor | None,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        ctx.save_for_backward(*kept[1:], x)
+        ctx.constants, ctx.book, ctx.leaves = kept.constants, book, (weight, bias, seen)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(late, *new)
-        return spk, late, counted, *new, *map(_link, new)
+        return spk[0], *[_link(spk[0]) for _ in states]
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, at_spikes: Any, _: Any, __: Any, *rest: Any) -> Any:
-        at_states, needs = rest[ctx.count :], ctx.needs_input_grad
+    def backward(ctx: Any, at_spikes: Any, *at_states: Any) -> Any:
+        needs = ctx.needs_input_grad
         if at_spikes is None and not any([g is not None for g in at_states]):
             return (None,) * len(needs)
-        margin, late, counter, x = ctx.saved_tensors
-        total, before = step_back(margin, late, counter, at_spikes, at_states, ctx.constants)
-        parts = zip([*before, *before], needs[10:], strict=True)
+        *kept, x = ctx.saved_tensors
+        total, before = Kept(ctx.constants, *kept).back(at_spikes, at_states)
+        parts = zip(before, needs[9:], strict=True)
         return (
-            None, None, None, total if needs[3] else None, total if needs[4] else None, None, None,
-            *_products(ctx, x, total), None, *[g if need else None for g, need in parts],
+            None, None, None, None, total if needs[4] else None, total if needs[5] else None, None,
+            *_products(ctx, x, total), *[g if need else None for g, need in parts],
         )  # fmt: skip
 
 

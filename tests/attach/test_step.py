@@ -52,7 +52,7 @@ def in_one_node(neuron):
         inputs.current = step.scaled(inputs.current)
         if inputs.recurrent is not None:
             inputs.recurrent = step.recurrent(inputs.recurrent)
-        spk, states, links = step.compute(inputs)
+        spk, states, links, _ = step.compute(inputs)
         return step.result(spk, [Relink.apply([s], k) for s, k in zip(states, links, strict=True)])
 
     return call
