@@ -109,17 +109,112 @@ def learned_cost(found: Any) -> str:
     return _table(head, "l" + "r" * (len(head) - 1), rows)
 
 
-def gates(found: Any) -> str:
-    """Return what shares of a neuron's own gate reach in ``benchmarks/learning.py``."""
-    rules = ("linear", "dfa", "by-sample", "bptt")
+def one_line(found: Any) -> str:
+    """Return what one line reaches in ``benchmarks/learning.py`` at a rate of 1e-3."""
+    rules = ("dfa", "bptt", "shallow")
+    head = ("network", "loss on", *map(_short, rules), "points above back-propagation")
+    return _table(head, "llrrrr", (_pair(*pair, rules) for pair in _tests(found).items()))
+
+
+def _pair(
+    names: tuple[str, str], its: Mapping[str, Sequence[float]], rules: Sequence[str]
+) -> tuple[str, ...]:
+    above = fmean(its["dfa"]) - fmean(its["bptt"])
+    return (*names, *(f"{fmean(its[r]):.1f} ({min(its[r]):.1f})" for r in rules), f"{above:+.1f}")
+
+
+def _tests(found: Any) -> dict[tuple[str, str], dict[str, list[float]]]:
+    """Return the test accuracies at 1e-3 by network and loss, and by rule."""
     tests: dict[tuple[str, str], dict[str, list[float]]] = {}
     for run in found:
         if run["rate"] == 1e-3:
             network = tests.setdefault((run["network"], run["loss"]), {})
             network.setdefault(run["rule"], []).append(run["test"])
+    return tests
+
+
+def rates(found: Any) -> str:
+    """Return the accuracy of seed 0 with the rate that is best on validation, and that rate."""
+    rules = ("dfa", "bptt", "shallow")
+    best: dict[tuple[str, str], dict[str, Any]] = {}
+    for run in found:
+        its = best.setdefault((run["network"], run["loss"]), {})
+        known = its.get(run["rule"], run)
+        if run["seed"] == 0:
+            its[run["rule"]] = max(known, run, key=lambda each: each["validation"])
+    rows = (
+        (*names, *(f"{its[rule]['test']:.1f} ({its[rule]['rate']:g})" for rule in rules))
+        for names, its in best.items()
+    )
+    return _table(("network", "loss on", *map(_short, rules)), "llrrr", rows)
+
+
+def depth(found: Any) -> str:
+    """Return mean and worst accuracy against the number of hidden layers."""
+    rules = ("dfa", "fixed", "fa", "bptt", "shallow")
+    rows = (
+        (name.removeprefix("depth-"), *(f"{fmean(its[r]):.1f} ({min(its[r]):.1f})" for r in rules))
+        for (name, _), its in _tests(found).items()
+    )
+    return _table(("hidden layers of 100", *map(_short, rules)), "rrrrrr", rows)
+
+
+def gpu_steps(found: Any) -> str:
+    """Return the times of training steps on a GPU, in milliseconds, and their peak memory."""
+    forms = ("snntorch bptt", "spikingjelly bptt", "bptt", "dfa")
+    names = [f"{form}{kind}" for kind in ("", " tf32") for form in forms] + [
+        "bptt bf16",
+        "dfa bf16",
+    ]
+    cells: dict[str, list[str]] = {name: [] for name in names}
+    heads = []
+    for row in (r for r in found if r["part"].startswith("step")):
+        if row["contestant"] in cells:
+            cells[row["contestant"]].append(f"{row['ms']:.1f} ({row['mb']:.0f})")
+        if row["contestant"] == forms[0]:
+            heads.append(f"{row['network']}, T={row['steps']}")
+    rows = ((name, *its) for name, its in cells.items())
+    return _table(("step", *heads), "l" + "r" * len(heads), rows)
+
+
+def gpu_graphs(found: Any) -> str:
+    """Return the times of whole updates, as they are and as a CUDA graph."""
+    ms = {
+        (row["rule"], row["precision"], row["contestant"]): row["ms"]
+        for row in found
+        if row["part"].startswith("graph")
+    }
+    rows = (
+        (rule, precision, f"{time:.1f}", f"{ms[rule, precision, 'graph']:.2f}")
+        for (rule, precision, kind), time in ms.items()
+        if kind == "eager"
+    )
+    return _table(("rule", "precision", "as it is, ms", "CUDA graph, ms"), "llrr", rows)
+
+
+def gpu_neuron(found: Any) -> str:
+    """Return the times of both passes through neurons, and their share of a copy's bandwidth."""
+    rows = (
+        (r["contestant"], r["dtype"].removeprefix("torch."), f"{r['ms']:.2f}",
+         f"{100 * r['share_of_copy']:.0f} %")
+        for r in found
+        if r["part"] == "neuron" and not r["contestant"].startswith(("copy", "forward"))
+    )  # fmt: skip
+    return _table(("neurons", "dtype", "ms", "of the bandwidth"), "llrr", rows)
+
+
+def gpu_wide(found: Any) -> str:
+    """Return the times of one wide layer and its neurons."""
+    rows = ((r["contestant"], f"{r['ms']:.1f}") for r in found if r["part"] == "wide")
+    return _table(("step", "ms"), "lr", rows)
+
+
+def gates(found: Any) -> str:
+    """Return what shares of a neuron's own gate reach in ``benchmarks/learning.py``."""
+    rules = ("linear", "dfa", "by-sample", "bptt")
     rows = (
         (name, loss, *(f"{fmean(its[rule]):.1f}" if rule in its else "" for rule in rules))
-        for (name, loss), its in tests.items()
+        for (name, loss), its in _tests(found).items()
         if "by-sample" in its
     )
     head = ("network", "loss on", *(f"`by_sample={share}`" for share in ("0", "0.5", "1")))
@@ -142,6 +237,14 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "ladder": ("docs/ladder/ladder.json", ladder),
     "mnist": ("benchmarks/results/mnist.json", seeds),
     "deep_convolutions": ("benchmarks/results/deep_convolutions.json", seeds),
+    "deep_convolutions_whole": ("benchmarks/results/deep_convolutions_whole.json", seeds),
+    "gpu_steps": ("benchmarks/results/gpu.json", gpu_steps),
+    "gpu_graphs": ("benchmarks/results/gpu.json", gpu_graphs),
+    "gpu_neuron": ("benchmarks/results/gpu.json", gpu_neuron),
+    "gpu_wide": ("benchmarks/results/gpu.json", gpu_wide),
+    "one_line": ("benchmarks/results/one_line.json", one_line),
+    "rates": ("benchmarks/results/one_line.json", rates),
+    "depth": ("benchmarks/results/depth.json", depth),
     "angles": ("benchmarks/results/angles.json", angles),
     "gates": ("benchmarks/results/learning.json", gates),
     "other_tasks": ("benchmarks/results/other_tasks.json", scores),
