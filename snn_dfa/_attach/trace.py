@@ -33,7 +33,7 @@ from snn_dfa._attach.weights import (
 from snn_dfa.eligibility import advance
 from snn_dfa.errors import AttachError, BackwardError
 from snn_dfa.neurons import RefractoryLeaky
-from snn_dfa.sequence import NeuronOverTime, dynamics_of
+from snn_dfa.sequence import NeuronOverTime, dynamics_of, has_trace
 
 __all__ = ["Traces", "check", "traces_of"]
 
@@ -103,13 +103,14 @@ def _check_readout(module: nn.Module, where: str) -> None:
 
 
 def _check_over_time(module: NeuronOverTime, where: str) -> None:
-    """Refuse a neuron that is not scanned: its states have no gradient before the first step."""
-    if dynamics_of(module.neuron) is None:
+    """Refuse a neuron whose trace over a sequence is not that of its decay alone."""
+    dynamics = dynamics_of(module.neuron)
+    if dynamics is None or not has_trace(dynamics):
         raise AttachError(
-            f"{where} is a {type(module.neuron).__name__} that runs step by step over a sequence, "
+            f"{where} is a {type(module.neuron).__name__} without a trace over a sequence, "
             f"expected a Leaky, RefractoryLeaky or Lapicque that is scanned: nothing in it is "
-            f"learnt, quantised or inhibited, its surrogate is this library's or a fixed function "
-            f"of snnTorch's, and it resets with a delay, to zero or not at all; "
+            f"quantised or inhibited, its surrogate is this library's or a fixed function of "
+            f"snnTorch's, and a Lapicque does not reset to zero; "
             f"give the network itself, not its over_time form, or use credit='membrane'"
         )
 

@@ -7,7 +7,14 @@ linear layers on spikes.
 """
 
 from snn_dfa.sequence.any_network import OneMask, SpikeLinear, TimeAsBatch
-from snn_dfa.sequence.neuron import FlatScan, Layout, NeuronOverTime, Scan, dynamics_of
+from snn_dfa.sequence.neuron import (
+    FlatScan,
+    Layout,
+    NeuronOverTime,
+    Scan,
+    dynamics_of,
+    has_trace,
+)
 from snn_dfa.sequence.over_time import AtOnce, OverTime, over_time
 from snn_dfa.sequence.spike_linear import spike_sum
 
@@ -22,6 +29,7 @@ __all__ = [
     "SpikeLinear",
     "TimeAsBatch",
     "dynamics_of",
+    "has_trace",
     "over_time",
     "spike_sum",
 ]

@@ -19,7 +19,7 @@ from snn_dfa.sequence.scan import Dynamics, leaky_scan
 from snn_dfa.state import reset
 from snn_dfa.surrogate import Surrogate, derivative_of, recognise
 
-__all__ = ["FlatScan", "Layout", "NeuronOverTime", "Scan", "dynamics_of"]
+__all__ = ["FlatScan", "Layout", "NeuronOverTime", "Scan", "dynamics_of", "has_trace"]
 
 # States beside those that a neuron's forward names: of neurons that keep all of them inside.
 _STATES = ("mem", "mem_prev", "spk", "syn", "syn_exc", "syn_inh", "counter")
@@ -62,27 +62,38 @@ class NeuronOverTime(nn.Module):
         neuron = self.neuron
         alone = neuron.init_hidden and not neuron.output
         dtype = torch.promote_types(x.dtype, torch.float32) if self.is_last else x.dtype
-        mem = given.get("mem", neuron.mem if self.stateful else None)
-        start, carried, self.carried = None, self.carried, None  # it is no state that is left
-        if mem is not None and mem.shape == x.shape[1:]:  # snnTorch takes any other for rest
+        names = state_series(dyn)
+        first = self._first(x, given, names)
+        mem, carried, self.carried = first["mem"], self.carried, None  # it is no state that is left
+        if mem is not None:
             if _is_reset_at_first(mem, dyn) and not self.traces:
-                return self._steps(x, given, ["mem"] if reads else [])
-            mem = mem if carried is None else mem + carried
-            start = mem, self._counter(mem) if dyn.refractory_steps else None
+                return self._steps(x, given, names if reads else [])
+            first["mem"] = mem if carried is None else mem + carried
+        wait = self._counter(mem) if dyn.refractory_steps and mem is not None else None
         counts = dyn.refractory_steps > 0 and not neuron.init_hidden
-        keeps, want_mem = self.stateful or counts, reads or not alone
-        spikes, *rest = leaky_scan(x, dyn, want_mem, dtype, start, keeps, self.traces)
+        keeps, wants = self.stateful or counts, reads or not alone
+        start = first["mem"], wait, *(first[name] for name in names[:-1])
+        spikes, *rest = leaky_scan(x, dyn, wants, dtype, start, keeps, self.traces)
+        series, lasts = rest[: len(names) * wants], rest[len(names) * wants :]
         if keeps and dyn.refractory_steps:
-            neuron.counter = rest.pop()
-        if keeps:
-            last = rest.pop()
-            # No view, which detach_hidden() could not cut.
-            neuron.mem = last.clone() if self.stateful else neuron.mem
+            neuron.counter = lasts.pop(1)
+        if self.stateful:
+            for name, last in zip((names[-1], *names[:-1]), lasts, strict=True):
+                setattr(neuron, name, last.clone())  # no view, which detach_hidden() could not cut
         factor = neuron.graded_spikes_factor
         if not self._facts.holds("factor", factor, _is_one):
             spikes = spikes * factor
-        series = {"mem": rest[0]} if reads else {}
-        return spikes if alone else (spikes, *rest), series
+        read = dict(zip(names, series, strict=True)) if reads else {}
+        return spikes if alone else (spikes, *series), read
+
+    def _first(
+        self, x: Tensor, given: Mapping[str, Any], names: Sequence[str]
+    ) -> dict[str, Tensor | None]:
+        """Return the states to begin with; snnTorch takes any of another shape for rest."""
+        found = {n: given.get(n, getattr(self.neuron, n) if self.stateful else None) for n in names}
+        return {
+            n: t if t is not None and t.shape == x.shape[1:] else None for n, t in found.items()
+        }
 
     def _counter(self, mem: Tensor) -> Tensor | None:
         """Return a refractory neuron's silent steps that are left; from rest there are none."""
@@ -302,7 +313,7 @@ class FlatScan(NeuronOverTime):
         x = layout.first_dimension(input_)
         reads = self.reads if not layout.probes else {n for n, _ in _states(neuron, all_of=True)}
         dynamics = None if layout.probes else dynamics_of(neuron, self._facts)
-        if dynamics is None or reads - {"mem"}:
+        if dynamics is None or not reads <= set(state_series(dynamics)):
             result, series = self._steps(x, given, sorted(reads))
         else:
             result, series = self._scan(x, dynamics, given, bool(reads))
@@ -387,10 +398,11 @@ def _flat(result: Any) -> Any:
 def dynamics_of(neuron: Any, facts: Facts | None = None) -> Dynamics | None:
     """Return the equations of a neuron that ``leaky_scan`` knows; ``None`` for any other.
 
-    Known are ``Leaky``, ``RefractoryLeaky`` and, where it does not reset to zero, ``Lapicque`` (not
-    their subclasses, which may do anything) with the surrogates of this library and those of
-    snnTorch that are fixed functions, where nothing in the neuron is learnt, quantised or inhibited
-    and the threshold is above zero.
+    Known are ``Leaky``, ``RefractoryLeaky``, ``Lapicque``, ``Synaptic`` and ``Alpha`` (not their
+    subclasses, which may do anything) with the surrogates of this library and those of snnTorch
+    that are fixed functions, where nothing in the neuron is quantised or inhibited and the
+    threshold is above zero. Decays and thresholds of ``Leaky`` and ``Synaptic`` may learn, and the
+    threshold of ``Lapicque``.
 
     Args:
         neuron: One of snnTorch's, or derived from it.
@@ -399,35 +411,33 @@ def dynamics_of(neuron: Any, facts: Facts | None = None) -> Dynamics | None:
     Example:
         >>> dynamics_of(snn.Leaky(beta=0.5)).beta
         tensor(0.5000)
-        >>> dynamics_of(snn.Synaptic(alpha=0.5, beta=0.5)) is None
+        >>> dynamics_of(snn.RLeaky(beta=0.5, linear_features=2)) is None
         True
     """
-    surrogate = recognise(neuron.spike_grad) or _differentiated(neuron)
-    if type(neuron) not in (snn.Leaky, RefractoryLeaky, snn.Lapicque) or surrogate is None:
+    kind, surrogate = type(neuron), recognise(neuron.spike_grad) or _differentiated(neuron)
+    if kind not in _MAKERS or surrogate is None:
         return None
-    if neuron.inhibition or neuron.state_quant or any(p.requires_grad for p in neuron.parameters()):
+    if neuron.inhibition or neuron.state_quant:
         return None
     if not (facts or Facts()).holds("threshold", neuron.threshold, _is_positive):
         return None
-    return (
-        _lapicque(neuron, surrogate) if type(neuron) is snn.Lapicque else _leaky(neuron, surrogate)
-    )
+    maker, may_learn = _MAKERS[kind]
+    if kind is RefractoryLeaky and not neuron.refractory_steps:
+        may_learn = _MAKERS[snn.Leaky][1]
+    learns = {n for n, p in neuron.named_parameters() if p.requires_grad}
+    return maker(neuron, surrogate) if learns <= may_learn | {"graded_spikes_factor"} else None
 
 
-def _leaky(neuron: Any, surrogate: Surrogate) -> Dynamics | None:
+def _leaky(neuron: Any, surrogate: Surrogate) -> Dynamics:
     refractory = type(neuron) is RefractoryLeaky
-    steps = neuron.refractory_steps if refractory else 0
-    immediate_reset = not neuron.reset_delay
-    if immediate_reset and not steps and neuron.reset_mechanism == "subtract":
-        return None  # what is left above the threshold is then reset once more, one step later
     return Dynamics(
         beta=neuron.beta.clamp(0, 1),
         threshold=neuron.threshold,
         surrogate=surrogate,
         gain=neuron.input_gain if refractory else 1.0,
         reset=_mechanism(neuron),
-        immediate_reset=immediate_reset,
-        refractory_steps=steps,
+        immediate_reset=not neuron.reset_delay,
+        refractory_steps=neuron.refractory_steps if refractory else 0,
         clamp=refractory and neuron.refractory == "clamp",
     )
 
@@ -435,16 +445,71 @@ def _leaky(neuron: Any, surrogate: Surrogate) -> Dynamics | None:
 def _lapicque(neuron: Any, surrogate: Surrogate) -> Dynamics | None:
     """Return a leaky neuron with the decay and the input gain of a resistor and a capacitor."""
     constants = (neuron.R, neuron.C, neuron.time_step)
-    if _mechanism(neuron) == "zero" or any(c.numel() > 1 for c in constants):
-        return None  # the reset to zero drops the input of its step, too
+    if any(c.numel() > 1 or c.requires_grad for c in constants):
+        return None
     tau = neuron.R * neuron.C
     return Dynamics(
         beta=(1 - neuron.time_step / tau).reshape(()),
         threshold=neuron.threshold,
         surrogate=surrogate,
         gain=float(neuron.R * (1 / tau) * neuron.time_step),
-        reset=_mechanism(neuron),
+        reset=_cleared(_mechanism(neuron)),
     )
+
+
+def _synaptic(neuron: Any, surrogate: Surrogate) -> Dynamics:
+    reset, immediate = _mechanism(neuron), not neuron.reset_delay
+    return Dynamics(
+        beta=neuron.beta.clamp(0, 1),
+        threshold=neuron.threshold,
+        surrogate=surrogate,
+        reset=reset if immediate else _cleared(reset),
+        immediate_reset=immediate,
+        alpha=neuron.alpha.clamp(0, 1),
+    )
+
+
+def _alpha(neuron: Any, surrogate: Surrogate) -> Dynamics | None:
+    alpha, beta = neuron.alpha.clamp(0, 1), neuron.beta.clamp(0, 1)
+    if alpha.requires_grad or beta.requires_grad:
+        return None
+    tau = torch.log(alpha) / (torch.log(beta) - torch.log(alpha)) + 1
+    return Dynamics(
+        beta, neuron.threshold, surrogate, reset=_mechanism(neuron), alpha=alpha, tau=tau
+    )
+
+
+def _cleared(reset: str) -> str:
+    """Return the reset to zero of neurons that drop the input of its step, too."""
+    return "clear" if reset == "zero" else reset
+
+
+# How a neuron's equations are made, and which of its parameters may learn.
+_MAKERS: dict[type, tuple[Callable[[Any, Surrogate], Dynamics | None], set[str]]] = {
+    snn.Leaky: (_leaky, {"beta", "threshold"}),
+    RefractoryLeaky: (_leaky, set()),
+    snn.Lapicque: (_lapicque, {"threshold"}),
+    snn.Synaptic: (_synaptic, {"alpha", "beta", "threshold"}),
+    snn.Alpha: (_alpha, set()),
+}
+
+
+def has_trace(dyn: Dynamics) -> bool:
+    """Return whether a scan computes the neuron's eligibility traces: those of one decay.
+
+    Args:
+        dyn: From :func:`dynamics_of`.
+
+    Example:
+        >>> [has_trace(dynamics_of(n)) for n in (snn.Leaky(0.5), snn.Synaptic(0.5, 0.5))]
+        [True, False]
+    """
+    return not dyn.currents and dyn.reset != "clear"
+
+
+def state_series(dyn: Dynamics) -> tuple[str, ...]:
+    """Return the names of the states that a scan has at each step, in snnTorch's order."""
+    return ((), ("syn",), ("syn_exc", "syn_inh"))[dyn.currents] + ("mem",)
 
 
 # Of snnTorch's other surrogates those that are fixed functions of mem - threshold.
@@ -482,8 +547,11 @@ def _mechanism(neuron: Any) -> str:
 
 
 def _is_reset_at_first(mem: Tensor, dyn: Dynamics) -> bool:
-    """Return whether a neuron that resets at once begins with a reset, and so makes none in it."""
-    resets_at_once = dyn.immediate_reset and not dyn.refractory_steps
+    """Return whether a neuron that resets at once to zero begins above its threshold.
+
+    Then it makes no reset in its first step, which the scan does not know.
+    """
+    resets_at_once = dyn.immediate_reset and dyn.reset == "zero" and not dyn.refractory_steps
     return resets_at_once and bool((mem > dyn.threshold).any())
 
 

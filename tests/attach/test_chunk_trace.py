@@ -14,7 +14,7 @@ from snn_dfa.sequence.scan import cpu
 NEURONS = {
     "subtract": lambda **o: snn.Leaky(f64(0.8), f64(0.3), SG, **o),
     "zero": lambda **o: snn.Leaky(f64(0.8), f64(0.3), SG, reset_mechanism="zero", **o),
-    "none": lambda **o: snn.Leaky(f64(0.8), f64(0.3), SG, reset_mechanism="none", **o),
+    "subtract at once": lambda **o: snn.Leaky(f64(0.8), f64(0.3), SG, reset_delay=False, **o),
     "zero at once": lambda **o: snn.Leaky(
         f64(0.8), f64(0.3), SG, reset_mechanism="zero", reset_delay=False, **o
     ),
@@ -176,7 +176,7 @@ def test_what_has_no_trace_over_chunks_says_so():
     net = nn.Sequential(
         nn.Linear(4, 4), synaptic, nn.Linear(4, 4), snn.Leaky(0.8, init_hidden=True)
     )
-    with pytest.raises(AttachError, match="'1' is a Synaptic that runs step by step"):
+    with pytest.raises(AttachError, match="'1' is a Synaptic without a trace over a sequence"):
         DFA(over_time(net), credit="trace")
     net = nn.Sequential(
         nn.Linear(4, 4), nn.ReLU(), snn.Leaky(0.8, init_hidden=True), nn.Linear(4, 4),

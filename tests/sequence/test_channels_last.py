@@ -83,7 +83,7 @@ def test_a_scan_gives_the_same_in_any_order_of_its_dimensions(dtype):
         back = [order.index(i) for i in range(5)]
         current = x.permute(order).contiguous().permute(back).requires_grad_()
         first = mem.clone().requires_grad_()
-        values = leaky_scan(current, dyn, want_mem=True, start=(first, None), want_last=True)
+        values = leaky_scan(current, dyn, want_states=True, start=(first, None), want_last=True)
         grads = torch.autograd.grad((values[0] * x + values[1]).sum(), (current, first))
         credit = credit_at_current(x, current.detach(), dyn.threshold, dyn.surrogate)
         found.append((*values, *grads, credit))

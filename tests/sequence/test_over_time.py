@@ -64,21 +64,30 @@ LEAKY = [
 ]
 
 
+KINDS = ["Leaky", "exact", "learns", "Refractory", "clamp", "Synaptic"]
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_torch")
 @pytest.mark.parametrize("options", LEAKY, ids=str)
-@pytest.mark.parametrize("cls", ["Leaky", "Refractory", "clamp"])
-@pytest.mark.parametrize("surrogate", [SG, exact(0.3, 5.0, 1.0)], ids=["fast_sigmoid", "exact"])
-def test_leaky_neurons(cls, options, surrogate):
+@pytest.mark.parametrize("kind", KINDS)
+def test_resets_and_constants_that_learn(kind, options):
+    surrogate = exact(0.3, 5.0, 1.0) if kind == "exact" else SG
+    learns = {"learn_beta": True, "learn_threshold": True}
+
     def make(n, **more):
         common = {"beta": f64(0.8), "threshold": f64(0.3), "spike_grad": surrogate,
                   "init_hidden": True, **options, "output": False, **more}  # fmt: skip
-        if cls == "Leaky":
-            return snn.Leaky(**common)
-        mode = "clamp" if cls == "clamp" else "integrate"
-        return RefractoryLeaky(**common, refractory_steps=2, refractory=mode, input_gain=0.9)
+        if kind == "Synaptic":
+            alpha = torch.linspace(0.3, 0.6, n).double()
+            return snn.Synaptic(alpha, learn_alpha=True, **learns, **common)
+        if kind in ("Refractory", "clamp"):
+            mode = "clamp" if kind == "clamp" else "integrate"
+            return RefractoryLeaky(**common, refractory_steps=2, refractory=mode, input_gain=0.9)
+        return snn.Leaky(**common, **(learns if kind == "learns" else {}))
 
     net = net_of(make, lambda n: make(n, output=options["output"]))
+    assert dynamics_of(net[1]) is not None
     assert_same(net, torch.rand(T, B, F, dtype=torch.float64) * 2)
 
 
@@ -93,11 +102,14 @@ OTHERS = {
     "graded": lambda n: snn.Leaky(
         f64(0.8), f64(0.3), SG, init_hidden=True, graded_spikes_factor=f64(1.5)
     ),
-    "lapicque": lambda n: snn.Lapicque(
-        f64(0.6), threshold=f64(0.1), spike_grad=SG, init_hidden=True
-    ),
+    **{f"lapicque, {reset}": lambda n, reset=reset: snn.Lapicque(
+        f64(0.6), threshold=f64(0.1), spike_grad=SG, init_hidden=True, reset_mechanism=reset,
+        learn_threshold=True,
+    ) for reset in ("subtract", "zero")},
     "synaptic": lambda n: snn.Synaptic(f64(0.5), f64(0.8), f64(0.3), SG, init_hidden=True),
-    "alpha": lambda n: snn.Alpha(f64(0.8), f64(0.6), f64(0.1), SG, init_hidden=True),
+    **{f"alpha, {reset}": lambda n, reset=reset: snn.Alpha(
+        f64(0.8), f64(0.6), f64(0.1), SG, init_hidden=True, reset_mechanism=reset
+    ) for reset in ("subtract", "zero", "none")},
     "rleaky": lambda n: snn.RLeaky(
         f64(0.8), linear_features=n, threshold=f64(0.1), spike_grad=SG, init_hidden=True
     ),
@@ -158,8 +170,11 @@ def test_batch_normalisation_sees_time_and_batch():
 
 
 @pytest.mark.usefixtures("in_torch")
-@pytest.mark.parametrize("credit", ["membrane", "current"])
-@pytest.mark.parametrize("make", [leaky, OTHERS["synaptic"]], ids=["scan", "steps"])
+@pytest.mark.parametrize(
+    ("make", "credit"),
+    [(leaky, "current"), (OTHERS["synaptic"], "current"), (OTHERS["learns"], "membrane"),
+     (OTHERS["alpha, subtract"], "membrane"), (OTHERS["rleaky"], "membrane")],
+)  # fmt: skip
 def test_dfa_over_the_sequence_is_dfa_over_the_loop(credit, make):
     net, x = net_of(make), torch.rand(T, B, F, dtype=torch.float64) * 2
     grads, feedback = [], []
@@ -205,7 +220,7 @@ def test_it_shares_parameters_and_state_dict():
 
 
 def test_nothing_is_left_in_the_neurons():
-    net = net_of(OTHERS["synaptic"])
+    net = net_of(OTHERS["rleaky"])
     over_time(net)(torch.rand(T, B, F, dtype=torch.float64))
     assert net[1].mem.grad_fn is None
     assert not net[1].mem.any()
@@ -219,6 +234,9 @@ def test_neurons_of_a_users_making_run_step_by_step():
     net = net_of(lambda n: Doubled(f64(0.8), f64(0.3), SG, init_hidden=True))
     assert dynamics_of(net[1]) is None
     assert_same(net, torch.rand(T, B, F, dtype=torch.float64))
+    waits = RefractoryLeaky(0.8, refractory_steps=2, learn_beta=True)
+    for neuron in (waits, snn.Alpha(0.8, 0.6, learn_beta=True), snn.Lapicque(0.8, learn_beta=True)):
+        assert dynamics_of(neuron) is None
 
 
 @pytest.mark.usefixtures("in_torch")
@@ -240,7 +258,6 @@ def test_stock_surrogates_are_scanned_alike(stock):
         for a, b in zip(got, wanted, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     unknown = snn.Leaky(0.8, spike_grad=snn_surrogate.LSO())
-    assert dynamics_of(snn.Lapicque(0.8, reset_mechanism="zero")) is None
     assert dynamics_of(unknown) is None
 
 

@@ -1,4 +1,4 @@
-"""A leaky neuron over a whole sequence, forward and backward, in as few passes as it takes.
+"""A spiking neuron over a whole sequence, forward and backward, in as few passes as it takes.
 
 ``leaky_scan`` is one autograd function. ``reference.py`` has its arithmetic in torch, the
 reference and the fallback. ``cpu.py`` has the same for the CPU with numba, ``cuda.py`` for CUDA

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -10,7 +11,13 @@ import torch
 from torch import Tensor
 
 from snn_dfa.sequence.scan import cpu, cuda, reference
-from snn_dfa.sequence.scan.dynamics import Dynamics, States, one_step_if_constant
+from snn_dfa.sequence.scan.dynamics import (
+    NOTHING,
+    Beside,
+    Dynamics,
+    States,
+    one_step_if_constant,
+)
 from snn_dfa.surrogate import Surrogate
 
 __all__ = ["Dynamics", "credit_at_current", "gate_of", "leaky_scan"]
@@ -22,29 +29,31 @@ _VIEWS = {"PermuteBackward0", "ReshapeAliasBackward0", "UnsafeViewBackward0", "V
 def leaky_scan(
     current: Tensor,
     dyn: Dynamics,
-    want_mem: bool = False,
+    want_states: bool = False,
     spikes_dtype: torch.dtype | None = None,
-    start: tuple[Tensor, Tensor | None] | None = None,
+    start: Sequence[Tensor | None] | None = None,
     want_last: bool = False,
     over_resets: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Run a leaky neuron over a sequence.
+    """Run a spiking neuron over a sequence.
 
     Args:
         current: [T, B, ...]; one that is expanded over time (stride zero) is read once. In half
             precision the membrane is in float32, and the spikes, which are exact, stay half.
-        dyn: The neuron; ``beta`` and ``threshold`` broadcast to the feature dimensions.
-        want_mem: Whether to return the membranes.
+        dyn: The neuron; its constants broadcast to the feature dimensions, and get gradients.
+        want_states: Whether to return the states of all steps.
         spikes_dtype: Of the spikes, ``None`` for that of ``current``.
-        start: Membranes [B, ...] to begin with, which get a gradient, and for a refractory neuron
-            the silent steps that are left, in int32; ``None`` for rest.
+        start: What to begin with, ``None`` for rest: membranes [B, ...]; for a refractory neuron
+            the silent steps that are left, in int32; synaptic currents [B, ...], if any. Membranes
+            and currents get a gradient.
         want_last: Whether to return the last states.
         over_resets: Whether the gradient through time is that of the decay alone, which passes
             over resets and held membranes, as eligibility traces do.
 
     Returns:
-        Spikes [T, B, ...]; membranes [T, B, ...] if wanted; the last membranes and, of a
-        refractory neuron, the silent steps that are left, [B, ...] without a gradient, if wanted.
+        Spikes [T, B, ...]; synaptic currents and membranes [T, B, ...] if wanted; the last
+        membranes, of a refractory neuron the silent steps that are left, and the last synaptic
+        currents, [B, ...] without a gradient, if wanted.
 
     Example:
         >>> from snn_dfa.surrogate import fast_sigmoid
@@ -52,28 +61,34 @@ def leaky_scan(
         >>> leaky_scan(torch.full((4, 1, 1), 0.9), dyn)[0].flatten()
         tensor([0., 1., 0., 1.])
     """
-    mem, wait = (None, None) if start is None else start
+    mem, wait, syn, inh = (*(start or ()), *(None,) * 4)[:4]
     order = _order(current)
     current = current.permute(order)
     flat = _flat(current)
     if mem is not None and mem.requires_grad and flat.stride(0) == 0:
         flat = flat.contiguous()  # the gradient of the first step alone is asked for
     dtype = torch.promote_types(current.dtype, torch.float32)
-    spikes, mems, last_mem, last_wait = _LeakyScan.apply(
+    mem, syn, inh = (None if t is None else _of_step(t.to(dtype), order) for t in (mem, syn, inh))
+    dyn = _of_flat(dyn, current, order)
+    constants = dyn.beta, dyn.threshold, dyn.alpha, dyn.tau
+    found = _LeakyScan.apply(
         flat,
-        None if mem is None else _of_step(mem.to(dtype), order),
+        mem,
+        syn,
+        inh,
+        *constants,
         None if wait is None else _of_step(wait, order),
-        _of_flat(dyn, current, order),
-        want_mem,
+        _detached(dyn),
+        want_states,
         want_last,
         over_resets,
         current.dtype if spikes_dtype is None else spikes_dtype,
     )
     back = [order.index(i) for i in range(len(order))]
-    found = [t.view(current.shape).permute(back) for t in (spikes, mems) if t is not None]
-    lasts = [t.unsqueeze(0) for t in (last_mem, last_wait) if t is not None]
-    found += [t.view(1, *current.shape[1:]).permute(back)[0] for t in lasts]
-    return tuple(found)
+    series, lasts = ([t for t in part if t is not None] for part in (found[:4], found[4:]))
+    result = [t.view(current.shape).permute(back) for t in series]
+    result += [t.view(1, *current.shape[1:]).permute(back)[0] for t in lasts]
+    return tuple(result)
 
 
 def credit_at_current(
@@ -106,7 +121,7 @@ def credit_at_current(
     if len(once) < len(current):
         errors = one_step_if_constant(errors).mean(0, keepdim=True)
     memoryless = Dynamics(torch.zeros(()), threshold, surrogate, reset="none")
-    dyn = _of_flat(memoryless, current, order)
+    dyn = _detached(_of_flat(memoryless, current, order))
     margin = once - dyn.threshold
     kernels = _implementation(once, dyn)
     result = kernels.backward(errors, None, margin, dyn, current.dtype, False)
@@ -132,10 +147,11 @@ def gate_of(spikes: Tensor, current: Any, dims: int) -> Tensor | None:
         return None
     if _through_views(node.next_functions[0][0], current) is not current:
         return None
-    margin, dyn = node.saved_tensors[0], node.dyn
+    (margin, mem, *_), dyn = node.saved_tensors, node.dyn
     steps, batch, neurons = margin.shape
     ones = dyn.beta.new_ones(()).expand(margin.shape)
-    found = node.kernels.backward(ones, None, margin, dyn, dyn.beta.dtype, True)
+    beside = () if dyn.is_leaky else (Beside(mem),)
+    found = node.kernels.backward(ones, None, margin, dyn, dyn.beta.dtype, True, *beside)
     strides = neurons, *spikes.stride()[dims:]
     return found.div_(steps).as_strided((batch, *spikes.shape[dims:]), strides)  # as spikes lie
 
@@ -178,77 +194,150 @@ def _of_flat(dyn: Dynamics, current: Tensor, order: list[int]) -> Dynamics:
     dtype = torch.promote_types(current.dtype, torch.float32)
 
     def row(value: Tensor) -> Tensor:
-        value = value.detach().to(current.device, dtype)
+        value = value.to(current.device, dtype)
         if not value.dim():
             return value
         value = value[(None,) * (current.dim() - value.dim())]
         return value.permute(order)[0, 0].expand(current.shape[2:]).flatten()
 
-    return dataclasses.replace(dyn, beta=row(dyn.beta), threshold=row(dyn.threshold))
+    return _with_constants(dyn, row)
 
 
-def _implementation(current: Tensor, dyn: Dynamics) -> ModuleType:
-    return next((m for m in (cuda, cpu) if m.available(current, dyn)), reference)
+def _with_constants(dyn: Dynamics, change: Callable[[Tensor], Tensor]) -> Dynamics:
+    """Return the neuron with its constants changed, those that it has."""
+    alpha, tau = (None if c is None else change(c) for c in (dyn.alpha, dyn.tau))
+    return dataclasses.replace(
+        dyn, beta=change(dyn.beta), threshold=change(dyn.threshold), alpha=alpha, tau=tau
+    )
+
+
+def _detached(dyn: Dynamics) -> Dynamics:
+    return _with_constants(dyn, Tensor.detach)
+
+
+def _implementation(current: Tensor, dyn: Dynamics, learns: bool = False) -> ModuleType:
+    """Return the kernels that fit; those on CUDA know neurons whose one state is the membrane."""
+    if dyn.is_leaky and not learns and cuda.available(current, dyn):
+        return cuda
+    return cpu if cpu.available(current, dyn) else reference
 
 
 class _LeakyScan(torch.autograd.Function):
-    """Spikes, membranes and last states of a scan; keeps the margins (membrane minus threshold)."""
+    """Spikes, states and last states of a scan; keeps the margins (membrane minus threshold).
+
+    Of a neuron whose constants learn it keeps the states, too, that the margins do not tell.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, current: Tensor, mem: Tensor | None, wait: Tensor | None, dyn: Dynamics,
-        want_mem: bool, want_last: bool, over_resets: bool, spikes_dtype: torch.dtype,
+        ctx: Any, current: Tensor, mem: Tensor | None, syn: Tensor | None, inh: Tensor | None,
+        beta: Tensor, threshold: Tensor, alpha: Tensor | None, tau: Tensor | None,
+        wait: Tensor | None, dyn: Dynamics,
+        want_states: bool, want_last: bool, over_resets: bool, spikes_dtype: torch.dtype,
     ) -> tuple[Tensor | None, ...]:  # fmt: skip
         once = one_step_if_constant(current)
-        constant = len(once) < len(current)
-        kernels = _implementation(current, dyn)
-        wanted = any(ctx.needs_input_grad[:2])
-        last_mem = dyn.beta.new_empty(current.shape[1:]) if want_last else None
-        last_wait = None
-        if want_last and dyn.refractory_steps:
-            last_wait = current.new_empty(current.shape[1:], dtype=torch.int32)
-        states = States(None if mem is None else mem.detach(), wait, last_mem, last_wait)
+        ctx.constant = len(once) < len(current)
+        learns = any(ctx.needs_input_grad[4:8])
+        keeps_mems = learns and dyn.immediate_reset
+        keeps_syns = ctx.needs_input_grad[6]
+        kernels = _implementation(current, dyn, learns)
+        wanted = any(ctx.needs_input_grad)
+        last_mem, last_wait, last_syn, last_inh = _places(current, dyn, want_last)
+        series = [
+            dyn.beta.new_empty(current.shape) if want_states or (keeps_syns and not i) else None
+            for i in range(dyn.currents)
+        ]
+        syns, inhs = (*series, None, None)[:2]
+        firsts = (None if t is None else t.detach() for t in (mem, syn, inh))
+        first_mem, first_syn, first_inh = firsts
+        states = States(first_mem, wait, last_mem, last_wait, first_syn, first_inh,
+                        last_syn, last_inh, syns, inhs)  # fmt: skip
         spikes, margin, mems = kernels.forward(
-            once, dyn, len(current), spikes_dtype, want_mem, wanted, states
+            once, dyn, len(current), spikes_dtype, want_states or keeps_mems, wanted, states
         )
         if wanted:
-            first = (mem, wait) if ctx.needs_input_grad[1] else (None, None)
-            ctx.save_for_backward(margin, *first)
-        ctx.dyn, ctx.kernels, ctx.constant = dyn, kernels, constant
+            of_start = ctx.needs_input_grad[1] or learns or not dyn.is_leaky
+            first = (mem, wait) if of_start else (None, None)
+            ctx.save_for_backward(
+                margin, *first, syn if keeps_syns else None,
+                mems if keeps_mems else None, syns if keeps_syns else None,
+            )  # fmt: skip
+        ctx.dyn, ctx.kernels, ctx.learns = dyn, kernels, learns
         ctx.dtype, ctx.shape, ctx.over_resets = current.dtype, current.shape, over_resets
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*(t for t in (last_mem, last_wait) if t is not None))
-        return spikes, mems, last_mem, last_wait
+        lasts = last_mem, last_wait, last_syn, last_inh
+        ctx.mark_non_differentiable(*(t for t in lasts if t is not None))
+        if not want_states:
+            mems = syns = inhs = None
+        return spikes, syns, inhs, mems, *lasts
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(
-        ctx: Any, at_spikes: Tensor | None, at_mems: Tensor | None, *_: Any
-    ) -> tuple[Tensor | None, ...]:
-        if at_spikes is None and at_mems is None:
-            return (None,) * 8
-        margin, mem, wait = ctx.saved_tensors
-        dtype, dyn = ctx.dtype if mem is None else ctx.dyn.beta.dtype, ctx.dyn
+        ctx: Any, at_spikes: Tensor | None, at_syns: Tensor | None, at_inhs: Tensor | None,
+        at_mems: Tensor | None, *_: Any,
+    ) -> tuple[Tensor | None, ...]:  # fmt: skip
+        grads = at_spikes, at_syns, at_inhs, at_mems
+        if all(grad is None for grad in grads):
+            return (None,) * 14
+        margin, mem, wait, syn, mems, syns = ctx.saved_tensors
+        at_start = ctx.needs_input_grad[1:4]
+        dtype, dyn = ctx.dyn.beta.dtype if any(at_start) else ctx.dtype, ctx.dyn
         if ctx.over_resets:
             if at_mems is not None and (dyn.immediate_reset or dyn.clamp):
                 # What a reset or a held membrane does in its own step, and then the decay.
                 step = dataclasses.replace(dyn, beta=torch.zeros_like(dyn.beta), gain=1.0)
-                args = at_spikes, at_mems, margin, step, dyn.beta.dtype, False
-                at_spikes, at_mems = None, ctx.kernels.backward(*args)
+                of_step = at_spikes, at_mems, margin, step, dyn.beta.dtype, False
+                at_spikes, at_mems = None, ctx.kernels.backward(*of_step)
             dyn = dataclasses.replace(dyn, reset="none", immediate_reset=False, clamp=False)
-        result = ctx.kernels.backward(at_spikes, at_mems, margin, dyn, dtype, ctx.constant)
-        at_mem = None
-        if mem is not None:
+        args = (at_spikes, at_mems, margin, dyn, dtype, ctx.constant)
+        if dyn.is_leaky and not ctx.learns:
+            result, found = ctx.kernels.backward(*args), NOTHING
+        else:
+            found = Beside(mem, at_syns, at_inhs, mems, syns, syn, *_sums(ctx, margin))
+            result = ctx.kernels.backward(*args, found)
+        at_mem = found.at_mem
+        if at_start[0] and at_mem is None:
             at_mem = _at_start(result[0], mem, wait, dyn)
-            result = result.to(ctx.dtype)
+        result = result.to(ctx.dtype)
         if ctx.constant:
             # Each step's share of the sum: expanding it costs nothing, and the sum over steps
             # that follows gives the whole back.
             result = (result / ctx.shape[0]).expand(ctx.shape)
-        return result, at_mem, *(None,) * 6
+        of_neurons = (found.at_beta, found.at_threshold, found.at_alpha)
+        constants = (_of_constant(*each) for each in zip(of_neurons, _learned(dyn), strict=True))
+        return (result, at_mem, found.at_syn, found.at_inh, *constants, *(None,) * 7)
 
 
 _SCAN: Any = _LeakyScan._backward_cls
+
+
+def _places(current: Tensor, dyn: Dynamics, want_last: bool) -> tuple[Tensor | None, ...]:
+    """Return where the last membranes, silent steps and synaptic currents are to be written."""
+    if not want_last:
+        return (None,) * 4
+    shape = current.shape[1:]
+    wait = current.new_empty(shape, dtype=torch.int32) if dyn.refractory_steps else None
+    currents = [dyn.beta.new_empty(shape) for _ in range(dyn.currents)]
+    return (dyn.beta.new_empty(shape), wait, *currents, None, None)[:4]
+
+
+def _sums(ctx: Any, margin: Tensor) -> list[Tensor | None]:
+    """Return where the gradients at first states, beta, threshold and alpha are to be written."""
+    of_start = [not ctx.dyn.is_leaky and need for need in ctx.needs_input_grad[1:4]]
+    needed = [*of_start, *ctx.needs_input_grad[4:7]]
+    return [ctx.dyn.beta.new_empty(margin.shape[1:]) if need else None for need in needed]
+
+
+def _learned(dyn: Dynamics) -> tuple[Tensor, Tensor, Tensor | None]:
+    return dyn.beta, dyn.threshold, dyn.alpha
+
+
+def _of_constant(of_neurons: Tensor | None, constant: Tensor | None) -> Tensor | None:
+    """Return the gradient at a constant, of one for all or for each, from that of [B, N]."""
+    if of_neurons is None or constant is None:
+        return None
+    return of_neurons.sum(0) if constant.dim() else of_neurons.sum()
 
 
 def _at_start(at_current: Tensor, mem: Tensor, wait: Tensor | None, dyn: Dynamics) -> Tensor:
