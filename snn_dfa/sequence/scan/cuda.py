@@ -179,7 +179,7 @@ def forward(
     mems = current.new_empty(shape if want_mem else (1,), dtype=dtype)
     cells = batch * neurons
     first = [s if s is None else s.contiguous() for s in states[:2]]
-    places = [spikes if s is None else s for s in (*first, *states[2:])]
+    places = [spikes if s is None else s for s in (*first, *states[2:4])]
     _forward_kernel[_grid(cells)](
         current.contiguous(), dyn.beta, dyn.threshold, spikes, margin, mems, *places,
         cells, neurons, num_steps, dyn.gain,
