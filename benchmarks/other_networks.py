@@ -18,12 +18,9 @@ Rules are those of ``learning.py``. A run takes 10 to 60 seconds of one core.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from statistics import fmean
 
+import seeds
 import torch
 from learning import attach
 from other_tasks import _class_of, digits, leaky
@@ -294,25 +291,5 @@ def run(name: str, rule: str, seed: int) -> float:
         return 100 * (run_steps(net, test[0]).argmax(1) == test[1]).float().mean().item()
 
 
-def main() -> None:
-    """Print the accuracy of each network, rule and seed; write them where asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", default=",".join(NETWORKS))
-    parser.add_argument("--rules", default="bptt,dfa,shallow")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="add the accuracies to this file")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    there = args.json is not None and args.json.exists()
-    found: dict[str, dict[str, list[float]]] = json.loads(args.json.read_text()) if there else {}
-    for name in args.networks.split(","):
-        for rule in args.rules.split(","):
-            scores = [round(run(name, rule, seed), 2) for seed in range(args.seeds)]
-            found.setdefault(name, {})[rule] = scores
-            print(f"{name}, {rule}: {scores}, mean {fmean(scores):.2f}", flush=True)
-            if args.json is not None:
-                args.json.write_text(json.dumps(found, indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    seeds.over_names(__doc__, "--networks", NETWORKS, "bptt,dfa,shallow", run)

@@ -16,13 +16,10 @@ Rules are those of ``learning.py``. A run takes half a minute to three minutes o
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple
 
+import seeds
 import snntorch as snn
 import torch
 from learning import attach
@@ -310,25 +307,5 @@ def run(name: str, rule: str, seed: int) -> float:
     return score
 
 
-def main() -> None:
-    """Print scores of each task, rule and seed, and their means; write them where asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tasks", default=",".join(TASKS))
-    parser.add_argument("--rules", default="bptt,dfa,fixed,shallow")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="add the scores to this file")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    there = args.json is not None and args.json.exists()
-    found: dict[str, dict[str, list[float]]] = json.loads(args.json.read_text()) if there else {}
-    for name in args.tasks.split(","):
-        for rule in args.rules.split(","):
-            scores = [round(run(name, rule, seed), 2) for seed in range(args.seeds)]
-            found.setdefault(name, {})[rule] = scores
-            print(f"{name}, {rule}: {scores}, mean {fmean(scores):.2f}", flush=True)
-            if args.json is not None:
-                args.json.write_text(json.dumps(found, indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    seeds.over_names(__doc__, "--tasks", TASKS, "bptt,dfa,fixed,shallow", run)

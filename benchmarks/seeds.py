@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
+
+import torch
 
 
 def parser(
@@ -42,3 +44,37 @@ def over_seeds(args: argparse.Namespace, run: Callable[[str, int], float]) -> No
         )
         if args.json is not None:
             args.json.write_text(json.dumps({"epochs": args.epochs, "accuracy": found}) + "\n")
+
+
+def over_names(
+    description: str,
+    option: str,
+    names: Iterable[str],
+    rules: str,
+    run: Callable[[str, str, int], float],
+) -> None:
+    """Print the scores of each name, rule and seed, and their means; add them to a file if asked.
+
+    Args:
+        description: Of the script.
+        option: That chooses names, with its dashes.
+        names: All that there are.
+        rules: Those that are run where none are given, between commas.
+        run: From name, rule and seed to the score.
+    """
+    made = argparse.ArgumentParser(description=description.split("\n")[0])
+    made.add_argument(option, dest="names", default=",".join(names))
+    made.add_argument("--rules", default=rules)
+    made.add_argument("--seeds", type=int, default=1)
+    made.add_argument("--json", type=Path, help="add the scores to this file")
+    args = made.parse_args()
+    torch.set_num_threads(1)
+    there = args.json is not None and args.json.exists()
+    found: dict[str, dict[str, list[float]]] = json.loads(args.json.read_text()) if there else {}
+    for name in args.names.split(","):
+        for rule in args.rules.split(","):
+            scores = [round(run(name, rule, seed), 2) for seed in range(args.seeds)]
+            found.setdefault(name, {})[rule] = scores
+            print(f"{name}, {rule}: {scores}, mean {fmean(scores):.2f}", flush=True)
+            if args.json is not None:
+                args.json.write_text(json.dumps(found, indent=1) + "\n")

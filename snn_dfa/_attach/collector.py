@@ -244,11 +244,9 @@ class Run:
                 layers = gradients(roots, [*at, core.trap], keep=twice or bool(self._inside))
                 own = zip(self._at, layers, strict=False)
                 _add(total, [None if id(t) in inside else g for t, g in own])
-                notes, self.notes = self.notes, None
-                if self._inside:
-                    accumulate(roots, at=self._inside, keep=twice)
-            else:
-                notes, self.notes = self.notes, None
+            notes, self.notes = self.notes, None
+            if roots and self._inside:
+                accumulate(roots, at=self._inside, keep=twice)
             products = notes.gradients()
             _add(total, [None if id(t) in inside else products.get(id(t)) for t in self._at])
         finally:

@@ -117,9 +117,8 @@ class Core:
             return
         first, self._kinds = self._kinds is None, kinds
         if not first:
-            for (
-                p
-            ) in self.collector.parameters:  # a state may have a graph that leads to frozen ones
+            # A state may have a graph that leads to parameters which are frozen now.
+            for p in self.collector.parameters:
                 if p.is_leaf and not p.requires_grad:
                     self.entry.note_other(p)
             found = (ref() for ref in self._before)

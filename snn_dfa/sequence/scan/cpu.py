@@ -467,7 +467,6 @@ def _backward_kernel(
             if learns:
                 if len(at_beta):
                     at_beta[b, lo:hi] = sum_beta
-            if learns:
                 if len(at_threshold):
                     at_threshold[b, lo:hi] = sum_threshold
             if learns_alpha:
