@@ -23,10 +23,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("docs/rules.md", "docs/learning.md", "benchmarks/README.md")
 #: What rules are called in the tables of benchmarks.
 _NAMES = {
-    "dfa": "DFA in one line, `DFA(net, optimizer=optimizer)`",
+    "dfa": "DFA with a weight mirror, `DFA(net, optimizer=optimizer)`",
     "fixed": "DFA with fixed feedback, `DFA(net)`",
     "kolen-pollack": 'a learned matrix a layer, `feedback="kolen-pollack"`',
-    "linear": "linear network alone, `WeightMirror(by_sample=0)`",
+    "linear": "weight mirror without gates, `WeightMirror(by_sample=0)`",
     "by-sample": "each neuron's own gate, `WeightMirror(by_sample=1)`",
     "fa": 'layer by layer, `rule="fa"` with learned factors',
     "bptt": "back-propagation through time",
@@ -141,8 +141,12 @@ def _beside(
     for names, its in tests.items():
         cells = (f"{fmean(its[r]):.1f} ({min(its[r]):.1f}{more(*names, r)})" for r in rules)
         above = fmean(its["dfa"]) - fmean(its["bptt"])
-        error = math.hypot(*(stdev(its[r]) / len(its[r]) ** 0.5 for r in rules[:2]))
-        rows.append((*names, *cells, f"{above:+.1f} ± {error:.1f}"))
+        each = [its[r] for r in rules[:2]]
+        if min(map(len, each)) > 1:
+            error = math.hypot(*(stdev(tests) / len(tests) ** 0.5 for tests in each))
+            rows.append((*names, *cells, f"{above:+.1f} ± {error:.1f}"))
+        else:
+            rows.append((*names, *cells, f"{above:+.1f}"))
     head = ("network", "loss on", *map(_short, rules), "points above back-propagation")
     return _table(head, "llrrrr", rows)
 
