@@ -24,6 +24,7 @@ from snn_dfa._attach.step_node import (
     compiled_step,
 )
 from snn_dfa.neurons import RefractoryLeaky
+from snn_dfa.sequence.change_step import Change
 from snn_dfa.sequence.one_step import Constants, suits
 from snn_dfa.surrogate import Surrogate, inline_form, recognise
 
@@ -47,7 +48,7 @@ class Inputs:
     decays: list[Tensor]
     threshold: Tensor
     graded: Tensor
-    constants: Constants | None  # for a compiled kernel, where there is one
+    constants: Constants | Change | None  # for a compiled kernel, where there is one
     counter: Tensor | None  # of a neuron with a refractory period
 
     @property
@@ -96,6 +97,7 @@ _KINDS: dict[type, _Kind] = {
     snn.RSynaptic: _kind(snn.RSynaptic, SynapticFormula, "syn mem", "alpha beta", zero=False),
     snn.Alpha: _kind(snn.Alpha, None, "syn_exc syn_inh mem", "alpha beta", zero=True),
     RefractoryLeaky: _kind(RefractoryLeaky, None, "mem", "beta", zero=True),
+    snn.DeltaLeaky: _kind(snn.DeltaLeaky, None, "mem_prev mem", "beta", zero=False),
 }
 
 
@@ -257,9 +259,11 @@ class Step:
         states, own = inputs.states, vars(self._neuron)
         if inputs.constants is None or not _fits(recurrent, current):
             return self._plain(inputs, made)
-        spk, new, own["reset"], counted, kept = compiled_step(
+        spk, new, late, counted, kept = compiled_step(
             inputs.constants, current, recurrent, states, inputs.counter
         )
+        if late is not None:
+            own["reset"] = late
         if counted is not None:
             self._neuron._buffers["counter"] = counted
         graphs = recurrent is not None or any([t.requires_grad for t in (current, *states)])
@@ -399,7 +403,62 @@ class AlphaStep(Step):
         return True
 
 
-_STEPS: dict[type, type[Step]] = {RefractoryLeaky: RefractoryStep, snn.Alpha: AlphaStep}
+class DeltaStep(Step):
+    """The same for ``DeltaLeaky``, by kernels alone: of the last membrane, which it keeps, too."""
+
+    def inputs(self, args: Sequence[Any], book: Book | None = None) -> Inputs | None:
+        neuron, own, buffers = self._neuron, vars(self._neuron), self._neuron._buffers
+        if not args or "mem" not in buffers or "mem_prev" not in own:
+            return None
+        current, *given = args
+        if neuron.init_hidden and not given:
+            mem = buffers["mem"]
+        elif len(given) == 1 and type(given[0]) is tuple and len(given[0]) == 2:
+            mem = given[0][0]
+        else:
+            return None
+        surrogate, beta = self._surrogate(), self._constant("beta")
+        if surrogate is None or type(current) is not Tensor:
+            return None
+        mem = torch.zeros_like(current) if mem is None else mem
+        if type(mem) is not Tensor or mem.shape != current.shape:
+            return None
+        constants = self._change(current, surrogate, beta)
+        if constants is None or not _are_alike(current, [mem, beta]):
+            return None
+        form = Form(None, "none", surrogate, current.dtype, book)
+        # The last membrane is handed out again, and its gradient comes in by a link of its own.
+        states = [mem.detach(), mem]
+        before: list[Before | None] = [None, None]
+        return Inputs(form, current, None, states, before, [beta], beta, beta, constants, None)
+
+    def _change(self, current: Tensor, surrogate: Surrogate, beta: Any) -> Change | None:
+        """Return the numbers for the kernel; ``None`` where it cannot compute the step."""
+        neuron, slope = self._neuron, inline_form(surrogate)
+        single = current.dtype == torch.float32 or surrogate is neuron.spike_grad
+        transformed = torch._C._are_functorch_transforms_active()
+        if not (slope[0] and single and suits(current)) or transformed:
+            return None
+        if type(beta) is not Tensor or beta.dim() or beta.requires_grad:
+            return None
+        if type(neuron.delta_threshold) not in (int, float):
+            return None
+        return Change(beta.item(), neuron.delta_threshold, slope)
+
+    @property
+    def hides_states(self) -> bool:
+        return False
+
+    def result(self, spk: Tensor, states: Sequence[Tensor]) -> Any:
+        last, mem = states
+        self._neuron._buffers["mem"] = mem
+        vars(self._neuron)["mem_prev"] = last
+        return spk, (mem, last)
+
+
+_STEPS: dict[type, type[Step]] = {
+    RefractoryLeaky: RefractoryStep, snn.Alpha: AlphaStep, snn.DeltaLeaky: DeltaStep,
+}  # fmt: skip
 
 
 def _fits(recurrent: Tensor | None, current: Tensor) -> bool:
