@@ -11,7 +11,7 @@ from snntorch import surrogate
 from snn_dfa import RefractoryLeaky
 from snn_dfa import surrogate as own
 from snn_dfa._attach.functions import Relink
-from snn_dfa._attach.step import step_of
+from snn_dfa._attach.known_neurons import step_of
 
 T, B, N = 5, 4, 6
 OWN = "PlainStepBackward", "CompiledStepBackward", "RelinkBackward"
