@@ -32,6 +32,7 @@ class Layout:
         kept: The tensors behind both, so that no other one has their identity.
 
     Example:
+        >>> import torch
         >>> Layout(steps=5, batch=2).first_dimension(torch.zeros(10, 3)).shape
         torch.Size([5, 2, 3])
     """
@@ -80,6 +81,7 @@ class FlatScan(NeuronOverTime):
         stateful: See :class:`Scan`.
 
     Example:
+        >>> import snntorch as snn, torch
         >>> layout = Layout(steps=4, batch=1, running=True)
         >>> neuron = FlatScan(snn.Leaky(beta=0.5, init_hidden=True), layout)
         >>> neuron(torch.full((4, 1), 0.6)).flatten()

@@ -29,6 +29,7 @@ class NeuronOverTime(nn.Module):
         stateful: Whether a call begins with the states that the last one has left.
 
     Example:
+        >>> import snntorch as snn
         >>> isinstance(Scan(snn.Leaky(beta=0.5)), NeuronOverTime)
         True
     """
@@ -128,6 +129,7 @@ class Scan(NeuronOverTime):
         stateful: Begin where the last call ended, instead of at rest.
 
     Example:
+        >>> import snntorch as snn
         >>> Scan(snn.Leaky(beta=0.5, init_hidden=True))(torch.full((4, 1, 1), 0.6)).flatten()
         tensor([0., 0., 1., 0.])
     """
