@@ -109,6 +109,27 @@ def learned_cost(found: Any) -> str:
     return _table(head, "l" + "r" * (len(head) - 1), rows)
 
 
+def loop(found: Any) -> str:
+    """Return the times of ``benchmarks/loop.py``, apart from networks in two forms of states."""
+    rows = (
+        (name, *(f"{row[key]:.1f}" for key in ("bptt ms", "dfa ms")), f"{row['ratio']:.2f}")
+        for name, row in found.items()
+        if name != "torch" and not name.endswith(" states")
+    )
+    return _table(("network", "BPTT, ms", "DFA, ms", "DFA / BPTT"), "lrrr", rows)
+
+
+def loop_neurons(found: Any) -> str:
+    """Return the times of DFA there as shares of back-propagation's, by neuron."""
+    forms = ("explicit", "hidden")
+    neurons = dict.fromkeys(n.partition(", ")[0] for n in found if n.endswith(" states"))
+    rows = (
+        (neuron, *(f"{found[f'{neuron}, {form} states']['ratio']:.2f}" for form in forms))
+        for neuron in neurons
+    )
+    return _table(("neuron", *(f"{form} states" for form in forms)), "lrr", rows)
+
+
 def one_line(found: Any) -> str:
     """Return what one line reaches in ``benchmarks/learning.py`` at a rate of 1e-3."""
     return _beside(_tests(run for run in found if run["rate"] == 1e-3))
@@ -264,6 +285,8 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
         partial(scores, first="network"),
     ),
     "learned_cost": ("benchmarks/results/learned_cost.json", learned_cost),
+    "loop": ("benchmarks/results/loop.json", loop),
+    "loop_neurons": ("benchmarks/results/loop.json", loop_neurons),
 }
 
 
