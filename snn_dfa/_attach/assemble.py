@@ -67,7 +67,9 @@ def assemble(
     local = LocalGradient(modules, layers.outputs, derivative) if credit == "current" else None
     core = Core(layers, RULES[rule], feedback, paths, parameters_of(net)())
     core.aligned = bool(weights)
-    core.see_that_it_is_whole = Structure(net, layers, modules).check
+    structure = Structure(net, layers, modules)
+    core.see_that_it_is_whole = structure.check
+    core.see_that_no_hook_is_passed = structure.check_hooks
     core.layouts = [m.layout for m in net.modules() if isinstance(m, TimeAsBatch)]
     parts: list[Part] = []
     inside: Credit | None = local

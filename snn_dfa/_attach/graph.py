@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node
+from torch.nn.modules._functions import BackwardHookFunction
 
 from snn_dfa._attach.functions import Detour, Port
 from snn_dfa.errors import AttachError
@@ -28,6 +29,8 @@ __all__ = [
 PORT: Any = Port._backward_cls
 _DETOUR: Any = Detour._backward_cls
 LEAF: Any = type(torch.autograd.graph.get_gradient_edge(torch.ones(1, requires_grad=True)).node)
+#: Where ``register_full_backward_hook`` and ``register_full_backward_pre_hook`` look at gradients.
+_HOOKED: Any = BackwardHookFunction._backward_cls
 
 #: Nodes of products, and under what names they keep the factors.
 _WEIGHT_OF = {
@@ -42,12 +45,14 @@ Source: TypeAlias = tuple[str, tuple[str, ...]]
 class Origin(NamedTuple):
     """What a value was made of: the ports (node, which of its results) and the leaves.
 
-    ``reentrant`` says that reentrant activation checkpointing lies on the way.
+    For the ports of another network stands its leaf. ``reentrant`` says that reentrant activation
+    checkpointing lies on the way, ``hooked`` are the nodes on which hooks of modules are.
     """
 
     ports: list[tuple[Any, int]]
     leaves: dict[int, Tensor]
     reentrant: bool
+    hooked: list[Any]
 
 
 def origin_of(
@@ -70,7 +75,7 @@ def origin_of(
     ports: dict[tuple[Any, int], None] = {}
     leaves: dict[int, Tensor] = {}
     seen = set() if seen is None else seen
-    reentrant = False
+    reentrant, hooked = False, []
     todo: list[tuple[Any, int]] = [(value.grad_fn, value.output_nr)]
     while todo:
         node, index = todo.pop()
@@ -81,10 +86,12 @@ def origin_of(
             ports[node, index] = None
             continue
         seen.add(node)
-        if kind is LEAF:
-            leaf = node.variable
+        if kind is LEAF or kind is PORT:
+            leaf = node.variable if kind is LEAF else node.call.collector.core.leaf
             leaves[id(leaf)] = leaf
             continue
+        if kind is _HOOKED:
+            hooked.append(node)
         reentrant |= kind.__name__ == "CheckpointFunctionBackward"
         if check is not None:
             check(node)
@@ -95,7 +102,7 @@ def origin_of(
             "layer, got it with True, which gives no gradient where nothing comes in that "
             "wants one"
         )
-    return Origin(list(ports), leaves, reentrant)
+    return Origin(list(ports), leaves, reentrant, hooked)
 
 
 def sources_of(

@@ -163,9 +163,19 @@ def nested(name: str, inside: str) -> AttachError:
 def hooked(layer: str) -> str:
     """Say that a hook changes the gradient of a state that comes back into its layer."""
     return (
-        f"layer {layer!r}: a hook (register_hook) changes the gradient of a state that the next "
-        f"step of the layer gets; expected a hook that returns None, since DFA does not have this "
-        f"gradient as one sum; put the hook on a copy, mem = mem * 1.0, and pass the copy on"
+        f"layer {layer!r}: a hook (register_hook, register_full_backward_hook or "
+        f"register_full_backward_pre_hook) changes the gradient of a state that the next step of "
+        f"the layer gets; expected a hook that returns None, since DFA does not have this gradient "
+        f"as one sum; put register_hook on a copy that the next step alone reads: mem * 1.0"
+    )
+
+
+def hooked_layer(layer: str) -> str:
+    """Say that a hidden layer has a hook of a module that the projected error would go past."""
+    return (
+        f"hidden layer {layer!r}: expected no register_full_backward_hook and no "
+        f"register_full_backward_pre_hook on it, got one; DFA sends the projected error straight "
+        f"to the spikes, past such a hook; put it on the layer with weights before {layer!r}"
     )
 
 

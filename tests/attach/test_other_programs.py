@@ -728,11 +728,53 @@ def test_a_hook_that_changes_a_state_that_goes_on_raises_an_error():
         assert all(p.grad is None for p in net.parameters())
 
     def made(spk, mem):
-        mem = mem * 1.0
+        mem = mem * 1.0  # which the next step alone reads
         mem.register_hook(lambda grad: 0 * grad)
         return spk, mem
 
     assert_alike(gradients(Net(made)), gradients(Net(lambda spk, mem: (spk, mem.detach()))))
+
+
+@pytest.mark.parametrize(
+    "where", ["register_full_backward_hook", "register_full_backward_pre_hook"]
+)
+@pytest.mark.parametrize("layer", ["lif1", "lif2"])
+def test_hooks_of_modules_on_a_spiking_layer(layer, where):
+    """A hook would see a gradient in parts; one on a hidden layer not what is sent to the spikes."""
+    for changes in (True, False):
+        net = Net()
+        hook = (
+            (lambda m, *g: tuple(None if t is None else 2 * t for t in g[0]))
+            if changes
+            else lambda *_: None
+        )
+        getattr(net.get_submodule(layer), where)(hook)
+        if not changes and layer == "lif2":
+            assert_alike(gradients(Net()), gradients(net))
+            continue
+        with DFA(net, output="lif2"):
+            loss = net(X).sum()
+            with pytest.raises((BackwardError, AttachError), match=f"{layer}.*full_backward_hook"):
+                loss.backward()
+            assert all(p.grad is None for p in net.parameters())
+
+
+def test_a_hook_that_changes_what_the_loss_and_the_next_step_read():
+    class Read(Net):
+        def forward(self, x):
+            mem, out = torch.zeros(B, 2), []
+            for step in x:
+                _, mem = self.lif2(self.fc2(self.fc1(step)), mem)
+                mem = mem * 1.0
+                mem.register_hook(lambda grad: grad.clamp(-1, 1))
+                out.append(mem)
+            return torch.stack(out)
+
+    net = Read()
+    with DFA(net, output="lif2"):
+        loss = net(X).sum()
+        with pytest.raises(BackwardError, match=r"'lif2': a hook .* changes the gradient"):
+            loss.backward()
 
 
 @pytest.mark.parametrize("width", [8, 100])  # the second has steps of a compiled kernel
