@@ -415,7 +415,7 @@ class NetworkForward(Forward):
         made: list[Held] = []
         if learns:
             args, kwargs = map_tensors(self._enter, args), map_tensors(self._enter, kwargs)
-            made = self._made_parameters(core.collector.stand_ins)
+            made = [] if core.aligned else self._made_parameters(core.collector.stand_ins)
             for store, key, _, leaf in made:
                 store[key] = leaf
         return args, kwargs, since, (before, made)

@@ -846,6 +846,27 @@ def test_a_bias_with_a_dimension_of_its_own():
     torch.testing.assert_close(rows["bias"][0], flat["bias"])
 
 
+def test_feedback_alignment_of_parameters_that_were_made_of_others():
+    net = Net()
+    given = {name: p.detach().clone().requires_grad_() for name, p in net.named_parameters()}
+    with DFA(net, rule="fa"):
+        made = {name: 1.0 * p for name, p in given.items()}
+        (torch.func.functional_call(net, made, (X,)) - 1).square().sum().backward()
+        (net(X) - 1).square().sum().backward()
+    assert_alike(
+        {n: p.grad for n, p in net.named_parameters()}, {n: p.grad for n, p in given.items()}
+    )
+
+
+def test_a_sparse_input():
+    """A sparse tensor has no address."""
+    net = Net()
+    with DFA(net, output="lif2", seed=1):
+        (net([x.to_sparse() for x in X]) - 1).square().sum().backward()
+    got = {n: p.grad for n, p in net.named_parameters()}
+    assert_alike(gradients(Net(), batches=1, seed=1), got)
+
+
 @pytest.mark.parametrize("made", [lambda p: p - 0.01, lambda p: 1.0 * p, lambda p: p.view_as(p)])
 def test_parameters_that_were_made_of_others(made):
     """``functional_call``, as in meta-learning: the gradient is that at what was made, once."""
