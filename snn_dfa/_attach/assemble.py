@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from snn_dfa._attach.calls import Layers
 from snn_dfa._attach.core import Core
-from snn_dfa._attach.feedback_alignment import Alignment
+from snn_dfa._attach.feedback_alignment import Alignment, added_parameters
 from snn_dfa._attach.forward import Credit, LayerForward, NetworkForward, parameters_of
 from snn_dfa._attach.hooks import sweep
 from snn_dfa._attach.layers import Structure
@@ -74,7 +74,7 @@ def assemble(
     parts: list[Part] = []
     inside: Credit | None = local
     if weights:
-        parts.append(Alignment(dict(weights), core))
+        parts.append(Alignment(dict(weights), core, whole=bool(added_parameters(net))))
     elif credit == "trace":
         traces = traces_of(net, modules, core)
         inside, core.knows_currents = traces, True
@@ -95,7 +95,8 @@ def assemble(
             )
         )  # fmt: skip
     own = {id(module.weight): name for name, module in weights.items()}
-    parts.append(NetworkForward(net, core, states, own))
+    added = added_parameters(net) if weights else []
+    parts.append(NetworkForward(net, core, states, own, added))
     return core, parts[::-1]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -18,6 +18,7 @@ __all__ = [
     "PORT",
     "Origin",
     "Source",
+    "added_alone",
     "are_packed",
     "below_of",
     "functional_weights",
@@ -223,3 +224,45 @@ def functional_weights(
             after = [n for n, _ in node.next_functions]
             todo += after[-1:] if type(node) is _DETOUR else after
     return found
+
+
+#: Joins through which an error passes as it is: sums, and values side by side.
+_SUMS = frozenset({"AddBackward0", "SubBackward0", "CatBackward0", "StackBackward0"})
+
+
+def added_alone(values: Iterable[Tensor], parameters: Set[int], since: int) -> set[int]:
+    """Return those of some parameters which are added to values, or set beside them, and no more.
+
+    So is a positional embedding: the error at a sum is the error at each of its parts. A product
+    would pass the error on through the parameter.
+
+    Args:
+        values: Results of a forward pass.
+        parameters: By identity.
+        since: Sequence number of the first node of this pass; older ones are not entered.
+    """
+    #: Of a node the parameters that it is a function of, and whether of a layer with weights, too.
+    known: dict[Node, tuple[frozenset[int], bool]] = {}
+    found, wrong = set[int](), set[int]()
+    todo: list[tuple[Any, bool]] = [(v.grad_fn, False) for v in values if v.grad_fn is not None]
+    roots = [node for node, _ in todo]
+    while todo:
+        node, done = todo.pop()
+        if node in known:
+            continue
+        if type(node) is LEAF:
+            known[node] = frozenset({id(node.variable)} & parameters), False
+        elif node._sequence_nr() < since:
+            known[node] = frozenset(), True
+        elif not done:
+            todo += [(node, True), *((below, False) for below in below_of(node))]
+        else:
+            parts = [known[below] for below in below_of(node)]
+            made = frozenset().union(*(each for each, _ in parts))
+            layer = type(node) is _DETOUR or type(node).__name__ == "EmbeddingBackward0"
+            if len(parts) > 1 and not layer and type(node).__name__ not in _SUMS:
+                wrong |= made
+            joined = layer or any(reaches for _, reaches in parts)
+            found |= made if joined else set()
+            known[node] = frozenset() if joined else made, joined
+    return (found | {p for root in roots for p in known[root][0]}) - wrong

@@ -188,6 +188,15 @@ def functional_weight(layer: str) -> AttachError:
     )
 
 
+def multiplied(name: str) -> AttachError:
+    """Say that a parameter that is no weight of a layer is not added to values alone."""
+    return AttachError(
+        f"rule='fa': expected weights in nn.Linear or in convolutions, and parameter {name!r} to "
+        f"be added to values in each call of the network, and no more; it is used otherwise, or "
+        f"not in what the network returns; put it into an nn.Linear, or use another rule"
+    )
+
+
 def exported() -> str:
     """Say that a network is exported while DFA is attached."""
     return (
