@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -13,7 +13,7 @@ from snn_dfa._attach import messages
 from snn_dfa._attach.core import Core
 from snn_dfa._attach.forward import Forward, parameters_of
 from snn_dfa._attach.functions import in_backward
-from snn_dfa._attach.graph import functional_weights
+from snn_dfa._attach.graph import added_alone, functional_weights
 from snn_dfa._attach.hooks import eager
 from snn_dfa._attach.tensors import map_tensors, tensors_in
 from snn_dfa._distributed import States, runs_distributed
@@ -33,6 +33,7 @@ class NetworkForward(Forward):
         core: The attachment.
         states: Sees that no membrane is one of another process.
         weights: For feedback alignment: identity of each weight that has feedback to its layer.
+        added: And the other parameters of more than one dimension: store, key there and name.
     """
 
     def __init__(
@@ -41,9 +42,10 @@ class NetworkForward(Forward):
         core: Core,
         states: States,
         weights: Mapping[int, str],
+        added: Sequence[tuple[dict[str, Any], str, str]],
     ) -> None:
         super().__init__(net, core)
-        self._states, self._weights = states, weights
+        self._states, self._weights, self._added = states, weights, added
         self._parameters = parameters_of(net)
         self._stores: list[dict[str, Any]] = [m._parameters for m in net.modules()]
 
@@ -81,7 +83,7 @@ class NetworkForward(Forward):
         made: list[Held] = []
         if learns:
             args, kwargs = map_tensors(self._enter, args), map_tensors(self._enter, kwargs)
-            made = self._made_parameters(core.collector.stand_ins)
+            made = [] if core.aligned else self._made_parameters(core.collector.stand_ins)
             for store, key, _, leaf in made:
                 store[key] = leaf
         return args, kwargs, since, (before, made)
@@ -132,8 +134,13 @@ class NetworkForward(Forward):
         return map_tensors(lambda t: ports.get(id(t), t), result)
 
     def _aligned(self, result: Any, since: int) -> Any:
-        """See that every weight is used by its layer alone."""
-        found = functional_weights(tensors_in(result), self._weights, since)
+        """See that every weight is used by its layer alone, and other parameters are added."""
+        values = tensors_in(result)
+        found = functional_weights(values, self._weights, since)
         if found:
             raise messages.functional_weight(sorted(found)[0])
+        names = {id(store[key]): name for store, key, name in self._added}
+        wrong = names.keys() - added_alone(values, names.keys(), since) if names else ()
+        if wrong:
+            raise messages.multiplied(min(names[each] for each in wrong))
         return result
