@@ -86,7 +86,7 @@ class Broadcast:
         hidden = {name: call for out in outputs for name, call in out.below.items() if call.learns}
         if hidden:
             dims = self._dims(outputs[0])
-            count = sum(self._count(call.layer or "", dims) for call in outputs)
+            count = sum(self._count(name, dims) for name in self._layers.outputs)
             shapes = {n: (count, *hidden[n].shape[dims:]) for n in self._shapes if n in hidden}
             self._feedback.require(shapes, self._path(count, dims))
 
@@ -98,7 +98,13 @@ class Broadcast:
         }
 
     def _count(self, output: str, dims: int) -> int:
-        """Return how many numbers of one sample an output has."""
+        """Return how many numbers of one sample an output has.
+
+        Raises:
+            OutOfStepError: if it was not called yet.
+        """
+        if output not in self._shapes:
+            raise OutOfStepError(messages.not_yet_called(output))
         spikes, *returned = self._shapes[output]
         others = [s for s in returned if s != spikes and output not in self._layers.neurons]
         return sum(shape[dims:].numel() for shape in (spikes, *others))

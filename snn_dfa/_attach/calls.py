@@ -246,6 +246,8 @@ class Pass:
     def end(self, layers: Layers, *, whole: bool = False) -> None:
         """Settle which layer is the output; see that all layers kept step with it.
 
+        Of several outputs some may not have been called, as where each batch has a task of its own.
+
         Args:
             layers: The layers.
             whole: Whether the pass is one call of the network. Then an output that the user named
@@ -258,7 +260,8 @@ class Pass:
             layers.outputs = (self.last,)
         counts = self.counts()
         once = self._called_once(layers) if whole and layers.given else set()
-        for output in layers.outputs:
+        called = [output for output in layers.outputs if output in counts]
+        for output in called or layers.outputs:
             for name in layers.names:
                 if once & {name, output} or name not in counts:
                     continue

@@ -13,12 +13,14 @@ import types
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from snn_dfa._attach import messages
 from snn_dfa._attach.core import Core
 from snn_dfa.errors import ExportError
+from snn_dfa.sequence.attached import Attached
 
 __all__ = ["Credit", "Forward", "is_attached", "parameters_of"]
 
@@ -40,7 +42,7 @@ class _NoCodeError(ExportError, AttributeError):
     """What ``torch.export`` and ``torch.jit.script`` look for in a method is not there."""
 
 
-class Forward:
+class Forward(Attached):
     """An object in place of a module's ``forward``; in a copy of the module it is the plain one."""
 
     def __init__(self, module: nn.Module, core: Core) -> None:
@@ -48,6 +50,11 @@ class Forward:
         self._had = "forward" in vars(module)
         self.plain: Callable[..., Any] = module.forward
         module.forward = self  # type: ignore[assignment]
+
+    @property
+    def at_work(self) -> bool:
+        """Whether a call would learn by the rule."""
+        return self.core.active and torch.is_grad_enabled()
 
     def remove(self) -> None:
         """Put the plain ``forward`` back."""

@@ -14,6 +14,7 @@ __all__ = [
     "exported",
     "heads",
     "hooked",
+    "not_yet_called",
     "other_call",
     "other_steps",
     "out_of_step",
@@ -42,6 +43,15 @@ def out_of_step(hidden: str, output: str | None, calls: Mapping[str, int]) -> st
     )
 
 
+def not_yet_called(output: str) -> str:
+    """Say that the size of an output is not known."""
+    return (
+        f"output {output!r} was not called, and has not been called before: DFA does not know how "
+        f"many numbers it has; expected all outputs to be called in the first forward pass. Call "
+        f"{output!r} once at the beginning; the loss need not read it"
+    )
+
+
 def called_late(hidden: str, outputs: Sequence[str]) -> str:
     """Say that a layer was called after all outputs of its step."""
     output = " and ".join(map(repr, outputs))
@@ -67,7 +77,10 @@ def other_steps(hidden: str, spikes: Sequence[int], output: Sequence[int], dims:
     """Say that a layer has another number of steps or samples than the output."""
     return (
         f"hidden layer {hidden!r}: expected spikes of shape {list(output[:dims])} followed by its "
-        f"neurons, since the output has shape {list(output)}, got {list(spikes)}"
+        f"neurons, as the errors at the output are of steps and samples {list(output[:dims])}, got "
+        f"{list(spikes)}. Does the output read a mean over time of layers that return whole "
+        f"sequences? Call the output on the sequence, and take the mean of what it returns. Does "
+        f"the output have other samples? Name the layers that have the same, hidden=[...]"
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from snn_dfa.errors import AttachError, InputError
 from snn_dfa.sequence import spike_linear
+from snn_dfa.sequence.attached import see_that_none_is_at_work
 from snn_dfa.sequence.flat_scan import FlatScan, Layout
 
 __all__ = ["Modules", "OneMask", "SpikeLinear", "TimeAsBatch"]
@@ -179,6 +180,7 @@ class TimeAsBatch(nn.Module):
     def run(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the network; it is known by now where its loop is."""
         self._made_of.check()
+        see_that_none_is_at_work(self._source[0])
         layout, root = self.layout, self._root[0]
         layout.steps, layout.batch = x.shape[:2]
         scans = list(self.scans.values())

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from snn_dfa.errors import AttachError, InputError
+from snn_dfa.sequence.attached import see_that_none_is_at_work
 from snn_dfa.sequence.equations import dynamics_of, state_series
 from snn_dfa.sequence.neuron import STATES, NeuronOverTime, state_names, states_of
 
@@ -170,6 +171,7 @@ class FlatScan(NeuronOverTime):
 
     def _all_steps(self, input_: Tensor, args: Any, kwargs: Any) -> Any:
         layout, neuron, dims = self.layout, self.neuron, input_.dim()
+        see_that_none_is_at_work(neuron)
         if len(input_) != layout.steps * layout.batch:
             raise InputError(
                 f"over_time: a {type(neuron).__name__} got {len(input_)} samples, expected all "

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snn_dfa.sequence.attached import see_that_none_is_at_work
 from snn_dfa.sequence.equations import dynamics_of, state_series
 from snn_dfa.sequence.facts import Facts
 from snn_dfa.sequence.scan import Dynamics, leaky_scan
@@ -49,6 +50,7 @@ class NeuronOverTime(nn.Module):
 
     def _run(self, x: Tensor, given: Mapping[str, Any]) -> Any:
         """Run over [T, B, ...] from the states that are given by name; no others are given."""
+        see_that_none_is_at_work(self.neuron)
         dynamics = dynamics_of(self.neuron, self._facts)
         return self._steps(x, given)[0] if dynamics is None else self._scan(x, dynamics, given)[0]
 

@@ -277,3 +277,58 @@ def test_a_neuron_in_two_places_is_refused():
     shared = snn.Leaky(0.9, init_hidden=True)
     with pytest.raises(AttachError, match="a Leaky that is used twice"):
         over_time(nn.Sequential(nn.Linear(3, 3), shared, nn.Linear(3, 3), shared))
+
+
+# -- DFA on the plain network, and the form over time that runs ------------------------------------
+
+
+class FormInForward(nn.Module):
+    """A network that makes a form of its body in each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(*parts())
+
+    def forward(self, x):
+        return over_time(self.body, check=False)(x)
+
+
+class LoopInForward(FormInForward):
+    """A network with the loop inside, of which no form is made."""
+
+    def forward(self, x):
+        return torch.stack([self.body(step) for step in x])
+
+
+def parts():
+    return nn.Linear(F, N), leaky(N), nn.Linear(N, C), leaky(C)
+
+
+def attached_and_run(kind, rule):
+    """Return a network with DFA on its plain form, and the form that runs past it."""
+    if kind == "in forward":
+        net = FormInForward().double()
+        return net, net, DFA(net, rule=rule)
+    net = nn.Sequential(*parts()) if kind == "sequential" else LoopInForward()
+    net.double()
+    form = over_time(net, check=False)
+    return net, form, DFA(net, rule=rule)
+
+
+@pytest.mark.parametrize("rule", ["error", "shallow", "fa"])
+@pytest.mark.parametrize("kind", ["sequential", "class", "in forward"])
+def test_a_form_that_runs_past_dfa_raises_an_error(kind, rule):
+    torch.manual_seed(0)
+    x = 2 * torch.rand(T, B, F, dtype=torch.float64)
+    net, form, dfa = attached_and_run(kind, rule)
+    with pytest.raises(AttachError, match="of the plain network"):
+        form(x)
+    assert all(p.grad is None for p in net.parameters())
+    with torch.no_grad():
+        values = form(x)
+    reset(net)
+    with dfa.paused():  # back-propagation, as was asked for
+        form(x).sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+    dfa.remove()
+    assert torch.equal(form(x), values)
