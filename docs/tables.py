@@ -48,7 +48,7 @@ def _table(head: Sequence[str], align: str, rows: Iterable[Sequence[str]]) -> st
 def rules(found: Any) -> str:
     """Return accuracy, memory and angles of ``snn-dfa rules``."""
     head = ("rule", "test accuracy", "kept, MB", "peak, MB", "angle to back-propagation, degrees")
-    return _table(head, "lrrrl", (_rule(row) for row in found["rows"]))
+    return _table(head, "lrrrr", (_rule(row) for row in found["rows"]))
 
 
 def _rule(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -95,7 +95,7 @@ def angles(found: Any) -> str:
         )
         for rule, runs in found.items()
     )
-    return _table(head, "l" * len(head), rows)
+    return _table(head, "l" + "r" * (len(head) - 1), rows)
 
 
 def learned_cost(found: Any) -> str:
