@@ -5,11 +5,18 @@
     python benchmarks/deep_convolutions.py cifar15k.npz --seeds 3 --width 64 --whole --device cuda
 
 The file is what ``numpy.savez`` wrote: ``x_train`` and ``x_test`` [S, 3, 32, 32] as bytes,
-``y_train`` and ``y_test`` [S]. Network: 32c3-32c3-mp2-64c3-64c3-mp2-64c3-mp2-10 (``--width`` is the
+``y_train`` and ``y_test`` [S]. This makes it of torchvision's CIFAR-10::
+
+    train, test = (torchvision.datasets.CIFAR10("data", part, download=True) for part in (1, 0))
+    np.savez("cifar15k.npz",
+             x_train=train.data[:15_000].transpose(0, 3, 1, 2), y_train=train.targets[:15_000],
+             x_test=test.data.transpose(0, 3, 1, 2), y_test=test.targets)
+
+Network: 32c3-32c3-mp2-64c3-64c3-mp2-64c3-mp2-10 (``--width`` is the
 first number) with batch normalisation before each hidden neuron, `snn.Leaky` of beta 0.6 and a
 surrogate of slope 5, 4 steps, the cross entropy of spike counts, AdamW at 3e-3 in one cycle, decay
 0.2, batches of 128, 6 epochs. Means of 2 x 2 pixels are learned from unless ``--whole``. Nothing is
-chosen: the accuracy is that after the last epoch. ``dfa`` is the one line, ``linear`` the same
+chosen: the accuracy is that after the last epoch. ``dfa`` has a weight mirror, ``linear`` the same
 without each sample's way, ``fixed`` has fixed Gaussian matrices, ``fa`` goes from layer to layer by
 factors that mirror the weights, ``bptt`` attaches nothing, ``shallow`` trains the output layer
 alone. A run takes seven minutes of one core, 95 with ``--width 64 --whole``. ``--keep FOLDER``

@@ -3,9 +3,12 @@
     python benchmarks/learning.py
     python benchmarks/learning.py --networks tutorial5,recurrent --rules dfa --rates 1e-3 --seeds 3
     python benchmarks/learning.py --networks depth --rules bptt,dfa,fa --out depth.json
+    python benchmarks/learning.py --networks events --data-root DIR
 
 Each run trains one network on scikit-learn's digits (three fifths of them; a fifth chooses, a
-fifth is tested) with Adam, and takes 3 to 30 seconds on one core. Networks are trained in the form
+fifth is tested) with Adam, and takes 3 to 30 seconds on one core. ``events`` are networks on
+N-MNIST, of which ``DIR`` has the extract of 1,100 recordings; ``depth`` and ``conv-depth`` are
+networks of 1 to 20 layers. Networks are trained in the form
 ``over_time(net)``, whose gradients are those of the loop over time; normalisation is over time and
 batch. Rules: ``bptt`` attaches nothing; ``dfa`` is ``DFA(net, optimizer=optimizer)``; ``fixed`` is
 ``DFA(net)``; ``linear`` and ``by-sample`` are ``dfa`` without gates and with each neuron's own gate
@@ -37,6 +40,7 @@ from snntorch import surrogate
 from torch import Tensor, nn
 
 from snn_dfa import DFA, WeightMirror, over_time, reset
+from snn_dfa.experiments.data.recordings import nmnist
 
 HERE = Path(__file__).parent
 BATCH, EPOCHS, STEPS = 64, 15, 10
@@ -80,14 +84,35 @@ def convolutional(norm: bool = False) -> nn.Module:
     )  # fmt: skip
 
 
-def deep_convolutional(norm: bool = True) -> nn.Module:
-    """Return four convolutions."""
+def deep_convolutional(depth: int = 4, norm: bool = True) -> nn.Module:
+    """Return convolutions of 12 channels, then of 24, with a pooling after each half."""
     layers: list[nn.Module] = []
-    for before, size, pool in ((1, 12, 0), (12, 12, 1), (12, 24, 0), (24, 24, 1)):
+    half = (depth + 1) // 2
+    sizes = [12] * half + [24] * (depth - half)
+    for i, (before, size) in enumerate(itertools.pairwise((1, *sizes)), 1):
         layers += [nn.Conv2d(before, size, 3, padding=1), *_norm(size, norm, 2)]
-        layers += [nn.MaxPool2d(2)] * pool + [snn.Leaky(**_neuron(0.5))]
+        layers += [nn.MaxPool2d(2)] * (i in (half, depth)) + [snn.Leaky(**_neuron(0.5))]
     last = snn.Leaky(**_neuron(0.5, output=True))
     return Stack(*layers, nn.Flatten(), nn.Linear(24 * 2 * 2, 10), last)
+
+
+def events_dense() -> nn.Module:
+    """Return dense layers on the events of 34x34 pixels."""
+    return Stack(
+        nn.Flatten(), nn.Linear(2 * 34 * 34, 200), snn.Leaky(**_neuron(0.8)),
+        nn.Linear(200, 200), snn.Leaky(**_neuron(0.8)),
+        nn.Linear(200, 10), snn.Leaky(**_neuron(0.8, output=True)),
+    )  # fmt: skip
+
+
+def events_convolutional() -> nn.Module:
+    """Return two convolutions, as in snnTorch's seventh tutorial."""
+    options = {"spike_grad": surrogate.atan()}
+    return Stack(
+        nn.Conv2d(2, 12, 5), nn.MaxPool2d(2), snn.Leaky(**_neuron(0.5, **options)),
+        nn.Conv2d(12, 32, 5), nn.MaxPool2d(2), snn.Leaky(**_neuron(0.5, **options)),
+        nn.Flatten(), nn.Linear(32 * 5 * 5, 10), snn.Leaky(**_neuron(0.5, output=True, **options)),
+    )  # fmt: skip
 
 
 def recurrent() -> nn.Module:
@@ -151,7 +176,7 @@ NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
     "tutorial6": convolutional,
     "tutorial6-norm": lambda: convolutional(norm=True),
     "four-convolutions-norm": deep_convolutional,
-    "four-convolutions": lambda: deep_convolutional(norm=False),
+    "four-convolutions": partial(deep_convolutional, norm=False),
     "recurrent": recurrent,
     "synaptic": synaptic,
     "residual": Residual,
@@ -159,10 +184,16 @@ NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
     "ten-layers-norm": lambda: dense(*[100] * 10, norm=True),
     "readout": Readout,
 }
-#: So many normalised hidden layers of 100, and a surrogate at which back-propagation learns.
-DEPTHS: Mapping[str, Callable[[], nn.Module]] = {
-    f"depth-{n}": partial(dense, *[100] * n, norm=True, slope=5) for n in (1, 2, 3, 5, 10, 20)
+#: More networks: of different depths, and on events.
+MORE: Mapping[str, Mapping[str, Callable[[], nn.Module]]] = {
+    # So many normalised hidden layers of 100, and a surrogate at which back-propagation learns.
+    "depth": {
+        f"depth-{n}": partial(dense, *[100] * n, norm=True, slope=5) for n in (1, 2, 3, 5, 10, 20)
+    },
+    "conv-depth": {f"conv-depth-{n}": partial(deep_convolutional, n) for n in (2, 4, 6, 10, 20)},
+    "events": {"events-dense": events_dense, "events-convolutional": events_convolutional},
 }
+_ALL = {**NETWORKS, **{name: make for each in MORE.values() for name, make in each.items()}}
 LOSSES: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "membrane": lambda spk, mem, y: sum(nn.functional.cross_entropy(m, y) for m in mem),
     "rate": lambda spk, mem, y: SF.ce_rate_loss()(spk, y),
@@ -174,18 +205,28 @@ RULES = ("bptt", "dfa", "linear", "by-sample", "fixed", "kolen-pollack", "fa", "
 # -- data ------------------------------------------------------------------------------------------
 
 
-def parts() -> list[tuple[Tensor, Tensor]]:
-    """Return digits [N, 1, 8, 8] in [0, 1] and classes: to learn from, to choose by, to test."""
-    digits = load_digits()
-    order = np.random.default_rng(0).permutation(len(digits.target))
-    x = torch.tensor(digits.images[order] / 16, dtype=torch.float32)[:, None]
-    y = torch.tensor(digits.target[order])
+def parts(name: str = "", root: Path | None = None) -> list[tuple[Tensor, Tensor]]:
+    """Return samples and classes: to learn from, to choose by, to test.
+
+    Samples are digits [S, 1, 8, 8] in [0, 1] or, for a network on events, spikes [S, T, 2, 34, 34].
+    """
+    if name in MORE["events"]:
+        if root is None:
+            raise SystemExit("learning.py: expected --data-root for networks on events")
+        x, y = map(torch.cat, zip(*nmnist(root, steps=2 * STEPS), strict=True))
+    else:
+        digits = load_digits()
+        x = torch.tensor(digits.images / 16, dtype=torch.float32)[:, None]
+        y = torch.tensor(digits.target)
+    order = torch.tensor(np.random.default_rng(0).permutation(len(y)))
     at = len(y) * 3 // 5, len(y) * 4 // 5
-    return list(zip(x.tensor_split(at), y.tensor_split(at), strict=True))
+    return list(zip(x[order].tensor_split(at), y[order].tensor_split(at), strict=True))
 
 
 def steps_of(name: str, x: Tensor) -> Tensor:
-    """Return what a network is given [T, B, ...]: the image, or one row after the other."""
+    """Return what a network is given [T, B, ...]: the image, its rows in turn, or spikes."""
+    if name in MORE["events"]:
+        return x.transpose(0, 1).float()
     return x[:, 0].transpose(0, 1) if name == "recurrent" else x.expand(STEPS, *x.shape)
 
 
@@ -223,12 +264,12 @@ def attach(rule: str, net: nn.Module, optimizer: torch.optim.Optimizer) -> DFA |
 
 def run(
     name: str, loss: str, rule: str, rate: float, seed: int, attach: Callable[..., Any] = attach,
-    epochs: int = EPOCHS,
+    epochs: int = EPOCHS, root: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train; return accuracy on the part that chooses and on that which is tested."""
-    train, choose, test = parts()
+    train, choose, test = parts(name, root)
     torch.manual_seed(seed)
-    net = over_time({**NETWORKS, **DEPTHS}[name]())
+    net = over_time(_ALL[name]())
     optimizer = torch.optim.Adam(net.parameters(), lr=rate)
     attach(rule, net, optimizer)
     started, course = time.perf_counter(), []
@@ -257,15 +298,15 @@ def losses_of(name: str) -> list[str]:
 
 
 def networks_of(names: str) -> list[str]:
-    """Return the names of networks; ``depth`` stands for all that differ in their depth."""
-    return [n for name in names.split(",") for n in (DEPTHS if name == "depth" else [name])]
+    """Return the names of networks; that of a group stands for all in it."""
+    return [n for name in names.split(",") for n in MORE.get(name, [name])]
 
 
 def table(results: list[dict[str, Any]], rules: list[str]) -> str:
     """Return test accuracy by network and rule, with the rate that is best on validation."""
     rows = [f"| network | loss |{'|'.join(f' {r} ' for r in rules)}|"]
     rows.append("| --- | --- |" + " ---: |" * len(rules))
-    for name in (*NETWORKS, *DEPTHS):
+    for name in _ALL:
         for loss in LOSSES:
             cells = [_cell(results, name, loss, rule) for rule in rules]
             if any(cells):
@@ -307,6 +348,7 @@ def main() -> None:
     parser.add_argument("--rules", default="bptt,dfa,shallow")
     parser.add_argument("--rates", default="3e-4,1e-3,3e-3,1e-2")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--data-root", type=Path, help="folder of N-MNIST, for ``events``")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "learning.json")
     args = parser.parse_args()
@@ -314,7 +356,7 @@ def main() -> None:
     keys = ("network", "loss", "rule", "rate", "seed")
     left = missing(args, {tuple(r[k] for k in keys) for r in results})
     with ProcessPoolExecutor(args.jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for done in as_completed([pool.submit(run, *one) for one in left]):
+        for done in as_completed([pool.submit(run, *one, root=args.data_root) for one in left]):
             results.append(last := done.result())
             print(*(last[k] for k in (*keys, "validation", "test", "seconds")), flush=True)
             part = args.out.with_suffix(".part")

@@ -2,11 +2,9 @@
 
     python docs/figures.py
 
-It draws ``docs/rules/errors.svg`` from ``docs/rules/rules.json``, ``docs/ladder/errors.svg`` from
-``docs/ladder/ladder.json``, ``docs/recipes.svg`` from the tables of ``docs/learning.md``, and
-``docs/cost.svg`` from ``benchmarks/results/cost.json``. ``docs/rules.md``, ``docs/learning.md`` and
+`FIGURES` says from which files each figure is drawn. ``docs/rules.md``, ``docs/learning.md`` and
 ``benchmarks/README.md`` have the commands that made the numbers. Text stays text, and nothing in
-the files depends on the time.
+the figures depends on the time.
 """
 
 from __future__ import annotations
@@ -15,40 +13,57 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from snn_dfa.experiments.report.figures import dots
 from snn_dfa.experiments.report.style import COLOURS, drawn, styled
 from snn_dfa.experiments.studies.comparison import rules_figure
 from snn_dfa.experiments.studies.ladder import ladder_figure
 
-__all__ = ["FIGURES", "main", "recipes"]
+__all__ = ["FIGURES", "main", "results"]
 
 HERE = Path(__file__).resolve().parent
 #: Of a card around its picture, in points.
 _EDGE = 6
-#: Rows of the first table of ``learning.md``, by their place: panel, name, rule.
-_ROWS = (
-    ("784-1000-250-100-10", "DFA, learned (product)", "dfa"),
-    ("784-1000-250-100-10", "DFA, learned (matrices)", "dfa"),
-    ("784-1000-250-100-10", "DFA, fixed", "dfa"),
-    ("784-1000-250-100-10", "BPTT", "bptt"),
-    ("784-1000-10", "DFA, learned (product)", "dfa"),
-    ("12C5-MP2-64C5-MP2-10", "DFA, learned (matrices)", "dfa"),
-)
+#: Rules of the first figure, from above, and in which colour.
+_RULES = {
+    "bptt": ("back-propagation", "bptt"),
+    "dfa": ("DFA(net, optimizer=optimizer)", "dfa"),
+    "fixed": ("DFA(net)", "sign"),
+    "shallow": ("output layer alone", "shallow"),
+}
 
 
-def recipes(page: str) -> Figure:
-    """Draw the mean test errors of the first table of ``learning.md``."""
-    table = re.findall(r"^\| .*? \| .*? \| (\d) \| ([\d.]+) \| ", page, re.M)[: len(_ROWS)]
-    parts: dict[str, list[tuple[str, float, str]]] = {}
-    for (seeds, mean), (panel, name, rule) in zip(table, _ROWS, strict=True):
-        assert seeds == "3", "the rows of three seeds come first"
-        parts.setdefault(panel, []).append((name, 100 - float(mean), COLOURS[rule]))
-    return dots(parts, "test error on MNIST, %, mean of 3 seeds", width=4.4)
+@styled
+def results(mnist: Any, convolutions: Any, depth: Any) -> Figure:
+    """Draw the test accuracy of each seed under four rules in three networks, and the mean."""
+    ten = [run for run in depth if run["network"] == "depth-10"]
+    panels = {
+        "784-1000-10, MNIST, one epoch": mnist["accuracy"],
+        "five convolutions, CIFAR-10, 15,000 images": convolutions["accuracy"],
+        "ten hidden layers of 100, digits": {
+            rule: [run["test"] for run in ten if run["rule"] == rule] for rule in _RULES
+        },
+    }
+    figure = Figure(figsize=(5.2, 4.2), layout="constrained")
+    for axes, (title, found) in zip(figure.subplots(3, sharex=True), panels.items(), strict=True):
+        for place, (rule, (_, tint)) in enumerate(_RULES.items()):
+            mean = fmean(found[rule])
+            axes.plot(found[rule], [place] * len(found[rule]), "o", color=COLOURS[tint],
+                      markersize=3, alpha=0.4)  # fmt: skip
+            axes.plot(mean, place, "o", color=COLOURS[tint], markersize=6)
+            at = max(*found[rule], mean)
+            axes.annotate(f"{mean:.1f}", (at, place), (7, -3), textcoords="offset points")
+        axes.set_yticks(range(len(_RULES)), [name for name, _ in _RULES.values()])
+        axes.set(xlim=(0, 112), ylim=(len(_RULES) - 0.4, -0.6), title=title)
+        axes.set_xticks(range(0, 101, 20))
+        axes.tick_params(axis="y", length=0)
+        axes.grid(False, axis="y")
+    axes.set_xlabel("test accuracy, %, of three seeds and their mean")
+    return figure
 
 
 #: Contestants of ``cost.py``: whose time, beside whose, in which colour, solid or not.
@@ -94,12 +109,19 @@ def cost(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-#: Figure to what it is drawn from, and by what.
-FIGURES: dict[str, tuple[str, Callable[[Any], Figure]]] = {
-    "rules/errors.svg": ("rules/rules.json", lambda table: rules_figure(table["rows"])),
-    "ladder/errors.svg": ("ladder/ladder.json", lambda table: ladder_figure(table["rungs"])),
-    "recipes.svg": ("learning.md", recipes),
-    "cost.svg": ("../benchmarks/results/cost.json", lambda table: cost(table["results"])),
+_RESULTS = HERE.parent / "benchmarks" / "results"
+#: Figure to the files that it is drawn from, and by what.
+FIGURES: dict[str, tuple[tuple[Path, ...], Callable[..., Figure]]] = {
+    "rules/errors.svg": ((HERE / "rules/rules.json",), lambda table: rules_figure(table["rows"])),
+    "ladder/errors.svg": (
+        (HERE / "ladder/ladder.json",),
+        lambda table: ladder_figure(table["rungs"]),
+    ),
+    "results.svg": (
+        tuple(_RESULTS / f"{name}.json" for name in ("mnist", "deep_convolutions_whole", "depth")),
+        results,
+    ),
+    "cost.svg": ((_RESULTS / "cost.json",), lambda table: cost(table["results"])),
 }
 
 
@@ -116,10 +138,9 @@ def on_card(svg: str) -> str:
 
 def main() -> None:
     """Draw all figures."""
-    for name, (source, draw) in FIGURES.items():
-        text = (HERE / source).read_text()
-        read = json.loads(text) if source.endswith(".json") else text
-        (HERE / name).write_text(on_card(drawn(draw(read), "svg").decode()))
+    for name, (sources, draw) in FIGURES.items():
+        figure = draw(*(json.loads(source.read_text()) for source in sources))
+        (HERE / name).write_text(on_card(drawn(figure, "svg").decode()))
 
 
 if __name__ == "__main__":

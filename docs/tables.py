@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 __all__ = ["PAGES", "TABLES", "filled", "main"]
@@ -23,10 +23,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("docs/rules.md", "docs/learning.md", "benchmarks/README.md")
 #: What rules are called in the tables of benchmarks.
 _NAMES = {
-    "dfa": "DFA in one line, `DFA(net, optimizer=optimizer)`",
+    "dfa": "DFA with a weight mirror, `DFA(net, optimizer=optimizer)`",
     "fixed": "DFA with fixed feedback, `DFA(net)`",
     "kolen-pollack": 'a learned matrix a layer, `feedback="kolen-pollack"`',
-    "linear": "linear network alone, `WeightMirror(by_sample=0)`",
+    "linear": "weight mirror without gates, `WeightMirror(by_sample=0)`",
     "by-sample": "each neuron's own gate, `WeightMirror(by_sample=1)`",
     "fa": 'layer by layer, `rule="fa"` with learned factors',
     "bptt": "back-propagation through time",
@@ -111,42 +111,53 @@ def learned_cost(found: Any) -> str:
 
 def one_line(found: Any) -> str:
     """Return what one line reaches in ``benchmarks/learning.py`` at a rate of 1e-3."""
-    rules = ("dfa", "bptt", "shallow")
-    head = ("network", "loss on", *map(_short, rules), "points above back-propagation")
-    return _table(head, "llrrrr", (_pair(*pair, rules) for pair in _tests(found).items()))
-
-
-def _pair(
-    names: tuple[str, str], its: Mapping[str, Sequence[float]], rules: Sequence[str]
-) -> tuple[str, ...]:
-    above = fmean(its["dfa"]) - fmean(its["bptt"])
-    return (*names, *(f"{fmean(its[r]):.1f} ({min(its[r]):.1f})" for r in rules), f"{above:+.1f}")
-
-
-def _tests(found: Any) -> dict[tuple[str, str], dict[str, list[float]]]:
-    """Return the test accuracies at 1e-3 by network and loss, and by rule."""
-    tests: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for run in found:
-        if run["rate"] == 1e-3:
-            network = tests.setdefault((run["network"], run["loss"]), {})
-            network.setdefault(run["rule"], []).append(run["test"])
-    return tests
+    return _beside(_tests(run for run in found if run["rate"] == 1e-3))
 
 
 def rates(found: Any) -> str:
-    """Return the accuracy of seed 0 with the rate that is best on validation, and that rate."""
-    rules = ("dfa", "bptt", "shallow")
-    best: dict[tuple[str, str], dict[str, Any]] = {}
+    """Return the same with the rate that is best on validation, for each rule, and that rate."""
+    runs: dict[tuple[str, str, str], dict[float, list[Any]]] = {}
     for run in found:
-        its = best.setdefault((run["network"], run["loss"]), {})
-        known = its.get(run["rule"], run)
-        if run["seed"] == 0:
-            its[run["rule"]] = max(known, run, key=lambda each: each["validation"])
-    rows = (
-        (*names, *(f"{its[rule]['test']:.1f} ({its[rule]['rate']:g})" for rule in rules))
-        for names, its in best.items()
-    )
-    return _table(("network", "loss on", *map(_short, rules)), "llrrr", rows)
+        its = runs.setdefault((run["network"], run["loss"], run["rule"]), {})
+        its.setdefault(run["rate"], []).append(run)
+    best = {
+        names: max(its, key=lambda rate: fmean(run["validation"] for run in its[rate]))
+        for names, its in runs.items()
+    }
+    tests = _tests(run for names, its in runs.items() for run in its[best[names]])
+    return _beside(tests, lambda *names: f"; {best[names]:g}")
+
+
+def _beside(
+    tests: Mapping[tuple[str, str], Mapping[str, Sequence[float]]],
+    more: Callable[[str, str, str], str] = lambda *names: "",
+) -> str:
+    """Return accuracy as mean (and worst), and one line's above back-propagation's.
+
+    The last column has the standard error of that difference, too.
+    """
+    rules = ("dfa", "bptt", "shallow")
+    rows = []
+    for names, its in tests.items():
+        cells = (f"{fmean(its[r]):.1f} ({min(its[r]):.1f}{more(*names, r)})" for r in rules)
+        above = fmean(its["dfa"]) - fmean(its["bptt"])
+        each = [its[r] for r in rules[:2]]
+        if min(map(len, each)) > 1:
+            error = math.hypot(*(stdev(tests) / len(tests) ** 0.5 for tests in each))
+            rows.append((*names, *cells, f"{above:+.1f} ± {error:.1f}"))
+        else:
+            rows.append((*names, *cells, f"{above:+.1f}"))
+    head = ("network", "loss on", *map(_short, rules), "points above back-propagation")
+    return _table(head, "llrrrr", rows)
+
+
+def _tests(found: Iterable[Any]) -> dict[tuple[str, str], dict[str, list[float]]]:
+    """Return the test accuracies of runs by network and loss, and by rule."""
+    tests: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for run in found:
+        network = tests.setdefault((run["network"], run["loss"]), {})
+        network.setdefault(run["rule"], []).append(run["test"])
+    return tests
 
 
 def depth(found: Any) -> str:
