@@ -9,7 +9,6 @@ there the time is that of Python and of autograd's nodes.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import statistics
 import sys
@@ -40,9 +39,9 @@ def dense(sizes: tuple[int, ...]) -> Pair:
 
 
 def zoo(name: str) -> Pair:
-    """Return the same for a network of the zoo, of which DFA gets a copy."""
+    """Return the same for a network of the zoo, of which DFA gets one with the same weights."""
     net, x = NETWORKS[name]()
-    twin = copy.deepcopy(net)
+    twin, _ = NETWORKS[name]()  # no copy: states that have a graph cannot be copied
     DFA(twin)
 
     def step(net: nn.Module) -> None:
@@ -70,7 +69,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--seconds", type=float, default=6, help="for each network")
     p.add_argument("--only", default="", help="networks whose names begin so")
-    p.add_argument("--json", type=Path)
+    p.add_argument("--json", type=Path, help="a file that the results are added to")
     args = p.parse_args()
     torch.set_num_threads(1)
     makers = {"-".join(map(str, sizes)): lambda s=sizes: dense(s) for sizes in DENSE}
@@ -89,7 +88,10 @@ def main() -> None:
         results[name] = row = measure(pair, args.seconds)
         print(f"{name:45s}", *(f"{number:8.2f}" for number in row.values()), flush=True)
     if args.json:
-        args.json.write_text(json.dumps({"torch": torch.__version__, **results}, indent=1) + "\n")
+        found = json.loads(args.json.read_text()) if args.json.exists() else {}
+        found |= {"torch": torch.__version__, **results}
+        known = {name: found[name] for name in ("torch", *makers) if name in found}
+        args.json.write_text(json.dumps(known, indent=1) + "\n")
 
 
 if __name__ == "__main__":

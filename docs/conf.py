@@ -37,7 +37,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|snntorch|collections|typing|pathlib)\..*"),
     (r"py:class", r"nn\.Module|Tensor|NeuroBenchModel"),  # of a class that a function makes
-    (r"py:class", r"snn_dfa\.sequence\.(scan\..*|neuron\.Layout|facts\.Facts)"),  # without a page
+    (r"py:class", r"snn_dfa\.sequence\.(scan\..*|flat_scan\.Layout|facts\.Facts)"),
 ]
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"

@@ -109,6 +109,27 @@ def learned_cost(found: Any) -> str:
     return _table(head, "l" + "r" * (len(head) - 1), rows)
 
 
+def loop(found: Any) -> str:
+    """Return the times of ``benchmarks/loop.py``, apart from networks in two forms of states."""
+    rows = (
+        (name, *(f"{row[key]:.1f}" for key in ("bptt ms", "dfa ms")), f"{row['ratio']:.2f}")
+        for name, row in found.items()
+        if name != "torch" and not name.endswith(" states")
+    )
+    return _table(("network", "BPTT, ms", "DFA, ms", "DFA / BPTT"), "lrrr", rows)
+
+
+def loop_neurons(found: Any) -> str:
+    """Return the times of DFA there as shares of back-propagation's, by neuron."""
+    forms = ("explicit", "hidden")
+    neurons = dict.fromkeys(n.partition(", ")[0] for n in found if n.endswith(" states"))
+    rows = (
+        (neuron, *(f"{found[f'{neuron}, {form} states']['ratio']:.2f}" for form in forms))
+        for neuron in neurons
+    )
+    return _table(("neuron", *(f"{form} states" for form in forms)), "lrr", rows)
+
+
 def one_line(found: Any) -> str:
     """Return what one line reaches in ``benchmarks/learning.py`` at a rate of 1e-3."""
     return _beside(_tests(run for run in found if run["rate"] == 1e-3))
@@ -233,16 +254,6 @@ def cost(found: Any) -> str:
     return _table(("", *pairs), "lrrrr", rows)
 
 
-def loop(found: Any, dense: bool) -> str:
-    """Return the ratios of ``benchmarks/loop.py``: of dense networks, or of all others."""
-    rows = (
-        (name, f"{its['ratio']:.2f}")
-        for name, its in found.items()
-        if name != "torch" and name[0].isdigit() == dense
-    )
-    return _table(("network", "DFA / back-propagation"), "lr", rows)
-
-
 def own_network(found: Any) -> str:
     """Return the times of ``benchmarks/own_network.py`` as shares of back-propagation's."""
     ms = found["ms"]
@@ -347,8 +358,6 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "constant_100": ("benchmarks/results/constant.json", partial(steps, number=100)),
     "convolutions": ("benchmarks/results/conv.json", convolutions),
     "cost": ("benchmarks/results/cost.json", cost),
-    "loop_dense": ("benchmarks/results/loop.json", partial(loop, dense=True)),
-    "loop": ("benchmarks/results/loop.json", partial(loop, dense=False)),
     "own_network": ("benchmarks/results/own_network.json", own_network),
     "memory": ("benchmarks/results/memory.json", memory),
     "gpu_steps": ("benchmarks/results/gpu.json", gpu_steps),
@@ -366,6 +375,8 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
         partial(scores, first="network"),
     ),
     "learned_cost": ("benchmarks/results/learned_cost.json", learned_cost),
+    "loop": ("benchmarks/results/loop.json", loop),
+    "loop_neurons": ("benchmarks/results/loop.json", loop_neurons),
 }
 
 

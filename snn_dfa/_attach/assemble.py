@@ -9,14 +9,16 @@ from torch import Tensor, nn
 
 from snn_dfa._attach.calls import Layers
 from snn_dfa._attach.core import Core
-from snn_dfa._attach.feedback_alignment import Alignment
-from snn_dfa._attach.forward import Credit, LayerForward, NetworkForward, parameters_of
+from snn_dfa._attach.feedback_alignment import Alignment, added_parameters
+from snn_dfa._attach.forward import Credit, parameters_of
 from snn_dfa._attach.hooks import sweep
+from snn_dfa._attach.known_neurons import known_class
+from snn_dfa._attach.layer_forward import LayerForward
 from snn_dfa._attach.layers import Structure
 from snn_dfa._attach.local_gradient import LocalGradient
+from snn_dfa._attach.network_forward import NetworkForward
 from snn_dfa._attach.output_current import OutputCurrents
 from snn_dfa._attach.paths import Paths
-from snn_dfa._attach.step import known_class
 from snn_dfa._attach.trace import traces_of
 from snn_dfa._distributed import States
 from snn_dfa.feedback.base import FeedbackWeights
@@ -67,12 +69,14 @@ def assemble(
     local = LocalGradient(modules, layers.outputs, derivative) if credit == "current" else None
     core = Core(layers, RULES[rule], feedback, paths, parameters_of(net)())
     core.aligned = bool(weights)
-    core.see_that_it_is_whole = Structure(net, layers, modules).check
+    structure = Structure(net, layers, modules)
+    core.see_that_it_is_whole = structure.check
+    core.see_that_no_hook_is_passed = structure.check_hooks
     core.layouts = [m.layout for m in net.modules() if isinstance(m, TimeAsBatch)]
     parts: list[Part] = []
     inside: Credit | None = local
     if weights:
-        parts.append(Alignment(dict(weights), core))
+        parts.append(Alignment(dict(weights), core, whole=bool(added_parameters(net))))
     elif credit == "trace":
         traces = traces_of(net, modules, core)
         inside, core.knows_currents = traces, True
@@ -93,7 +97,8 @@ def assemble(
             )
         )  # fmt: skip
     own = {id(module.weight): name for name, module in weights.items()}
-    parts.append(NetworkForward(net, core, states, own))
+    added = added_parameters(net) if weights else []
+    parts.append(NetworkForward(net, core, states, own, added))
     return core, parts[::-1]
 
 

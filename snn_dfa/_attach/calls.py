@@ -66,9 +66,9 @@ class Call:
     """
 
     __slots__ = (
-        "below", "collector", "entered", "later", "layer", "learns", "linked", "links", "number",
-        "passage", "record", "released", "returned", "shape", "sources", "spikes", "steps",
-        "supposed", "targets", "values",
+        "__weakref__", "below", "collector", "entered", "later", "layer", "learns", "linked",
+        "links", "number", "passage", "record", "released", "returned", "shape", "sources",
+        "spikes", "steps", "supposed", "targets", "values",
     )  # fmt: skip
 
     def __init__(

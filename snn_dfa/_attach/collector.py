@@ -11,6 +11,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,12 @@ class Collector:
         # Whether a part of the graph is passed by itself, and then with the rest.
         self.bridged = bool(self.stand_ins)
         self._task, self._partial, self._alone = -1, False, False
+        #: Those of other networks that read calls of this one, and those that this one reads.
+        self._readers: dict[weakref.ref[Collector], WeakSet[Call]] = {}
+        self._sources: set[weakref.ref[Collector]] = set()
+        self._given: Arrivals = []  # what has come back from readers
+        self._waits = False  # all ports have been reached, and not all readers have
+        self._settled = -1  # the pass of autograd in which all was turned into gradients last
         self._replays: list[tuple[Tensor, Tensor]] = []
         self._arrived: Arrivals = []
         self._results: Sequence[Tensor | None] | None = None  # `()` once they are handed out
@@ -92,9 +99,12 @@ class Collector:
             if running.losses is not None:
                 running.losses.append((call, grads))
             return
+        if (reader := self._reader()) is not None:
+            self._begin(reader.task)
+            self._given.append((call, grads))
+            return
         task = torch._C._current_graph_task_id()
-        if task != self._task:
-            self._task, self._arrived, self._results = task, [], None
+        if self._begin(task):
             keeps = torch._C._autograd._get_current_graph_task_keep_graph()
             # Where `deliver` is passed, autograd writes no parameter's gradient before its end.
             self._alone = not keeps and not will_pass(self.deliver.grad_fn)
@@ -107,25 +117,43 @@ class Collector:
             raise second_time()
         self._arrived.append((call, grads))
 
+    def _begin(self, task: int) -> bool:
+        """Return whether what arrives is the first of a backward pass; forget what was before."""
+        begins = task != self._task
+        if begins:
+            self._task, self._arrived, self._given, self._waits = task, [], [], False
+            self._results, self._alone = None, False
+        return begins
+
     def finish(self) -> None:
         """Turn what has arrived into gradients; those that ``deliver`` has not, accumulate."""
-        if self.core.running is not None or not self._arrived:
+        if self.core.running is not None or self._reader() is not None or not self._arrived:
             return
+        self._waits = self._has_to_wait()
+        if self._waits and self._partial:
+            raise _not_passed()
+        if not self._waits:
+            self._settle()
+
+    def _settle(self) -> None:
         self.restore()
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         others = self.core.entry.others(self)
-        arrived, self._arrived = self._arrived, []
+        direct, arrived = self._arrived, self._arrived + self._given
+        self._arrived, self._given = [], []
         # Parameters that come and go, as those of a network in shards, are accumulated where they
         # are, inside the pass, since hooks around it count on that.
         known = self.core.collector.known
         inside = [t for t in others if isinstance(t, nn.Parameter) and id(t) not in known]
         run = Run(self.core, [*self._leaves, *others], [] if self._partial else inside)
-        goes_on = self.core.goes_on(self)
+        goes_on = not self._waits and self.core.goes_on(self)
         twice = keep or self.bridged or goes_on
         results = run.gradients(arrived, keep=keep, twice=twice)
         replays, self._replays = self._replays, []
         if replays:
             run.replay(replays, keep=keep)
+        self._settled = run.task
+        self._give_back()
         own = len(self.parameters)
         waiting = self.core.waiting
         if goes_on and not (self._partial or self.stand_ins):
@@ -142,16 +170,88 @@ class Collector:
         elif any(isinstance(t, nn.Parameter) and g is not None
                  for t, g in zip(others, results[own:], strict=True)):  # fmt: skip
             raise _not_passed()  # other leaves have an entrance, by which autograd finds them
-        if any(call.linked for call, _ in arrived):
+        if any(call.linked for call, _ in direct) and not self._waits:
             self._results = results[:own]
         else:
             _write(self.parameters, results[:own])
 
+    # -- networks that feed each other -------------------------------------------------------------
+
+    def read_by(self, reader: Collector, call: Call) -> None:
+        """Note that another network gets a value of a call, and sends its gradient back."""
+        self._readers.setdefault(reader.me, WeakSet()).add(call)
+        reader._sources.add(self.me)
+
+    def _read(self) -> list[Collector]:
+        """Return those that have read a call whose graph is not used up."""
+        if not self._readers:
+            return []
+        used = [ref for ref, calls in self._readers.items() if all(c.released for c in calls)]
+        for ref in used:
+            del self._readers[ref]
+        return [each for each in (ref() for ref in self._readers) if each is not None]
+
+    def _has_to_wait(self) -> bool:
+        """Return whether networks that read this one have still to be gone through in this pass.
+
+        Raises:
+            BackwardError: if one of them is read by this one.
+        """
+        later, i = self._read(), 0
+        while i < len(later):
+            each, i = later[i], i + 1
+            if each is self:
+                for waits in later:
+                    waits._arrived, waits._given = [], []
+                raise BackwardError(
+                    "backward: networks with DFA of their own read values of each other, so that "
+                    "none can be gone through first; attach DFA to one module that holds them"
+                )
+            if each._settled != self.core.task:
+                later += [reader for reader in each._read() if reader not in later]
+        return any(each._is_to_come() for each in later if each._settled != self.core.task)
+
+    def _is_to_come(self) -> bool:
+        """Return whether something has arrived, or will arrive, in this pass."""
+        arrived = self._task == self.core.task and (self._arrived or self._given)
+        return bool(arrived) or will_pass(self.gather.grad_fn)
+
+    def is_left_out(self) -> bool:
+        """Return whether the loss reads values, and autograd is asked for gradients elsewhere."""
+        arrived = self._task == self.core.task and bool(self._arrived)
+        return arrived and not will_pass(self.gather.grad_fn)
+
+    def _reader(self) -> Run | None:
+        """Return what runs in another network, on its way to this one."""
+        running = (reader.core.running for reader in self._read())
+        return next((run for run in running if run is not None), None)
+
+    def _give_back(self) -> None:
+        """Let the networks that gave values to this one go on with what has come back to them."""
+        for source in [each for each in (ref() for ref in self._sources) if each is not None]:
+            source._go_on(partial=self._partial)
+
+    def _go_on(self, *, partial: bool) -> None:
+        """Go on with what a network that this one feeds has sent back, when all of them have."""
+        if self._task != self.core.task or not (self._given or self._waits):
+            return
+        if partial:
+            raise _not_passed()
+        if self._waits or not will_pass(self.gather.grad_fn):  # else autograd calls `finish`
+            self._waits = True  # what leads to the parameters may have been run
+            if not self._has_to_wait():
+                self._settle()
+
     def hand_out(self) -> Sequence[Tensor | None]:
         """Return the parameters' gradients to autograd, once."""
         nothing = (None,) * len(self.parameters)
-        if self.core.running is not None:
+        if self.core.running is not None or self._reader() is not None:
             return nothing
+        if self._waits:
+            self._silence(self.parameters)
+            return nothing
+        if any(r.is_left_out() for r in self._read()):
+            raise _not_passed()
         if not self._results:
             # Asked for the gradients at some tensors, autograd does not run `gather`.
             self._partial = True
@@ -204,6 +304,7 @@ class Run:
         # One that was frozen since the forward pass gets nothing.
         self._at = [t if t.requires_grad else core.trap for t in at]
         self._core, self._inside = core, inside
+        self.task = torch._C._current_graph_task_id()
         #: What the loss gives at ports, while that is asked; ``None`` in a layer's own graph.
         self.losses: Arrivals | None = None
         #: Errors at currents, of which weights learn in the end.

@@ -66,6 +66,8 @@ class Core:
         self.errors_of: Callable[[Arrivals], Arrivals] | None = None
         #: Raises an error if the network has other layers now than when it was attached to.
         self.see_that_it_is_whole: Callable[[], None] = lambda: None
+        #: Raises an error if a hidden layer has a hook that the projected error would go past.
+        self.see_that_no_hook_is_passed: Callable[[], None] = lambda: None
         self.aligned = False  # errors go from layer to layer, and nothing is cut
         self.knows_currents = False  # a credit looks currents up as the program made them
         self.targets: Tensor | None = None
@@ -105,6 +107,11 @@ class Core:
     def takes_ways(self) -> bool:
         """Whether errors take the ways of samples, so that functions may have a derivative each."""
         return self.asks_ways and self._rule is not local
+
+    @property
+    def task(self) -> int:
+        """The number of the user's backward pass that is going on."""
+        return torch._C._current_graph_task_id() if self.running is None else self.running.task
 
     def bind(self, parameters: Sequence[Tensor]) -> None:
         """Take note of the parameters that want a gradient, where they are others than before."""
@@ -303,8 +310,9 @@ class Core:
         """Return what each hidden call is sent for the errors that have arrived at the outputs.
 
         Raises:
-            AttachError: if the loss reads a layer that may be a second output, or a layer has come
-                into the network, or has left it, since DFA was attached.
+            AttachError: if the loss reads a layer that may be a second output, a layer has come
+                into the network, or has left it, since DFA was attached, or a hidden layer has a
+                hook that would not see what it is sent.
             OutOfStepError: if a hidden layer has other steps or samples than the output.
             FeedbackError: if a matrix does not fit.
         """
@@ -315,6 +323,7 @@ class Core:
             self.paths.tracing = False
         if self._rule is None:
             return []
+        self.see_that_no_hook_is_passed()
         self._refuse_second_output(arrived)
         steady = self.feedback.by_sample and is_steady(
             [a for a in arrived if a[0].layer in self.layers.outputs]

@@ -22,6 +22,7 @@ from snn_dfa._attach import messages
 from snn_dfa._attach.calls import Call
 from snn_dfa._attach.functions import Bridge, Guard, Relink, Replay, Stale
 from snn_dfa._attach.graph import PORT, Origin, origin_of
+from snn_dfa._attach.hooks import watch
 from snn_dfa._attach.products import Current, Made, made_of
 from snn_dfa._attach.record import Before
 from snn_dfa._attach.ways import Passage, passage_of
@@ -129,6 +130,8 @@ class Entry:
                 original = node.call.original(index)
                 own[node, index] = original if of == layer else self.enter(layer, original)
         own = {edge: t for edge, t in own.items() if t.requires_grad}
+        if own:
+            self._watch_hooks(layer, value, origin.hooked)
         return self._bridged(layer, value, origin, own)
 
     def _bridged(
@@ -196,7 +199,15 @@ class Entry:
     def mine(self, node: Any) -> bool:
         """Return whether a port belongs to this network."""
         core: Core = node.call.collector.core
+        if core is not self._core:
+            self._note_network(node.call)
         return core is self._core
+
+    def _note_network(self, call: Call) -> None:
+        """Note that another attached network has made what comes in."""
+        other: Collector = call.collector
+        other.read_by(self._core.collector, call)
+        self.entrances[id(other)] = other.deliver  # so that autograd finds a way to its parameters
 
     def is_port(self, value: Tensor) -> bool:
         """Return whether a value is one that a layer has handed out, as it was handed out."""
@@ -259,6 +270,27 @@ class Entry:
             call.spikes = hooked
         return hooked
 
+    def _watch_hooks(self, layer: str, value: Tensor, nodes: Sequence[Any]) -> None:
+        """See that no hook changes a gradient that comes in two parts, of loss and later steps.
+
+        Args:
+            layer: The layer.
+            value: One that the program made of the layer's own.
+            nodes: Those with hooks of modules, on the way to the value.
+        """
+        core = self._core
+
+        def see(passed: dict[int, bool], changed: bool) -> None:
+            if core.asks:
+                return
+            if core.task in passed and (changed or passed[core.task]):
+                raise BackwardError(messages.hooked(layer))
+            passed.clear()
+            passed[core.task] = changed
+
+        for at in (*nodes, *[value] * bool(value._backward_hooks)):
+            watch(at, partial(see, {}))
+
     def _stale(self, value: Tensor) -> Tensor:
         stale: Tensor = Stale.apply([value], self._core.trap)
         return stale
@@ -296,7 +328,7 @@ class Entry:
         self.learning |= not own
         if id(leaf) not in self._core.collector.known and not own:
             self.note_other(leaf)
-            if not isinstance(leaf, Parameter):
+            if not isinstance(leaf, Parameter) and leaf.dim():
                 self.note_entrance(leaf)
 
     def note_other(self, leaf: Tensor) -> None:

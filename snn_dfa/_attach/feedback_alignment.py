@@ -22,7 +22,7 @@ from snn_dfa._attach.weights import (
 from snn_dfa.errors import AttachError, FeedbackError
 from snn_dfa.feedback.base import FeedbackWeights, Shapes
 
-__all__ = ["Alignment", "OwnWeight", "check", "check_feedback"]
+__all__ = ["Alignment", "OwnWeight", "added_parameters", "check", "check_feedback"]
 
 
 def check(net: nn.Module) -> dict[str, nn.Module]:
@@ -32,10 +32,13 @@ def check(net: nn.Module) -> dict[str, nn.Module]:
         AttachError: if there is none, or weights of a kind that is not known.
     """
     known = synapses(net)
-    within = inside_neurons(net)
+    within = {*known.values(), *inside_neurons(net)}
     for name, module in net.named_modules():
         own = [p for p in module.parameters(recurse=False) if p.dim() > 1]
-        if own and module not in known.values() and module not in within:
+        if not own or module in within or type(module) is nn.Embedding:
+            continue
+        is_torchs = type(module).__module__.startswith("torch.")
+        if is_torchs or not all(p.requires_grad for p in own):
             raise AttachError(
                 f"rule='fa': expected weights in nn.Linear or in convolutions, got layer "
                 f"{name!r} of type {type(module).__name__}; use another rule"
@@ -46,6 +49,22 @@ def check(net: nn.Module) -> dict[str, nn.Module]:
             "rule"
         )
     return dict(known)
+
+
+def added_parameters(net: nn.Module) -> list[tuple[dict[str, Any], str, str]]:
+    """Return parameters that may be added to values alone, as positional embeddings are.
+
+    Returns:
+        The store of each, its key there, and its name in the network.
+    """
+    within = {*synapses(net).values(), *inside_neurons(net)}
+    return [
+        (module._parameters, key, f"{name}.{key}" if name else key)
+        for name, module in net.named_modules()
+        if module not in within and type(module) is not nn.Embedding
+        for key, p in module._parameters.items()
+        if p is not None and p.dim() > 1
+    ]
 
 
 def check_feedback(feedback: type[FeedbackWeights], name: str) -> None:
@@ -101,10 +120,15 @@ class Alignment:
     """Hooks on the modules with weights: each one's input is cut, and gets its error by a detour.
 
     The detour is the module's own backward pass, with the feedback in place of its weight.
+
+    Args:
+        weights: The modules by name.
+        core: The attachment.
+        whole: Whether the network is to be called as a whole, so that what it returns is looked at.
     """
 
-    def __init__(self, weights: dict[str, nn.Module], core: Core) -> None:
-        self._core = core
+    def __init__(self, weights: dict[str, nn.Module], core: Core, *, whole: bool) -> None:
+        self._core, self._whole = core, whole
         self._inputs: dict[str, Tensor] = {}
         self._handles = []
         for name, module in weights.items():
@@ -122,6 +146,11 @@ class Alignment:
         self._inputs.pop(name, None)
         if not self._core.active or not torch.is_grad_enabled():
             return None
+        if self._whole and not self._core.within:
+            raise AttachError(
+                f"rule='fa': layer {name!r} is called outside of a call of the network, and the "
+                f"network has a parameter that is no weight of a layer; call the network"
+            )
         x = args[0] if args else kwargs["input"]
         self._inputs[name] = x
         return (x.detach(),), {}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node
+from torch.nn.modules._functions import BackwardHookFunction
 
 from snn_dfa._attach.functions import Detour, Port
 from snn_dfa.errors import AttachError
@@ -17,6 +18,7 @@ __all__ = [
     "PORT",
     "Origin",
     "Source",
+    "added_alone",
     "are_packed",
     "below_of",
     "functional_weights",
@@ -28,6 +30,8 @@ __all__ = [
 PORT: Any = Port._backward_cls
 _DETOUR: Any = Detour._backward_cls
 LEAF: Any = type(torch.autograd.graph.get_gradient_edge(torch.ones(1, requires_grad=True)).node)
+#: Where ``register_full_backward_hook`` and ``register_full_backward_pre_hook`` look at gradients.
+_HOOKED: Any = BackwardHookFunction._backward_cls
 
 #: Nodes of products, and under what names they keep the factors.
 _WEIGHT_OF = {
@@ -42,12 +46,14 @@ Source: TypeAlias = tuple[str, tuple[str, ...]]
 class Origin(NamedTuple):
     """What a value was made of: the ports (node, which of its results) and the leaves.
 
-    ``reentrant`` says that reentrant activation checkpointing lies on the way.
+    For the ports of another network stands its leaf. ``reentrant`` says that reentrant activation
+    checkpointing lies on the way, ``hooked`` are the nodes on which hooks of modules are.
     """
 
     ports: list[tuple[Any, int]]
     leaves: dict[int, Tensor]
     reentrant: bool
+    hooked: list[Any]
 
 
 def origin_of(
@@ -70,7 +76,7 @@ def origin_of(
     ports: dict[tuple[Any, int], None] = {}
     leaves: dict[int, Tensor] = {}
     seen = set() if seen is None else seen
-    reentrant = False
+    reentrant, hooked = False, []
     todo: list[tuple[Any, int]] = [(value.grad_fn, value.output_nr)]
     while todo:
         node, index = todo.pop()
@@ -81,10 +87,12 @@ def origin_of(
             ports[node, index] = None
             continue
         seen.add(node)
-        if kind is LEAF:
-            leaf = node.variable
+        if kind is LEAF or kind is PORT:
+            leaf = node.variable if kind is LEAF else node.call.collector.core.leaf
             leaves[id(leaf)] = leaf
             continue
+        if kind is _HOOKED:
+            hooked.append(node)
         reentrant |= kind.__name__ == "CheckpointFunctionBackward"
         if check is not None:
             check(node)
@@ -95,7 +103,7 @@ def origin_of(
             "layer, got it with True, which gives no gradient where nothing comes in that "
             "wants one"
         )
-    return Origin(list(ports), leaves, reentrant)
+    return Origin(list(ports), leaves, reentrant, hooked)
 
 
 def sources_of(
@@ -216,3 +224,45 @@ def functional_weights(
             after = [n for n, _ in node.next_functions]
             todo += after[-1:] if type(node) is _DETOUR else after
     return found
+
+
+#: Joins through which an error passes as it is: sums, and values side by side.
+_SUMS = frozenset({"AddBackward0", "SubBackward0", "CatBackward0", "StackBackward0"})
+
+
+def added_alone(values: Iterable[Tensor], parameters: Set[int], since: int) -> set[int]:
+    """Return those of some parameters which are added to values, or set beside them, and no more.
+
+    So is a positional embedding: the error at a sum is the error at each of its parts. A product
+    would pass the error on through the parameter.
+
+    Args:
+        values: Results of a forward pass.
+        parameters: By identity.
+        since: Sequence number of the first node of this pass; older ones are not entered.
+    """
+    #: Of a node the parameters that it is a function of, and whether of a layer with weights, too.
+    known: dict[Node, tuple[frozenset[int], bool]] = {}
+    found, wrong = set[int](), set[int]()
+    todo: list[tuple[Any, bool]] = [(v.grad_fn, False) for v in values if v.grad_fn is not None]
+    roots = [node for node, _ in todo]
+    while todo:
+        node, done = todo.pop()
+        if node in known:
+            continue
+        if type(node) is LEAF:
+            known[node] = frozenset({id(node.variable)} & parameters), False
+        elif node._sequence_nr() < since:
+            known[node] = frozenset(), True
+        elif not done:
+            todo += [(node, True), *((below, False) for below in below_of(node))]
+        else:
+            parts = [known[below] for below in below_of(node)]
+            made = frozenset().union(*(each for each, _ in parts))
+            layer = type(node) is _DETOUR or type(node).__name__ == "EmbeddingBackward0"
+            if len(parts) > 1 and not layer and type(node).__name__ not in _SUMS:
+                wrong |= made
+            joined = layer or any(reaches for _, reaches in parts)
+            found |= made if joined else set()
+            known[node] = frozenset() if joined else made, joined
+    return (found | {p for root in roots for p in known[root][0]}) - wrong

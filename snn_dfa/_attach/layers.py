@@ -202,6 +202,18 @@ class Structure:
             raise AttachError(messages.changed(gone, new))
         self._seen = self._children(net)
 
+    def check_hooks(self) -> None:
+        """See that no hidden layer has a hook that the projected error would go past.
+
+        Raises:
+            AttachError: naming one.
+        """
+        for name in self._layers.hidden:
+            module = self._modules.get(name)
+            hooks = module is not None and (module._backward_hooks or module._backward_pre_hooks)
+            if hooks and getattr(module, "_is_full_backward_hook", True) is not False:
+                raise AttachError(messages.hooked_layer(name))
+
     @staticmethod
     def _children(net: nn.Module) -> list[tuple[Mapping[str, Any], tuple[Any, ...]]]:
         stores = [m._modules for m in net.modules()]

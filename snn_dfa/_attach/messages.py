@@ -163,9 +163,19 @@ def nested(name: str, inside: str) -> AttachError:
 def hooked(layer: str) -> str:
     """Say that a hook changes the gradient of a state that comes back into its layer."""
     return (
-        f"layer {layer!r}: a hook (register_hook) changes the gradient of a state that the next "
-        f"step of the layer gets; expected a hook that returns None, since DFA does not have this "
-        f"gradient as one sum; put the hook on a copy, mem = mem * 1.0, and pass the copy on"
+        f"layer {layer!r}: a hook (register_hook, register_full_backward_hook or "
+        f"register_full_backward_pre_hook) changes the gradient of a state that the next step of "
+        f"the layer gets; expected a hook that returns None, since DFA does not have this gradient "
+        f"as one sum; put register_hook on a copy that the next step alone reads: mem * 1.0"
+    )
+
+
+def hooked_layer(layer: str) -> str:
+    """Say that a hidden layer has a hook of a module that the projected error would go past."""
+    return (
+        f"hidden layer {layer!r}: expected no register_full_backward_hook and no "
+        f"register_full_backward_pre_hook on it, got one; DFA sends the projected error straight "
+        f"to the spikes, past such a hook; put it on the layer with weights before {layer!r}"
     )
 
 
@@ -175,6 +185,15 @@ def functional_weight(layer: str) -> AttachError:
         f"rule='fa': a function uses the weight of layer {layer!r}, and its error would go "
         f"through the transposed weight; expected the layer alone to use its weight; call the "
         f"layer, or use another rule"
+    )
+
+
+def multiplied(name: str) -> AttachError:
+    """Say that a parameter that is no weight of a layer is not added to values alone."""
+    return AttachError(
+        f"rule='fa': expected weights in nn.Linear or in convolutions, and parameter {name!r} to "
+        f"be added to values in each call of the network, and no more; it is used otherwise, or "
+        f"not in what the network returns; put it into an nn.Linear, or use another rule"
     )
 
 

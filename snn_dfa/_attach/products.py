@@ -86,7 +86,9 @@ def made_of(
         return None
     if bias is not None and (id(bias) not in known or bias.shape != weight.shape[:1]):
         return None
-    return Made(getattr(node, kept), weight, bias, weakref.ref(value)), source
+    x = getattr(node, kept)  # which a sparse tensor may be, that has no address
+    made = Made(x, weight, bias, weakref.ref(value))
+    return (made, source) if x.layout is torch.strided else None
 
 
 class Notes:

@@ -54,7 +54,9 @@ class Record:
         self.spk, self.kept, self.made, self.before, self.book = spk, kept, made, before, book
         self.versions = self._versions()
 
-    def back(self, at_spikes: Tensor | None, at_states: Sequence[Tensor | None]) -> list[Tensor]:
+    def back(
+        self, at_spikes: Tensor | None, at_states: Sequence[Tensor | None]
+    ) -> Sequence[Tensor | None]:
         """Note the error at the current; return the gradients at the last states.
 
         Raises:
@@ -157,5 +159,5 @@ class Way:
         self.passed.append(call)
         at_spikes, *at_states = grads
         for before, grad in zip(record.before, record.back(at_spikes, at_states), strict=True):
-            if before is not None:
+            if before is not None and grad is not None:
                 self._send(*before, grad)

@@ -1,6 +1,7 @@
 """A step of snnTorch's neurons with the same values and less to do: read off a module here.
 
-The node of the graph that the step becomes is in ``step_node.py``.
+The node of the graph that the step becomes is in ``step_node.py``; which classes have such steps is
+in ``known_neurons.py``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import snntorch as snn
 import torch
 from torch import Tensor
 
@@ -23,16 +23,11 @@ from snn_dfa._attach.step_node import (
     SynapticFormula,
     compiled_step,
 )
-from snn_dfa.neurons import RefractoryLeaky
+from snn_dfa.sequence.change_step import Change
 from snn_dfa.sequence.one_step import Constants, suits
 from snn_dfa.surrogate import Surrogate, inline_form, recognise
 
-__all__ = ["Inputs", "Result", "Step", "known_class", "step_of"]
-#: What a neuron computes with; where an instance has its own, it is left alone.
-_METHODS = frozenset({
-    "fire", "mem_reset", "state_function", "_base_state_function", "_base_sub", "_base_zero",
-    "_base_int", "_block", "_restart_if_new",
-})  # fmt: skip
+__all__ = ["Inputs", "Kind", "Result", "Step", "are_alike"]
 
 
 @dataclass(slots=True)
@@ -47,7 +42,7 @@ class Inputs:
     decays: list[Tensor]
     threshold: Tensor
     graded: Tensor
-    constants: Constants | None  # for a compiled kernel, where there is one
+    constants: Constants | Change | None  # for a compiled kernel, where there is one
     counter: Tensor | None  # of a neuron with a refractory period
 
     @property
@@ -68,7 +63,7 @@ class Result(NamedTuple):
     record: Record | None = None
 
 
-class _Kind(NamedTuple):
+class Kind(NamedTuple):
     """How a class of snnTorch's neurons names what its formula takes."""
 
     formula: type[LeakyFormula] | type[SynapticFormula] | None
@@ -76,58 +71,6 @@ class _Kind(NamedTuple):
     decays: tuple[str, ...]
     recurrent: bool
     resets: dict[Any, str]  # by the function that snnTorch chooses
-
-
-def _kind(cls: Any, formula: Any, states: str, decays: str, *, zero: bool) -> _Kind:
-    resets = {cls._base_sub: "subtract", cls._base_int: "none"}
-    resets |= {cls._base_zero: "zero"} if zero else {}
-    return _Kind(
-        formula, tuple(states.split()), tuple(decays.split()), hasattr(cls, "_init_recurrent_net"),
-        resets,
-    )  # fmt: skip
-
-
-#: Reset to zero of the others drops the step's input, too, and is left to their ``forward``.
-_KINDS: dict[type, _Kind] = {
-    snn.Leaky: _kind(snn.Leaky, LeakyFormula, "mem", "beta", zero=True),
-    snn.RLeaky: _kind(snn.RLeaky, LeakyFormula, "mem", "beta", zero=False),
-    snn.Lapicque: _kind(snn.Lapicque, LeakyFormula, "mem", "", zero=False),
-    snn.Synaptic: _kind(snn.Synaptic, SynapticFormula, "syn mem", "alpha beta", zero=True),
-    snn.RSynaptic: _kind(snn.RSynaptic, SynapticFormula, "syn mem", "alpha beta", zero=False),
-    snn.Alpha: _kind(snn.Alpha, None, "syn_exc syn_inh mem", "alpha beta", zero=True),
-    RefractoryLeaky: _kind(RefractoryLeaky, None, "mem", "beta", zero=True),
-}
-
-
-#: What a subclass may have of its own, and compute the same.
-_HARMLESS = frozenset({
-    "__init__", "__module__", "__qualname__", "__doc__", "__annotations__", "__dict__",
-    "__weakref__", "__orig_bases__", "__parameters__", "__firstlineno__", "__static_attributes__",
-    "__annotations_cache__", "__annotate_func__", "__slots__", "reset_mem", "extra_repr",
-    "__repr__",
-})  # fmt: skip
-
-
-def known_class(neuron: Any) -> type | None:
-    """Return the class whose steps are known and which a module computes as; ``None`` if none is.
-
-    A subclass computes as its base where it has no name in common with it.
-    """
-    order = type(neuron).__mro__
-    base = next((each for each in order if each in _KINDS), None)
-    if base is None or base is order[0]:
-        return base
-    own = {name for each in order[: order.index(base)] for name in vars(each)} - _HARMLESS
-    stores = (dir(base), vars(neuron), neuron._buffers, neuron._parameters, neuron._modules)
-    return base if all(own.isdisjoint(store) for store in stores) else None
-
-
-def step_of(neuron: Any) -> Step | None:
-    """Return how to compute steps of a module; ``None`` where only its ``forward`` knows."""
-    base = known_class(neuron)
-    if base is None:
-        return None
-    return _STEPS.get(base, Step)(neuron, _KINDS[base])
 
 
 class Step:
@@ -138,7 +81,7 @@ class Step:
         kind: Its kind.
     """
 
-    def __init__(self, neuron: Any, kind: _Kind) -> None:
+    def __init__(self, neuron: Any, kind: Kind) -> None:
         self._neuron, self._kind = neuron, kind
         self._names = ("spk", *kind.states) if kind.recurrent else kind.states
         self._known: tuple[Any, Surrogate | None] = (None, None)
@@ -177,7 +120,7 @@ class Step:
                 states[i] = torch.zeros_like(current)
         decays = self._decays()
         threshold, graded = self._constant("threshold"), self._constant("graded_spikes_factor")
-        if not _are_alike(current, [*states, *decays, threshold, graded]):
+        if not are_alike(current, [*states, *decays, threshold, graded]):
             return None
         dtype = current.dtype if surrogate is neuron.spike_grad else torch.float32
         form = Form(kind.formula, reset, surrogate, dtype, book)
@@ -257,9 +200,11 @@ class Step:
         states, own = inputs.states, vars(self._neuron)
         if inputs.constants is None or not _fits(recurrent, current):
             return self._plain(inputs, made)
-        spk, new, own["reset"], counted, kept = compiled_step(
+        spk, new, late, counted, kept = compiled_step(
             inputs.constants, current, recurrent, states, inputs.counter
         )
+        if late is not None:
+            own["reset"] = late
         if counted is not None:
             self._neuron._buffers["counter"] = counted
         graphs = recurrent is not None or any([t.requires_grad for t in (current, *states)])
@@ -340,68 +285,6 @@ class Step:
         return self._kind.resets.get(getattr(own.get("state_function"), "__func__", None))
 
 
-class RefractoryStep(Step):
-    """The same for this library's neuron with a refractory period, by kernels alone."""
-
-    def _constants(
-        self, form: Form, decays: Sequence[Tensor], threshold: Tensor, graded: Tensor
-    ) -> Constants | None:
-        neuron, known = self._neuron, super()._constants(form, decays, threshold, graded)
-        if known is None or type(neuron.input_gain) not in (int, float):
-            return None
-        clamps = neuron.refractory == "clamp"
-        silent = neuron.refractory_steps
-        return known._replace(gain=float(neuron.input_gain), refractory=silent, clamps=clamps)
-
-    def _is_for_kernels(self) -> bool:
-        return True
-
-    def _counter(self, current: Tensor, mem: Tensor) -> Tensor | None:
-        if not self._neuron.refractory_steps:
-            return None
-        self._neuron._restart_if_new(current, mem)
-        counter: Tensor = self._neuron.counter
-        return counter.to(torch.int32)
-
-    def result(self, spk: Tensor, states: Sequence[Tensor]) -> Any:
-        if self._neuron.refractory_steps:
-            self._neuron._last_mem = (states[-1].detach(),)
-        return super().result(spk, states)
-
-    def _reset(self) -> str | None:
-        neuron, own = self._neuron, vars(self._neuron)
-        if neuron.state_quant or neuron.inhibition or not _METHODS.isdisjoint(own):
-            return None
-        reset: str = neuron.reset_mechanism
-        return reset
-
-
-class AlphaStep(Step):
-    """The same for ``Alpha``, by kernels alone."""
-
-    def __init__(self, neuron: Any, kind: _Kind) -> None:
-        super().__init__(neuron, kind)
-        self._tau: tuple[Any, float] = (None, 0.0)
-
-    def _constants(
-        self, form: Form, decays: Sequence[Tensor], threshold: Tensor, graded: Tensor
-    ) -> Constants | None:
-        known = super()._constants(form, decays, threshold, graded)
-        if known is None:
-            return None
-        now = known.alpha, known.beta, form.dtype
-        if now != self._tau[0]:
-            alpha, beta = (torch.log(decay.clamp(0, 1)) for decay in decays)
-            self._tau = now, (alpha / (beta - alpha) + 1).item()
-        return known._replace(tau=self._tau[1])
-
-    def _is_for_kernels(self) -> bool:
-        return True
-
-
-_STEPS: dict[type, type[Step]] = {RefractoryLeaky: RefractoryStep, snn.Alpha: AlphaStep}
-
-
 def _fits(recurrent: Tensor | None, current: Tensor) -> bool:
     return recurrent is None or (
         recurrent.shape == current.shape and recurrent.dtype == current.dtype
@@ -426,7 +309,7 @@ def _circuit(r: Any, c: Any, step: Any) -> tuple[list[Tensor], Tensor | None]:
     return gains, 1 - step / (r * c)
 
 
-def _are_alike(current: Tensor, others: Sequence[Any]) -> bool:
+def are_alike(current: Tensor, others: Sequence[Any]) -> bool:
     """Return whether all are of one dtype and device, and constants, but for parameters, fixed."""
     dtype, device = current.dtype, current.device
     for t in others:

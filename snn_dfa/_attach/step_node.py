@@ -11,6 +11,7 @@ from torch.autograd import Function
 
 from snn_dfa._attach.functions import added, first_order
 from snn_dfa._attach.products import Book, Made, Seen, settle
+from snn_dfa.sequence.change_step import Change, change_step, change_step_back
 from snn_dfa.sequence.one_step import Constants, step, step_back
 from snn_dfa.surrogate import Surrogate
 
@@ -161,16 +162,22 @@ class PlainStep(Function):
 class Kept(NamedTuple):
     """What the way back through a compiled step needs."""
 
-    constants: Constants
+    constants: Constants | Change
     margin: Tensor  # membrane minus threshold
-    late: Tensor | None  # the resets, where they are needed
+    late: Tensor | None  # the resets, where they are needed; of a change its sign
     counter: Tensor | None  # as it was before the step
 
     def back(
         self, at_spikes: Tensor | None, at_states: Sequence[Tensor | None]
-    ) -> tuple[Tensor, list[Tensor]]:
+    ) -> tuple[Tensor, Sequence[Tensor | None]]:
         """Return the gradients at the current and at the last states."""
-        return step_back(*self[1:], at_spikes, at_states, self.constants)
+        constants, margin, late, counter = self
+        if isinstance(constants, Change):
+            assert late is not None
+            at_last, at_mem = at_states
+            total, before = change_step_back(margin, late, at_spikes, at_mem, constants)
+            return total, (None, added(before, at_last))
+        return step_back(margin, late, counter, at_spikes, at_states, constants)
 
 
 class Compiled(NamedTuple):
@@ -178,16 +185,20 @@ class Compiled(NamedTuple):
 
     spk: Tensor
     states: list[Tensor]
-    late: Tensor
+    late: Tensor | None
     counted: Tensor | None
     kept: Kept
 
 
 def compiled_step(
-    constants: Constants, current: Tensor, recurrent: Tensor | None, states: Sequence[Tensor],
-    counter: Tensor | None,
+    constants: Constants | Change, current: Tensor, recurrent: Tensor | None,
+    states: Sequence[Tensor], counter: Tensor | None,
 ) -> Compiled:  # fmt: skip
     """Run the kernel of a step; nothing has a graph."""
+    if isinstance(constants, Change):
+        _, mem = states
+        spk, new_mem, margin, sign = change_step(current, mem, constants)
+        return Compiled(spk, [mem, new_mem], None, None, Kept(constants, margin, sign, None))
     spk, new, margin, late, counted = step(current, recurrent, states, counter, constants)
     keeps = constants.reset == "zero" or not constants.delayed or constants.tau is not None
     return Compiled(

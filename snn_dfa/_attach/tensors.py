@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["map_tensors"]
+__all__ = ["map_tensors", "tensors_in"]
 
 _PLAIN = (int, float, bool, str, bytes, complex, type(None), nn.Module, type)
 
@@ -41,6 +41,17 @@ def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
             return value
         return kind(*changed) if hasattr(value, "_fields") else kind(changed)
     return _map_object(change, value)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return every tensor inside ``value``."""
+    if type(value) is Tensor:
+        return [value]
+    if type(value) is tuple:
+        return [t for part in value for t in ([part] if type(part) is Tensor else tensors_in(part))]
+    found: list[Tensor] = []
+    map_tensors(lambda t: found.append(t) or t, value)  # type: ignore[func-returns-value]
+    return found
 
 
 def _same(new: Any, old: Any) -> bool:

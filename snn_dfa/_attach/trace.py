@@ -60,6 +60,7 @@ def check(
             "credit='trace': expected a rule that sends errors straight to each layer, got "
             "rule='fa', which needs the errors of later steps; use credit='membrane'"
         )
+    _check_weights(net)
     for name, module in {**modules, **spiking_layers(net)}.items():
         where = f"credit='trace': layer {name!r}"
         if not is_spiking(module) and name in outputs:
@@ -89,6 +90,18 @@ def check(
                 f"{where} gives no gradient to its own parameter {learns[0]!r}, which has "
                 f"requires_grad=True; set it to False, or use credit='membrane'"
             )
+
+
+def _check_weights(net: nn.Module) -> None:
+    """Refuse a weight that each reading changes, since a trace reads it once more."""
+    for name, module in synapses(net).items():
+        for parameter, made in getattr(module, "parametrizations", {}).items():
+            if next(made.buffers(), None) is not None:
+                raise AttachError(
+                    f"credit='trace': the {parameter} of layer {name!r} may change each time that "
+                    f"it is read, as with spectral normalisation, expected one that stays; use "
+                    f"credit='membrane'"
+                )
 
 
 def _check_readout(module: nn.Module, where: str) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from snn_dfa.errors import AttachError, InputError
 from snn_dfa.sequence import spike_linear
-from snn_dfa.sequence.neuron import FlatScan, Layout
+from snn_dfa.sequence.flat_scan import FlatScan, Layout
 
 __all__ = ["Modules", "OneMask", "SpikeLinear", "TimeAsBatch"]
 

@@ -23,7 +23,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from snn_dfa.errors import AttachError, DFAError
 from snn_dfa.sequence.any_network import TimeAsBatch
-from snn_dfa.sequence.neuron import Layout
+from snn_dfa.sequence.flat_scan import Layout
 from snn_dfa.state import reset
 
 __all__ = ["compare_with_loop", "copy_of"]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from snn_dfa.errors import AttachError, InputError
 from snn_dfa.sequence import spike_linear
 from snn_dfa.sequence.any_network import Modules, TimeAsBatch
-from snn_dfa.sequence.neuron import Scan, twice
+from snn_dfa.sequence.flat_scan import twice
+from snn_dfa.sequence.neuron import Scan
 from snn_dfa.sequence.products import fast_product
 
 __all__ = ["AtOnce", "OverTime", "over_time"]

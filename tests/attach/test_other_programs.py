@@ -728,11 +728,53 @@ def test_a_hook_that_changes_a_state_that_goes_on_raises_an_error():
         assert all(p.grad is None for p in net.parameters())
 
     def made(spk, mem):
-        mem = mem * 1.0
+        mem = mem * 1.0  # which the next step alone reads
         mem.register_hook(lambda grad: 0 * grad)
         return spk, mem
 
     assert_alike(gradients(Net(made)), gradients(Net(lambda spk, mem: (spk, mem.detach()))))
+
+
+@pytest.mark.parametrize(
+    "where", ["register_full_backward_hook", "register_full_backward_pre_hook"]
+)
+@pytest.mark.parametrize("layer", ["lif1", "lif2"])
+def test_hooks_of_modules_on_a_spiking_layer(layer, where):
+    """A hook would see a gradient in parts; one on a hidden layer not what is sent to the spikes."""
+    for changes in (True, False):
+        net = Net()
+        hook = (
+            (lambda m, *g: tuple(None if t is None else 2 * t for t in g[0]))
+            if changes
+            else lambda *_: None
+        )
+        getattr(net.get_submodule(layer), where)(hook)
+        if not changes and layer == "lif2":
+            assert_alike(gradients(Net()), gradients(net))
+            continue
+        with DFA(net, output="lif2"):
+            loss = net(X).sum()
+            with pytest.raises((BackwardError, AttachError), match=f"{layer}.*full_backward_hook"):
+                loss.backward()
+            assert all(p.grad is None for p in net.parameters())
+
+
+def test_a_hook_that_changes_what_the_loss_and_the_next_step_read():
+    class Read(Net):
+        def forward(self, x):
+            mem, out = torch.zeros(B, 2), []
+            for step in x:
+                _, mem = self.lif2(self.fc2(self.fc1(step)), mem)
+                mem = mem * 1.0
+                mem.register_hook(lambda grad: grad.clamp(-1, 1))
+                out.append(mem)
+            return torch.stack(out)
+
+    net = Read()
+    with DFA(net, output="lif2"):
+        loss = net(X).sum()
+        with pytest.raises(BackwardError, match=r"'lif2': a hook .* changes the gradient"):
+            loss.backward()
 
 
 @pytest.mark.parametrize("width", [8, 100])  # the second has steps of a compiled kernel
@@ -802,6 +844,27 @@ def test_a_bias_with_a_dimension_of_its_own():
     assert rows["bias"].shape == (1, 8)
     assert flat["bias"].any()
     torch.testing.assert_close(rows["bias"][0], flat["bias"])
+
+
+def test_feedback_alignment_of_parameters_that_were_made_of_others():
+    net = Net()
+    given = {name: p.detach().clone().requires_grad_() for name, p in net.named_parameters()}
+    with DFA(net, rule="fa"):
+        made = {name: 1.0 * p for name, p in given.items()}
+        (torch.func.functional_call(net, made, (X,)) - 1).square().sum().backward()
+        (net(X) - 1).square().sum().backward()
+    assert_alike(
+        {n: p.grad for n, p in net.named_parameters()}, {n: p.grad for n, p in given.items()}
+    )
+
+
+def test_a_sparse_input():
+    """A sparse tensor has no address."""
+    net = Net()
+    with DFA(net, output="lif2", seed=1):
+        (net([x.to_sparse() for x in X]) - 1).square().sum().backward()
+    got = {n: p.grad for n, p in net.named_parameters()}
+    assert_alike(gradients(Net(), batches=1, seed=1), got)
 
 
 @pytest.mark.parametrize("made", [lambda p: p - 0.01, lambda p: 1.0 * p, lambda p: p.view_as(p)])

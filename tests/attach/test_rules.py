@@ -302,3 +302,74 @@ def test_what_feedback_alignment_refuses():
         DFA(net, rule="fa", feedback={"1": torch.ones(3, 4)})
     with pytest.raises(AttachError, match="rule='fa', which needs the errors of later steps"):
         DFA(net, rule="fa", credit="trace")
+
+
+class Embedded(nn.Module):
+    """Spikes of embedded words, with positions that are ``joined`` to them."""
+
+    def __init__(self, joined):
+        super().__init__()
+        torch.manual_seed(0)
+        neuron = {"beta": 0.8, "threshold": 0.3, "spike_grad": fast_sigmoid(5)}
+        self.embedding, self.lif1 = nn.Embedding(6, 4), snn.Leaky(**neuron)
+        self.fc1, self.lif2, self.fc2 = nn.Linear(4, 4), snn.Leaky(**neuron), nn.Linear(4, 3)
+        self.positions, self.joined = nn.Parameter(torch.rand(4, 4)), joined
+
+    def forward(self, words):
+        mem1 = mem2 = torch.zeros(*words.shape[1:], 4)
+        out = 0.0
+        for step in words:
+            spk, mem1 = self.lif1(2 * self.embedding(step), mem1)
+            spk = self.joined(spk, self.positions)
+            spk, mem2 = self.lif2(self.fc1(spk), mem2)
+            out = out + self.fc2(self.joined(spk, self.positions))
+        return out
+
+
+WORDS = torch.arange(24).view(3, 2, 4) % 6
+
+
+class FixedWayBack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, matrix):
+        ctx.save_for_backward(x, matrix)
+        return x @ weight.t()
+
+    @staticmethod
+    def backward(ctx, error):
+        x, matrix = ctx.saved_tensors
+        return error @ matrix, torch.einsum("...i,...j->ij", error, x), None
+
+
+@pytest.mark.parametrize(
+    "joined",
+    [lambda x, p: x + p, lambda x, p: p.relu() - x, lambda x, p: torch.cat([p[:1].expand(2, 1, 4), x], 1)[:, :4]],
+    ids=["sum", "difference", "cat"],
+)  # fmt: skip
+def test_feedback_alignment_of_embeddings_and_of_parameters_that_are_added(joined):
+    net = Embedded(joined)
+    with DFA(net, rule="fa", output="fc2") as dfa:
+        net(WORDS).square().sum().backward()
+        matrices = dict(dfa.feedback)
+    assert sorted(matrices) == ["fc1", "fc2"]
+    by_hand = Embedded(joined)
+    for name, matrix in matrices.items():
+        layer = by_hand.get_submodule(name)
+        layer.forward = lambda x, m=layer, b=matrix: FixedWayBack.apply(x, m.weight, b) + m.bias
+    by_hand(WORDS).square().sum().backward()
+    for (name, p), wanted in zip(net.named_parameters(), by_hand.parameters(), strict=True):
+        assert wanted.grad.any(), name
+        torch.testing.assert_close(p.grad, wanted.grad, msg=name)
+
+
+@pytest.mark.parametrize(
+    "joined",
+    [lambda x, p: x @ p, lambda x, p: x * p, lambda x, p: x + x @ p.t().relu(), lambda x, p: x],
+    ids=["product", "elementwise", "sum and product", "not used"],
+)
+def test_a_parameter_that_an_error_would_go_through(joined):
+    with DFA(net := Embedded(joined), rule="fa", output="fc2"):
+        with pytest.raises(AttachError, match="'positions' to be added to values"):
+            net(WORDS)
+        with pytest.raises(AttachError, match="call the network"):
+            net.fc1(torch.ones(2, 4))

@@ -11,7 +11,7 @@ from snntorch import surrogate
 from snn_dfa import RefractoryLeaky
 from snn_dfa import surrogate as own
 from snn_dfa._attach.functions import Relink
-from snn_dfa._attach.step import step_of
+from snn_dfa._attach.known_neurons import step_of
 
 T, B, N = 5, 4, 6
 OWN = "PlainStepBackward", "CompiledStepBackward", "RelinkBackward"
@@ -190,6 +190,37 @@ def test_neurons_whose_steps_are_compiled_or_their_own(kind, reset):
     assert all(torch.equal(a, b) for a, b in zip(seen, fused, strict=True))
     assert getattr(neuron, "counter", fused[0]).equal(getattr(twin, "counter", fused[0]))
     torch.testing.assert_close(grad, fused_grad, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.slow  # kernels are compiled
+@pytest.mark.parametrize(
+    ("form", "dtype"), [(own.fast_sigmoid(5), torch.float32), (own.ATan(2.0), torch.float64)]
+)
+def test_a_neuron_that_spikes_where_its_membrane_changes(form, dtype):
+    pytest.importorskip("numba")
+    neuron = snn.DeltaLeaky(0.4, beta=0.8, spike_grad=form).to(dtype)
+
+    def run(forward):
+        x = torch.randn(T, B, N, generator=torch.Generator().manual_seed(0), dtype=dtype)
+        state, seen, total = neuron.reset_mem(), [], 0.0
+        for t, step in enumerate(x.requires_grad_()):
+            spk, state = forward(step, state)
+            assert (neuron.mem, neuron.mem_prev) == state
+            seen += [spk, *state]
+            total = total + (t + 1) * ((spk * step).sum() + sum(s.square().sum() for s in state))
+        return seen, torch.autograd.grad(total, x)[0]
+
+    def in_one(current, state):
+        step = step_of(neuron)
+        inputs = step.inputs((current, state))
+        spk, states, links, _ = step.compute(inputs)
+        return step.result(spk, [Relink.apply([s], k) for s, k in zip(states, links, strict=True)])
+
+    (seen, grad), (fused, fused_grad) = run(neuron), run(in_one)
+    assert fused[0].grad_fn.name() == "CompiledStepBackward"
+    assert any(0 < spk.mean() < 1 for spk in seen[::3])
+    assert all(torch.equal(a, b) for a, b in zip(seen, fused, strict=True))
+    torch.testing.assert_close(grad, fused_grad)
 
 
 def test_a_buffer_that_wants_a_gradient_gets_one():

@@ -281,6 +281,13 @@ def test_neurons_whose_past_no_trace_holds(hidden, message):
         DFA(net, credit="trace")
 
 
+def test_a_weight_that_each_reading_changes():
+    layer = nn.utils.parametrizations.spectral_norm(nn.Linear(5, 7))
+    net = nn.Sequential(layer, leaky(), nn.Linear(7, 3), leaky())
+    with pytest.raises(AttachError, match="the weight of layer '0' may change each time"):
+        DFA(net, credit="trace")
+
+
 @pytest.mark.parametrize(
     ("between", "message"),
     [

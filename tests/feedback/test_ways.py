@@ -136,6 +136,27 @@ def test_with_one_step_and_the_weights_it_is_back_propagation(make, options):
             torch.testing.assert_close(found[name], grad, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", [snn.Leaky, snn.RLeaky, snn.Synaptic])
+def test_one_hidden_layer_with_the_weights_is_back_propagation(kind):
+    """Over several steps, too: the error goes through the last weights alone."""
+    torch.manual_seed(0)
+    options = {snn.RLeaky: {"linear_features": 6}, snn.Synaptic: {"alpha": 0.8}}.get(kind, {})
+    net = nn.Sequential(nn.Linear(4, 6), leaky(kind, **options), nn.Linear(6, 3), leaky()).double()
+    x = 2 * torch.rand(5, B, 4, dtype=torch.float64)
+
+    def run(x):
+        return loop(net, x)
+
+    wanted = grads_of(net, run, x, score)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    dfa = DFA(net, optimizer=optimizer)
+    score(run(x)).backward()
+    with_weights(dfa, net)
+    for name, grad in grads_of(net, run, x, score).items():
+        assert grad.any(), name
+        torch.testing.assert_close(grad, wanted[name], rtol=1e-9, atol=1e-12)
+
+
 def test_feedback_alignment_with_the_weights_is_back_propagation():
     torch.manual_seed(0)
     net, x = Decoder().double(), 2 * torch.rand(2, B, 1, 8, 8, dtype=torch.float64)

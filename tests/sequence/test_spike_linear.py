@@ -164,13 +164,14 @@ import snntorch, torch
 from torch import nn
 from snn_dfa import over_time
 from snn_dfa.sequence import numba_tools, spike_linear
-from snn_dfa.sequence.scan import cpu
+from snn_dfa.sequence.scan import cpu_backward, cpu_forward
 
 kernels, compile_parallel = [], numba_tools.compile_parallel
 def noting(kernel):
     kernels.append(compile_parallel(kernel))
     return kernels[-1]
-spike_linear.kernels.compile_parallel = cpu.compile_parallel = noting
+for module in (spike_linear.kernels, cpu_forward, cpu_backward):
+    module.compile_parallel = noting
 spike_linear._SMALL = 0
 
 net = nn.Sequential(nn.Linear(64, 8), snntorch.Leaky(beta=0.9, init_hidden=True))

@@ -1,0 +1,198 @@
+"""Which neurons have steps that are known, and those among them that have more to say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import snntorch as snn
+import torch
+from torch import Tensor
+
+from snn_dfa._attach.products import Book
+from snn_dfa._attach.record import Before
+from snn_dfa._attach.step import Inputs, Kind, Step, are_alike
+from snn_dfa._attach.step_node import Form, LeakyFormula, SynapticFormula
+from snn_dfa.neurons import RefractoryLeaky
+from snn_dfa.sequence.change_step import Change
+from snn_dfa.sequence.one_step import Constants, suits
+from snn_dfa.surrogate import Surrogate, inline_form
+
+__all__ = ["known_class", "step_of"]
+
+
+#: What a neuron computes with; where an instance has its own, it is left alone.
+_METHODS = frozenset({
+    "fire", "mem_reset", "state_function", "_base_state_function", "_base_sub", "_base_zero",
+    "_base_int", "_block", "_restart_if_new",
+})  # fmt: skip
+
+
+def _kind(cls: Any, formula: Any, states: str, decays: str, *, zero: bool) -> Kind:
+    resets = {cls._base_sub: "subtract", cls._base_int: "none"}
+    resets |= {cls._base_zero: "zero"} if zero else {}
+    return Kind(
+        formula, tuple(states.split()), tuple(decays.split()), hasattr(cls, "_init_recurrent_net"),
+        resets,
+    )  # fmt: skip
+
+
+#: Reset to zero of the others drops the step's input, too, and is left to their ``forward``.
+_KINDS: dict[type, Kind] = {
+    snn.Leaky: _kind(snn.Leaky, LeakyFormula, "mem", "beta", zero=True),
+    snn.RLeaky: _kind(snn.RLeaky, LeakyFormula, "mem", "beta", zero=False),
+    snn.Lapicque: _kind(snn.Lapicque, LeakyFormula, "mem", "", zero=False),
+    snn.Synaptic: _kind(snn.Synaptic, SynapticFormula, "syn mem", "alpha beta", zero=True),
+    snn.RSynaptic: _kind(snn.RSynaptic, SynapticFormula, "syn mem", "alpha beta", zero=False),
+    snn.Alpha: _kind(snn.Alpha, None, "syn_exc syn_inh mem", "alpha beta", zero=True),
+    RefractoryLeaky: _kind(RefractoryLeaky, None, "mem", "beta", zero=True),
+    snn.DeltaLeaky: _kind(snn.DeltaLeaky, None, "mem_prev mem", "beta", zero=False),
+}
+
+
+#: What a subclass may have of its own, and compute the same.
+_HARMLESS = frozenset({
+    "__init__", "__module__", "__qualname__", "__doc__", "__annotations__", "__dict__",
+    "__weakref__", "__orig_bases__", "__parameters__", "__firstlineno__", "__static_attributes__",
+    "__annotations_cache__", "__annotate_func__", "__slots__", "reset_mem", "extra_repr",
+    "__repr__",
+})  # fmt: skip
+
+
+def known_class(neuron: Any) -> type | None:
+    """Return the class whose steps are known and which a module computes as; ``None`` if none is.
+
+    A subclass computes as its base where it has no name in common with it.
+    """
+    order = type(neuron).__mro__
+    base = next((each for each in order if each in _KINDS), None)
+    if base is None or base is order[0]:
+        return base
+    own = {name for each in order[: order.index(base)] for name in vars(each)} - _HARMLESS
+    stores = (dir(base), vars(neuron), neuron._buffers, neuron._parameters, neuron._modules)
+    return base if all(own.isdisjoint(store) for store in stores) else None
+
+
+def step_of(neuron: Any) -> Step | None:
+    """Return how to compute steps of a module; ``None`` where only its ``forward`` knows."""
+    base = known_class(neuron)
+    if base is None:
+        return None
+    return _STEPS.get(base, Step)(neuron, _KINDS[base])
+
+
+class RefractoryStep(Step):
+    """The same for this library's neuron with a refractory period, by kernels alone."""
+
+    def _constants(
+        self, form: Form, decays: Sequence[Tensor], threshold: Tensor, graded: Tensor
+    ) -> Constants | None:
+        neuron, known = self._neuron, super()._constants(form, decays, threshold, graded)
+        if known is None or type(neuron.input_gain) not in (int, float):
+            return None
+        clamps = neuron.refractory == "clamp"
+        silent = neuron.refractory_steps
+        return known._replace(gain=float(neuron.input_gain), refractory=silent, clamps=clamps)
+
+    def _is_for_kernels(self) -> bool:
+        return True
+
+    def _counter(self, current: Tensor, mem: Tensor) -> Tensor | None:
+        if not self._neuron.refractory_steps:
+            return None
+        self._neuron._restart_if_new(current, mem)
+        counter: Tensor = self._neuron.counter
+        return counter.to(torch.int32)
+
+    def result(self, spk: Tensor, states: Sequence[Tensor]) -> Any:
+        if self._neuron.refractory_steps:
+            self._neuron._last_mem = (states[-1].detach(),)
+        return super().result(spk, states)
+
+    def _reset(self) -> str | None:
+        neuron, own = self._neuron, vars(self._neuron)
+        if neuron.state_quant or neuron.inhibition or not _METHODS.isdisjoint(own):
+            return None
+        reset: str = neuron.reset_mechanism
+        return reset
+
+
+class AlphaStep(Step):
+    """The same for ``Alpha``, by kernels alone."""
+
+    def __init__(self, neuron: Any, kind: Kind) -> None:
+        super().__init__(neuron, kind)
+        self._tau: tuple[Any, float] = (None, 0.0)
+
+    def _constants(
+        self, form: Form, decays: Sequence[Tensor], threshold: Tensor, graded: Tensor
+    ) -> Constants | None:
+        known = super()._constants(form, decays, threshold, graded)
+        if known is None:
+            return None
+        now = known.alpha, known.beta, form.dtype
+        if now != self._tau[0]:
+            alpha, beta = (torch.log(decay.clamp(0, 1)) for decay in decays)
+            self._tau = now, (alpha / (beta - alpha) + 1).item()
+        return known._replace(tau=self._tau[1])
+
+    def _is_for_kernels(self) -> bool:
+        return True
+
+
+class DeltaStep(Step):
+    """The same for ``DeltaLeaky``, by kernels alone: of the last membrane, which it keeps, too."""
+
+    def inputs(self, args: Sequence[Any], book: Book | None = None) -> Inputs | None:
+        neuron, own, buffers = self._neuron, vars(self._neuron), self._neuron._buffers
+        if not args or "mem" not in buffers or "mem_prev" not in own:
+            return None
+        current, *given = args
+        if neuron.init_hidden and not given:
+            mem = buffers["mem"]
+        elif len(given) == 1 and type(given[0]) is tuple and len(given[0]) == 2:
+            mem = given[0][0]
+        else:
+            return None
+        surrogate, beta = self._surrogate(), self._constant("beta")
+        if surrogate is None or type(current) is not Tensor:
+            return None
+        mem = torch.zeros_like(current) if mem is None else mem
+        if type(mem) is not Tensor or mem.shape != current.shape:
+            return None
+        constants = self._change(current, surrogate, beta)
+        if constants is None or not are_alike(current, [mem, beta]):
+            return None
+        form = Form(None, "none", surrogate, current.dtype, book)
+        # The last membrane is handed out again, and its gradient comes in by a link of its own.
+        states = [mem.detach(), mem]
+        before: list[Before | None] = [None, None]
+        return Inputs(form, current, None, states, before, [beta], beta, beta, constants, None)
+
+    def _change(self, current: Tensor, surrogate: Surrogate, beta: Any) -> Change | None:
+        """Return the numbers for the kernel; ``None`` where it cannot compute the step."""
+        neuron, slope = self._neuron, inline_form(surrogate)
+        single = current.dtype == torch.float32 or surrogate is neuron.spike_grad
+        transformed = torch._C._are_functorch_transforms_active()
+        if not (slope[0] and single and suits(current)) or transformed:
+            return None
+        if type(beta) is not Tensor or beta.dim() or beta.requires_grad:
+            return None
+        if type(neuron.delta_threshold) not in (int, float):
+            return None
+        return Change(beta.item(), neuron.delta_threshold, slope)
+
+    @property
+    def hides_states(self) -> bool:
+        return False
+
+    def result(self, spk: Tensor, states: Sequence[Tensor]) -> Any:
+        last, mem = states
+        self._neuron._buffers["mem"] = mem
+        vars(self._neuron)["mem_prev"] = last
+        return spk, (mem, last)
+
+
+_STEPS: dict[type, type[Step]] = {
+    RefractoryLeaky: RefractoryStep, snn.Alpha: AlphaStep, snn.DeltaLeaky: DeltaStep,
+}  # fmt: skip

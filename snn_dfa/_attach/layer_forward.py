@@ -1,0 +1,285 @@
+"""What stands in place of a layer's ``forward``: what comes in, the call, and what goes out."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from snn_dfa._attach import messages
+from snn_dfa._attach.core import Core
+from snn_dfa._attach.forward import Credit, Forward
+from snn_dfa._attach.functions import in_backward
+from snn_dfa._attach.graph import are_packed
+from snn_dfa._attach.hooks import eager
+from snn_dfa._attach.known_neurons import step_of
+from snn_dfa._attach.step import Inputs
+from snn_dfa._attach.tensors import map_tensors, tensors_in
+from snn_dfa._attach.ways import Passage
+from snn_dfa._distributed import States
+
+__all__ = ["LayerForward"]
+
+_CURRENT = "input_"  # snnTorch's name for it
+#: Of attributes that need no closer look.
+_PLAIN = frozenset({type(None), bool, int, float, str, dict, OrderedDict})
+#: An attribute of a module: where it is kept, its name and its value.
+State: TypeAlias = tuple[dict[str, Any], str, Tensor]
+#: One that a module runs with another value: where, name, its own value and the other.
+Held: TypeAlias = tuple[dict[str, Any], str, Tensor, Tensor]
+
+
+class LayerForward(Forward):
+    """In place of a layer's ``forward``.
+
+    Args:
+        name: Of the layer.
+        module: The layer.
+        core: The attachment.
+        closed: Whether values come out by the result and the module's own attributes alone.
+        credit: Replaces what autograd does inside; ``None`` to leave it.
+        states: Sees that no membrane is one of another process.
+        until_known: Whether the credit is that of an output, and taken off once others are.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        core: Core,
+        *,
+        closed: bool,
+        credit: Credit | None,
+        states: States,
+        until_known: bool = False,
+    ) -> None:
+        super().__init__(module, core)
+        self._until_known = until_known
+        self._name, self._closed, self._credit, self._states = name, closed, credit, states
+        self._own = [m._parameters for m in module.modules()]
+        self._is_block = not closed and bool(module._modules)
+        self._step = step_of(module) if closed and credit is None else None
+        self._size, self._keys = -1, list[tuple[dict[str, Any], str]]()
+        self._is_neuron = name in core.layers.neurons
+        # A change of one neuron's current then changes its own spikes alone.
+        self._is_gate = self._is_neuron and all(p.dim() < 2 for p in module.parameters())
+        holders = [module] if closed else list(module.modules())
+        self._stores: list[dict[str, Any]] = [s for m in holders for s in (m._buffers, vars(m))]
+
+    # A compiler does not look inside: what is kept between calls is not for it to trace.
+    @eager
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        core = self.core
+        if not core.active:
+            return self.plain(*args, **kwargs)
+        if self._until_known and core.layers.outputs:
+            self._settle()
+        if self._is_neuron:
+            core.now.last = self._name
+        if in_backward():
+            messages.refuse_repetition(self._name, self.module, whole=core.repeats)
+        self._states.check(self._name, self.module)
+        if not torch.is_grad_enabled() or (core.aligned and self._credit is None):
+            result = self.plain(*args, **kwargs)
+        else:
+            core.entry.begin(
+                self._name, learns=self._learns(), closed=self._closed, block=self._is_block
+            )
+            step = self._step
+            inputs = None if step is None or kwargs else step.inputs(args, core.book)
+            result = self._call(args, kwargs) if inputs is None else self._call_step(inputs)
+        self._states.note(self._name, self.module)
+        return result
+
+    def _settle(self) -> None:
+        """Take an output's credit off a layer that has turned out to be hidden."""
+        self._until_known = False
+        if self._name not in self.core.layers.outputs:
+            self._credit = None
+            self._step = step_of(self.module) if self._closed else None
+
+    def _call(self, args: Any, kwargs: Any) -> Any:
+        entry, name, module = self.core.entry, self._name, self.module
+
+        def enter(t: Tensor) -> Tensor:
+            return entry.enter(name, t) if t.requires_grad else t
+
+        held = [(store, key, old, enter(old)) for store, key, old in self._graphs()]
+        passage = entry.passage(name, args[0] if args else kwargs.get(_CURRENT))
+        args = map_tensors(enter, args)
+        if kwargs:
+            kwargs = map_tensors(enter, kwargs)
+        for store, key, _, new in held:
+            store[key] = new
+        cuts = self._credit is not None and self._credit.cuts(name)
+        before = self._attributes() if cuts else []
+        # A credit that cuts makes spikes of the current; one that traces knows it by identity.
+        if cuts:
+            args, kwargs = self._tapped(passage, args, kwargs)
+        if self._credit is not None:
+            args, kwargs = self._credit.before(name, module, args, kwargs)
+        if not cuts:
+            args, kwargs = self._tapped(passage, args, kwargs)
+        result = self._run(args, kwargs, held, cuts)
+        known = {id(old) for _, _, old, _ in held} | {id(old) for _, _, old in before}
+        states = self._attributes() if cuts else self._graphs()
+        left = [s for s in states if id(s[2]) not in known and (cuts or s[2].grad_fn is not None)]
+        return self._hand_out(result, left, passage)
+
+    def _tapped(self, passage: Passage | None, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Return the arguments, with the current as :meth:`_tap` gives it."""
+        if passage is None:
+            return args, kwargs
+        if args:
+            return (self._tap(passage, args[0]), *args[1:]), kwargs
+        return args, {**kwargs, _CURRENT: self._tap(passage, kwargs[_CURRENT])}
+
+    def _tap(self, passage: Passage | None, current: Tensor) -> Tensor:
+        """Return a current whose gradient can be asked for, where each number is one neuron's."""
+        alone = self._is_gate and passage is not None and not passage.own
+        if passage is None or not alone or self._name in self.core.layers.outputs:
+            return current
+        return passage.tapped(current)
+
+    def _run(self, args: Any, kwargs: Any, held: Sequence[Held], cuts: bool) -> Any:
+        """Run the module; note what it learns from inside; put back states that it left alone."""
+        core = self.core
+        since = 0 if self._closed else torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+        core.inside, done = self._name, False
+        try:
+            if cuts:
+                with torch.no_grad():
+                    result = self.plain(*args, **kwargs)
+            else:
+                result = self.plain(*args, **kwargs)
+            done = True
+        finally:
+            core.inside = None
+            for store, key, old, new in held:
+                if not done or store.get(key) is new:
+                    store[key] = old
+        if not self._closed or self._has_own_surrogate():
+            came_in = [*tensors_in(args), *[new for *_, new in held]]
+            came_in += tensors_in(kwargs) if kwargs else []
+            ends = {t.grad_fn for t in came_in if t.grad_fn is not None}
+            core.entry.note_leaves(tensors_in(result), ends)
+            if not self._closed:
+                core.entry.note_insides(self._name, since)
+        return result
+
+    def _learns(self) -> bool:
+        return any(
+            [p.requires_grad for own in self._own if own for p in own.values() if p is not None]
+        )
+
+    def _has_own_surrogate(self) -> bool:
+        """Return whether the neuron has a surrogate of the user's, which may hold what learns."""
+        surrogate = getattr(self.module, "spike_grad", None)
+        function = getattr(surrogate, "__self__", surrogate)  # of a `Function.apply` the class
+        home = getattr(function, "__module__", None) or ""  # a function's, or an object's class's
+        return surrogate is not None and home.partition(".")[0] not in ("snntorch", "snn_dfa")
+
+    def _call_step(self, inputs: Inputs) -> Any:
+        """Run a step whose inputs and states are known, as :meth:`_call` runs a module."""
+        core, name, step = self.core, self._name, self._step
+        entry = core.entry
+        assert step is not None
+        current, made = inputs.current, None
+        passage = entry.passage(name, current)
+        if current.requires_grad:
+            if step.scales:
+                current = step.scaled(entry.enter(name, current))
+            else:
+                current, made = entry.enter_current(name, current)
+        elif step.scales:
+            current = step.scaled(current)
+        inputs.current = self._tap(passage, current)
+        states, before = inputs.states, inputs.before
+        for i, state in enumerate(states):
+            if state.requires_grad:
+                known = before[i] = entry.before(name, state)
+                states[i] = entry.enter(name, state) if known is None else state.detach()
+        if inputs.recurrent is not None:
+            spk = inputs.recurrent
+            inputs.recurrent = step.recurrent(entry.enter(name, spk) if spk.requires_grad else spk)
+        may_record = passage is None and not are_packed()
+        spk, states, links, record = step.compute(inputs, made, may_record=may_record)
+        learns = record is not None or spk.requires_grad
+        if not (learns or core.layers.may_be_output(name)):
+            core.leave(name, (), spk, 0)
+            return step.result(spk, states)
+        returned = 1 if step.hides_states else 1 + len(states)
+        shown, *states = core.leave(
+            name, (spk, *links), spk, returned, (spk, *states), passage, record
+        )
+        return step.result(shown, states)
+
+    def _attributes(self) -> list[State]:
+        """Return the module's attributes that hold numbers, but for the resets of the last step."""
+        return [
+            (store, key, value)
+            for store in self._stores
+            for key, value in store.items()
+            if isinstance(value, Tensor) and value.is_floating_point() and key != "reset"
+        ]
+
+    def _graphs(self) -> list[State]:
+        """Return the module's attributes that have a graph or ask for one: store, key and value."""
+        if not self._closed:
+            return [
+                (store, key, value)
+                for store in self._stores
+                for key, value in store.items()
+                if type(value) not in _PLAIN and isinstance(value, Tensor) and value.requires_grad
+            ]
+        # Such a module's attributes are numbers for good, or never; it is asked at each step.
+        size = sum([len(store) for store in self._stores])
+        if size != self._size:
+            self._size = size
+            self._keys = [
+                (store, key)
+                for store in self._stores
+                for key, value in store.items()
+                if value is None or isinstance(value, Tensor)
+            ]
+        return [
+            (store, key, value)
+            for store, key in self._keys
+            if isinstance(value := store.get(key), Tensor) and value.requires_grad
+        ]
+
+    def _hand_out(self, result: Any, new: list[State], passage: Passage | None = None) -> Any:
+        """Give out the result, and the states that the call has left, by a port."""
+        core, name = self.core, self._name
+        tensors = tensors_in(result)
+        may_be_output = core.layers.may_be_output(name)
+        every = self._credit is not None or may_be_output
+        found = {
+            id(t): t for t in tensors if t.grad_fn is not None or (every and t.is_floating_point())
+        }
+        returned = len(found)
+        for _, _, value in new:
+            found[id(value)] = value
+        values = list(found.values())
+        keys = list(found)
+        if self._credit is not None and values:
+            values = self._credit.after(name, self.module, values)
+        if not may_be_output and self._credit is not None:
+            returned = sum(v.requires_grad for v in values[:returned])
+            keys = [key for key, v in zip(keys, values, strict=True) if v.requires_grad]
+            values = [v for v in values if v.requires_grad]
+        spikes = tensors[0] if tensors else None
+        if keys and keys[0] == id(spikes):
+            spikes = values[0]
+        given = core.leave(name, values, spikes, returned, passage=passage)
+        ports = dict(zip(keys, given, strict=True))
+        if not ports:
+            return result
+        for store, key, value in new:
+            store[key] = ports.get(id(value), value)
+        if type(result) is Tensor:
+            return ports.get(id(result), result)
+        return map_tensors(lambda t: ports.get(id(t), t), result)

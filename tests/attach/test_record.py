@@ -1,0 +1,80 @@
+"""Steps that are no nodes: what they have read must be there unchanged in the backward pass."""
+
+import pytest
+import snntorch as snn
+import torch
+from torch import nn
+
+from snn_dfa import DFA, BackwardError
+from snn_dfa.surrogate import fast_sigmoid
+
+pytest.importorskip("numba")
+
+
+class Net(nn.Module):
+    """Two layers, and what a program does after each step."""
+
+    def __init__(self, after):
+        super().__init__()
+        options = {"reset_mechanism": "zero", "spike_grad": fast_sigmoid(5), "threshold": 0.3}
+        self.fc1, self.lif1 = nn.Linear(4, 5), snn.Leaky(0.9, **options)
+        self.fc2, self.lif2 = nn.Linear(5, 2), snn.Leaky(0.9, **options)
+        self.after = after
+
+    def forward(self, x):
+        mem1, mem2, out, mems = torch.zeros(3, 5), torch.zeros(3, 2), [], []
+        for step in x:
+            spk, mem1 = self.lif1(self.fc1(step), mem1)
+            out2, mem2 = self.lif2(self.fc2(spk), mem2)
+            mems.append(mem1)
+            out.append(out2)
+            self.after(self, step, spk)
+        return torch.stack(out), torch.stack(mems)
+
+
+def leave(net, step, spk):
+    """Change nothing that a step has read."""
+    (2 * step).mul_(2)
+    spk.clone().zero_()
+
+
+def gradients(after, penalty):
+    torch.manual_seed(0)
+    net, x = Net(after), 3 * torch.rand(4, 3, 4)
+    DFA(net, seed=1)
+    for _ in range(2):  # in the first pass the output is not known
+        out, mems = net(x.clone())
+    (out.sum() + penalty * (2 * mems).square().sum()).backward()
+    return net
+
+
+CHANGES = {
+    "input": lambda net, step, spk: step.zero_(),
+    "spikes": lambda net, step, spk: spk.mul_(0.5),
+    "reset": lambda net, step, spk: net.lif1.reset.fill_(1.0),
+}
+
+
+@pytest.mark.parametrize("penalty", [0, 1], ids=["record", "node"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_a_step_has_read_and_is_changed_in_place_is_an_error(change, penalty):
+    with pytest.raises(BackwardError, match="changed in place"):
+        gradients(CHANGES[change], penalty)
+
+
+def test_no_gradient_is_written_then():
+    torch.manual_seed(0)
+    net = Net(leave)
+    DFA(net)
+    x = torch.rand(4, 3, 4)
+    loss = net(x)[0].sum()
+    x.add_(1)
+    with pytest.raises(BackwardError, match="change a copy"):
+        loss.backward()
+    assert all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize("penalty", [0, 1])
+def test_a_changed_copy_is_none(penalty):
+    net = gradients(leave, penalty)
+    assert all(p.grad is not None for p in net.parameters())
