@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-root", required=True)
     parser.add_argument("--folds", type=int, default=5, help="0: the given split; default 5")
-    parser.add_argument("--json", type=Path, help="write the accuracies of the folds into this file")
+    parser.add_argument("--json", type=Path, help="write the folds into this file")
     args = parser.parse_args()
     settings = replace(
         RECIPES["events"].settings,
