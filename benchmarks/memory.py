@@ -11,9 +11,11 @@ but once.
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import snntorch as snn
 import torch
@@ -52,7 +54,7 @@ def step(net: nn.Module, x: torch.Tensor, y: torch.Tensor, steps: int, online: b
 
 
 def measure(way: str, steps: int) -> None:
-    """Print peak and growth in MB."""
+    """Print peak and growth in MB, as JSON."""
     net, credit = network(), WAYS[way]
     if credit is not None:
         DFA(net, credit=credit, output=str(len(net) - 1))
@@ -61,28 +63,30 @@ def measure(way: str, steps: int) -> None:
     before = resident_megabytes()
     step(net, x, y, steps, online=credit == "trace")
     peak = resident_megabytes()
-    print(f"{peak:.0f} {peak - before:.0f}")
+    print(json.dumps({"steps": steps, "peak": round(peak), "grown": round(peak - before)}))
 
 
 def main() -> None:
-    """Print a row for each way."""
+    """Print the figures of each way; write them if asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", default="25,100,400", help="numbers of time steps (%(default)s)")
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         measure(args.one[0], int(args.one[1]))
         return
-    numbers = [int(n) for n in args.steps.split(",")]
-    print("| | " + " | ".join(f"T={n}: peak MB (grown)" for n in numbers) + " |")
-    print("| --- |" + " ---: |" * len(numbers))
+    found: dict[str, list[dict[str, int]]] = {}
     for way in WAYS:
-        cells = []
-        for n in numbers:
-            command = [sys.executable, __file__, "--one", way, str(n)]
+        found[way] = []
+        for n in args.steps.split(","):
+            command = [sys.executable, __file__, "--one", way, n]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
-            cells.append("{} ({})".format(*done.stdout.split()))
-        print(f"| {way} | " + " | ".join(cells) + " |", flush=True)
+            found[way].append(json.loads(done.stdout))
+            print(way, found[way][-1], flush=True)
+    if args.json:
+        result = {"torch": torch.__version__, "megabytes": found}
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

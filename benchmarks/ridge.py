@@ -1,6 +1,6 @@
 """What a linear reader of event counts reaches on N-MNIST: the figure to stand beside.
 
-    python benchmarks/ridge.py --data-root DIR --folds 5
+    python benchmarks/ridge.py --data-root DIR --folds 5 --json ridge.json
 
 Ridge regression on the number of events of each pixel and polarity, on the folds that
 ``snn-dfa compare --dataset nmnist --folds 5 --seeds 5`` tests on. The penalty is chosen inside the
@@ -11,7 +11,9 @@ part itself is printed beside it.
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean
 
 import numpy as np
@@ -46,6 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-root", required=True)
     parser.add_argument("--folds", type=int, default=5, help="0: the given split; default 5")
+    parser.add_argument("--json", type=Path, help="write the folds into this file")
     args = parser.parse_args()
     settings = replace(
         RECIPES["events"].settings,
@@ -59,6 +62,9 @@ def main() -> None:
         found, penalty, best = accuracies(replace(settings, seed=fold))
         rows.append((found, best))
         print(f"fold {fold}: {found:.2%} with penalty {penalty:g}; the best of all {best:.2%}")
+    if args.json:
+        folds = [round(100 * found, 2) for found, _ in rows]
+        args.json.write_text(json.dumps({"accuracy": {"ridge": folds}}) + "\n")
     found, best = (fmean(column) for column in zip(*rows, strict=True))
     print(f"mean: {found:.2%}; with the best penalty of each fold {best:.2%}")
 

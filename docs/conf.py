@@ -66,12 +66,10 @@ def _bring_tutorials() -> None:
     notebooks = sorted((ROOT / "tutorials").glob("*.ipynb"))
     for notebook in notebooks:
         shutil.copy(notebook, folder)
-    lines = ["# Tutorials", ""]
+    lines = ["# Tutorials", "", "There are none in this checkout."]
     if notebooks:
-        lines += ["Notebooks, to be read in order; each runs on a CPU.", ""]
-        lines += ["```{toctree}", *(notebook.stem for notebook in notebooks), "```"]
-    else:
-        lines += ["There are none in this checkout."]
+        told, _, _ = (ROOT / "tutorials" / "README.md").read_text().partition("\n## ")
+        lines = [told, "```{toctree}", ":hidden:", *(book.stem for book in notebooks), "```"]
     (folder / "index.md").write_text("\n".join(lines) + "\n")
 
 

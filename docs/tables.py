@@ -48,7 +48,7 @@ def _table(head: Sequence[str], align: str, rows: Iterable[Sequence[str]]) -> st
 def rules(found: Any) -> str:
     """Return accuracy, memory and angles of ``snn-dfa rules``."""
     head = ("rule", "test accuracy", "kept, MB", "peak, MB", "angle to back-propagation, degrees")
-    return _table(head, "lrrrl", (_rule(row) for row in found["rows"]))
+    return _table(head, "lrrrr", (_rule(row) for row in found["rows"]))
 
 
 def _rule(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -95,7 +95,7 @@ def angles(found: Any) -> str:
         )
         for rule, runs in found.items()
     )
-    return _table(head, "l" * len(head), rows)
+    return _table(head, "l" + "r" * (len(head) - 1), rows)
 
 
 def learned_cost(found: Any) -> str:
@@ -191,6 +191,89 @@ def depth(found: Any) -> str:
     return _table(("hidden layers of 100", *map(_short, rules)), "rrrrrr", rows)
 
 
+#: What contestants of ``step.py`` are called.
+_STEPS = {
+    "snntorch bptt": "snnTorch, BPTT, loop over time",
+    "snntorch dfa": "snnTorch, DFA, loop over time",
+    "spikingjelly bptt": "SpikingJelly, BPTT, multi-step",
+    "bptt": "`over_time`, BPTT",
+    "dfa": "`over_time`, DFA",
+    "dfa current": "`over_time`, DFA, current",
+    "bptt bf16": "`over_time`, BPTT, bfloat16",
+    "dfa bf16": "`over_time`, DFA, bfloat16",
+    "dfa current bf16": "`over_time`, DFA, current, bfloat16",
+    "products bptt": "dense products, BPTT",
+    "products dfa": "dense products, DFA",
+    "products dfa bf16": "dense products, DFA, bfloat16",
+    "convs": "convolutions",
+    "convs channels last": "convolutions, channels last",
+}
+
+
+def steps(found: Any, number: int) -> str:
+    """Return times and memory of ``benchmarks/step.py`` with a number of time steps."""
+    (each,) = (r["contestants"] for r in found["results"] if r["steps"] == number)
+    first = each["snntorch bptt"]["ms"]
+    rows = []
+    for name, its in each.items():
+        products = each["products dfa" + " bf16" * name.endswith("bf16")]["ms"]
+        ratios = (f"{its['ms'] / whole:.2f}" for whole in (first, products))
+        rows.append((_STEPS[name], f"{its['ms']:.1f}", *ratios, f"{its['mb']:.0f}"))
+    return _table(("", "ms", "x snnTorch", "x products", "MB"), "lrrrr", rows)
+
+
+def convolutions(found: Any) -> str:
+    """Return the times of ``benchmarks/step.py --network conv``, as shares of snnTorch's."""
+    (result,) = found["results"]
+    first = result["contestants"]["snntorch bptt"]["ms"]
+    rows = (
+        (_STEPS[name], f"{its['ms'] / first:.2f}") for name, its in result["contestants"].items()
+    )
+    return _table(("", "x snnTorch"), "lr", rows)
+
+
+def cost(found: Any) -> str:
+    """Return the ratios of the times of ``benchmarks/cost.py``."""
+    loop, over = "BPTT in the loop", "`over_time`"
+    pairs = {
+        "DFA / BPTT, loop": ("snntorch dfa", "snntorch bptt"),
+        f"DFA / BPTT, {over}": ("dfa", "bptt"),
+        f"BPTT in {over} / {loop}": ("bptt", "snntorch bptt"),
+        f"DFA in {over} / {loop}": ("dfa", "snntorch bptt"),
+    }
+    rows = (
+        (
+            f"{row['axis']} = {row['size']}",
+            *(
+                f"{row['contestants'][one]['ms'] / row['contestants'][other]['ms']:.2f}"
+                for one, other in pairs.values()
+            ),
+        )
+        for row in found["results"]
+    )
+    return _table(("", *pairs), "lrrrr", rows)
+
+
+def own_network(found: Any) -> str:
+    """Return the times of ``benchmarks/own_network.py`` as shares of back-propagation's."""
+    ms = found["ms"]
+    rows = (
+        (way, *(f"{its[way] / its['loop, BPTT']:.2f}" for its in ms.values()))
+        for way in ms["dense"]
+    )
+    return _table(("", *ms), "lrr", rows)
+
+
+def memory(found: Any) -> str:
+    """Return peak and growth of ``benchmarks/memory.py``, in megabytes."""
+    ways = found["megabytes"]
+    head = ("", *(f"T={its['steps']}: peak MB (grown)" for its in ways["BPTT"]))
+    rows = (
+        (way, *(f"{its['peak']} ({its['grown']})" for its in each)) for way, each in ways.items()
+    )
+    return _table(head, "lrrr", rows)
+
+
 def gpu_steps(found: Any) -> str:
     """Return the times of training steps on a GPU, in milliseconds, and their peak memory."""
     forms = ("snntorch bptt", "spikingjelly bptt", "bptt", "dfa")
@@ -270,6 +353,13 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "mnist": ("benchmarks/results/mnist.json", seeds),
     "deep_convolutions": ("benchmarks/results/deep_convolutions.json", seeds),
     "deep_convolutions_whole": ("benchmarks/results/deep_convolutions_whole.json", seeds),
+    "poisson_25": ("benchmarks/results/poisson.json", partial(steps, number=25)),
+    "poisson_100": ("benchmarks/results/poisson.json", partial(steps, number=100)),
+    "constant_100": ("benchmarks/results/constant.json", partial(steps, number=100)),
+    "convolutions": ("benchmarks/results/conv.json", convolutions),
+    "cost": ("benchmarks/results/cost.json", cost),
+    "own_network": ("benchmarks/results/own_network.json", own_network),
+    "memory": ("benchmarks/results/memory.json", memory),
     "gpu_steps": ("benchmarks/results/gpu.json", gpu_steps),
     "gpu_graphs": ("benchmarks/results/gpu.json", gpu_graphs),
     "gpu_neuron": ("benchmarks/results/gpu.json", gpu_neuron),
