@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 import torch
@@ -23,22 +23,16 @@ from snn_dfa._attach.functions import (
     Entrance,
     Gather,
     accumulate,
-    added,
-    gradients,
     second_time,
     will_pass,
 )
-from snn_dfa._attach.products import Notes
-from snn_dfa._attach.record import Way
+from snn_dfa._attach.run import Arrivals, Run
 from snn_dfa.errors import BackwardError
 
 if TYPE_CHECKING:
     from snn_dfa._attach.core import Core
 
-__all__ = ["Arrivals", "Collector"]
-
-#: Calls, and the gradients at their values.
-Arrivals: TypeAlias = list[tuple[Call, Sequence[Tensor | None]]]
+__all__ = ["Collector"]
 
 
 class Collector:
@@ -136,11 +130,12 @@ class Collector:
             self._settle()
 
     def _settle(self) -> None:
+        """Turn what has arrived into gradients, now that nothing more is to come."""
         self.restore()
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         others = self.core.entry.others(self)
-        direct, arrived = self._arrived, self._arrived + self._given
-        self._arrived, self._given = [], []
+        linked = any(call.linked for call, _ in self._arrived) and not self._waits
+        arrived, self._arrived, self._given = self._arrived + self._given, [], []
         # Parameters that come and go, as those of a network in shards, are accumulated where they
         # are, inside the pass, since hooks around it count on that.
         known = self.core.collector.known
@@ -154,23 +149,40 @@ class Collector:
             run.replay(replays, keep=keep)
         self._settled = run.task
         self._give_back()
-        own = len(self.parameters)
-        waiting = self.core.waiting
         if goes_on and not (self._partial or self.stand_ins):
             # The last of the passes that the loss reads writes for all: till then errors may come.
-            waiting.append((self, [*self.parameters, *others], results))
+            self.core.waiting.append((self, [*self.parameters, *others], results))
             self._results = ()
             return
-        while waiting and not goes_on:
+        if not goes_on:
+            self._write_waiting()
+        self._hand_over(others, results, linked=linked)
+
+    def _write_waiting(self) -> None:
+        """Write the gradients of the passes with other parameters that the loss reads, too."""
+        waiting = self.core.waiting
+        while waiting:
             collector, leaves, grads = waiting.pop()
             if collector._task == self._task:
                 _write(leaves, grads)
+
+    def _hand_over(
+        self, others: Sequence[Tensor], results: Sequence[Tensor | None], *, linked: bool
+    ) -> None:
+        """Write the gradients, but for those that ``deliver`` hands out.
+
+        Args:
+            others: Leaves that are no parameters of the network.
+            results: Gradients of the parameters, then of the others.
+            linked: Whether ``deliver`` is run after this.
+        """
+        own = len(self.parameters)
         if not self._partial:
             _write(others, results[own:])
         elif any(isinstance(t, nn.Parameter) and g is not None
                  for t, g in zip(others, results[own:], strict=True)):  # fmt: skip
             raise _not_passed()  # other leaves have an entrance, by which autograd finds them
-        if any(call.linked for call, _ in direct) and not self._waits:
+        if linked:
             self._results = results[:own]
         else:
             _write(self.parameters, results[:own])
@@ -291,117 +303,12 @@ class Collector:
             hooks.update(were)
 
 
-class Run:
-    """One way through the layers' own graphs.
-
-    Args:
-        core: The attachment, of which this is what runs now.
-        at: The leaves whose gradients are wanted.
-        inside: Those among them at which layers' gradients are accumulated in the pass itself.
-    """
-
-    def __init__(self, core: Core, at: Sequence[Tensor], inside: Sequence[Tensor]) -> None:
-        # One that was frozen since the forward pass gets nothing.
-        self._at = [t if t.requires_grad else core.trap for t in at]
-        self._core, self._inside = core, inside
-        self.task = torch._C._current_graph_task_id()
-        #: What the loss gives at ports, while that is asked; ``None`` in a layer's own graph.
-        self.losses: Arrivals | None = None
-        #: Errors at currents, of which weights learn in the end.
-        self.notes: Notes | None = None
-
-    def gradients(self, arrived: Arrivals, *, keep: bool, twice: bool) -> list[Tensor | None]:
-        """Return the gradients of the leaves.
-
-        Args:
-            arrived: The loss's gradients.
-            keep: Whether the user keeps the graph.
-            twice: Whether parts of the graph have to last for one pass more.
-        """
-        core, reached = self._core, list(arrived)
-        total: list[Tensor | None] = [None] * len(self._at)
-        if any(call.released for call, grads in arrived if any(g is not None for g in grads)):
-            raise second_time()
-        core.running = self
-        try:
-            while roots := _roots([a for a in arrived if a[0].layer is None]):
-                # Through what lies between the layers and what the network has returned, which
-                # may be a value that has left it, come in and left again.
-                for value, _ in roots if core.paths.tracing else ():
-                    core.paths.note_read(value, core.entry.mine)
-                self.losses = [a for a in arrived if a[0].layer is not None]
-                *found, _ = gradients(roots, [*self._at, core.leaf], keep=True)
-                pairs = zip(self._at, found, strict=True)
-                _add(total, [None if t is core.trap else g for t, g in pairs])
-                arrived, self.losses = self.losses, None
-                reached += arrived
-            arrived = _merged(arrived)
-            sent = core.broadcast(arrived)
-            self.notes = Notes()
-            way = Way(arrived + sent)
-            inside = {id(t) for t in (*self._inside, core.trap)}
-            if roots := _roots(way.others):
-                at = [core.trap if id(t) in inside else t for t in self._at]
-                layers = gradients(roots, [*at, core.trap], keep=twice or bool(self._inside))
-                own = zip(self._at, layers, strict=False)
-                _add(total, [None if id(t) in inside else g for t, g in own])
-            notes, self.notes = self.notes, None
-            if roots and self._inside:
-                accumulate(roots, at=self._inside, keep=twice)
-            products = notes.gradients()
-            _add(total, [None if id(t) in inside else products.get(id(t)) for t in self._at])
-        finally:
-            core.running = None
-        if not keep:
-            for call in (*[call for call, _ in reached + sent], *way.passed):
-                call.release()
-        return total
-
-    def replay(self, replays: Sequence[tuple[Tensor, Tensor]], *, keep: bool) -> None:
-        """Go on behind reentrant checkpointing, in an autograd pass of all leaves."""
-        values, grads = zip(*replays, strict=True)
-        self._core.running = self
-        try:
-            torch.autograd.backward(values, grads, retain_graph=keep)
-        finally:
-            self._core.running = None
-
-
 def _not_passed() -> BackwardError:
     return BackwardError(
         "torch.autograd.grad, torch.autograd.functional and backward(inputs=...) do not pass what "
         "comes into the network or learns outside of it; call loss.backward() and read .grad, or "
         "give net(x.detach()); for back-propagation's gradient do so in `with dfa.paused():`"
     )
-
-
-def _merged(arrivals: Arrivals) -> Arrivals:
-    """Return each call once, with the sums of the gradients that have arrived at its values."""
-    calls: dict[int, tuple[Call, Sequence[Tensor | None]]] = {}
-    for call, grads in arrivals:
-        known = calls.get(id(call))
-        if known is not None:
-            grads = [added(a, b) for a, b in zip(known[1], grads, strict=True)]
-        calls[id(call)] = call, grads
-    return list(calls.values())
-
-
-def _roots(arrivals: Arrivals) -> list[tuple[Tensor, Tensor]]:
-    """Return values with the sums of the gradients that have arrived at them."""
-    roots: dict[int, tuple[Tensor, Tensor]] = {}
-    for call, grads in arrivals:
-        if call.released and any(g is not None for g in grads):
-            raise second_time()  # the error of this step is sent to one that is used up
-        for value, grad in zip(call.values, grads, strict=False):
-            if grad is not None and value.requires_grad:
-                known = roots.get(id(value))
-                roots[id(value)] = value, grad if known is None else known[1] + grad
-    return list(roots.values())
-
-
-def _add(total: list[Tensor | None], more: Iterable[Tensor | None]) -> None:
-    for i, (known, new) in enumerate(zip(total, more, strict=False)):
-        total[i] = added(known, new)
 
 
 def _write(leaves: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:

@@ -15,8 +15,9 @@ from torch.optim import Optimizer
 from snn_dfa._distributed import whole
 from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback.base import FeedbackWeights, Forward, Shapes
+from snn_dfa.feedback.jacobians import jacobians
 from snn_dfa.feedback.learning import Learned, LearningOptions
-from snn_dfa.feedback.stand_in import Inflow, jacobians
+from snn_dfa.feedback.stand_in import Inflow
 
 __all__ = ["KolenPollackProduct", "KolenPollackProductFeedback"]
 

@@ -1,35 +1,37 @@
-r"""A linear network that stands in for the layers above the hidden ones, made of learned factors.
+"""What stands in for the functions between two layers, made of learned factors.
 
 Between two layers lie weights, pooling, normalisation, sums. The stand-in has a factor of the same
 shape in place of each weight, a mean in place of maximum pooling, and nothing in place of what acts
-on each number alone: neurons, normalisation, dropout. It is linear: the errors which it sends back
-are e B, and B is its Jacobian.
+on each number alone: neurons, normalisation, dropout. So it is linear; ``jacobians.py`` puts it
+together for all layers.
 
 :class:`~snn_dfa.feedback.sample_ways.Ways` says how each sample has passed the network. With them
 the stand-in is linear, too, and another one for each sample.
+
+Rows [M] come first and in order. What follows them may have any shape, and is read as the next
+function needs it: so a view of the program is none here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from snn_dfa.feedback.sample_ways import Backward, Derivative, Named, Taken, Ways
+from snn_dfa.feedback.sample_ways import Backward, Derivative, Named, Taken
 
 __all__ = [
     "Inflow",
+    "added",
     "average",
     "concatenate",
     "convolve",
-    "errors",
     "gain",
-    "jacobians",
+    "linear",
     "local",
     "mean",
     "multiply",
@@ -102,19 +104,15 @@ class _Linear(torch.autograd.Function):
         return None, None, *(sent if isinstance(sent, tuple) else (sent,) * ctx.count)
 
 
-def _linear(back: Callable[[Tensor], Any], shape: Sequence[int], *values: Tensor) -> Tensor:
+def linear(back: Callable[[Tensor], Any], shape: Sequence[int], *values: Tensor) -> Tensor:
+    """Return a linear function of values that are zero, from its way back and its shape alone."""
     out: Tensor = _Linear.apply(back, shape, *values)
     return out
 
 
-def _added(*values: Tensor) -> Tensor:
+def added(*values: Tensor) -> Tensor:
     """Return the sum of values of one shape."""
-    return _linear(lambda error: error, values[0].shape, *values)
-
-
-# -- what lies between two layers ------------------------------------------------------------------
-# Rows [M] come first and in order. What follows them may have any shape, and is read as the next
-# function needs it: so a view of the program is none here.
+    return linear(lambda error: error, values[0].shape, *values)
 
 
 def source(layer: str) -> Inflow:
@@ -134,10 +132,10 @@ def total(parts: Sequence[Inflow]) -> Inflow:
 def _combined(terms: tuple[tuple[Inflow, float], ...], steps: int | None) -> Inflow:
     def apply(values: Named, factors: Known) -> Tensor:
         first, *others = (_times(each.apply(values, factors), number) for each, number in terms)
-        return _added(first, *(other.reshape(first.shape) for other in others))
+        return added(first, *(other.reshape(first.shape) for other in others))
 
     def _times(value: Tensor, number: float) -> Tensor:
-        return value if number == 1 else _linear(lambda e: e * number, value.shape, value)
+        return value if number == 1 else linear(lambda e: e * number, value.shape, value)
 
     return replace(_joined([each for each, _ in terms], apply), terms=terms, steps=steps)
 
@@ -199,7 +197,7 @@ def weigh(x: Inflow, weight: str) -> Inflow:
 
     def weighed(value: Tensor, v: Tensor) -> Tensor:
         value = value.reshape(-1, v.shape[1])
-        return _linear(lambda error: error @ v, (len(value), len(v)), value)
+        return linear(lambda error: error @ v, (len(value), len(v)), value)
 
     return x.through(weight, weighed)
 
@@ -232,7 +230,7 @@ def convolve(x: Inflow, weight: str, shape: tuple[int, ...], options: Sequence[A
         def sent(error: Tensor) -> Tensor:
             return cast("Tensor", convolution(_channels_last(error), laid, None, *back))
 
-        return _linear(sent, (len(value), channels, *sizes), value)
+        return linear(sent, (len(value), channels, *sizes), value)
 
     return x.through(weight, convolved)
 
@@ -281,9 +279,9 @@ def pool(
         value, taken = x.apply(values, factors).reshape(-1, *shape), factors.get(name)
         whole = (len(value), shape[0], *windows)
         if isinstance(taken, Taken) and taken.sample == shape:
-            return _linear(taken.spread, whole, value)
+            return linear(taken.spread, whole, value)
         if apart and isinstance(taken, Tensor) and taken.shape[1:] == shape:
-            return _linear(lambda error: _spread(error, kernel, shape) * taken, whole, value)
+            return linear(lambda error: _spread(error, kernel, shape) * taken, whole, value)
         return cast("Tensor", function(value, tuple(kernel), *options))
 
     return x.made(apply)
@@ -316,7 +314,7 @@ def gain(x: Inflow, channel: int, name: str) -> Inflow:
                 return error * gains.reshape(-1, *(1,) * (error.dim() - 2))
             return (error.reshape(len(error), len(gains), -1) * gains[:, None]).reshape(error.shape)
 
-        return _linear(back, value.shape, value)
+        return linear(back, value.shape, value)
 
     return x.made(apply)
 
@@ -344,7 +342,7 @@ def local(
                 sent = known.send(error)
                 return tuple(e.reshape(m.shape) for e, m in zip(sent, made, strict=True))
 
-            return _linear(back, shape, *made)
+            return linear(back, shape, *made)
         return made[0].new_zeros(()).expand(shape) if needed else made[0]
 
     made = _joined(parts, apply)
@@ -358,7 +356,7 @@ def average(x: Inflow, shape: tuple[int, ...], size: Sequence[int], name: str = 
     def apply(values: Named, factors: Known) -> Tensor:
         value, taken = x.apply(values, factors).reshape(-1, *shape), factors.get(name)
         if isinstance(taken, Taken) and taken.sample == shape:
-            return _linear(taken.spread, (len(value), shape[0], *size), value)
+            return linear(taken.spread, (len(value), shape[0], *size), value)
         return cast("Tensor", function(value, tuple(size)))
 
     return x.made(apply)
@@ -367,119 +365,3 @@ def average(x: Inflow, shape: tuple[int, ...], size: Sequence[int], name: str = 
 def mean(x: Inflow, shape: tuple[int, ...], dims: Sequence[int]) -> Inflow:
     """Return means over some dimensions, counted from the last one, of values of a shape."""
     return x.then(lambda value: value.reshape(-1, *shape).mean(tuple(dims)))
-
-
-# -- the whole -------------------------------------------------------------------------------------
-
-
-def jacobians(
-    inflows: Mapping[str, Inflow],
-    outputs: Sequence[str],
-    shapes: Mapping[str, tuple[int, ...]],
-    factors: Named,
-    direct: Sequence[str] = (),
-    ways: Ways | None = None,
-    only: Sequence[str] = (),
-    rows: Tensor | None = None,
-) -> dict[str, Tensor]:
-    r"""Return the stand-in's derivative of the outputs with respect to each hidden layer's value.
-
-    It is computed with as many rows as there are outputs, or from other errors.
-
-    Args:
-        inflows: What comes into each layer; into outputs, too.
-        outputs: Names of the outputs, whose C numbers are set side by side.
-        shapes: Hidden layers in order of their calls, with the shape [C, \*S] of their matrix.
-        factors: By layer with weights.
-        direct: Layers that have a matrix [C, \*S] to the outputs among the factors, too.
-        ways: Their means are taken; ``None`` for none.
-        only: If given, the only layers into which others flow.
-        rows: If given, errors E [R, C].
-
-    Returns:
-        Layer to B [C, \*S], or to E B; with ``only`` without the layers that flow into none of
-        them.
-
-    Example:
-        >>> inflows = {"lif2": weigh(source("lif1"), "fc2"), "out": weigh(source("lif2"), "fc3")}
-        >>> shapes = {"lif1": (1, 3), "lif2": (1, 2)}
-        >>> factors = {"fc2": torch.ones(2, 3), "fc3": torch.tensor([[1.0, -3.0]])}
-        >>> jacobians(inflows, ["out"], shapes, factors)["lif1"]
-        tensor([[-2., -2., -2.]])
-    """
-    if only:
-        inflows = {name: each for name, each in inflows.items() if name in only}
-        last = {source for each in inflows.values() for source in each.sources}
-        shapes = {name: shapes[name] for name in shapes if name in last or name in direct}
-        if not shapes:
-            return {}
-    if ways is not None:
-        ways = ways.into(inflows).mean()
-    if rows is None:
-        like = next(iter(factors.values()), torch.zeros(()))
-        rows = torch.eye(next(iter(shapes.values()))[0], dtype=like.dtype, device=like.device)
-    return errors(inflows, outputs, shapes, factors, direct, rows, ways)
-
-
-def errors(
-    inflows: Mapping[str, Inflow],
-    outputs: Sequence[str],
-    shapes: Mapping[str, tuple[int, ...]],
-    factors: Named,
-    direct: Sequence[str],
-    error: Tensor,
-    ways: Ways | None = None,
-) -> dict[str, Tensor]:
-    r"""Return what the stand-in sends back to each hidden layer.
-
-    Args:
-        inflows: See :func:`jacobians`, as for all that is not named here.
-        outputs: Names.
-        shapes: Of hidden layers.
-        factors: By layer with weights.
-        direct: Layers.
-        error: [M, C], at the outputs.
-        ways: Of M samples, or the same for all.
-
-    Returns:
-        Layer to [M, \*S].
-
-    Example:
-        >>> inflows = {"lif2": weigh(source("lif1"), "fc2"), "out": weigh(source("lif2"), "fc3")}
-        >>> shapes = {"lif1": (1, 3), "lif2": (1, 2)}
-        >>> factors = {"fc2": torch.ones(2, 3), "fc3": torch.tensor([[1.0, -3.0]])}
-        >>> ways = Ways({"lif2": torch.tensor([[1.0, 0.0], [0.0, 1.0]])})
-        >>> errors(inflows, ["out"], shapes, factors, [], torch.ones(2, 1), ways)["lif1"]
-        tensor([[ 1.,  1.,  1.],
-                [-3., -3., -3.]])
-    """
-    ways, rows = ways or Ways(), len(error)
-    known = {**factors, **ways.local}
-    with torch.enable_grad():
-        sizes = {name: (rows, *shape[1:]) for name, shape in shapes.items()}
-        leaves = {n: error.new_zeros(()).expand(s).requires_grad_() for n, s in sizes.items()}
-        values = dict(leaves)
-        for name in outputs:  # what an output hands back to a hidden layer passes no error
-            values[name] = torch.zeros_like(error)
-        for name in [name for name in shapes if name in inflows]:
-            value, gate = inflows[name].apply(values, known), ways.gates.get(name)
-            value = value.reshape(sizes[name])
-            if gate is not None:
-                value = _linear(partial(torch.mul, gate), sizes[name], value)
-            values[name] = _added(leaves[name], value)
-        parts = [inflows[n].apply(values, known).reshape(rows, -1) for n in outputs if n in inflows]
-        out = torch.cat(parts, 1) if parts else torch.zeros_like(error)
-        for name in direct:
-            out = out + values[name].flatten(1) @ factors[name].flatten(1).t()
-    found: Sequence[Tensor | None]
-    if any(isinstance(way, Backward) for way in ways.local.values()):
-        torch.autograd.backward(
-            out, error
-        )  # asked for some gradients alone, autograd lets no other node answer
-        found = [leaf.grad for leaf in leaves.values()]
-    else:
-        found = torch.autograd.grad(out, list(leaves.values()), error, allow_unused=True)
-    return {
-        name: error.new_zeros(leaves[name].shape) if grad is None else grad
-        for name, grad in zip(leaves, found, strict=True)
-    }

@@ -14,10 +14,10 @@ from snn_dfa._distributed import whole
 from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback.base import Forward, Sent, Shapes
 from snn_dfa.feedback.draw import generator_for
+from snn_dfa.feedback.jacobians import errors, jacobians
 from snn_dfa.feedback.kolen_pollack_product import KolenPollackProductFeedback
 from snn_dfa.feedback.learning import LearningOptions, Twin
 from snn_dfa.feedback.sample_ways import Ways
-from snn_dfa.feedback.stand_in import errors, jacobians
 
 __all__ = ["SELDOM", "WeightMirror", "WeightMirrorFeedback"]
 

@@ -474,7 +474,7 @@ def test_of_many_outputs_no_matrix_is_made(kind, monkeypatch):
         net, lambda x: loop(net, x), x.repeat(1, 2, 1, 1, 1),
         lambda spk: (each(spk[:, :B]) + each(spk[:, B:])) / 2,
     )  # fmt: skip
-    monkeypatch.setattr("snn_dfa.feedback.stand_in.torch.eye", None)  # which the matrix needs
+    monkeypatch.setattr("snn_dfa.feedback.jacobians.torch.eye", None)  # which the matrix needs
     found = grads_of(net, lambda x: loop(net, x), x, each)
     for name, grad in wanted.items():
         assert grad.any(), name

@@ -1,0 +1,127 @@
+"""One way through the layers' own graphs: from what has arrived at ports to leaves' gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from torch import Tensor
+
+from snn_dfa._attach.calls import Call
+from snn_dfa._attach.functions import accumulate, added, gradients, second_time
+from snn_dfa._attach.products import Notes
+from snn_dfa._attach.record import Way
+
+if TYPE_CHECKING:
+    from snn_dfa._attach.core import Core
+
+__all__ = ["Arrivals", "Run"]
+
+#: Calls, and the gradients at their values.
+Arrivals: TypeAlias = list[tuple[Call, Sequence[Tensor | None]]]
+
+
+class Run:
+    """One way through the layers' own graphs.
+
+    Args:
+        core: The attachment, of which this is what runs now.
+        at: The leaves whose gradients are wanted.
+        inside: Those among them at which layers' gradients are accumulated in the pass itself.
+    """
+
+    def __init__(self, core: Core, at: Sequence[Tensor], inside: Sequence[Tensor]) -> None:
+        # One that was frozen since the forward pass gets nothing.
+        self._at = [t if t.requires_grad else core.trap for t in at]
+        self._core, self._inside = core, inside
+        self.task = torch._C._current_graph_task_id()
+        #: What the loss gives at ports, while that is asked; ``None`` in a layer's own graph.
+        self.losses: Arrivals | None = None
+        #: Errors at currents, of which weights learn in the end.
+        self.notes: Notes | None = None
+
+    def gradients(self, arrived: Arrivals, *, keep: bool, twice: bool) -> list[Tensor | None]:
+        """Return the gradients of the leaves.
+
+        Args:
+            arrived: The loss's gradients.
+            keep: Whether the user keeps the graph.
+            twice: Whether parts of the graph have to last for one pass more.
+        """
+        core, reached = self._core, list(arrived)
+        total: list[Tensor | None] = [None] * len(self._at)
+        if any(call.released for call, grads in arrived if any(g is not None for g in grads)):
+            raise second_time()
+        core.running = self
+        try:
+            while roots := _roots([a for a in arrived if a[0].layer is None]):
+                # Through what lies between the layers and what the network has returned, which
+                # may be a value that has left it, come in and left again.
+                for value, _ in roots if core.paths.tracing else ():
+                    core.paths.note_read(value, core.entry.mine)
+                self.losses = [a for a in arrived if a[0].layer is not None]
+                *found, _ = gradients(roots, [*self._at, core.leaf], keep=True)
+                pairs = zip(self._at, found, strict=True)
+                _add(total, [None if t is core.trap else g for t, g in pairs])
+                arrived, self.losses = self.losses, None
+                reached += arrived
+            arrived = _merged(arrived)
+            sent = core.broadcast(arrived)
+            self.notes = Notes()
+            way = Way(arrived + sent)
+            inside = {id(t) for t in (*self._inside, core.trap)}
+            if roots := _roots(way.others):
+                at = [core.trap if id(t) in inside else t for t in self._at]
+                layers = gradients(roots, [*at, core.trap], keep=twice or bool(self._inside))
+                own = zip(self._at, layers, strict=False)
+                _add(total, [None if id(t) in inside else g for t, g in own])
+            notes, self.notes = self.notes, None
+            if roots and self._inside:
+                accumulate(roots, at=self._inside, keep=twice)
+            products = notes.gradients()
+            _add(total, [None if id(t) in inside else products.get(id(t)) for t in self._at])
+        finally:
+            core.running = None
+        if not keep:
+            for call in (*[call for call, _ in reached + sent], *way.passed):
+                call.release()
+        return total
+
+    def replay(self, replays: Sequence[tuple[Tensor, Tensor]], *, keep: bool) -> None:
+        """Go on behind reentrant checkpointing, in an autograd pass of all leaves."""
+        values, grads = zip(*replays, strict=True)
+        self._core.running = self
+        try:
+            torch.autograd.backward(values, grads, retain_graph=keep)
+        finally:
+            self._core.running = None
+
+
+def _merged(arrivals: Arrivals) -> Arrivals:
+    """Return each call once, with the sums of the gradients that have arrived at its values."""
+    calls: dict[int, tuple[Call, Sequence[Tensor | None]]] = {}
+    for call, grads in arrivals:
+        known = calls.get(id(call))
+        if known is not None:
+            grads = [added(a, b) for a, b in zip(known[1], grads, strict=True)]
+        calls[id(call)] = call, grads
+    return list(calls.values())
+
+
+def _roots(arrivals: Arrivals) -> list[tuple[Tensor, Tensor]]:
+    """Return values with the sums of the gradients that have arrived at them."""
+    roots: dict[int, tuple[Tensor, Tensor]] = {}
+    for call, grads in arrivals:
+        if call.released and any(g is not None for g in grads):
+            raise second_time()  # the error of this step is sent to one that is used up
+        for value, grad in zip(call.values, grads, strict=False):
+            if grad is not None and value.requires_grad:
+                known = roots.get(id(value))
+                roots[id(value)] = value, grad if known is None else known[1] + grad
+    return list(roots.values())
+
+
+def _add(total: list[Tensor | None], more: Iterable[Tensor | None]) -> None:
+    for i, (known, new) in enumerate(zip(total, more, strict=False)):
+        total[i] = added(known, new)

@@ -1,0 +1,133 @@
+"""The stand-in of all layers above the hidden ones: the errors that it sends back, and B.
+
+It is a linear network of learned factors. The errors which it sends back are e B, and B is its
+Jacobian.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from snn_dfa.feedback.sample_ways import Backward, Named, Ways
+from snn_dfa.feedback.stand_in import Inflow, added, linear
+
+__all__ = ["errors", "jacobians"]
+
+
+def jacobians(
+    inflows: Mapping[str, Inflow],
+    outputs: Sequence[str],
+    shapes: Mapping[str, tuple[int, ...]],
+    factors: Named,
+    direct: Sequence[str] = (),
+    ways: Ways | None = None,
+    only: Sequence[str] = (),
+    rows: Tensor | None = None,
+) -> dict[str, Tensor]:
+    r"""Return the stand-in's derivative of the outputs with respect to each hidden layer's value.
+
+    It is computed with as many rows as there are outputs, or from other errors.
+
+    Args:
+        inflows: What comes into each layer; into outputs, too.
+        outputs: Names of the outputs, whose C numbers are set side by side.
+        shapes: Hidden layers in order of their calls, with the shape [C, \*S] of their matrix.
+        factors: By layer with weights.
+        direct: Layers that have a matrix [C, \*S] to the outputs among the factors, too.
+        ways: Their means are taken; ``None`` for none.
+        only: If given, the only layers into which others flow.
+        rows: If given, errors E [R, C].
+
+    Returns:
+        Layer to B [C, \*S], or to E B; with ``only`` without the layers that flow into none of
+        them.
+
+    Example:
+        >>> from snn_dfa.feedback.stand_in import source, weigh
+        >>> inflows = {"lif2": weigh(source("lif1"), "fc2"), "out": weigh(source("lif2"), "fc3")}
+        >>> shapes = {"lif1": (1, 3), "lif2": (1, 2)}
+        >>> factors = {"fc2": torch.ones(2, 3), "fc3": torch.tensor([[1.0, -3.0]])}
+        >>> jacobians(inflows, ["out"], shapes, factors)["lif1"]
+        tensor([[-2., -2., -2.]])
+    """
+    if only:
+        inflows = {name: each for name, each in inflows.items() if name in only}
+        last = {source for each in inflows.values() for source in each.sources}
+        shapes = {name: shapes[name] for name in shapes if name in last or name in direct}
+        if not shapes:
+            return {}
+    if ways is not None:
+        ways = ways.into(inflows).mean()
+    if rows is None:
+        like = next(iter(factors.values()), torch.zeros(()))
+        rows = torch.eye(next(iter(shapes.values()))[0], dtype=like.dtype, device=like.device)
+    return errors(inflows, outputs, shapes, factors, direct, rows, ways)
+
+
+def errors(
+    inflows: Mapping[str, Inflow],
+    outputs: Sequence[str],
+    shapes: Mapping[str, tuple[int, ...]],
+    factors: Named,
+    direct: Sequence[str],
+    error: Tensor,
+    ways: Ways | None = None,
+) -> dict[str, Tensor]:
+    r"""Return what the stand-in sends back to each hidden layer.
+
+    Args:
+        inflows: See :func:`jacobians`, as for all that is not named here.
+        outputs: Names.
+        shapes: Of hidden layers.
+        factors: By layer with weights.
+        direct: Layers.
+        error: [M, C], at the outputs.
+        ways: Of M samples, or the same for all.
+
+    Returns:
+        Layer to [M, \*S].
+
+    Example:
+        >>> from snn_dfa.feedback.stand_in import source, weigh
+        >>> inflows = {"lif2": weigh(source("lif1"), "fc2"), "out": weigh(source("lif2"), "fc3")}
+        >>> shapes = {"lif1": (1, 3), "lif2": (1, 2)}
+        >>> factors = {"fc2": torch.ones(2, 3), "fc3": torch.tensor([[1.0, -3.0]])}
+        >>> ways = Ways({"lif2": torch.tensor([[1.0, 0.0], [0.0, 1.0]])})
+        >>> errors(inflows, ["out"], shapes, factors, [], torch.ones(2, 1), ways)["lif1"]
+        tensor([[ 1.,  1.,  1.],
+                [-3., -3., -3.]])
+    """
+    ways, rows = ways or Ways(), len(error)
+    known = {**factors, **ways.local}
+    with torch.enable_grad():
+        sizes = {name: (rows, *shape[1:]) for name, shape in shapes.items()}
+        leaves = {n: error.new_zeros(()).expand(s).requires_grad_() for n, s in sizes.items()}
+        values = dict(leaves)
+        for name in outputs:  # what an output hands back to a hidden layer passes no error
+            values[name] = torch.zeros_like(error)
+        for name in [name for name in shapes if name in inflows]:
+            value, gate = inflows[name].apply(values, known), ways.gates.get(name)
+            value = value.reshape(sizes[name])
+            if gate is not None:
+                value = linear(partial(torch.mul, gate), sizes[name], value)
+            values[name] = added(leaves[name], value)
+        parts = [inflows[n].apply(values, known).reshape(rows, -1) for n in outputs if n in inflows]
+        out = torch.cat(parts, 1) if parts else torch.zeros_like(error)
+        for name in direct:
+            out = out + values[name].flatten(1) @ factors[name].flatten(1).t()
+    found: Sequence[Tensor | None]
+    if any(isinstance(way, Backward) for way in ways.local.values()):
+        torch.autograd.backward(
+            out, error
+        )  # asked for some gradients alone, autograd lets no other node answer
+        found = [leaf.grad for leaf in leaves.values()]
+    else:
+        found = torch.autograd.grad(out, list(leaves.values()), error, allow_unused=True)
+    return {
+        name: error.new_zeros(leaves[name].shape) if grad is None else grad
+        for name, grad in zip(leaves, found, strict=True)
+    }
