@@ -412,7 +412,7 @@ class Detour(Function):
     ) -> Tensor:
         ctx.back = back
         ctx.save_for_backward(*[x] * (back is not None))
-        return output.view_as(output)
+        return output.clone()  # a program may change it in place, as it may not a view
 
     @staticmethod
     @first_order
@@ -434,7 +434,7 @@ class Traced(Function):
         *_: Tensor | None,
     ) -> Tensor:  # fmt: skip
         ctx.gradients = gradients
-        return output.view_as(output)
+        return output.clone()  # a program may change it in place, as it may not a view
 
     @staticmethod
     @first_order

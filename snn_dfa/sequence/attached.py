@@ -30,8 +30,8 @@ def see_that_none_is_at_work(module: nn.Module) -> None:
     stands = vars(module).get("forward")
     if isinstance(stands, Attached) and stands.at_work:
         raise AttachError(
-            f"over_time: DFA is attached to a {type(module).__name__} of the plain network. The form "
-            f"over time does not call it, and would learn by back-propagation. Attach DFA to the "
-            f"form that runs: dfa.remove(), then DFA(over_time(net)). Make the form of a part of a "
-            f"network before DFA(net). To evaluate only, use torch.no_grad() or dfa.paused()"
+            f"over_time: DFA is attached to a {type(module).__name__} of the plain network. The "
+            f"form over time does not call it, and would learn by back-propagation. Attach DFA to "
+            f"the form that runs: dfa.remove(), then DFA(over_time(net)). Make the form of a part "
+            f"of a network before DFA(net). To evaluate only, use torch.no_grad() or dfa.paused()"
         )
