@@ -434,7 +434,7 @@ class Traced(Function):
         *_: Tensor | None,
     ) -> Tensor:  # fmt: skip
         ctx.gradients = gradients
-        return output.clone()  # a program may change it in place, as it may not a view
+        return output.view_as(output)  # which no program can change in place: traces would miss it
 
     @staticmethod
     @first_order

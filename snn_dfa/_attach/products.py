@@ -30,6 +30,8 @@ _MM: Any = type(torch.nn.functional.linear(
 _TRANSPOSE: Any = type(torch.ones(1, 1, requires_grad=True).t().grad_fn)
 #: Numbers of the inputs and errors that are put side by side for one product.
 _ROOM = 1 << 20
+#: Numbers of the errors at one weight that are noted before their sum is taken.
+_NOTED = 1 << 22
 
 
 #: The current itself, as long as the program keeps it.
@@ -96,24 +98,32 @@ class Notes:
 
     def __init__(self) -> None:
         self._steps: dict[tuple[int, int], list[tuple[Made, Tensor]]] = {}
+        self._noted: dict[tuple[int, int], int] = {}  # how many numbers
+        self._found: dict[int, Tensor] = {}  # by identity of a weight or bias
 
     def take(self, made: Made, error: Tensor) -> None:
         """Note the error [B, N] at a current."""
         key = id(made.weight), id(made.bias)
         self._steps.setdefault(key, []).append((made, error))
+        self._noted[key] = self._noted.get(key, 0) + error.numel()
+        if self._noted[key] > _NOTED:  # of a long sequence, whose errors would fill the memory
+            self._sum(key)
 
     def gradients(self) -> dict[int, Tensor]:
         """Return the gradients of weights and biases, by identity, and forget the errors."""
-        found: dict[int, Tensor] = {}
         while self._steps:
-            _, steps = self._steps.popitem()
-            (_, weight, bias, _), _ = steps[0]
-            at_weight, at_bias = _summed(steps)
-            for leaf, grad in ((weight, at_weight), (bias, at_bias)):
-                if leaf is not None:
-                    known = found.get(id(leaf))
-                    found[id(leaf)] = grad if known is None else known + grad
-        return found
+            self._sum(next(iter(self._steps)))
+        return self._found
+
+    def _sum(self, key: tuple[int, int]) -> None:
+        steps = self._steps.pop(key)
+        del self._noted[key]
+        (_, weight, bias, _), _ = steps[0]
+        at_weight, at_bias = _summed(steps)
+        for leaf, grad in ((weight, at_weight), (bias, at_bias)):
+            if leaf is not None:
+                known = self._found.get(id(leaf))
+                self._found[id(leaf)] = grad if known is None else known + grad
 
 
 #: Gives the notes of the pass that is going on; ``None`` where a pass takes its gradients itself.

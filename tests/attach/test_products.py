@@ -30,10 +30,11 @@ def net_of(bias=True):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("room", [1, 1 << 20])
+@pytest.mark.parametrize(("room", "noted"), [(1, 1 << 22), (1 << 20, 1 << 22), (1 << 20, 70)])
 @pytest.mark.parametrize("constant", [True, False])
-def test_the_gradients_are_sums_over_all_steps(constant, room, bias, monkeypatch):
+def test_the_gradients_are_sums_over_all_steps(constant, room, noted, bias, monkeypatch):
     monkeypatch.setattr(products, "_ROOM", room)
+    monkeypatch.setattr(products, "_NOTED", noted)
     x = torch.rand(1 if constant else T, B, 5, dtype=torch.float64).expand(T, B, 5) * 2
     net = net_of(bias)
     wanted = grads(net, x)

@@ -373,3 +373,21 @@ def test_a_parameter_that_an_error_would_go_through(joined):
             net(WORDS)
         with pytest.raises(AttachError, match="call the network"):
             net.fc1(torch.ones(2, 4))
+
+
+def test_what_weights_give_may_be_changed_in_place():
+    def grads(inplace):
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Linear(4, 8), nn.ReLU(inplace), snn.Leaky(0.9, threshold=0.1, init_hidden=True),
+            nn.Linear(8, 6), nn.ReLU(inplace), snn.Leaky(0.9, threshold=0.1, init_hidden=True),
+            nn.Linear(6, 2), snn.Leaky(0.9, threshold=0.1, init_hidden=True),
+        )  # fmt: skip
+        with DFA(net, rule="fa"):
+            sum(net(torch.ones(3, 4)).sum() for _ in range(2)).backward()
+        return [p.grad for p in net.parameters()]
+
+    wanted = grads(inplace=False)
+    assert all(grad.any() for grad in wanted)
+    for found, want in zip(grads(inplace=True), wanted, strict=True):
+        assert torch.equal(found, want)
