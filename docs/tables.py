@@ -141,10 +141,10 @@ def rates(found: Any) -> str:
     for run in found:
         its = runs.setdefault((run["network"], run["loss"], run["rule"]), {})
         its.setdefault(run["rate"], []).append(run)
-    best = {
-        names: max(its, key=lambda rate: fmean(run["validation"] for run in its[rate]))
-        for names, its in runs.items()
-    }
+    best = {}
+    for names, its in runs.items():
+        enough = [rate for rate, each in its.items() if len(each) >= 3]
+        best[names] = max(enough, key=lambda rate: fmean(r["validation"] for r in its[rate]))
     tests = _tests(run for names, its in runs.items() for run in its[best[names]])
     return _beside(tests, lambda *names: f"; {best[names]:g}")
 
