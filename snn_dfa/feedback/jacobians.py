@@ -115,12 +115,21 @@ def errors(
             if gate is not None:
                 value = linear(partial(torch.mul, gate), sizes[name], value)
             values[name] = added(leaves[name], value)
-        parts = [inflows[n].apply(values, known).reshape(rows, -1) for n in outputs if n in inflows]
-        out = torch.cat(parts, 1) if parts else torch.zeros_like(error)
+        parts = {
+            n: inflows[n].apply(values, known).reshape(rows, -1) for n in outputs if n in inflows
+        }
+        rest = error.shape[1] - sum(part.shape[1] for part in parts.values())
+        if len(parts) == len(outputs) - 1:  # one that reads no layer, or values without a graph
+            (other,) = set(outputs) - set(parts)
+            parts[other] = error.new_zeros(rows, rest)
+        known_parts = [parts[n] for n in outputs if n in parts]
+        out = torch.cat(known_parts, 1) if parts else torch.zeros_like(error)
         for name in direct:
             out = out + values[name].flatten(1) @ factors[name].flatten(1).t()
     found: Sequence[Tensor | None]
-    if any(isinstance(way, Backward) for way in ways.local.values()):
+    if not out.requires_grad:  # nothing passes to any layer
+        found = [None] * len(leaves)
+    elif any(isinstance(way, Backward) for way in ways.local.values()):
         torch.autograd.backward(
             out, error
         )  # asked for some gradients alone, autograd lets no other node answer

@@ -539,3 +539,36 @@ def test_a_hook_sees_errors_and_no_gates():
         seen[feedback] = len(notes)
     first, second = seen.values()
     assert first == second
+
+
+class EarlyExit(nn.Module):
+    """Two outputs; the first reads values without a graph, the second the largest pixel."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.lif1, self.exit = nn.Linear(5, 8), leaky(), nn.Linear(8, 3)
+        self.fc2, self.lif2, self.last = nn.Linear(8, 8), leaky(), nn.Linear(4, 2)
+
+    def forward(self, x):
+        first = self.lif1(self.fc1(x))
+        second = self.lif2(self.fc2(first)).reshape(-1, 4, 2).amax(-1)
+        return self.exit(first.detach()), self.last(second)
+
+
+def test_an_output_without_a_way_and_a_function_of_samples_leave_the_matrices_readable():
+    torch.manual_seed(0)
+    net = EarlyExit()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    dfa = DFA(net, output=["exit", "last"], optimizer=optimizer)
+    for _ in range(2):
+        reset(net)
+        net.zero_grad()
+        one, two = net(3 * torch.rand(6, 5))
+        (one.square().sum() + two.square().sum()).backward()
+        optimizer.step()
+    assert {name: tuple(b.shape) for name, b in dfa.feedback.items()} == {
+        "lif1": (5, 8),
+        "lif2": (5, 8),
+    }
+    assert not any(b.any() for b in dfa.feedback.values())  # no product lets an error through alone
+    assert net.fc2.weight.grad.any()  # each sample's way does
