@@ -81,6 +81,28 @@ def seeds(found: Any) -> str:
     return _table(head, "l" + "r" * (count + 2), rows)
 
 
+def recipes(found: Any) -> str:
+    """Return the accuracy of each seed of the recipes, and their seconds."""
+    rows = []
+    for row in found["recipes"]:
+        each, three = row["accuracy"], len(row["accuracy"]) == 3
+        cells = [f"{accuracy:.2f}" for accuracy in each] + [""] * (3 - len(each))
+        ends = [f"{fmean(each):.2f}", f"{min(each):.2f}"] if three else [cells[0], ""]
+        seconds = " to ".join(map(str, row["seconds"]))
+        rows.append((row["recipe"], row["rule"], *cells, *ends, str(row["epochs"]), seconds))
+    head = ("recipe", "rule", "seed 0", "1", "2", "mean", "worst", "epochs", "seconds a run")
+    return _table(head, "llrrrrrrr", rows)
+
+
+def nmnist(found: Any) -> str:
+    """Return the accuracy of each fold of N-MNIST, and the mean."""
+    rows = []
+    for row in found["nmnist"]:
+        folds = ", ".join(f"{accuracy:.2f}" for accuracy in row["accuracy"])
+        rows.append((row["rule"], f"{fmean(row['accuracy']):.2f}", folds))
+    return _table(("test accuracy, %", "mean", "folds"), "lrl", rows)
+
+
 def angles(found: Any) -> str:
     """Return the angles of ``benchmarks/angles.py``, as means over seeds."""
     epochs = len(next(iter(found.values()))[0]) - 1
@@ -366,6 +388,8 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "gpu_wide": ("benchmarks/results/gpu.json", gpu_wide),
     "one_line": ("benchmarks/results/one_line.json", one_line),
     "rates": ("benchmarks/results/one_line.json", rates),
+    "recipes": ("benchmarks/results/recipes.json", recipes),
+    "nmnist": ("benchmarks/results/recipes.json", nmnist),
     "depth": ("benchmarks/results/depth.json", depth),
     "angles": ("benchmarks/results/angles.json", angles),
     "gates": ("benchmarks/results/learning.json", gates),

@@ -99,7 +99,8 @@ def unnamed_readout(name: str, output: str) -> str:
     return (
         f"which layer is the output? The last spiking neuron {output!r} is followed by {name!r}, "
         f"a layer with weights. If {name!r} is the last layer of the network, call "
-        f"DFA(net, output={name!r}). If {name!r} is an extra head, call DFA(net, output={output!r})"
+        f"DFA(net, output={name!r}). If more layers follow, name the last one, or the module that "
+        f"holds them all. If {name!r} is an extra head, call DFA(net, output={output!r})"
     )
 
 
