@@ -81,7 +81,7 @@ class Broadcast:
         """See that each hidden layer has a matrix that fits.
 
         Args:
-            outputs: One call of each output, of the same step.
+            outputs: One call of each output that was called, of the same step.
         """
         hidden = {name: call for out in outputs for name, call in out.below.items() if call.learns}
         if hidden:

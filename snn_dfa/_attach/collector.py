@@ -176,6 +176,12 @@ class Collector:
             results: Gradients of the parameters, then of the others.
             linked: Whether ``deliver`` is run after this.
         """
+        if self._waits and self.stand_ins:  # autograd has been at what they were made of
+            raise BackwardError(
+                "backward: a network whose parameters were made of others, as by "
+                "torch.func.functional_call, feeds another network with DFA of its own; attach "
+                "DFA to one module that holds both networks"
+            )
         own = len(self.parameters)
         if not self._partial:
             _write(others, results[own:])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -68,7 +68,7 @@ class Core:
         #: Raises an error if the network has other layers now than when it was attached to.
         self.see_that_it_is_whole: Callable[[], None] = lambda: None
         #: Raises an error if a hidden layer has a hook that the projected error would go past.
-        self.see_that_no_hook_is_passed: Callable[[], None] = lambda: None
+        self.see_that_no_hook_is_passed: Callable[[Iterable[str]], None] = lambda _: None
         self.aligned = False  # errors go from layer to layer, and nothing is cut
         self.knows_currents = False  # a credit looks currents up as the program made them
         self.targets: Tensor | None = None
@@ -296,7 +296,7 @@ class Core:
             if gate is not None:
                 return {layer: [gate[(None,) * (dims - 1)]]}  # of one step
         assert self.running is not None
-        self.running.notes, self.asks = Notes(), True  # notes that nothing is made of
+        self.running.notes, self.asks = Notes(keep=False), True
         try:
             one = spikes[0].new_ones(())  # in the memory of one, which a scan reads once
             found = gradients([(s, one.expand(s.shape)) for s in spikes], taps, keep=True)
@@ -324,7 +324,8 @@ class Core:
             self.paths.tracing = False
         if self._rule is None:
             return []
-        self.see_that_no_hook_is_passed()
+        below = (b for call, _ in arrived for each in call.steps_below for b in each.items())
+        self.see_that_no_hook_is_passed({name for name, call in below if call.hears})
         self._refuse_second_output(arrived)
         steady = self.feedback.by_sample and is_steady(
             [a for a in arrived if a[0].layer in self.layers.outputs]

@@ -51,17 +51,20 @@ def check(net: nn.Module) -> dict[str, nn.Module]:
     return dict(known)
 
 
-def added_parameters(net: nn.Module) -> list[tuple[dict[str, Any], str, str]]:
+def added_parameters(net: nn.Module) -> list[tuple[dict[str, Any], str, str, bool]]:
     """Return parameters that may be added to values alone, as positional embeddings are.
 
+    The weights of embeddings are among them: words are looked up in them, and no more.
+
     Returns:
-        The store of each, its key there, and its name in the network.
+        The store of each, its key there, its name in the network, and whether a pass may leave it
+        out, as that of an embedding.
     """
     within = {*synapses(net).values(), *inside_neurons(net)}
     return [
-        (module._parameters, key, f"{name}.{key}" if name else key)
+        (module._parameters, key, f"{name}.{key}" if name else key, type(module) is nn.Embedding)
         for name, module in net.named_modules()
-        if module not in within and type(module) is not nn.Embedding
+        if module not in within
         for key, p in module._parameters.items()
         if p is not None and p.dim() > 1
     ]

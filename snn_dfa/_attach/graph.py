@@ -230,11 +230,13 @@ def functional_weights(
 _SUMS = frozenset({"AddBackward0", "SubBackward0", "CatBackward0", "StackBackward0"})
 
 
-def added_alone(values: Iterable[Tensor], parameters: Set[int], since: int) -> set[int]:
-    """Return those of some parameters which are added to values, or set beside them, and no more.
+def added_alone(
+    values: Iterable[Tensor], parameters: Set[int], since: int
+) -> tuple[set[int], set[int]]:
+    """Return which of some parameters are added to values alone, and which are used otherwise.
 
-    So is a positional embedding: the error at a sum is the error at each of its parts. A product
-    would pass the error on through the parameter.
+    A positional embedding is added, or set beside values: the error at a sum is the error at each
+    of its parts. A product would pass the error on through the parameter.
 
     Args:
         values: Results of a forward pass.
@@ -265,4 +267,4 @@ def added_alone(values: Iterable[Tensor], parameters: Set[int], since: int) -> s
             joined = layer or any(reaches for _, reaches in parts)
             found |= made if joined else set()
             known[node] = frozenset() if joined else made, joined
-    return (found | {p for root in roots for p in known[root][0]}) - wrong
+    return (found | {p for root in roots for p in known[root][0]}) - wrong, wrong

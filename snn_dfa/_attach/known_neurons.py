@@ -150,7 +150,9 @@ class DeltaStep(Step):
         current, *given = args
         if neuron.init_hidden and not given:
             mem = buffers["mem"]
-        elif len(given) == 1 and type(given[0]) is tuple and len(given[0]) == 2:
+        elif not neuron.init_hidden and len(given) == 1 and type(given[0]) is tuple:
+            if len(given[0]) != 2:
+                return None
             mem = given[0][0]
         else:
             return None

@@ -33,7 +33,8 @@ class NetworkForward(Forward):
         core: The attachment.
         states: Sees that no membrane is one of another process.
         weights: For feedback alignment: identity of each weight that has feedback to its layer.
-        added: And the other parameters of more than one dimension: store, key there and name.
+        added: And the other parameters of more than one dimension: store, key there, name, and
+            whether a pass may leave it out.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class NetworkForward(Forward):
         core: Core,
         states: States,
         weights: Mapping[int, str],
-        added: Sequence[tuple[dict[str, Any], str, str]],
+        added: Sequence[tuple[dict[str, Any], str, str, bool]],
     ) -> None:
         super().__init__(net, core)
         self._states, self._weights, self._added = states, weights, added
@@ -139,8 +140,11 @@ class NetworkForward(Forward):
         found = functional_weights(values, self._weights, since)
         if found:
             raise messages.functional_weight(sorted(found)[0])
-        names = {id(store[key]): name for store, key, name in self._added}
-        wrong = names.keys() - added_alone(values, names.keys(), since) if names else ()
-        if wrong:
-            raise messages.multiplied(min(names[each] for each in wrong))
+        names = {id(store[key]): name for store, key, name, _ in self._added}
+        if names:
+            rest = {id(store[key]) for store, key, _, may_rest in self._added if may_rest}
+            alone, otherwise = added_alone(values, names.keys(), since)
+            wrong = (names.keys() - alone - rest) | otherwise
+            if wrong:
+                raise messages.multiplied(min(names[each] for each in wrong))
         return result

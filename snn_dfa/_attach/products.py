@@ -94,15 +94,22 @@ def made_of(
 
 
 class Notes:
-    """The errors at currents that have come in one backward pass, by the weight."""
+    """The errors at currents that have come in one backward pass, by the weight.
 
-    def __init__(self) -> None:
+    Args:
+        keep: Whether gradients are made of them.
+    """
+
+    def __init__(self, keep: bool = True) -> None:
+        self._keep = keep
         self._steps: dict[tuple[int, int], list[tuple[Made, Tensor]]] = {}
         self._noted: dict[tuple[int, int], int] = {}  # how many numbers
         self._found: dict[int, Tensor] = {}  # by identity of a weight or bias
 
     def take(self, made: Made, error: Tensor) -> None:
         """Note the error [B, N] at a current."""
+        if not self._keep:
+            return
         key = id(made.weight), id(made.bias)
         self._steps.setdefault(key, []).append((made, error))
         self._noted[key] = self._noted.get(key, 0) + error.numel()

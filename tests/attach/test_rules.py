@@ -391,3 +391,18 @@ def test_what_weights_give_may_be_changed_in_place():
     assert all(grad.any() for grad in wanted)
     for found, want in zip(grads(inplace=True), wanted, strict=True):
         assert torch.equal(found, want)
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [lambda h, weight: h @ weight.t(), torch.nn.functional.linear],
+    ids=["product", "linear"],
+)
+def test_an_embedding_that_an_error_would_go_through(scores):
+    class Tied(Embedded):
+        def forward(self, words):
+            return scores(super().forward(words)[..., [0, 1, 2, 0]], self.embedding.weight)
+
+    net, expected = Tied(lambda x, p: x + p), "'embedding.weight' to be added to values"
+    with DFA(net, rule="fa", output="fc2"), pytest.raises(AttachError, match=expected):
+        net(WORDS)

@@ -7,8 +7,9 @@ import pytest
 import snntorch as snn
 import torch
 from snntorch import surrogate
+from torch import nn
 
-from snn_dfa import RefractoryLeaky
+from snn_dfa import DFA, RefractoryLeaky
 from snn_dfa import surrogate as own
 from snn_dfa._attach.functions import Relink
 from snn_dfa._attach.known_neurons import step_of
@@ -270,3 +271,26 @@ def test_a_subclass_that_computes_as_its_base_has_its_step(kind):
     assert (step_of(neuron) is not None) == (kind is Named)
     if kind is Named:
         assert compare(neuron)
+
+
+def test_a_given_state_that_snntorch_ignores_is_ignored():
+    """A neuron with hidden states begins with its own, whatever it is given."""
+    torch.manual_seed(0)
+    fc, out = nn.Linear(3, 4), nn.Linear(4, 2)
+    neuron = snn.DeltaLeaky(0.3, beta=0.8, init_hidden=True)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.lif, self.out = fc, neuron, out
+
+        def forward(self, x):
+            given = torch.ones(2, 4), torch.ones(2, 4)
+            return sum(self.out(self.lif(self.fc(step), given)[0]) for step in x)
+
+    x, net = 3 * torch.rand(3, 2, 3), Net()
+    wanted = net(x)
+    assert neuron.mem.any()
+    neuron.reset_mem()
+    with DFA(net, output="out"):
+        assert torch.equal(net(x), wanted)
