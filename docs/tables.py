@@ -182,7 +182,10 @@ def _beside(
     rules = ("dfa", "bptt", "shallow")
     rows = []
     for names, its in tests.items():
-        cells = (f"{fmean(its[r]):.1f} ({min(its[r]):.1f}{more(*names, r)})" for r in rules)
+        cells = (
+            f"{fmean(its[r]):.1f} ({min(its[r]):.1f}{more(*names, r)})" if r in its else ""
+            for r in rules
+        )
         above = fmean(its["dfa"]) - fmean(its["bptt"])
         each = [its[r] for r in rules[:2]]
         if min(map(len, each)) > 1:
@@ -388,6 +391,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "gpu_wide": ("benchmarks/results/gpu.json", gpu_wide),
     "one_line": ("benchmarks/results/one_line.json", one_line),
     "rates": ("benchmarks/results/one_line.json", rates),
+    "events": ("benchmarks/results/events.json", one_line),
     "recipes": ("benchmarks/results/recipes.json", recipes),
     "nmnist": ("benchmarks/results/recipes.json", nmnist),
     "depth": ("benchmarks/results/depth.json", depth),
