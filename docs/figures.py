@@ -31,8 +31,8 @@ _EDGE = 6
 #: Rules of the first figure, from above, and in which colour.
 _RULES = {
     "bptt": ("back-propagation", "bptt"),
-    "dfa": ("DFA(net, optimizer=optimizer)", "dfa"),
-    "fixed": ("DFA(net)", "sign"),
+    "dfa": ("DFA, learned feedback", "dfa"),
+    "fixed": ("DFA, fixed feedback", "sign"),
     "shallow": ("output layer alone", "shallow"),
 }
 
@@ -62,7 +62,7 @@ def results(mnist: Any, convolutions: Any, depth: Any) -> Figure:
         axes.set_xticks(range(0, 101, 20))
         axes.tick_params(axis="y", length=0)
         axes.grid(False, axis="y")
-    axes.set_xlabel("test accuracy, %, of three seeds and their mean")
+    axes.set_xlabel("test accuracy, %: mean (large dot) and three seeds")
     return figure
 
 
