@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snn_dfa.sequence.numba_tools import compile_for_addresses
+from snn_dfa.sequence.numba_tools import compile_for_addresses, for_kernels
+from snn_dfa.sequence.one_step import slope_at
 
 __all__ = ["Change", "change_step", "change_step_back"]
 
@@ -96,6 +97,7 @@ def _forward(single: bool) -> Callable[..., Any]:
 @functools.cache
 def _backward(single: bool) -> Callable[..., Any]:
     real = np.float32 if single else np.float64
+    slope = for_kernels(slope_at)
 
     def kernel(
         size, margin, sign, at_spikes, has_spikes, at_mem, has_mem, beta, steepness, width,
@@ -104,12 +106,7 @@ def _backward(single: bool) -> Callable[..., Any]:
         zero, one = real(0), real(1)
         for i in range(size):
             x = margin[i]
-            if is_atan:
-                scaled = steepness * x
-                rise = one / (scaled * scaled * width + width)
-            else:
-                root = steepness * abs(x) + one
-                rise = one / (root * root)
+            rise = slope(x, steepness, width, is_atan, one)
             at_change = rise * at_spikes[i] * sign[i] if has_spikes else zero
             at = at_change + at_mem[i] if has_mem else at_change
             total[i] = at

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from snn_dfa.sequence.numba_tools import compile_for_addresses, is_installed
+from snn_dfa.sequence.numba_tools import compile_for_addresses, for_kernels, is_installed
 
-__all__ = ["Constants", "step", "step_back", "suits"]
+__all__ = ["Constants", "slope_at", "step", "step_back", "suits"]
 
 _is_installed = functools.cache(is_installed)  # it is asked for at each step
 _SHARED = 1 << 22  # numbers times threads from which torch, which shares them, does the work
@@ -210,10 +210,20 @@ def _forward(kind: str, single: bool) -> Callable[..., Any]:
     return compile_for_addresses(kernel, "iafaiaaacifffffiiiiiaaaaaac", single)
 
 
+def slope_at(x: Any, steepness: Any, width: Any, is_atan: Any, one: Any) -> Any:
+    """Return the surrogate's derivative at a membrane minus the threshold; for kernels."""
+    if is_atan:
+        scaled = steepness * x
+        return one / (scaled * scaled * width + width)
+    root = steepness * abs(x) + one
+    return one / (root * root)
+
+
 @functools.cache
 def _backward(kind: str, single: bool) -> Callable[..., Any]:
     real = np.float32 if single else np.float64
     special, synaptic, dual = kind == "special", kind == "synaptic", kind == "alpha"
+    slope = for_kernels(slope_at)
 
     def kernel(
         size, margin, late, counter, at_spikes, has_spikes, at_syn, has_syn, at_inh, has_inh,
@@ -233,12 +243,7 @@ def _backward(kind: str, single: bool) -> Callable[..., Any]:
                 if to_zero:
                     at_spike = at_spike - (x + threshold) / graded * delta
                     delta = delta * (one - (one * (x > zero) * free - late[i]))
-            if is_atan:
-                scaled = steepness * x
-                rise = one / (scaled * scaled * width + width)
-            else:
-                root = steepness * abs(x) + one
-                rise = one / (root * root)
+            rise = slope(x, steepness, width, is_atan, one)
             delta = rise * (at_spike * graded) * free + delta
             if special and clamps and counts and counter[i] > 0:
                 delta = zero
