@@ -71,7 +71,7 @@ def assemble(
     core.aligned = bool(weights)
     structure = Structure(net, layers, modules)
     core.see_that_it_is_whole = structure.check
-    core.see_that_no_hook_is_passed = structure.check_hooks
+    core.hooked = structure.hooked
     core.layouts = [m.layout for m in net.modules() if isinstance(m, TimeAsBatch)]
     parts: list[Part] = []
     inside: Credit | None = local

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -68,7 +68,7 @@ class Core:
         #: Raises an error if the network has other layers now than when it was attached to.
         self.see_that_it_is_whole: Callable[[], None] = lambda: None
         #: Raises an error if a hidden layer has a hook that the projected error would go past.
-        self.see_that_no_hook_is_passed: Callable[[Iterable[str]], None] = lambda _: None
+        self.hooked: Callable[[], Sequence[str]] = lambda: ()
         self.aligned = False  # errors go from layer to layer, and nothing is cut
         self.knows_currents = False  # a credit looks currents up as the program made them
         self.targets: Tensor | None = None
@@ -324,8 +324,8 @@ class Core:
             self.paths.tracing = False
         if self._rule is None:
             return []
-        below = (b for call, _ in arrived for each in call.steps_below for b in each.items())
-        self.see_that_no_hook_is_passed({name for name, call in below if call.hears})
+        if hooked := self.hooked():  # seldom; then the calls are gone through
+            _see_that_none_hears(hooked, arrived)
         self._refuse_second_output(arrived)
         steady = self.feedback.by_sample and is_steady(
             [a for a in arrived if a[0].layer in self.layers.outputs]
@@ -371,3 +371,11 @@ class Core:
             alone = name not in self.layers.outputs and name not in self.entry.taken
             if alone and call.learns and any(g is not None for g in grads):
                 raise AttachError(messages.second_output(name, self.layers.outputs[0]))
+
+
+def _see_that_none_hears(hooked: Sequence[str], arrived: Arrivals) -> None:
+    """See that no layer is sent an error that would go past a hook of its module."""
+    below = [each for call, _ in arrived for each in call.steps_below]
+    for name in hooked:
+        if any(name in each and each[name].hears for each in below):
+            raise AttachError(messages.hooked_layer(name))

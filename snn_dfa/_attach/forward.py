@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import types
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,11 @@ from snn_dfa._attach.core import Core
 from snn_dfa.errors import ExportError
 from snn_dfa.sequence.attached import Attached
 
-__all__ = ["Credit", "Forward", "is_attached", "parameters_of"]
+__all__ = ["Credit", "Forward", "Held", "is_attached", "parameters_of"]
+
+
+#: One that a module runs with another value: where, name, its own value and the other.
+Held: TypeAlias = tuple[dict[str, Any], str, Tensor, Tensor]
 
 
 class Credit(Protocol):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from snn_dfa._attach import messages
 from snn_dfa._attach.core import Core
-from snn_dfa._attach.forward import Credit, Forward
+from snn_dfa._attach.forward import Credit, Forward, Held
 from snn_dfa._attach.functions import in_backward
 from snn_dfa._attach.graph import are_packed
 from snn_dfa._attach.hooks import eager
@@ -28,8 +28,6 @@ _CURRENT = "input_"  # snnTorch's name for it
 _PLAIN = frozenset({type(None), bool, int, float, str, dict, OrderedDict})
 #: An attribute of a module: where it is kept, its name and its value.
 State: TypeAlias = tuple[dict[str, Any], str, Tensor]
-#: One that a module runs with another value: where, name, its own value and the other.
-Held: TypeAlias = tuple[dict[str, Any], str, Tensor, Tensor]
 
 
 class LayerForward(Forward):

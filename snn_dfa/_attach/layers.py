@@ -202,20 +202,16 @@ class Structure:
             raise AttachError(messages.changed(gone, new))
         self._seen = self._children(net)
 
-    def check_hooks(self, hearing: Iterable[str]) -> None:
-        """See that no hidden layer has a hook that the projected error would go past.
-
-        Args:
-            hearing: Layers that are sent an error.
-
-        Raises:
-            AttachError: naming one.
-        """
-        for name in hearing:
-            module = self._modules.get(name)
-            hooks = module is not None and (module._backward_hooks or module._backward_pre_hooks)
-            if hooks and getattr(module, "_is_full_backward_hook", True) is not False:
-                raise AttachError(messages.hooked_layer(name))
+    def hooked(self) -> list[str]:
+        """Return the hidden layers with a hook that an error at their spikes would go past."""
+        modules = ((name, self._modules.get(name)) for name in self._layers.hidden)
+        return [
+            name
+            for name, module in modules
+            if module is not None
+            and (module._backward_hooks or module._backward_pre_hooks)
+            and getattr(module, "_is_full_backward_hook", True) is not False
+        ]
 
     @staticmethod
     def _children(net: nn.Module) -> list[tuple[Mapping[str, Any], tuple[Any, ...]]]:

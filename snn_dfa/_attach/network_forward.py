@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from snn_dfa._attach import messages
 from snn_dfa._attach.core import Core
-from snn_dfa._attach.forward import Forward, parameters_of
+from snn_dfa._attach.forward import Forward, Held, parameters_of
 from snn_dfa._attach.functions import in_backward
 from snn_dfa._attach.graph import added_alone, functional_weights
 from snn_dfa._attach.hooks import eager
@@ -20,9 +20,6 @@ from snn_dfa._distributed import States, runs_distributed
 from snn_dfa.errors import ExportError
 
 __all__ = ["NetworkForward"]
-
-#: One of a module that runs with another value: where, name, its own value and the other.
-Held: TypeAlias = tuple[dict[str, Any], str, Tensor, Tensor]
 
 
 class NetworkForward(Forward):
