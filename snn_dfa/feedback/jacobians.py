@@ -115,28 +115,40 @@ def errors(
             if gate is not None:
                 value = linear(partial(torch.mul, gate), sizes[name], value)
             values[name] = added(leaves[name], value)
-        parts = {
-            n: inflows[n].apply(values, known).reshape(rows, -1) for n in outputs if n in inflows
-        }
-        rest = error.shape[1] - sum(part.shape[1] for part in parts.values())
-        if len(parts) == len(outputs) - 1:  # one that reads no layer, or values without a graph
-            (other,) = set(outputs) - set(parts)
-            parts[other] = error.new_zeros(rows, rest)
-        known_parts = [parts[n] for n in outputs if n in parts]
-        out = torch.cat(known_parts, 1) if parts else torch.zeros_like(error)
+        parts = [
+            inflows[n].apply(values, known).reshape(rows, -1) if n in inflows else None
+            for n in outputs
+        ]
+        out = _side_by_side(parts, error)
         for name in direct:
             out = out + values[name].flatten(1) @ factors[name].flatten(1).t()
-    found: Sequence[Tensor | None]
-    if not out.requires_grad:  # nothing passes to any layer
-        found = [None] * len(leaves)
-    elif any(isinstance(way, Backward) for way in ways.local.values()):
-        torch.autograd.backward(
-            out, error
-        )  # asked for some gradients alone, autograd lets no other node answer
-        found = [leaf.grad for leaf in leaves.values()]
-    else:
-        found = torch.autograd.grad(out, list(leaves.values()), error, allow_unused=True)
+    alone = not any(isinstance(way, Backward) for way in ways.local.values())
+    found = _gradients(out, error, list(leaves.values()), alone=alone)
     return {
         name: error.new_zeros(leaves[name].shape) if grad is None else grad
         for name, grad in zip(leaves, found, strict=True)
     }
+
+
+def _side_by_side(parts: Sequence[Tensor | None], error: Tensor) -> Tensor:
+    """Return the outputs [M, C]; of one that reads no layer, or no graph, the numbers are zero."""
+    known = [part for part in parts if part is not None]
+    if not known:
+        return torch.zeros_like(error)
+    if len(known) < len(parts) - 1:  # of several it is not known how many numbers each has
+        return torch.cat(known, 1)
+    rest = error.new_zeros(len(error), error.shape[1] - sum(part.shape[1] for part in known))
+    return torch.cat([rest if part is None else part for part in parts], 1)
+
+
+def _gradients(
+    out: Tensor, error: Tensor, leaves: Sequence[Tensor], *, alone: bool
+) -> Sequence[Tensor | None]:
+    """Return the gradients at leaves; ``alone``: no node on the way asks for another pass."""
+    if not out.requires_grad:  # nothing passes to any layer
+        return [None] * len(leaves)
+    if alone:
+        return torch.autograd.grad(out, leaves, error, allow_unused=True)
+    # Asked for some gradients alone, autograd lets no other node answer.
+    torch.autograd.backward(out, error)
+    return [leaf.grad for leaf in leaves]
