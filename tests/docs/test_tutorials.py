@@ -118,7 +118,7 @@ def test_it_is_stored_as_it_should_be(path):
     notebook = run.read(path)
     text = "".join(cell.source + printed(cell) for cell in notebook.cells)
     assert not re.search(r"/(home|root|tmp|work|Users|usr|mnt|opt)/|[A-Z]:\\\\", text)
-    assert path.stat().st_size < 800_000
+    assert path.stat().st_size < 600_000
     title, install = notebook.cells[:2]
     assert title.source.startswith(f"# {int(path.name[:2])}. ")
     assert "find_spec" in install.source
