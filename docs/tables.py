@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
+from textwrap import wrap
 from typing import Any
 
 __all__ = ["PAGES", "TABLES", "filled", "main"]
@@ -81,15 +82,29 @@ def seeds(found: Any) -> str:
     return _table(head, "l" + "r" * (count + 2), rows)
 
 
+#: A run of ``benchmarks/recipes.py`` to its network, or recording of events, and its rule.
+_RUNS = {
+    "deep": ("`deep`, 784-1000-250-100-10", "DFA, learned feedback, a product of factors"),
+    "deep-fixed": ("the same", "DFA, fixed random feedback"),
+    "deep-bptt": ("the same", "back-propagation through time"),
+    "wide": ("`wide`, 784-1000-10", "DFA, learned feedback"),
+    "conv": ("`conv`, 12C5-MP2-64C5-MP2-10", "DFA, learned feedback, a weight mirror"),
+    "events": ("`events`", "DFA, whole sequences"),
+    "events-matrix": ("`events`", "the same with running statistics and a learned matrix a layer"),
+    "events-online": ("`events`", "DFA online, `--credit trace`, a learned matrix a layer"),
+}
+
+
 def recipes(found: Any) -> str:
-    """Return the accuracy of each seed of the recipes, and their seconds."""
+    """Return the accuracy of each seed of the recipes for images, and their seconds."""
     rows = []
-    for row in found["recipes"]:
-        each, three = row["accuracy"], len(row["accuracy"]) == 3
-        cells = [f"{accuracy:.2f}" for accuracy in each] + [""] * (3 - len(each))
-        ends = [f"{fmean(each):.2f}", f"{min(each):.2f}"] if three else [cells[0], ""]
-        seconds = " to ".join(map(str, row["seconds"]))
-        rows.append((row["recipe"], row["rule"], *cells, *ends, str(row["epochs"]), seconds))
+    for name, run in found.items():
+        if name.startswith("events"):
+            continue
+        each, seconds = run["accuracy"], run["seconds"]
+        cells = [f"{accuracy:.2f}" for accuracy in (*each, fmean(each), min(each))]
+        ends = (str(run["epochs"]), f"{min(seconds)} to {max(seconds)}")
+        rows.append((*_RUNS[name], *cells, *ends))
     head = ("recipe", "rule", "seed 0", "1", "2", "mean", "worst", "epochs", "seconds a run")
     return _table(head, "llrrrrrrr", rows)
 
@@ -97,10 +112,19 @@ def recipes(found: Any) -> str:
 def nmnist(found: Any) -> str:
     """Return the accuracy of each fold of N-MNIST, and the mean."""
     rows = []
-    for row in found["nmnist"]:
-        folds = ", ".join(f"{accuracy:.2f}" for accuracy in row["accuracy"])
-        rows.append((row["rule"], f"{fmean(row['accuracy']):.2f}", folds))
+    for name, run in found.items():
+        if name.startswith("events"):
+            folds = ", ".join(f"{accuracy:.2f}" for accuracy in run["accuracy"])
+            rows.append((_RUNS[name][1], f"{fmean(run['accuracy']):.2f}", folds))
     return _table(("test accuracy, %", "mean", "folds"), "lrl", rows)
+
+
+def commands(found: Any) -> str:
+    """Return the commands of all runs, in lines that a page can show."""
+    lines = (
+        " \\\n    ".join(wrap(run["command"], 90, break_on_hyphens=False)) for run in found.values()
+    )
+    return "\n".join(("```bash", *lines, "```"))
 
 
 def angles(found: Any) -> str:
@@ -394,6 +418,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "events": ("benchmarks/results/events.json", one_line),
     "recipes": ("benchmarks/results/recipes.json", recipes),
     "nmnist": ("benchmarks/results/recipes.json", nmnist),
+    "recipe_commands": ("benchmarks/results/recipes.json", commands),
     "depth": ("benchmarks/results/depth.json", depth),
     "angles": ("benchmarks/results/angles.json", angles),
     "gates": ("benchmarks/results/learning.json", gates),
