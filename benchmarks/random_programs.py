@@ -5,7 +5,7 @@
 The programs and the oracle are those of the tests. A table says how many came out equal, how many
 were refused with an error of the library, and how many were wrong, or crashed, for each choice that
 a program makes. With ``--shrink`` it prints, for each distinct failure, the smallest program that
-fails alike, in a form that ``tests/support/programs.py`` evaluates.
+fails alike, in a form that ``tests/support/programs/`` evaluates.
 """
 
 from __future__ import annotations
