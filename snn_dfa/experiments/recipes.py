@@ -103,8 +103,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 input_dropout=0.15,
                 epochs=12,
                 weight_decay=0.2,
-                feedback="kolen-pollack",  # a product of factors is for dense layers
-                feedback_decay=0.2,
+                feedback="weight-mirror",  # Kolen and Pollack's product is for dense layers
+                feedback_decay=0.2,  # of other feedback that learns: as the weights have it
             ),
         ),
         "vgg": Recipe(
@@ -239,7 +239,7 @@ def fitted(
 
     Samples that are no images lose no features: an image's neighbouring pixels tell what a dropped
     one was, other features have no neighbours. Feedback that is a product of factors is for dense
-    layers; a convolutional network learns a matrix for each layer.
+    layers; a convolutional network has a weight mirror.
 
     Args:
         name: Of the recipe.
@@ -257,7 +257,7 @@ def fitted(
     if image[1] == 1:
         fitting["input_dropout"] = 0.0
     if settings.is_convolutional and settings.feedback == "kolen-pollack-product":
-        fitting["feedback"] = "kolen-pollack"
+        fitting["feedback"] = "weight-mirror"
     return replace(settings, **{k: v for k, v in fitting.items() if k not in given})
 
 
@@ -276,5 +276,5 @@ def describe(name: str) -> str:
             if each.name == "input_dropout" and value:
                 lines[-1] += "  # of images; features of other samples are kept"
             if value == "kolen-pollack-product":
-                lines[-1] += "  # kolen-pollack with convolutions"
+                lines[-1] += "  # weight-mirror with convolutions"
     return "\n".join(lines)

@@ -137,7 +137,7 @@ def test_a_product_of_factors_serves_convolutions(digits):
 
 def test_recipes_give_convolutions_feedback_that_they_can_have():
     settings, image = replace(TINY_CONV, feedback="kolen-pollack-product"), (1, 28, 28)
-    assert fitted("deep", settings, 1_000, image).feedback == "kolen-pollack"
+    assert fitted("deep", settings, 1_000, image).feedback == "weight-mirror"
     asked = fitted("deep", settings, 1_000, image, ["feedback"])
     assert asked.feedback == "kolen-pollack-product"
     assert fitted("deep", TINY, 1_000, image).feedback == "kolen-pollack-product"
