@@ -59,7 +59,7 @@ def test_remove_restores_backpropagation_to_the_bit():
     dfa = DFA(net)
     during = gradients(net)
     assert not torch.equal(during[0], before[0])
-    assert torch.equal(during[4], before[4])
+    torch.testing.assert_close(during[4], before[4])  # summed over the steps in another order
     dfa.remove()
     assert hooks_left(net) == []
     assert equal(gradients(net), before)

@@ -33,11 +33,16 @@ NEURONS = {
 }  # fmt: skip
 
 
+def coarse(x):
+    """Return multiples of 1/256, whose products are summed without rounding, in any order."""
+    return (256 * x).round() / 256
+
+
 def linear(n, m):
     layer = nn.Linear(n, m).double()
     with torch.no_grad():
-        layer.weight.mul_(2)
-        layer.bias.add_(0.4)
+        layer.weight.copy_(coarse(2 * layer.weight))
+        layer.bias.copy_(coarse(layer.bias + 0.4))
     return layer
 
 
@@ -148,7 +153,7 @@ def zeros(*shape):
 
 
 def inputs():
-    return torch.rand(T, B, F, dtype=torch.float64) * 2
+    return coarse(torch.rand(T, B, F, dtype=torch.float64) * 2)
 
 
 class Hidden(nn.Module):
