@@ -115,7 +115,8 @@ def _refuse_state(module: nn.Module, before: dict[str, int]) -> None:
 def _is_plain(module: nn.Linear) -> bool:
     """Whether calling the module is ``linear(x, weight, bias)`` and nothing more."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return type(module) is nn.Linear and not any(getattr(module, h) for h in hooks)
+    hooked = any(getattr(module, h) for h in hooks) or "forward" in vars(module)
+    return type(module) is nn.Linear and not hooked
 
 
 class OverTime(nn.Sequential):
