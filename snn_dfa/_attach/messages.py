@@ -16,6 +16,7 @@ __all__ = [
     "hooked",
     "not_yet_called",
     "other_call",
+    "other_order",
     "other_steps",
     "out_of_step",
     "refuse_repetition",
@@ -70,6 +71,18 @@ def other_call(hidden: str, output: str, count: int) -> str:
         f"call, whose values {output!r} gets before it gets values that no layer made. Call both "
         f"layers in the forward of the network, equally often. Does {output!r} read noise, too, or "
         f"values without a graph? Do so before {hidden!r} is called, or in `with dfa.paused():`"
+    )
+
+
+def other_order(hidden: str, output: str) -> str:
+    """Say that a layer runs through the steps in another order than the output."""
+    return (
+        f"hidden layer {hidden!r} runs through the time steps in another order than the output "
+        f"{output!r}, as a layer that goes backward in time; expected the k-th call of {output!r} "
+        f"to read the k-th call of {hidden!r}, or an earlier one, since it gets the error of this "
+        f"step. Put {hidden!r} into a module that returns the whole sequence [T, B, ...] in the "
+        f"order of the output, name all such modules, hidden=[...], and call the output on the "
+        f"whole sequence"
     )
 
 
