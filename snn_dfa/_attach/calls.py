@@ -266,7 +266,8 @@ class Pass:
                 if once & {name, output} or name not in counts:
                     continue
                 if counts[name] != counts.get(output, 0):
-                    raise OutOfStepError(messages.out_of_step(name, output, counts))
+                    said = messages.out_of_step if whole else messages.parts_out_of_step
+                    raise OutOfStepError(said(name, output, counts))
         self._see_that_an_output_is_last(layers)
         if whole:
             for output in called:

@@ -19,6 +19,7 @@ __all__ = [
     "other_order",
     "other_steps",
     "out_of_step",
+    "parts_out_of_step",
     "refuse_repetition",
     "refuse_unled",
     "refuse_without_ways",
@@ -41,6 +42,18 @@ def out_of_step(hidden: str, output: str | None, calls: Mapping[str, int]) -> st
         f"{hidden!r} then learns with the layer after it. Does the network call one neuron for "
         f"several layers? Give each layer a neuron of its own. Did an exception stop the last "
         f"forward pass? Then call the network again"
+    )
+
+
+def parts_out_of_step(layer: str, output: str, calls: Mapping[str, int]) -> str:
+    """Say that layers which are called without the network were not called equally often."""
+    return (
+        f"layers are called outside of net.forward: layer {layer!r} was called "
+        f"{calls.get(layer, 0)} times and the output {output!r} {calls.get(output, 0)} times since "
+        f"all were last called equally often; expected one call of each layer and of each output "
+        f"in each time step. Is an output not called at some steps? Call it, too; the loss need "
+        f"not read it. Are parts of the network called for an evaluation? Do so in "
+        f"torch.no_grad(). Did an exception stop the last forward pass? Then call the network again"
     )
 
 
