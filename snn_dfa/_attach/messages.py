@@ -24,6 +24,7 @@ __all__ = [
     "refuse_unled",
     "refuse_without_ways",
     "second_output",
+    "square",
     "unnamed_readout",
 ]
 
@@ -107,6 +108,16 @@ def other_steps(hidden: str, spikes: Sequence[int], output: Sequence[int], dims:
         f"{list(spikes)}. Does the output read a mean over time of layers that return whole "
         f"sequences? Call the output on the sequence, and take the mean of what it returns. Does "
         f"the output have other samples? Name the layers that have the same, hidden=[...]"
+    )
+
+
+def square(output: str, size: int) -> str:
+    """Say that an output of two dimensions of one size has steps and samples, or has not."""
+    return (
+        f"output {output!r}: hidden layers return whole sequences, and what {output!r} returns, of "
+        f"shape [{size}, {size}], may be of steps and samples, or a mean over the steps; expected "
+        f"[T, B, C], also of one number, C = 1. Call the output on the sequence, and take the mean "
+        f"of what it returns; or give another number of samples"
     )
 
 

@@ -114,6 +114,19 @@ def test_where_samples_come_first_steps_are_neurons():
         }  # fmt: skip
 
 
+def test_a_mean_over_as_many_steps_as_samples_and_classes_is_none_of_a_sequence():
+    net = Bidirectional()
+    with DFA(net, hidden=["one", "two"], output="out"):
+        net(data(3, 3)).sum().backward()
+    net.zero_grad()
+    net.forward = lambda x: net.out(torch.cat([net.one(x), net.two(x)], -1).mean(0))
+    with (
+        DFA(net, hidden=["one", "two"], output="out"),
+        pytest.raises(OutOfStepError, match=r"\[3, 3\], may be of steps and samples, or"),
+    ):
+        net(data(3, 3))
+
+
 class Listed(nn.Module):
     """The same with neurons that are layers, and a list of steps."""
 
