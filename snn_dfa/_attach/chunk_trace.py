@@ -23,6 +23,7 @@ from snn_dfa._attach.weights import SYNAPSES, answer, computes_as, inside_neuron
 from snn_dfa.eligibility import advance_chunk
 from snn_dfa.errors import AttachError
 from snn_dfa.sequence import AtOnce, FlatScan, dynamics_of
+from snn_dfa.sequence.attached import has_hooks
 
 __all__ = ["LINEAR", "ChunkTraces"]
 
@@ -50,7 +51,8 @@ class ChunkTraces(TraceBase):
             inner = module.module if isinstance(module, AtOnce) else module
             if module in within or module in wrapped or not computes_as(inner, SYNAPSES + LINEAR):
                 continue
-            before, after = partial(self._note, module), partial(self._after, module, inner)
+            before = partial(self._note, module, inner)
+            after = partial(self._after, module, inner)
             self._place(module, before, after)
         for name, neuron in self._neurons.items():
             if neuron not in set(modules.values()):
@@ -59,8 +61,14 @@ class ChunkTraces(TraceBase):
 
     # -- between layers ----------------------------------------------------------------------------
 
-    def _note(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _note(self, module: nn.Module, inner: nn.Module, args: Any, kwargs: Any) -> None:
         if not self._idle:
+            if module is not inner and has_hooks(inner):
+                raise AttachError(
+                    f"credit='trace': a {type(inner).__name__} has a forward hook, and its trace "
+                    f"would be without what the hook changes; expected none; write it into the "
+                    f"network, or use credit='membrane'"
+                )
             self._inputs[module] = args[0] if args else kwargs["input"]
 
     def _after(self, module: nn.Module, inner: nn.Module, output: Tensor) -> None:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
-from snn_dfa import DFA, AttachError, reset
+from snn_dfa import DFA, AttachError, over_time, reset
 from snn_dfa.surrogate import fast_sigmoid
 
 X = 2 * torch.rand(4, 3, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -233,3 +233,17 @@ def test_removed_nothing_is_left():
         DFA(net, output="lif3", **form).remove()
         assert not any("forward" in vars(m) for m in net.modules())
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_a_hook_inside_a_form_over_time_is_an_error_of_traces():
+    layers = [nn.Linear(5, 7), leaky(), nn.Linear(7, 3), leaky()]
+    net = over_time(nn.Sequential(*layers).double(), stateful=True)
+    prune.l1_unstructured(layers[0], "weight", 0.3)  # such a hook makes a weight, and no more
+    with DFA(net, credit="trace"):
+        net(X).sum().backward()
+        assert layers[0].weight_orig.grad.any()
+        net.zero_grad()
+        layers[2].register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+        with pytest.raises(AttachError, match="a Linear has a forward hook"):
+            net(X)
+        assert all(p.grad is None for p in net.parameters())
