@@ -66,6 +66,7 @@ def assemble(
         AttachError: if a layer cannot have the credit; nothing is changed then.
     """
     sweep(net)
+    closed = {name: _is_closed(module) for name, module in modules.items()}
     local = LocalGradient(modules, layers.outputs, derivative) if credit == "current" else None
     core = Core(layers, RULES[rule], feedback, paths, parameters_of(net)())
     core.aligned = bool(weights)
@@ -85,20 +86,18 @@ def assemble(
         core.errors_of = currents = OutputCurrents(layers)
     states = States()
     for name, module in modules.items():
-        credit_of, closed = inside, _is_closed(module)
+        credit_of = inside
         of_output = at_current and name in layers.neurons and layers.may_be_output(name)
         if of_output:
             credit_of = currents
         unsettled = of_output and not layers.outputs
         parts.append(
             LayerForward(
-                name, module, core, closed=closed, credit=credit_of, states=states,
+                name, module, core, closed=closed[name], credit=credit_of, states=states,
                 until_known=unsettled,
             )
         )  # fmt: skip
-    own = {id(module.weight): name for name, module in weights.items()}
-    added = added_parameters(net) if weights else []
-    parts.append(NetworkForward(net, core, states, own, added))
+    parts.append(NetworkForward(net, core, states, weights))
     return core, parts[::-1]
 
 
@@ -106,11 +105,12 @@ def _is_closed(module: nn.Module) -> bool:
     """Return whether values come out of a module by its result and its own attributes alone.
 
     So it is with snnTorch's neurons and this library's, and with subclasses that compute as they
-    do; of others it is not known.
+    do, if what they hold is such a neuron or a layer of torch; of others it is not known.
     """
     origin = type(module).__module__.partition(".")[0]
     plain = "forward" not in vars(module)
     known = origin in ("snntorch", "snn_dfa") or known_class(module) is not None
+    known = known and all(_is_closed(child) for child in module.children())
     return plain and (known or _is_torch_leaf(module))
 
 

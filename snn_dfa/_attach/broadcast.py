@@ -166,8 +166,13 @@ class Broadcast:
         """Return how many leading dimensions of an output are samples and steps, not features.
 
         A lone sample has none: then the hidden layers have no dimension in common with the output.
+
+        Raises:
+            OutOfStepError: if steps and samples cannot be told from samples and features.
         """
         dims = 2 if self._layers.sequences else 1
+        if dims == len(call.shape) == 2 and call.shape[0] == call.shape[1]:
+            raise OutOfStepError(messages.square(call.layer or "", call.shape[0]))
         if len(call.shape) == 1:
             shapes = [hidden.shape for hidden in call.below.values()]
             if not shapes or any(len(s) == 1 or s[0] != call.shape[0] for s in shapes):

@@ -266,8 +266,31 @@ class Pass:
                 if once & {name, output} or name not in counts:
                     continue
                 if counts[name] != counts.get(output, 0):
-                    raise OutOfStepError(messages.out_of_step(name, output, counts))
+                    said = messages.out_of_step if whole else messages.parts_out_of_step
+                    raise OutOfStepError(said(name, output, counts))
         self._see_that_an_output_is_last(layers)
+        if whole:
+            for output in called:
+                self._see_that_steps_are_in_order(output, layers)
+
+    def _see_that_steps_are_in_order(self, output: str, layers: Layers) -> None:
+        """See that no layer runs through the steps in another order, as backward in time.
+
+        Then the output's first call reads the layer's last one. It is seen where each call of the
+        output reads calls of its own. Of a tensor that holds all steps all are read.
+        """
+        calls = self.calls[output]
+        ahead = [
+            name
+            for name, each in self.calls.items()
+            if name not in layers.outputs and len(each) > 1 and each[1].number < calls[0].number
+        ]
+        if len(calls) > 1 and ahead:
+            for call in calls:
+                read = self._read_by(call)
+                for name in [name for name in ahead if name in read]:
+                    if all(c.number > call.below[name].number for c in read[name]):
+                        raise OutOfStepError(messages.other_order(name, output))
 
     def _called_once(self, layers: Layers) -> set[str]:
         """Return the outputs that were called once, and read every call of another layer."""

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from snn_dfa._attach.core import Core
-from snn_dfa._attach.hooks import place
 from snn_dfa._attach.trace_base import TraceBase, cut
-from snn_dfa._attach.weights import SYNAPSES, answer, inside_neurons
+from snn_dfa._attach.weights import SYNAPSES, answer, computes_as, inside_neurons
 from snn_dfa.eligibility import advance_chunk
 from snn_dfa.errors import AttachError
 from snn_dfa.sequence import AtOnce, FlatScan, dynamics_of
+from snn_dfa.sequence.attached import has_hooks
 
 __all__ = ["LINEAR", "ChunkTraces"]
 
@@ -32,7 +32,7 @@ LINEAR = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.Flatten, nn.Identity)
 
 
 class ChunkTraces(TraceBase):
-    """Hooks on synapses, what neurons do before and after a call, and traces between chunks.
+    """What synapses and neurons do before and after a call, and traces between chunks.
 
     Args:
         net: A form of :func:`snn_dfa.over_time`; what :func:`snn_dfa._attach.trace.check` has
@@ -49,19 +49,26 @@ class ChunkTraces(TraceBase):
         wrapped = {m.module for m in net.modules() if isinstance(m, AtOnce)}
         for module in net.modules():
             inner = module.module if isinstance(module, AtOnce) else module
-            if module in within or module in wrapped or not isinstance(inner, SYNAPSES + LINEAR):
+            if module in within or module in wrapped or not computes_as(inner, SYNAPSES + LINEAR):
                 continue
-            before, after = partial(self._note, module), partial(self._after, module, inner)
-            self._handles += place(module, before, after)
+            before = partial(self._note, module, inner)
+            after = partial(self._after, module, inner)
+            self._place(module, before, after)
         for name, neuron in self._neurons.items():
             if neuron not in set(modules.values()):
                 before = partial(self.before, name, neuron)
-                self._handles += place(neuron, before, partial(self._after_neuron, name))
+                self._place(neuron, before, partial(self._after_neuron, name))
 
     # -- between layers ----------------------------------------------------------------------------
 
-    def _note(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _note(self, module: nn.Module, inner: nn.Module, args: Any, kwargs: Any) -> None:
         if not self._idle:
+            if module is not inner and has_hooks(inner):
+                raise AttachError(
+                    f"credit='trace': a {type(inner).__name__} has a forward hook, and its trace "
+                    f"would be without what the hook changes; expected none; write it into the "
+                    f"network, or use credit='membrane'"
+                )
             self._inputs[module] = args[0] if args else kwargs["input"]
 
     def _after(self, module: nn.Module, inner: nn.Module, output: Tensor) -> None:

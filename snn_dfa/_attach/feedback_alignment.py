@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from snn_dfa._attach.core import Core
+from snn_dfa._attach.forward import Around
 from snn_dfa._attach.functions import Detour
-from snn_dfa._attach.hooks import place
 from snn_dfa._attach.weights import (
+    check_weights,
     gradient_at_input,
     gradient_at_weight,
     gradient_to_mirror,
@@ -31,8 +32,8 @@ def check(net: nn.Module) -> dict[str, nn.Module]:
     Raises:
         AttachError: if there is none, or weights of a kind that is not known.
     """
-    known = synapses(net)
-    within = {*known.values(), *inside_neurons(net)}
+    check_weights(net, "rule='fa'", "another rule")
+    known, within = synapses(net), _within(net)
     for name, module in net.named_modules():
         own = [p for p in module.parameters(recurse=False) if p.dim() > 1]
         if not own or module in within or type(module) is nn.Embedding:
@@ -51,6 +52,11 @@ def check(net: nn.Module) -> dict[str, nn.Module]:
     return dict(known)
 
 
+def _within(net: nn.Module) -> set[nn.Module]:
+    """Return what layers with weights and neurons consist of, such as parametrizations."""
+    return inside_neurons(net).union(*(m.modules() for m in synapses(net).values()))
+
+
 def added_parameters(net: nn.Module) -> list[tuple[dict[str, Any], str, str, bool]]:
     """Return parameters that may be added to values alone, as positional embeddings are.
 
@@ -60,7 +66,7 @@ def added_parameters(net: nn.Module) -> list[tuple[dict[str, Any], str, str, boo
         The store of each, its key there, its name in the network, and whether a pass may leave it
         out, as that of an embedding.
     """
-    within = {*synapses(net).values(), *inside_neurons(net)}
+    within = _within(net)
     return [
         (module._parameters, key, f"{name}.{key}" if name else key, type(module) is nn.Embedding)
         for name, module in net.named_modules()
@@ -120,7 +126,7 @@ class OwnWeight:
 
 
 class Alignment:
-    """Hooks on the modules with weights: each one's input is cut, and gets its error by a detour.
+    """Each input of a module with weights is cut, and gets its error by a detour.
 
     The detour is the module's own backward pass, with the feedback in place of its weight.
 
@@ -133,16 +139,15 @@ class Alignment:
     def __init__(self, weights: dict[str, nn.Module], core: Core, *, whole: bool) -> None:
         self._core, self._whole = core, whole
         self._inputs: dict[str, Tensor] = {}
-        self._handles = []
-        for name, module in weights.items():
-            before = partial(self._before, name)
-            self._handles += place(module, before, partial(self._after, name, module))
+        self._around = [
+            Around(m, core, partial(self._before, name), partial(self._after, name, m))
+            for name, m in weights.items()
+        ]
 
     def remove(self) -> None:
-        """Take every hook off."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        """Take everything off."""
+        for each in self._around:
+            each.remove()
         self._inputs.clear()
 
     def _before(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -156,7 +161,8 @@ class Alignment:
             )
         x = args[0] if args else kwargs["input"]
         self._inputs[name] = x
-        return (x.detach(),), {}
+        kwargs = {k: v for k, v in kwargs.items() if k != "input"}
+        return (x.detach(), *args[1:]), kwargs
 
     def _after(self, name: str, module: Any, output: Tensor) -> Tensor | None:
         x = self._inputs.pop(name, None)

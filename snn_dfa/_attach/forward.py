@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import types
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -19,10 +20,11 @@ from torch.nn.parameter import is_lazy
 
 from snn_dfa._attach import messages
 from snn_dfa._attach.core import Core
+from snn_dfa._attach.hooks import After, Before, eager
 from snn_dfa.errors import ExportError
 from snn_dfa.sequence.attached import Attached
 
-__all__ = ["Credit", "Forward", "Held", "is_attached", "parameters_of"]
+__all__ = ["Around", "Credit", "Forward", "Held", "is_attached", "parameters_of"]
 
 
 #: One that a module runs with another value: where, name, its own value and the other.
@@ -75,6 +77,36 @@ class Forward(Attached):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return _plain(copy.deepcopy(self.module, memo))
+
+
+class Around(Forward):
+    """Functions around what a module computes, inside of all hooks on the module.
+
+    Args:
+        module: The module.
+        core: The attachment.
+        before: Called before it.
+        after: Called after it.
+    """
+
+    def __init__(self, module: nn.Module, core: Core, before: Before, after: After) -> None:
+        super().__init__(module, core)
+        self._before, self._after = before, after
+
+    @partial(eager, recursive=False)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = self._come_in(args, kwargs)
+        return self._go_out(self.plain(*args, **kwargs))
+
+    @eager
+    def _come_in(self, args: Any, kwargs: Any) -> Any:
+        changed = self._before(args, kwargs)
+        return (args, kwargs) if changed is None else changed
+
+    @eager
+    def _go_out(self, result: Any) -> Any:
+        changed = self._after(result)
+        return result if changed is None else changed
 
 
 def _plain(module: nn.Module) -> Any:

@@ -14,7 +14,7 @@ from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["after_steps", "eager", "place", "sweep", "watch"]
+__all__ = ["After", "Before", "after_steps", "eager", "place", "sweep", "watch"]
 
 #: ``before(args, kwargs)`` returns the new ones or ``None``; ``after(output)`` likewise.
 Before: TypeAlias = Callable[[Any, Any], Any]
@@ -77,7 +77,7 @@ def sweep(net: nn.Module) -> None:
 
 
 def place(
-    module: nn.Module, before: Before | None, after: After | None = None
+    module: nn.Module, before: Before | None, after: After | None = None, *, first: bool = False
 ) -> list[RemovableHandle]:
     """Put functions around the calls of a module.
 
@@ -85,14 +85,15 @@ def place(
         module: The module.
         before: Called before it.
         after: Called after it.
+        first: Whether to come before the hooks that are there.
     """
     handles = []
     if before is not None:
         hook = _Hook(lambda _, args, kwargs: before(args, kwargs))
-        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        handles.append(module.register_forward_pre_hook(hook, prepend=first, with_kwargs=True))
     if after is not None:
         hook = _Hook(lambda _, args, output: after(output))
-        handles.append(module.register_forward_hook(hook))
+        handles.append(module.register_forward_hook(hook, prepend=first))
     return handles
 
 

@@ -16,6 +16,7 @@ from snn_dfa._attach.functions import in_backward
 from snn_dfa._attach.graph import are_packed
 from snn_dfa._attach.hooks import eager
 from snn_dfa._attach.known_neurons import step_of
+from snn_dfa._attach.series import Series
 from snn_dfa._attach.step import Inputs
 from snn_dfa._attach.tensors import map_tensors, tensors_in
 from snn_dfa._attach.ways import Passage
@@ -54,18 +55,31 @@ class LayerForward(Forward):
         states: States,
         until_known: bool = False,
     ) -> None:
+        self._series = Series(module, core)
         super().__init__(module, core)
         self._until_known = until_known
-        self._name, self._closed, self._credit, self._states = name, closed, credit, states
-        self._own = [m._parameters for m in module.modules()]
-        self._is_block = not closed and bool(module._modules)
-        self._step = step_of(module) if closed and credit is None else None
-        self._size, self._keys = -1, list[tuple[dict[str, Any], str]]()
+        self._name, self._credit, self._states = name, credit, states
         self._is_neuron = name in core.layers.neurons
+        self._look(closed=closed)
+
+    def _look(self, *, closed: bool) -> None:
+        """Look at what the module is made of."""
+        module = self.module
+        self._closed = closed
+        self._own = [m._parameters for m in module.modules()]
+        self._inside = [(m._modules, tuple(m._modules.values())) for m in module.modules()]
+        self._is_block = not closed and bool(module._modules)
+        self._step = step_of(module) if closed and self._credit is None else None
+        self._size, self._keys = -1, list[tuple[dict[str, Any], str]]()
         # A change of one neuron's current then changes its own spikes alone.
         self._is_gate = self._is_neuron and all(p.dim() < 2 for p in module.parameters())
         holders = [module] if closed else list(module.modules())
         self._stores: list[dict[str, Any]] = [s for m in holders for s in (m._buffers, vars(m))]
+
+    def remove(self) -> None:
+        """Put the plain ``forward`` back."""
+        super().remove()
+        self._series.remove()
 
     # A compiler does not look inside: what is kept between calls is not for it to trace.
     @eager
@@ -75,6 +89,8 @@ class LayerForward(Forward):
             return self.plain(*args, **kwargs)
         if self._until_known and core.layers.outputs:
             self._settle()
+        if any([now != tuple(store.values()) for store, now in self._inside]):
+            self._look(closed=False)  # a parametrisation, say, has come in since
         if self._is_neuron:
             core.now.last = self._name
         if in_backward():
@@ -147,6 +163,7 @@ class LayerForward(Forward):
         core = self.core
         since = 0 if self._closed else torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
         core.inside, done = self._name, False
+        self._series.begin()
         try:
             if cuts:
                 with torch.no_grad():
@@ -159,6 +176,7 @@ class LayerForward(Forward):
             for store, key, old, new in held:
                 if not done or store.get(key) is new:
                     store[key] = old
+        self._note_series(result)
         if not self._closed or self._has_own_surrogate():
             came_in = [*tensors_in(args), *[new for *_, new in held]]
             came_in += tensors_in(kwargs) if kwargs else []
@@ -167,6 +185,13 @@ class LayerForward(Forward):
             if not self._closed:
                 core.entry.note_insides(self._name, since)
         return result
+
+    def _note_series(self, result: Any) -> None:
+        """Note whether a block has returned a whole sequence."""
+        if not self._is_neuron and (values := tensors_in(result)):
+            is_one = self._series.is_returned(values[0].shape)
+            sequences = self.core.layers.sequences
+            (sequences.add if is_one else sequences.discard)(self._name)
 
     def _learns(self) -> bool:
         return any(

@@ -16,12 +16,15 @@ __all__ = [
     "hooked",
     "not_yet_called",
     "other_call",
+    "other_order",
     "other_steps",
     "out_of_step",
+    "parts_out_of_step",
     "refuse_repetition",
     "refuse_unled",
     "refuse_without_ways",
     "second_output",
+    "square",
     "unnamed_readout",
 ]
 
@@ -40,6 +43,18 @@ def out_of_step(hidden: str, output: str | None, calls: Mapping[str, int]) -> st
         f"{hidden!r} then learns with the layer after it. Does the network call one neuron for "
         f"several layers? Give each layer a neuron of its own. Did an exception stop the last "
         f"forward pass? Then call the network again"
+    )
+
+
+def parts_out_of_step(layer: str, output: str, calls: Mapping[str, int]) -> str:
+    """Say that layers which are called without the network were not called equally often."""
+    return (
+        f"layers are called outside of net.forward: layer {layer!r} was called "
+        f"{calls.get(layer, 0)} times and the output {output!r} {calls.get(output, 0)} times since "
+        f"all were last called equally often; expected one call of each layer and of each output "
+        f"in each time step. Is an output not called at some steps? Call it, too; the loss need "
+        f"not read it. Are parts of the network called for an evaluation? Do so in "
+        f"torch.no_grad(). Did an exception stop the last forward pass? Then call the network again"
     )
 
 
@@ -73,6 +88,18 @@ def other_call(hidden: str, output: str, count: int) -> str:
     )
 
 
+def other_order(hidden: str, output: str) -> str:
+    """Say that a layer runs through the steps in another order than the output."""
+    return (
+        f"hidden layer {hidden!r} runs through the time steps in another order than the output "
+        f"{output!r}, as a layer that goes backward in time; expected the k-th call of {output!r} "
+        f"to read the k-th call of {hidden!r}, or an earlier one, since it gets the error of this "
+        f"step. Put {hidden!r} into a module that returns the whole sequence [T, B, ...] in the "
+        f"order of the output, name all such modules, hidden=[...], and call the output on the "
+        f"whole sequence"
+    )
+
+
 def other_steps(hidden: str, spikes: Sequence[int], output: Sequence[int], dims: int) -> str:
     """Say that a layer has another number of steps or samples than the output."""
     return (
@@ -81,6 +108,16 @@ def other_steps(hidden: str, spikes: Sequence[int], output: Sequence[int], dims:
         f"{list(spikes)}. Does the output read a mean over time of layers that return whole "
         f"sequences? Call the output on the sequence, and take the mean of what it returns. Does "
         f"the output have other samples? Name the layers that have the same, hidden=[...]"
+    )
+
+
+def square(output: str, size: int) -> str:
+    """Say that an output of two dimensions of one size has steps and samples, or has not."""
+    return (
+        f"output {output!r}: hidden layers return whole sequences, and what {output!r} returns, of "
+        f"shape [{size}, {size}], may be of steps and samples, or a mean over the steps; expected "
+        f"[T, B, C], also of one number, C = 1. Call the output on the sequence, and take the mean "
+        f"of what it returns; or give another number of samples"
     )
 
 

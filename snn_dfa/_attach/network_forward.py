@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from snn_dfa._attach import messages
 from snn_dfa._attach.core import Core
+from snn_dfa._attach.feedback_alignment import added_parameters
 from snn_dfa._attach.forward import Forward, Held, parameters_of
 from snn_dfa._attach.functions import in_backward
 from snn_dfa._attach.graph import added_alone, functional_weights
 from snn_dfa._attach.hooks import eager
 from snn_dfa._attach.tensors import map_tensors, tensors_in
+from snn_dfa._attach.weights import synapses
 from snn_dfa._distributed import States, runs_distributed
-from snn_dfa.errors import ExportError
+from snn_dfa.errors import AttachError, ExportError
 
 __all__ = ["NetworkForward"]
 
@@ -29,9 +31,7 @@ class NetworkForward(Forward):
         net: The network.
         core: The attachment.
         states: Sees that no membrane is one of another process.
-        weights: For feedback alignment: identity of each weight that has feedback to its layer.
-        added: And the other parameters of more than one dimension: store, key there, name, and
-            whether a pass may leave it out.
+        weights: For feedback alignment: the modules whose weights have feedback, by name.
     """
 
     def __init__(
@@ -39,11 +39,10 @@ class NetworkForward(Forward):
         net: nn.Module,
         core: Core,
         states: States,
-        weights: Mapping[int, str],
-        added: Sequence[tuple[dict[str, Any], str, str, bool]],
+        weights: Mapping[str, nn.Module],
     ) -> None:
         super().__init__(net, core)
-        self._states, self._weights, self._added = states, weights, added
+        self._states, self._weights = states, weights
         self._parameters = parameters_of(net)
         self._stores: list[dict[str, Any]] = [m._parameters for m in net.modules()]
 
@@ -134,14 +133,26 @@ class NetworkForward(Forward):
     def _aligned(self, result: Any, since: int) -> Any:
         """See that every weight is used by its layer alone, and other parameters are added."""
         values = tensors_in(result)
-        found = functional_weights(values, self._weights, since)
+        self._see_that_weights_are_known()
+        own = {
+            id(p): name for name, m in self._weights.items() for p in m.parameters() if p.dim() > 1
+        }
+        found = functional_weights(values, own, since)
         if found:
             raise messages.functional_weight(sorted(found)[0])
-        names = {id(store[key]): name for store, key, name, _ in self._added}
+        added = added_parameters(self.module)
+        names = {id(store[key]): name for store, key, name, _ in added}
         if names:
-            rest = {id(store[key]) for store, key, _, may_rest in self._added if may_rest}
+            rest = {id(store[key]) for store, key, _, may_rest in added if may_rest}
             alone, otherwise = added_alone(values, names.keys(), since)
             wrong = (names.keys() - alone - rest) | otherwise
             if wrong:
                 raise messages.multiplied(min(names[each] for each in wrong))
         return result
+
+    def _see_that_weights_are_known(self) -> None:
+        """Raise an error for a layer with weights that has come into the network since."""
+        known = set(self._weights.values())
+        new = [name for name, module in synapses(self.module).items() if module not in known]
+        if new:
+            raise AttachError(messages.changed([], new))

@@ -147,7 +147,7 @@ class Paths:
         names: dict[Any, str] = {}
         for name, module in self._synapses().items():
             for parameter in module.parameters():
-                if parameter.dim() < 2 or is_lazy(parameter):
+                if is_lazy(parameter) or parameter.dim() < 2:
                     continue
                 if hasattr(parameter, "full_tensor"):  # in shards: the whole one has come and gone
                     shape = parameter.shape

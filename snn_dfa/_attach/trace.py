@@ -25,6 +25,8 @@ from snn_dfa._attach.layers import is_spiking, spiking_layers
 from snn_dfa._attach.trace_base import TraceBase, cut
 from snn_dfa._attach.weights import (
     SYNAPSES,
+    check_weights,
+    computes_as,
     gradient_at_input,
     gradient_at_weight,
     inside_neurons,
@@ -60,7 +62,7 @@ def check(
             "credit='trace': expected a rule that sends errors straight to each layer, got "
             "rule='fa', which needs the errors of later steps; use credit='membrane'"
         )
-    _check_weights(net)
+    check_weights(net, "credit='trace'", "credit='membrane'")
     for name, module in {**modules, **spiking_layers(net)}.items():
         where = f"credit='trace': layer {name!r}"
         if not is_spiking(module) and name in outputs:
@@ -90,18 +92,6 @@ def check(
                 f"{where} gives no gradient to its own parameter {learns[0]!r}, which has "
                 f"requires_grad=True; set it to False, or use credit='membrane'"
             )
-
-
-def _check_weights(net: nn.Module) -> None:
-    """Refuse a weight that each reading changes, since a trace reads it once more."""
-    for name, module in synapses(net).items():
-        for parameter, made in getattr(module, "parametrizations", {}).items():
-            if next(made.buffers(), None) is not None:
-                raise AttachError(
-                    f"credit='trace': the {parameter} of layer {name!r} may change each time that "
-                    f"it is read, as with spectral normalisation, expected one that stays; use "
-                    f"credit='membrane'"
-                )
 
 
 def _check_readout(module: nn.Module, where: str) -> None:
@@ -168,7 +158,7 @@ class _Call:
 
 
 class Traces(TraceBase):
-    """Hooks on synapses, what layers do before and after a call, and traces between steps.
+    """What synapses and layers do before and after a call, and traces between steps.
 
     Args:
         net: The network; what :func:`check` has passed.
@@ -187,12 +177,14 @@ class Traces(TraceBase):
             if synapse in inside:
                 continue
             if synapse in layers:  # a readout: its values have a port by now
-                self._handles += place(synapse, None, partial(self._after_port, synapse))
+                self._handles += place(
+                    synapse, None, partial(self._after_port, synapse), first=True
+                )
             else:
                 self._hook(synapse, self._note, partial(self._after_synapse, synapse))
         within = inside_neurons(net)
         for module in net.modules():
-            if isinstance(module, _BETWEEN) and module not in within:
+            if computes_as(module, _BETWEEN) and module not in within:
                 self._hook(module, self._note, partial(self._after_between, module))
         for name, neuron in self._neurons.items():
             if neuron not in layers:
@@ -204,10 +196,10 @@ class Traces(TraceBase):
                 self._hook(recurrent, self._note, after)
 
     def _hook(self, module: nn.Module, before: Any, after: Any) -> None:
-        self._handles += place(module, partial(before, module), after)
+        self._place(module, partial(before, module), after)
 
     def remove(self) -> None:
-        """Take every hook off and forget the traces."""
+        """Take everything off and forget the traces."""
         super().remove()
         self._latest.clear()
 
@@ -294,7 +286,8 @@ class Traces(TraceBase):
             raise AttachError(
                 f"credit='trace': layer {name!r}: expected its input to be the output of one "
                 f"nn.Linear or convolution that no other neuron gets; only {between} may lie "
-                f"between; use credit='membrane'"
+                f"between, and no hook may change what they return; if a layer was replaced after "
+                f"DFA(net), call dfa.remove(), then DFA(net) again; else use credit='membrane'"
             )
         if call.below_learns:
             raise AttachError(

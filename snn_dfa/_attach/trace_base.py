@@ -1,4 +1,4 @@
-"""What traces of single steps and of chunks share: hooks, what they note, and when they rest."""
+"""What traces of single steps and of chunks share: what they note, and when they rest."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from snn_dfa._attach.core import Core
+from snn_dfa._attach.forward import Around
+from snn_dfa._attach.hooks import After, Before
 from snn_dfa._attach.layers import spiking_layers
 
 __all__ = ["TraceBase", "cut"]
 
 
 class TraceBase:
-    """Hooks on layers with weights, and traces from call to call.
+    """Functions around layers with weights, and traces from call to call.
 
     Args:
         net: The network.
@@ -32,12 +34,16 @@ class TraceBase:
         self._handles: list[Any] = []
 
     def remove(self) -> None:
-        """Take every hook off and forget the traces."""
+        """Take everything off and forget the traces."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         for kept in (self._inputs, self._traces, self._last):
             kept.clear()
+
+    def _place(self, module: nn.Module, before: Before, after: After) -> None:
+        """Put functions around what a module computes."""
+        self._handles.append(Around(module, self._core, before, after))
 
     def cuts(self, name: str) -> bool:
         """Return that layers run with their graph, which ends at their states."""

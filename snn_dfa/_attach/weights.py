@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import snntorch as snn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from snn_dfa._distributed import whole
+from snn_dfa.errors import AttachError
 from snn_dfa.feedback import stand_in
 from snn_dfa.feedback.apply import correlation
 from snn_dfa.feedback.stand_in import Inflow
@@ -19,6 +20,8 @@ from snn_dfa.sequence import AtOnce
 __all__ = [
     "SYNAPSES",
     "answer",
+    "check_weights",
+    "computes_as",
     "gradient_at_input",
     "gradient_at_weight",
     "gradient_to_mirror",
@@ -66,16 +69,77 @@ def inside_neurons(net: nn.Module) -> set[nn.Module]:
     return {module for neuron in neurons for module in neuron.modules()}
 
 
-def answer(module: Any, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return what a module would make of an input with this weight; its own hooks do not run."""
+def computes_as(module: nn.Module, kinds: Sequence[type[nn.Module]]) -> bool:
+    """Return whether a module is of one of some classes, and computes what that class does."""
+    kind = next((each for each in kinds if isinstance(module, each)), None)
+    own = vars(module).get("forward")  # in a copy of an attached network the plain one
+    if kind is None or not (own is None or getattr(own, "__func__", None) is kind.forward):
+        return False
+    if type(module).__module__.startswith("snn_dfa."):
+        return True
+    names = ("forward", "_conv_forward")
+    return all(getattr(type(module), n, None) is getattr(kind, n, None) for n in names)
+
+
+def check_weights(net: nn.Module, said: str, instead: str) -> None:
+    """Refuse layers whose weights are computed with in another way than is known.
+
+    Args:
+        net: The network.
+        said: What the error begins with.
+        instead: What to use.
+
+    Raises:
+        AttachError: naming the layer.
+    """
+    known = {n: m for n, m in net.named_modules() if isinstance(m, SYNAPSES)}
+    for name, module in known.items():
+        if not computes_as(module, SYNAPSES):
+            raise AttachError(
+                f"{said}: layer {name!r} of type {type(module).__name__} has a forward of its own, "
+                f"expected that of nn.Linear or of a convolution; call an nn.Linear or a "
+                f"convolution inside a module of your own, or use {instead}"
+            )
+        for parameter, made in getattr(module, "parametrizations", {}).items():
+            if next(made.buffers(), None) is not None:
+                raise AttachError(
+                    f"{said}: the {parameter} of layer {name!r} may change each time that it is "
+                    f"read, as with spectral normalisation, expected one that stays; use {instead}"
+                )
+
+
+def answer(
+    module: Any,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    size: torch.Size | None = None,
+) -> Tensor:
+    """Return what a module would make of an input with this weight; its own hooks do not run.
+
+    Args:
+        module: The module.
+        x: What comes in.
+        weight: In place of its own.
+        bias: In place of its own.
+        size: Of the result, where a call of a transposed convolution may name it.
+    """
     if isinstance(module, nn.Linear):
         return functional.linear(x, weight, bias)
     if not isinstance(module, _TRANSPOSED):
         convolved: Tensor = module._conv_forward(x, weight, bias)
         return convolved
-    function: Any = getattr(functional, f"conv_transpose{weight.dim() - 2}d")
+    dims = weight.dim() - 2
+    function: Any = getattr(functional, f"conv_transpose{dims}d")
+    more = module.output_padding
+    if size is not None:
+        padding: Any = module._output_padding  # by which a call of the module finds it
+        more = padding(
+            x, list(size[-dims:]), module.stride, module.padding, module.kernel_size, dims,
+            module.dilation,
+        )  # fmt: skip
     made: Tensor = function(
-        x, weight, bias, module.stride, module.padding, module.output_padding, module.groups,
+        x, weight, bias, module.stride, module.padding, more, module.groups,
         module.dilation,
     )  # fmt: skip
     return made
@@ -88,7 +152,7 @@ def gradient_at_weight(module: Any, x: Tensor, error: Tensor) -> Tensor:
         return correlation(error, x)
     with torch.enable_grad():
         weight = torch.zeros_like(module.weight, dtype=error.dtype, requires_grad=True)
-        out = answer(module, x, weight)
+        out = answer(module, x, weight, size=error.shape)
     return torch.autograd.grad(out, weight, error)[0]
 
 
@@ -98,7 +162,7 @@ def gradient_at_input(module: Any, x: Tensor, weight: Tensor, error: Tensor) -> 
         return error @ weight
     with torch.enable_grad():
         x = torch.zeros_like(x, dtype=error.dtype, requires_grad=True)
-        out = answer(module, x, weight)
+        out = answer(module, x, weight, size=error.shape)
     return torch.autograd.grad(out, x, error)[0]
 
 

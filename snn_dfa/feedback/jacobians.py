@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback.sample_ways import Backward, Named, Ways
 from snn_dfa.feedback.stand_in import Inflow, added, linear
 
@@ -115,10 +116,10 @@ def errors(
             if gate is not None:
                 value = linear(partial(torch.mul, gate), sizes[name], value)
             values[name] = added(leaves[name], value)
-        parts = [
-            inflows[n].apply(values, known).reshape(rows, -1) if n in inflows else None
+        parts = {
+            n: inflows[n].apply(values, known).reshape(rows, -1) if n in inflows else None
             for n in outputs
-        ]
+        }
         out = _side_by_side(parts, error)
         for name in direct:
             out = out + values[name].flatten(1) @ factors[name].flatten(1).t()
@@ -130,15 +131,24 @@ def errors(
     }
 
 
-def _side_by_side(parts: Sequence[Tensor | None], error: Tensor) -> Tensor:
-    """Return the outputs [M, C]; of one that reads no layer, or no graph, the numbers are zero."""
-    known = [part for part in parts if part is not None]
+def _side_by_side(parts: Mapping[str, Tensor | None], error: Tensor) -> Tensor:
+    """Return the outputs [M, C]; of one that reads no layer, or no graph, the numbers are zero.
+
+    Raises:
+        FeedbackError: if several do, since it is not known how many numbers each has.
+    """
+    known = [part for part in parts.values() if part is not None]
     if not known:
         return torch.zeros_like(error)
-    if len(known) < len(parts) - 1:  # of several it is not known how many numbers each has
-        return torch.cat(known, 1)
+    missing = [name for name, part in parts.items() if part is None]
+    if len(missing) > 1:
+        raise FeedbackError(
+            f"feedback: no linear function of hidden layers leads into the outputs {missing}, and "
+            f"one leads into others; expected at most one output without, since it is not known "
+            f"how many of the {error.shape[1]} numbers each has; use feedback='kolen-pollack'"
+        )
     rest = error.new_zeros(len(error), error.shape[1] - sum(part.shape[1] for part in known))
-    return torch.cat([rest if part is None else part for part in parts], 1)
+    return torch.cat([rest if part is None else part for part in parts.values()], 1)
 
 
 def _gradients(

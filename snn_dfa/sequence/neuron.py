@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snn_dfa.sequence.attached import see_that_none_is_at_work
+from snn_dfa.sequence.attached import see_that_no_hook_is_left_out, see_that_none_is_at_work
 from snn_dfa.sequence.equations import dynamics_of, state_series
 from snn_dfa.sequence.facts import Facts
 from snn_dfa.sequence.scan import Dynamics, leaky_scan
@@ -59,6 +59,7 @@ class NeuronOverTime(nn.Module):
     ) -> tuple[Any, dict[str, Any]]:
         """Return what the neuron gives, and the series of its states where they are read."""
         neuron = self.neuron
+        see_that_no_hook_is_left_out(neuron)
         alone = neuron.init_hidden and not neuron.output
         dtype = torch.promote_types(x.dtype, torch.float32) if self.is_last else x.dtype
         names = state_series(dyn)

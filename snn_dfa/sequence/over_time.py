@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from snn_dfa.errors import AttachError, InputError
 from snn_dfa.sequence import spike_linear
 from snn_dfa.sequence.any_network import Modules, TimeAsBatch
-from snn_dfa.sequence.attached import see_that_none_is_at_work
+from snn_dfa.sequence.attached import see_that_no_hook_is_left_out, see_that_none_is_at_work
 from snn_dfa.sequence.flat_scan import twice
 from snn_dfa.sequence.neuron import Scan
 from snn_dfa.sequence.products import fast_product
@@ -115,7 +115,8 @@ def _refuse_state(module: nn.Module, before: dict[str, int]) -> None:
 def _is_plain(module: nn.Linear) -> bool:
     """Whether calling the module is ``linear(x, weight, bias)`` and nothing more."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return type(module) is nn.Linear and not any(getattr(module, h) for h in hooks)
+    hooked = any(getattr(module, h) for h in hooks) or "forward" in vars(module)
+    return type(module) is nn.Linear and not hooked
 
 
 class OverTime(nn.Sequential):
@@ -148,6 +149,7 @@ class OverTime(nn.Sequential):
             )
         self._made_of.check()
         see_that_none_is_at_work(self._source[0])
+        see_that_no_hook_is_left_out(self._source[0])
         return super().forward(x)  # type: ignore[no-untyped-call]
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:

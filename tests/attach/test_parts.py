@@ -5,7 +5,7 @@ import snntorch as snn
 import torch
 from torch import nn
 
-from snn_dfa import DFA, NonFiniteError, OutOfStepError
+from snn_dfa import DFA, NonFiniteError, OutOfStepError, reset
 from snn_dfa.surrogate import fast_sigmoid
 
 B, W = 4, torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
@@ -169,11 +169,47 @@ def test_what_cannot_be_told_raises_an_error(program):
     net = Parts()
     with DFA(net, output="lif2") as dfa:
         for _ in range(2):
-            with pytest.raises(OutOfStepError, match="hidden layer 'lif1'"):
+            with pytest.raises(OutOfStepError, match="layer 'lif1'"):
                 program(net).sum().backward()
             assert all(p.grad is None for p in net.parameters())
         net(X).sum().backward()  # the next batch is none of this one
         assert dfa.feedback["lif1"].shape == (3, 6)
+
+
+class Heads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.lif = nn.Linear(4, 6), snn.Leaky(0.8, threshold=0.3, init_hidden=True)
+        self.one, self.two = nn.Linear(6, 3), nn.Linear(6, 2)
+
+    def forward(self, x):
+        spk = self.lif(self.fc(x))
+        return self.one(spk), self.two(spk)
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_an_output_that_is_left_out_at_some_steps_is_told_where_layers_are_called_alone(evaluated):
+    net = Heads()
+    with DFA(net, output=["one", "two"]):
+        net(torch.rand(B, 4))[0].sum().backward()  # shows how many numbers each output has
+        net.zero_grad()
+        reset(net)
+        loss = 0
+        for k, step in enumerate(torch.rand(4, B, 4)):
+            spk = net.lif(net.fc(step))
+            if evaluated:
+                net.one(spk)  # with its graph
+            elif k % 2:
+                loss = loss + net.one(spk).sum()
+            else:
+                loss = loss + net.two(spk).sum()
+        if evaluated:
+            reset(net)
+            spk = net.lif(net.fc(step))
+            loss = net.one(spk).sum() + net.two(spk).sum()
+        with pytest.raises(OutOfStepError, match=r"layer .* an output not called at"):
+            loss.backward()
+        assert all(p.grad is None for p in net.parameters())
 
 
 # -- freezing and thawing -----------------------------------------------------------------------------

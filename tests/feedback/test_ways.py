@@ -555,6 +555,43 @@ class EarlyExit(nn.Module):
         return self.exit(first.detach()), self.last(second)
 
 
+class ThreeHeads(nn.Module):
+    """Two of them behind a product with a parameter that is no layer's, and one of one number."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.lif, self.mix = nn.Linear(5, 6), leaky(), nn.Parameter(torch.rand(6, 6))
+        self.one, self.two, self.three = nn.Linear(6, 2), nn.Linear(6, 1), nn.Linear(6, 1)
+
+    def forward(self, x):
+        spk = self.lif(self.fc(x))
+        return self.one(spk @ self.mix), self.two(spk @ self.mix), self.three(spk)
+
+
+@pytest.mark.parametrize("outputs", [["one", "three"], ["one", "two"], ["one", "two", "three"]])
+def test_of_several_outputs_without_a_way_beside_one_with_it_the_sizes_are_not_known(outputs):
+    net = ThreeHeads()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with DFA(net, output=outputs, optimizer=optimizer) as dfa:
+        for _ in range(2):
+            reset(net)
+            net.zero_grad()
+            found = dict(zip(("one", "two", "three"), net(3 * torch.rand(B, 5)), strict=True))
+            loss = sum(found[name].square().sum() for name in outputs)
+            if len(outputs) < 3:
+                loss.backward()
+                optimizer.step()
+                continue
+            with pytest.raises(
+                FeedbackError, match=r"outputs \['one', 'two'\], .* at most one output"
+            ):
+                loss.backward()
+            assert all(p.grad is None for p in net.parameters())
+        if len(outputs) < 3:
+            assert dfa.feedback["lif"].any()
+            assert net.fc.weight.grad.any()
+
+
 def test_an_output_without_a_way_and_a_function_of_samples_leave_the_matrices_readable():
     torch.manual_seed(0)
     net = EarlyExit()

@@ -9,7 +9,7 @@ from own_networks import Hidden, Inside, inputs, linear
 from sequences import B, C, F, N, T
 from torch import nn
 
-from snn_dfa import AttachError, DFAError, InputError, over_time
+from snn_dfa import AttachError, DFAError, InputError, over_time, reset
 
 pytestmark = pytest.mark.usefixtures("in_torch")
 
@@ -263,3 +263,61 @@ def test_parameters_are_shaken_within_their_range():
     net = HasParametersOfARange()
     wanted = torch.stack([copy.deepcopy(net)(step) for step in x[:1]])
     assert torch.equal(over_time(net)(x)[:1], wanted)
+
+
+# -- hooks of others --------------------------------------------------------------------------------
+
+
+def hooked_network(kind):
+    def lif():
+        return snn.Leaky(beta=0.8, threshold=0.3, init_hidden=True)
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.lif1, self.fc2, self.lif2 = (
+                nn.Linear(4, 6),
+                lif(),
+                nn.Linear(6, 3),
+                lif(),
+            )
+
+        def forward(self, x):
+            return self.lif2(self.fc2(self.lif1(self.fc1(x))))
+
+    torch.manual_seed(0)
+    return Own() if kind == "own" else nn.Sequential(nn.Linear(4, 6), lif(), nn.Linear(6, 3), lif())
+
+
+def scaled(module, args, output):
+    return output * 0.5
+
+
+@pytest.mark.parametrize("kind", ["sequential", "own"])
+@pytest.mark.parametrize("before", [False, True])
+def test_a_hook_on_a_neuron_that_the_form_does_not_call_is_an_error(kind, before):
+    net = hooked_network(kind)
+    neuron = next(m for m in net.modules() if isinstance(m, snn.Leaky))
+    form = None if before else over_time(net)
+    handle = neuron.register_forward_hook(scaled)
+    x = torch.rand(3, 2, 4)
+    with pytest.raises(AttachError, match="a Leaky has a forward hook"):
+        (form or over_time(net))(x)
+    handle.remove()
+    assert (form or over_time(net))(x).shape == (3, 2, 3)
+
+
+@pytest.mark.parametrize("kind", ["sequential", "own"])
+def test_hooks_on_what_the_form_calls_are_those_of_the_loop(kind):
+    net = hooked_network(kind)
+    layer = next(m for m in net.modules() if isinstance(m, nn.Linear))
+    layer.register_forward_hook(scaled)
+    x = 4 * torch.rand(5, 2, 4)
+    wanted = torch.stack([net(step) for step in x])
+    reset(net)
+    assert wanted.any()
+    torch.testing.assert_close(over_time(net)(x), wanted)
+    if kind == "sequential":
+        net.register_forward_hook(scaled)
+        with pytest.raises(AttachError, match="a Sequential has a forward hook"):
+            over_time(net)(x)
