@@ -189,7 +189,8 @@ def rates(found: Any) -> str:
         its.setdefault(run["rate"], []).append(run)
     best = {}
     for names, its in runs.items():
-        enough = [rate for rate, each in its.items() if len(each) >= 3]
+        seeds = min(3, max(map(len, its.values())))
+        enough = [rate for rate, each in its.items() if len(each) >= seeds]
         best[names] = max(enough, key=lambda rate: fmean(r["validation"] for r in its[rate]))
     tests = _tests(run for names, its in runs.items() for run in its[best[names]])
     return _beside(tests, lambda *names: f"; {best[names]:g}")
@@ -203,7 +204,8 @@ def _beside(
 
     The last column has the standard error of that difference, too.
     """
-    rules = ("dfa", "bptt", "shallow")
+    some = dict.fromkeys(rule for its in tests.values() for rule in its)
+    rules = ("dfa", "bptt", "shallow", *(rule for rule in ("by-sample", "fa") if rule in some))
     rows = []
     for names, its in tests.items():
         cells = (
@@ -218,7 +220,7 @@ def _beside(
         else:
             rows.append((*names, *cells, f"{above:+.1f}"))
     head = ("network", "loss on", *map(_short, rules), "points above back-propagation")
-    return _table(head, "llrrrr", rows)
+    return _table(head, "ll" + "r" * (len(head) - 2), rows)
 
 
 def _tests(found: Iterable[Any]) -> dict[tuple[str, str], dict[str, list[float]]]:
@@ -415,6 +417,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
     "gpu_wide": ("benchmarks/results/gpu.json", gpu_wide),
     "one_line": ("benchmarks/results/one_line.json", one_line),
     "rates": ("benchmarks/results/one_line.json", rates),
+    "unseen": ("benchmarks/results/unseen.json", rates),
     "events": ("benchmarks/results/events.json", one_line),
     "recipes": ("benchmarks/results/recipes.json", recipes),
     "nmnist": ("benchmarks/results/recipes.json", nmnist),

@@ -229,5 +229,5 @@ def check_finite(e: Tensor, output: str) -> None:
         raise NonFiniteError(
             f"layer {output!r}: expected a finite error at the output, got {int(wrong.sum())} of "
             f"{e.numel()} numbers that are infinite or not a number; do not take this step, and "
-            f"look at the loss, the input and the learning rate"
+            f"look at the loss, the input, the surrogate and the learning rate"
         )
