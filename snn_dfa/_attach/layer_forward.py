@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -24,10 +23,16 @@ from snn_dfa._distributed import States
 __all__ = ["LayerForward"]
 
 _CURRENT = "input_"  # snnTorch's name for it
-#: Of attributes that need no closer look.
-_PLAIN = frozenset({type(None), bool, int, float, str, dict, OrderedDict})
 #: An attribute of a module: where it is kept, its name and its value.
 State: TypeAlias = tuple[dict[str, Any], str, Tensor]
+
+
+class _AreTensors(dict[type, bool]):
+    """Whether values of a class are tensors; each class is asked once."""
+
+    def __missing__(self, kind: type) -> bool:
+        found = self[kind] = issubclass(kind, Tensor)
+        return found
 
 
 class LayerForward(Forward):
@@ -61,6 +66,7 @@ class LayerForward(Forward):
         self._is_block = not closed and bool(module._modules)
         self._step = step_of(module) if closed and credit is None else None
         self._size, self._keys = -1, list[tuple[dict[str, Any], str]]()
+        self._are_tensors = _AreTensors()
         self._is_neuron = name in core.layers.neurons
         # A change of one neuron's current then changes its own spikes alone.
         self._is_gate = self._is_neuron and all(p.dim() < 2 for p in module.parameters())
@@ -101,10 +107,7 @@ class LayerForward(Forward):
 
     def _call(self, args: Any, kwargs: Any) -> Any:
         entry, name, module = self.core.entry, self._name, self.module
-
-        def enter(t: Tensor) -> Tensor:
-            return entry.enter(name, t) if t.requires_grad else t
-
+        enter, credit = self._enter, self._credit
         held = [(store, key, old, enter(old)) for store, key, old in self._graphs()]
         passage = entry.passage(name, args[0] if args else kwargs.get(_CURRENT))
         args = map_tensors(enter, args)
@@ -112,13 +115,13 @@ class LayerForward(Forward):
             kwargs = map_tensors(enter, kwargs)
         for store, key, _, new in held:
             store[key] = new
-        cuts = self._credit is not None and self._credit.cuts(name)
+        cuts = credit is not None and credit.cuts(name)
         before = self._attributes() if cuts else []
         # A credit that cuts makes spikes of the current; one that traces knows it by identity.
         if cuts:
             args, kwargs = self._tapped(passage, args, kwargs)
-        if self._credit is not None:
-            args, kwargs = self._credit.before(name, module, args, kwargs)
+        if credit is not None:
+            args, kwargs = credit.before(name, module, args, kwargs)
         if not cuts:
             args, kwargs = self._tapped(passage, args, kwargs)
         result = self._run(args, kwargs, held, cuts)
@@ -126,6 +129,9 @@ class LayerForward(Forward):
         states = self._attributes() if cuts else self._graphs()
         left = [s for s in states if id(s[2]) not in known and (cuts or s[2].grad_fn is not None)]
         return self._hand_out(result, left, passage)
+
+    def _enter(self, t: Tensor) -> Tensor:
+        return self.core.entry.enter(self._name, t) if t.requires_grad else t
 
     def _tapped(self, passage: Passage | None, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Return the arguments, with the current as :meth:`_tap` gives it."""
@@ -227,11 +233,12 @@ class LayerForward(Forward):
     def _graphs(self) -> list[State]:
         """Return the module's attributes that have a graph or ask for one: store, key and value."""
         if not self._closed:
+            are_tensors = self._are_tensors
             return [
                 (store, key, value)
                 for store in self._stores
                 for key, value in store.items()
-                if type(value) not in _PLAIN and isinstance(value, Tensor) and value.requires_grad
+                if are_tensors[type(value)] and value.requires_grad
             ]
         # Such a module's attributes are numbers for good, or never; it is asked at each step.
         size = sum([len(store) for store in self._stores])
@@ -251,31 +258,30 @@ class LayerForward(Forward):
 
     def _hand_out(self, result: Any, new: list[State], passage: Passage | None = None) -> Any:
         """Give out the result, and the states that the call has left, by a port."""
-        core, name = self.core, self._name
+        core, name, credit = self.core, self._name, self._credit
         tensors = tensors_in(result)
         may_be_output = core.layers.may_be_output(name)
-        every = self._credit is not None or may_be_output
+        every = credit is not None or may_be_output
         found = {
             id(t): t for t in tensors if t.grad_fn is not None or (every and t.is_floating_point())
         }
         returned = len(found)
         for _, _, value in new:
             found[id(value)] = value
-        values = list(found.values())
-        keys = list(found)
-        if self._credit is not None and values:
-            values = self._credit.after(name, self.module, values)
-        if not may_be_output and self._credit is not None:
-            returned = sum(v.requires_grad for v in values[:returned])
-            keys = [key for key, v in zip(keys, values, strict=True) if v.requires_grad]
-            values = [v for v in values if v.requires_grad]
+        keys, values = list(found), list(found.values())
+        if credit is not None and values:
+            values = credit.after(name, self.module, values)
+            if not may_be_output:
+                returned = sum(v.requires_grad for v in values[:returned])
+                keys = [key for key, v in zip(keys, values, strict=True) if v.requires_grad]
+                values = [v for v in values if v.requires_grad]
         spikes = tensors[0] if tensors else None
         if keys and keys[0] == id(spikes):
             spikes = values[0]
         given = core.leave(name, values, spikes, returned, passage=passage)
-        ports = dict(zip(keys, given, strict=True))
-        if not ports:
+        if not given:
             return result
+        ports = dict(zip(keys, given, strict=True))
         for store, key, value in new:
             store[key] = ports.get(id(value), value)
         if type(result) is Tensor:

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from torch import Tensor
 
 from snn_dfa._attach.functions import added, second_time
-from snn_dfa._attach.products import Book, Made, settle
+from snn_dfa._attach.products import Book, Made, changed_in_place, settle
 from snn_dfa._attach.step_node import CompiledStep, Kept
-from snn_dfa.errors import BackwardError
 
 if TYPE_CHECKING:
     from snn_dfa._attach.calls import Call
@@ -65,7 +64,7 @@ class Record:
         self._see_unchanged()
         total, before = self.kept.back(at_spikes, at_states)
         if self.made is not None:
-            settle(self.book, self.made, total)
+            settle(self.book(), self.made, total)
         return before
 
     def node(self) -> tuple[Tensor, ...]:
@@ -93,10 +92,7 @@ class Record:
 
     def _see_unchanged(self) -> None:
         if self._versions() != self.versions:
-            raise BackwardError(
-                "backward: the input or the state of a layer was changed in place after the layer "
-                "had read it, and its gradient needs the values from before; change a copy"
-            )
+            raise changed_in_place()
 
 
 def with_graph(call: Call) -> None:

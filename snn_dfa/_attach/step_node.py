@@ -251,7 +251,7 @@ def _products(
     weight, bias, seen = ctx.leaves
     if x is None or total is None:
         return None, None
-    return settle(ctx.book, Made(x, weight, bias, seen), total)
+    return settle(ctx.book(), Made(x, weight, bias, seen), total)
 
 
 def _at_threshold(
