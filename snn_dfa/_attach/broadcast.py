@@ -187,7 +187,7 @@ class Broadcast:
         Returns:
             [*batch, C] of one step, [K, *batch, C] of K; and how many dimensions the batch has.
         """
-        key = tuple(id(e) for _, errors in group for e in errors.values())
+        key = tuple([id(e) for _, errors in group for e in errors.values()])
         first = next(iter(group[0][1].values()))
         batch = first.shape[:-1]
         shape = group[0][0].shape
@@ -292,7 +292,7 @@ class Broadcast:
         dtype = signal.dtype if spikes0 is None else spikes0.dtype
         sent = self._projected(name, signal, calls).to(dtype)
         shape = calls[0].shape if len(calls) == 1 else (len(calls), *calls[0].shape)
-        sent = sent.expand(shape)
+        sent = sent if sent.shape == shape else sent.expand(shape)
         self._feedback.notify(name, sent)
         each = [sent] if len(calls) == 1 else sent
         return [(call, (e,)) for call, e in zip(calls, each, strict=True) if call.hears]
@@ -359,7 +359,7 @@ def _alike(calls: Mapping[Call, Errors]) -> list[list[tuple[Call, Errors]]]:
     """Return the calls in groups of the same shapes."""
     groups: dict[object, list[tuple[Call, Errors]]] = {}
     for call, errors in calls.items():
-        key = (call.shape, tuple((n, e.shape) for n, e in errors.items()))
+        key = (call.shape, *errors, *[e.shape for e in errors.values()])
         groups.setdefault(key, []).append((call, errors))
     return list(groups.values())
 

@@ -188,7 +188,7 @@ class Entry:
 
     def passage(self, layer: str, value: Any) -> Passage | None:
         """Return how samples come into a layer, if the feedback has ways of samples."""
-        if not self._core.asks_ways or not isinstance(value, Tensor):
+        if not isinstance(value, Tensor):
             return None
         by_sample = self._core.takes_ways
         passage = passage_of(value, layer, self.mine, by_sample=by_sample)
@@ -384,6 +384,8 @@ class Entry:
     def _refuse_insides(self, layer: str, node: Any) -> None:
         """Raise an error for a node inside a call of another layer."""
         number = node._sequence_nr()
+        if number >= self._intervals[-1][1]:
+            return  # younger than all of these calls
         at = bisect_right(self._intervals, (number, float("inf"), "")) - 1
         if at >= 0 and self._intervals[at][0] <= number < self._intervals[at][1]:
             of = self._intervals[at][2]

@@ -85,7 +85,9 @@ class LayerForward(Forward):
             core.now.last = self._name
         if in_backward():
             messages.refuse_repetition(self._name, self.module, whole=core.repeats)
-        self._states.check(self._name, self.module)
+        several = self._states.several
+        if several:
+            self._states.check(self._name, self.module)
         if not torch.is_grad_enabled() or (core.aligned and self._credit is None):
             result = self.plain(*args, **kwargs)
         else:
@@ -95,7 +97,8 @@ class LayerForward(Forward):
             step = self._step
             inputs = None if step is None or kwargs else step.inputs(args, core.book)
             result = self._call(args, kwargs) if inputs is None else self._call_step(inputs)
-        self._states.note(self._name, self.module)
+        if several:
+            self._states.note(self._name, self.module)
         return result
 
     def _settle(self) -> None:
@@ -109,7 +112,8 @@ class LayerForward(Forward):
         entry, name, module = self.core.entry, self._name, self.module
         enter, credit = self._enter, self._credit
         held = [(store, key, old, enter(old)) for store, key, old in self._graphs()]
-        passage = entry.passage(name, args[0] if args else kwargs.get(_CURRENT))
+        current = args[0] if args else kwargs.get(_CURRENT)
+        passage = entry.passage(name, current) if self.core.asks_ways else None
         args = map_tensors(enter, args)
         if kwargs:
             kwargs = map_tensors(enter, kwargs)
@@ -118,33 +122,32 @@ class LayerForward(Forward):
         cuts = credit is not None and credit.cuts(name)
         before = self._attributes() if cuts else []
         # A credit that cuts makes spikes of the current; one that traces knows it by identity.
-        if cuts:
+        if cuts and passage is not None:
             args, kwargs = self._tapped(passage, args, kwargs)
         if credit is not None:
             args, kwargs = credit.before(name, module, args, kwargs)
-        if not cuts:
+        if not cuts and passage is not None:
             args, kwargs = self._tapped(passage, args, kwargs)
         result = self._run(args, kwargs, held, cuts)
-        known = {id(old) for _, _, old, _ in held} | {id(old) for _, _, old in before}
         states = self._attributes() if cuts else self._graphs()
-        left = [s for s in states if id(s[2]) not in known and (cuts or s[2].grad_fn is not None)]
+        if states:
+            known = {id(old) for _, _, old, _ in held} | {id(old) for _, _, old in before}
+            states = [s for s in states if id(s[2]) not in known]
+        left = [s for s in states if cuts or s[2].grad_fn is not None]
         return self._hand_out(result, left, passage)
 
     def _enter(self, t: Tensor) -> Tensor:
         return self.core.entry.enter(self._name, t) if t.requires_grad else t
 
-    def _tapped(self, passage: Passage | None, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    def _tapped(self, passage: Passage, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Return the arguments, with the current as :meth:`_tap` gives it."""
-        if passage is None:
-            return args, kwargs
         if args:
             return (self._tap(passage, args[0]), *args[1:]), kwargs
         return args, {**kwargs, _CURRENT: self._tap(passage, kwargs[_CURRENT])}
 
-    def _tap(self, passage: Passage | None, current: Tensor) -> Tensor:
+    def _tap(self, passage: Passage, current: Tensor) -> Tensor:
         """Return a current whose gradient can be asked for, where each number is one neuron's."""
-        alone = self._is_gate and passage is not None and not passage.own
-        if passage is None or not alone or self._name in self.core.layers.outputs:
+        if passage.own or not self._is_gate or self._name in self.core.layers.outputs:
             return current
         return passage.tapped(current)
 
@@ -192,7 +195,7 @@ class LayerForward(Forward):
         entry = core.entry
         assert step is not None
         current, made = inputs.current, None
-        passage = entry.passage(name, current)
+        passage = entry.passage(name, current) if core.asks_ways else None
         if current.requires_grad:
             if step.scales:
                 current = step.scaled(entry.enter(name, current))
@@ -200,7 +203,7 @@ class LayerForward(Forward):
                 current, made = entry.enter_current(name, current)
         elif step.scales:
             current = step.scaled(current)
-        inputs.current = self._tap(passage, current)
+        inputs.current = current if passage is None else self._tap(passage, current)
         states, before = inputs.states, inputs.before
         for i, state in enumerate(states):
             if state.requires_grad:
