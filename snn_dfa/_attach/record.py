@@ -70,7 +70,7 @@ class Record:
     def node(self) -> tuple[Tensor, ...]:
         """Return spikes and links of the states with a graph."""
         self._see_unchanged()
-        x, weight, bias, seen = self.made or (None,) * 4
+        _, weight, bias, _ = self.made or (None,) * 4
         links = [None if b is None else b[0].values[b[1]] for b in self.before]
         # What was made learned then, also if it has been frozen since.
         frozen = [t for t in (weight, bias) if t is not None and not t.requires_grad]
@@ -78,7 +78,7 @@ class Record:
             t.requires_grad_()
         try:
             found: tuple[Tensor, ...] = CompiledStep.apply(
-                [self.spk], self.kept, self.book, seen, None, None, x, weight, bias, *links
+                [self.spk], self.kept, self.book, self.made, None, None, weight, bias, *links
             )
         finally:
             for t in frozen:
