@@ -56,19 +56,18 @@ class States:
     """
 
     def __init__(self) -> None:
-        self._several = ranks() > 1
+        #: Whether several processes work together: else there is nothing to note or to check.
+        self.several = ranks() > 1
         self._left: dict[str, weakref.ref[Tensor]] = {}
         self._copied: dict[str, weakref.ref[Tensor]] = {}
 
     def begin(self) -> None:
         """Begin a pass: what the last one left may have been written to."""
-        self._several = ranks() > 1
+        self.several = ranks() > 1
         self._copied = dict(self._left) if self._left and _broadcasts() else {}
 
     def note(self, name: str, neuron: Any) -> None:
         """Remember the membrane that a call has left."""
-        if not self._several:
-            return
         mem = getattr(neuron, "mem", None)
         if isinstance(mem, Tensor):
             self._left[name] = weakref.ref(mem)

@@ -113,9 +113,12 @@ class Broadcast:
         self, arrived: Sequence[tuple[Call, Sequence[Tensor | None]]]
     ) -> dict[str, dict[Call, Errors]]:
         """Return for each hidden layer its calls, with the errors at the outputs of their step."""
-        steps: dict[str, dict[Call, dict[str, list[Tensor]]]] = {}
+        steps: dict[str, dict[Call, Errors]] = {}
+        #: Of an output that was called more than once on a call's values; one for all layers.
+        sums: dict[tuple[int, int], tuple[Tensor, ...]] = {}
         for call, grads in sorted(arrived, key=lambda each: each[0].number):
-            if call.layer not in self._layers.outputs or all(g is None for g in grads):
+            output = call.layer
+            if output not in self._layers.outputs or all([g is None for g in grads]):
                 continue
             error = self._error(call, grads)
             if call.later:  # as if it had been called at each step, and the results averaged
@@ -124,16 +127,17 @@ class Broadcast:
                 for name, hidden in below.items():
                     if hidden.learns:
                         errors = steps.setdefault(name, {}).setdefault(hidden, {})
-                        errors.setdefault(call.layer, []).append(error)
-        sums: dict[tuple[int, ...], Tensor] = {}  # one for all layers
-        return {
-            name: {
-                call: {n: _total(each, name, call, sums) for n, each in errors.items()}
-                for call, errors in steps[name].items()
-            }
-            for name in self._shapes
-            if name in steps
-        }
+                        known = errors.get(output)
+                        if known is None:
+                            errors[output] = error
+                        elif known.shape == error.shape:
+                            errors[output] = _sum(known, error, sums)
+                        else:
+                            shapes = hidden.shape, error.shape
+                            raise OutOfStepError(
+                                messages.other_steps(name, *shapes, error.dim() - 1)
+                            )
+        return {name: steps[name] for name in self._shapes if name in steps}
 
     def _error(self, call: Call, grads: Sequence[Tensor | None]) -> Tensor:
         """Return the error [*batch, C] at one call of an output.
@@ -141,15 +145,15 @@ class Broadcast:
         Values of the spikes' shape are those of the same neurons: their errors add up. Others that
         a readout returned are further outputs.
         """
-        dims, known = self._dims(call), [g for g in grads if g is not None]
-        alike = [
-            g
-            for g, value in zip(grads, call.values, strict=True)
-            if g is not None and value.shape == call.shape
-        ]
-        parts = [sum(alike[1:], alike[0]) if alike else known[0].new_zeros(call.shape)]
-        for grad, value, i in zip(grads, call.values, range(len(grads)), strict=True):
-            if value.shape == call.shape:
+        dims, shape = self._dims(call), call.shape
+        pairs = list(zip(grads, call.values, strict=True))
+        alike = [g for g, value in pairs if g is not None and value.shape == shape]
+        if alike:
+            parts = [sum(alike[1:], alike[0])]
+        else:
+            parts = [next(g for g in grads if g is not None).new_zeros(shape)]
+        for i, (grad, value) in enumerate(pairs):
+            if value.shape == shape:
                 continue
             if i < call.returned and call.layer not in self._layers.neurons:
                 parts.append(grad if grad is not None else torch.zeros_like(value))
@@ -159,7 +163,10 @@ class Broadcast:
                     f"expected the shape of the spikes, {list(call.shape)}; return the value "
                     f"through a module and name that module with output="
                 )
-        flat = [p.reshape(*p.shape[:dims], p.shape[dims:].numel()) for p in parts]
+        flat = [
+            p if p.dim() == dims + 1 else p.reshape(*p.shape[:dims], p.shape[dims:].numel())
+            for p in parts
+        ]
         return flat[0] if len(flat) == 1 else torch.cat(flat, -1)
 
     def _dims(self, call: Call) -> int:
@@ -185,7 +192,7 @@ class Broadcast:
         Returns:
             [*batch, C] of one step, [K, *batch, C] of K; and how many dimensions the batch has.
         """
-        key = tuple(id(e) for _, errors in group for e in errors.values())
+        key = tuple([id(e) for _, errors in group for e in errors.values()])
         first = next(iter(group[0][1].values()))
         batch = first.shape[:-1]
         shape = group[0][0].shape
@@ -290,28 +297,18 @@ class Broadcast:
         dtype = signal.dtype if spikes0 is None else spikes0.dtype
         sent = self._projected(name, signal, calls).to(dtype)
         shape = calls[0].shape if len(calls) == 1 else (len(calls), *calls[0].shape)
-        sent = sent.expand(shape)
+        sent = sent if sent.shape == shape else sent.expand(shape)
         self._feedback.notify(name, sent)
         each = [sent] if len(calls) == 1 else sent
         return [(call, (e,)) for call, e in zip(calls, each, strict=True) if call.hears]
 
 
-def _total(
-    errors: Sequence[Tensor], name: str, call: Call, sums: dict[tuple[int, ...], Tensor]
-) -> Tensor:
-    """Return the sum of the errors of an output that was called more than once on a call's values.
-
-    Raises:
-        OutOfStepError: if the output had other samples each time.
-    """
-    first, *others = errors
-    for e in others:
-        if e.shape != first.shape:
-            raise OutOfStepError(messages.other_steps(name, call.shape, e.shape, e.dim() - 1))
-    key = tuple(map(id, errors))
-    if others and key not in sums:
-        sums[key] = sum(others, first)
-    return sums[key] if others else first
+def _sum(a: Tensor, b: Tensor, sums: dict[tuple[int, int], tuple[Tensor, ...]]) -> Tensor:
+    """Return a sum that is computed once; both parts are kept, since they are known by identity."""
+    key = id(a), id(b)
+    if key not in sums:
+        sums[key] = a, b, a + b
+    return sums[key][2]
 
 
 def is_steady(arrived: Arrivals) -> bool:
@@ -367,7 +364,7 @@ def _alike(calls: Mapping[Call, Errors]) -> list[list[tuple[Call, Errors]]]:
     """Return the calls in groups of the same shapes."""
     groups: dict[object, list[tuple[Call, Errors]]] = {}
     for call, errors in calls.items():
-        key = (call.shape, tuple((n, e.shape) for n, e in errors.items()))
+        key = (call.shape, *errors, *[e.shape for e in errors.values()])
         groups.setdefault(key, []).append((call, errors))
     return list(groups.values())
 

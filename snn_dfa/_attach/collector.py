@@ -241,6 +241,8 @@ class Collector:
 
     def _reader(self) -> Run | None:
         """Return what runs in another network, on its way to this one."""
+        if not self._readers:
+            return None
         running = (reader.core.running for reader in self._read())
         return next((run for run in running if run is not None), None)
 

@@ -187,9 +187,11 @@ class Core:
         call.passage, call.sources, call.record = passage, entry.read, record
         if self.layouts:
             call.steps = next((each.steps for each in self.layouts if each.running), None)
-        now, self.now = self.now, Pass()  # where the call is none that can be, a new pass begins
-        now.note(call, self.layers, whole=self.within)
-        self.now = now
+        try:
+            self.now.note(call, self.layers, whole=self.within)
+        except OutOfStepError:  # the call is none that can be: a new pass begins
+            self.now = Pass()
+            raise
         if linked and entry.block:  # of other layers, what comes in has guards
             for value in values:
                 if value.requires_grad:
@@ -199,7 +201,8 @@ class Core:
             entry.forget()
             now.end(self.layers)
         if spikes is not None:
-            self._shapes[layer] = [spikes.shape, *(v.shape for v in values[:returned])]
+            counted = values[:returned] if linked else ()
+            self._shapes[layer] = [call.shape, *[v.shape for v in counted]]
             if call.learns and self._rule is not None:
                 self.paths.look_for(layer)
         return self._port(call, shown or values)

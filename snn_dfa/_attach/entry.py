@@ -21,7 +21,7 @@ from torch.nn import Parameter
 from snn_dfa._attach import messages
 from snn_dfa._attach.calls import Call
 from snn_dfa._attach.functions import Bridge, Guard, Relink, Replay, Stale
-from snn_dfa._attach.graph import PORT, Origin, origin_of
+from snn_dfa._attach.graph import PORT, Origin, are_sums, origin_of
 from snn_dfa._attach.hooks import watch
 from snn_dfa._attach.products import Current, Made, made_of
 from snn_dfa._attach.record import Before
@@ -106,7 +106,7 @@ class Entry:
         made = self._made(layer, value)
         if made is not None:
             check = partial(self._refuse_insides_read, layer) if self._guards else None
-            current: Tensor = Current.apply([value], self._core.book, check, *made)
+            current: Tensor = Current.apply([value], self._core.book, check, made, *made[1:3])
             return current
         return self._guarded(layer, self._enter_graph(layer, value))
 
@@ -114,15 +114,17 @@ class Entry:
         """Return a value with a graph of any kind, cut or bridged where layers lie behind it."""
         if type(value.grad_fn) is not PORT:
             self.entered.append(value.grad_fn)
-        check = partial(self._refuse_insides, layer) if self._intervals else None
-        origin = origin_of(value, self.mine, check=check)
+        origin = self._origin([value])
+        if self._intervals:
+            for node in origin.nodes:
+                self._refuse_insides(layer, node)
         for leaf in origin.leaves.values():
             self._note_leaf(leaf)
         own: dict[Any, Tensor] = {}
         for node, index in origin.ports:
             of = node.call.layer
             if of not in (layer, None):
-                self.note_read({node.call})
+                self.note_read(node.call)
             elif not self._core.knows_currents:  # a trace has no past
                 self._go_on(node.call)
                 if node.call.is_lost(self._core.collector):
@@ -163,12 +165,12 @@ class Entry:
 
         ``None`` stands also for a value of which more has to be known.
         """
-        if self._core.paths.tracing:
-            by_sample = self._core.takes_ways
-            self._core.paths.note(layer, value, self.mine, by_sample=by_sample)
-        if self._core.knows_currents:
+        core = self._core
+        if core.paths.tracing:
+            core.paths.note(layer, value, self.mine, by_sample=core.takes_ways)
+        if core.knows_currents:
             return None
-        found = made_of(value, layer, self.mine, self._core.collector.known)
+        found = made_of(value, layer, self.mine, core.collector.known)
         if found is None:
             return None
         if self._intervals:
@@ -176,17 +178,17 @@ class Entry:
         self.learning = True
         made, source = found
         if source is not None:
-            self.note_read({source.call})
+            self.note_read(source.call)
         return made
 
-    def note_read(self, calls: set[Call]) -> None:
-        """Note calls of other layers that the call which is going on reads."""
-        self.read |= calls
-        self.taken |= {call.layer or "" for call in calls}
+    def note_read(self, call: Call) -> None:
+        """Note a call of another layer that the call which is going on reads."""
+        self.read.add(call)
+        self.taken.add(call.layer or "")
 
     def passage(self, layer: str, value: Any) -> Passage | None:
         """Return how samples come into a layer, if the feedback has ways of samples."""
-        if not self._core.asks_ways or not isinstance(value, Tensor):
+        if not isinstance(value, Tensor):
             return None
         by_sample = self._core.takes_ways
         passage = passage_of(value, layer, self.mine, by_sample=by_sample)
@@ -209,20 +211,32 @@ class Entry:
         other.read_by(self._core.collector, call)
         self.entrances[id(other)] = other.deliver  # so that autograd finds a way to its parameters
 
-    def is_port(self, value: Tensor) -> bool:
-        """Return whether a value is one that a layer has handed out, as it was handed out."""
+    def is_of_ports(self, value: Tensor) -> bool:
+        """Return whether autograd may go from a value to ports by itself.
+
+        So it is with what a layer has handed out, and with what outputs' values were put together
+        to, as by ``torch.stack``: on such a way lies no parameter, whose gradient would be written
+        before all others are known, and nothing is kept, which a second way would find used up.
+        """
         node: Any = value.grad_fn
-        return type(node) is PORT and node.call.layer is not None and self.mine(node)
+        if type(node) is PORT:
+            return node.call.layer is not None and self.mine(node)
+        origin = origin_of([value], self.mine)
+        if origin.leaves or not are_sums(origin.nodes):
+            return False
+        calls = [port.call for port, _ in origin.ports]
+        return all([call.linked and call.layer is not None for call in calls])
 
     def own(self, layer: str | None, value: Tensor) -> Tensor | None:
         """Return the original of a value that a layer (``None``: the network) has handed out."""
         node: Any = value.grad_fn
         if type(node) is not PORT or node.call.layer != layer or not self.mine(node):
             return None
-        if node.call.is_lost(self._core.collector):
+        call, index = node.call, value.output_nr
+        if call.is_lost(self._core.collector):
             return self._stale(value)
-        original: Tensor = node.call.original(value.output_nr)
-        if node.call.is_link(value.output_nr):
+        original: Tensor = call.original(index)
+        if call.is_link(index):
             relinked: Tensor = Relink.apply([value], original)
             return relinked
         return original if original.data_ptr() == value.data_ptr() else None
@@ -304,11 +318,26 @@ class Entry:
 
     # -- leaves -----------------------------------------------------------------------------------
 
+    def _origin(self, values: Sequence[Tensor], ends: set[Any] | None = None) -> Origin:
+        """Return what came into a layer was made of.
+
+        Raises:
+            AttachError: if reentrant checkpointing lies on the way from a port.
+        """
+        origin = origin_of(values, self.mine, ends)
+        if origin.reentrant and origin.ports:
+            raise AttachError(
+                "net: expected activation checkpointing with use_reentrant=False after a hidden "
+                "layer, got it with True, which gives no gradient where nothing comes in that "
+                "wants one"
+            )
+        return origin
+
     def learns(self, value: Tensor) -> bool:
         """Return whether a value was made of anything that learns, layers apart."""
         if value.grad_fn is None:
             return value.requires_grad
-        return bool(origin_of(value, self.mine).leaves)
+        return bool(self._origin([value]).leaves)
 
     def note_leaves(self, values: Sequence[Tensor], ends: set[Any]) -> None:
         """Note what a call learns from inside, beside the parameters of its module.
@@ -317,11 +346,10 @@ class Entry:
             values: What the call returned.
             ends: Nodes of what came in.
         """
-        for value in values:
-            if value.grad_fn is not None:
-                found = origin_of(value, self.mine, ends, self.entered.append)
-                for leaf in found.leaves.values():
-                    self._note_leaf(leaf)
+        origin = self._origin(values, ends)
+        self.entered += origin.nodes
+        for leaf in origin.leaves.values():
+            self._note_leaf(leaf)
 
     def _note_leaf(self, leaf: Tensor) -> None:
         own = leaf is self._core.leaf or leaf is self._core.trap
@@ -356,6 +384,8 @@ class Entry:
     def _refuse_insides(self, layer: str, node: Any) -> None:
         """Raise an error for a node inside a call of another layer."""
         number = node._sequence_nr()
+        if number >= self._intervals[-1][1]:
+            return  # younger than all of these calls
         at = bisect_right(self._intervals, (number, float("inf"), "")) - 1
         if at >= 0 and self._intervals[at][0] <= number < self._intervals[at][1]:
             of = self._intervals[at][2]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 from torch.nn.modules._functions import BackwardHookFunction
+from torch.utils.checkpoint import CheckpointFunction
 
 from snn_dfa._attach.functions import Detour, Port
-from snn_dfa.errors import AttachError
 
 __all__ = [
     "LEAF",
@@ -20,6 +20,7 @@ __all__ = [
     "Source",
     "added_alone",
     "are_packed",
+    "are_sums",
     "below_of",
     "functional_weights",
     "kept_weights",
@@ -32,6 +33,9 @@ _DETOUR: Any = Detour._backward_cls
 LEAF: Any = type(torch.autograd.graph.get_gradient_edge(torch.ones(1, requires_grad=True)).node)
 #: Where ``register_full_backward_hook`` and ``register_full_backward_pre_hook`` look at gradients.
 _HOOKED: Any = BackwardHookFunction._backward_cls
+_REENTRANT: Any = CheckpointFunction._backward_cls
+#: Nodes that a walk does not merely pass.
+_SPECIAL = frozenset({PORT, LEAF, _HOOKED, _REENTRANT})
 
 #: Nodes of products, and under what names they keep the factors.
 _WEIGHT_OF = {
@@ -46,64 +50,56 @@ Source: TypeAlias = tuple[str, tuple[str, ...]]
 class Origin(NamedTuple):
     """What a value was made of: the ports (node, which of its results) and the leaves.
 
-    For the ports of another network stands its leaf. ``reentrant`` says that reentrant activation
-    checkpointing lies on the way, ``hooked`` are the nodes on which hooks of modules are.
+    For the ports of another network stands its leaf. ``nodes`` are those on the way, ``hooked``
+    those of them on which hooks of modules are. ``reentrant`` says that reentrant activation
+    checkpointing lies on the way.
     """
 
     ports: list[tuple[Any, int]]
     leaves: dict[int, Tensor]
-    reentrant: bool
+    nodes: list[Any]
     hooked: list[Any]
+    reentrant: bool
 
 
 def origin_of(
-    value: Tensor,
-    mine: Callable[[Any], bool],
-    seen: set[Node] | None = None,
-    check: Callable[[Node], None] | None = None,
+    values: Iterable[Tensor], mine: Callable[[Any], bool], seen: set[Any] | None = None
 ) -> Origin:
-    """Walk the graph of a value up to the nearest ports.
+    """Walk the graph of some values up to the nearest ports.
 
     Args:
-        value: A tensor with a graph.
+        values: Tensors with a graph.
         mine: Whether a port belongs to this network.
         seen: Nodes that are not entered.
-        check: Called with each node.
-
-    Raises:
-        AttachError: if reentrant checkpointing lies on the way from a port.
     """
     ports: dict[tuple[Any, int], None] = {}
     leaves: dict[int, Tensor] = {}
     seen = set() if seen is None else seen
-    reentrant, hooked = False, []
-    todo: list[tuple[Any, int]] = [(value.grad_fn, value.output_nr)]
+    nodes: list[Any] = []
+    hooked: list[Any] = []
+    reentrant = False
+    todo: list[tuple[Any, int]] = [(value.grad_fn, value.output_nr) for value in values]
     while todo:
-        node, index = todo.pop()
+        edge = todo.pop()
+        node = edge[0]
         if node is None or node in seen:
             continue
         kind = type(node)
-        if kind is PORT and mine(node):
-            ports[node, index] = None
-            continue
+        if kind in _SPECIAL:
+            if kind is PORT and mine(node):
+                ports[edge] = None
+                continue
+            if kind is LEAF or kind is PORT:
+                seen.add(node)
+                leaf = node.variable if kind is LEAF else node.call.collector.core.leaf
+                leaves[id(leaf)] = leaf
+                continue
+            hooked += [node] * (kind is _HOOKED)
+            reentrant |= kind is _REENTRANT
         seen.add(node)
-        if kind is LEAF or kind is PORT:
-            leaf = node.variable if kind is LEAF else node.call.collector.core.leaf
-            leaves[id(leaf)] = leaf
-            continue
-        if kind is _HOOKED:
-            hooked.append(node)
-        reentrant |= kind.__name__ == "CheckpointFunctionBackward"
-        if check is not None:
-            check(node)
-        todo.extend(node.next_functions)
-    if reentrant and ports:
-        raise AttachError(
-            "net: expected activation checkpointing with use_reentrant=False after a hidden "
-            "layer, got it with True, which gives no gradient where nothing comes in that "
-            "wants one"
-        )
-    return Origin(list(ports), leaves, reentrant, hooked)
+        nodes.append(node)
+        todo += node.next_functions
+    return Origin(list(ports), leaves, nodes, hooked, reentrant)
 
 
 def sources_of(
@@ -228,6 +224,11 @@ def functional_weights(
 
 #: Joins through which an error passes as it is: sums, and values side by side.
 _SUMS = frozenset({"AddBackward0", "SubBackward0", "CatBackward0", "StackBackward0"})
+
+
+def are_sums(nodes: Iterable[Any]) -> bool:
+    """Return whether an error passes nodes as it is; such nodes keep no tensor."""
+    return all([type(node).__name__ in _SUMS for node in nodes])
 
 
 def added_alone(

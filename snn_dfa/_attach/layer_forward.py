@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -25,10 +24,16 @@ from snn_dfa._distributed import States
 __all__ = ["LayerForward"]
 
 _CURRENT = "input_"  # snnTorch's name for it
-#: Of attributes that need no closer look.
-_PLAIN = frozenset({type(None), bool, int, float, str, dict, OrderedDict})
 #: An attribute of a module: where it is kept, its name and its value.
 State: TypeAlias = tuple[dict[str, Any], str, Tensor]
+
+
+class _AreTensors(dict[type, bool]):
+    """Whether values of a class are tensors; each class is asked once."""
+
+    def __missing__(self, kind: type) -> bool:
+        found = self[kind] = issubclass(kind, Tensor)
+        return found
 
 
 class LayerForward(Forward):
@@ -59,6 +64,7 @@ class LayerForward(Forward):
         super().__init__(module, core)
         self._until_known = until_known
         self._name, self._credit, self._states = name, credit, states
+        self._are_tensors = _AreTensors()
         self._is_neuron = name in core.layers.neurons
         self._look(closed=closed)
 
@@ -95,7 +101,9 @@ class LayerForward(Forward):
             core.now.last = self._name
         if in_backward():
             messages.refuse_repetition(self._name, self.module, whole=core.repeats)
-        self._states.check(self._name, self.module)
+        several = self._states.several
+        if several:
+            self._states.check(self._name, self.module)
         if not torch.is_grad_enabled() or (core.aligned and self._credit is None):
             result = self.plain(*args, **kwargs)
         else:
@@ -105,7 +113,8 @@ class LayerForward(Forward):
             step = self._step
             inputs = None if step is None or kwargs else step.inputs(args, core.book)
             result = self._call(args, kwargs) if inputs is None else self._call_step(inputs)
-        self._states.note(self._name, self.module)
+        if several:
+            self._states.note(self._name, self.module)
         return result
 
     def _settle(self) -> None:
@@ -117,44 +126,44 @@ class LayerForward(Forward):
 
     def _call(self, args: Any, kwargs: Any) -> Any:
         entry, name, module = self.core.entry, self._name, self.module
-
-        def enter(t: Tensor) -> Tensor:
-            return entry.enter(name, t) if t.requires_grad else t
-
+        enter, credit = self._enter, self._credit
         held = [(store, key, old, enter(old)) for store, key, old in self._graphs()]
-        passage = entry.passage(name, args[0] if args else kwargs.get(_CURRENT))
+        current = args[0] if args else kwargs.get(_CURRENT)
+        passage = entry.passage(name, current) if self.core.asks_ways else None
         args = map_tensors(enter, args)
         if kwargs:
             kwargs = map_tensors(enter, kwargs)
         for store, key, _, new in held:
             store[key] = new
-        cuts = self._credit is not None and self._credit.cuts(name)
+        cuts = credit is not None and credit.cuts(name)
         before = self._attributes() if cuts else []
         # A credit that cuts makes spikes of the current; one that traces knows it by identity.
-        if cuts:
+        if cuts and passage is not None:
             args, kwargs = self._tapped(passage, args, kwargs)
-        if self._credit is not None:
-            args, kwargs = self._credit.before(name, module, args, kwargs)
-        if not cuts:
+        if credit is not None:
+            args, kwargs = credit.before(name, module, args, kwargs)
+        if not cuts and passage is not None:
             args, kwargs = self._tapped(passage, args, kwargs)
         result = self._run(args, kwargs, held, cuts)
-        known = {id(old) for _, _, old, _ in held} | {id(old) for _, _, old in before}
         states = self._attributes() if cuts else self._graphs()
-        left = [s for s in states if id(s[2]) not in known and (cuts or s[2].grad_fn is not None)]
+        if states:
+            known = {id(old) for _, _, old, _ in held} | {id(old) for _, _, old in before}
+            states = [s for s in states if id(s[2]) not in known]
+        left = [s for s in states if cuts or s[2].grad_fn is not None]
         return self._hand_out(result, left, passage)
 
-    def _tapped(self, passage: Passage | None, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    def _enter(self, t: Tensor) -> Tensor:
+        return self.core.entry.enter(self._name, t) if t.requires_grad else t
+
+    def _tapped(self, passage: Passage, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Return the arguments, with the current as :meth:`_tap` gives it."""
-        if passage is None:
-            return args, kwargs
         if args:
             return (self._tap(passage, args[0]), *args[1:]), kwargs
         return args, {**kwargs, _CURRENT: self._tap(passage, kwargs[_CURRENT])}
 
-    def _tap(self, passage: Passage | None, current: Tensor) -> Tensor:
+    def _tap(self, passage: Passage, current: Tensor) -> Tensor:
         """Return a current whose gradient can be asked for, where each number is one neuron's."""
-        alone = self._is_gate and passage is not None and not passage.own
-        if passage is None or not alone or self._name in self.core.layers.outputs:
+        if passage.own or not self._is_gate or self._name in self.core.layers.outputs:
             return current
         return passage.tapped(current)
 
@@ -211,7 +220,7 @@ class LayerForward(Forward):
         entry = core.entry
         assert step is not None
         current, made = inputs.current, None
-        passage = entry.passage(name, current)
+        passage = entry.passage(name, current) if core.asks_ways else None
         if current.requires_grad:
             if step.scales:
                 current = step.scaled(entry.enter(name, current))
@@ -219,7 +228,7 @@ class LayerForward(Forward):
                 current, made = entry.enter_current(name, current)
         elif step.scales:
             current = step.scaled(current)
-        inputs.current = self._tap(passage, current)
+        inputs.current = current if passage is None else self._tap(passage, current)
         states, before = inputs.states, inputs.before
         for i, state in enumerate(states):
             if state.requires_grad:
@@ -252,11 +261,12 @@ class LayerForward(Forward):
     def _graphs(self) -> list[State]:
         """Return the module's attributes that have a graph or ask for one: store, key and value."""
         if not self._closed:
+            are_tensors = self._are_tensors
             return [
                 (store, key, value)
                 for store in self._stores
                 for key, value in store.items()
-                if type(value) not in _PLAIN and isinstance(value, Tensor) and value.requires_grad
+                if are_tensors[type(value)] and value.requires_grad
             ]
         # Such a module's attributes are numbers for good, or never; it is asked at each step.
         size = sum([len(store) for store in self._stores])
@@ -276,31 +286,30 @@ class LayerForward(Forward):
 
     def _hand_out(self, result: Any, new: list[State], passage: Passage | None = None) -> Any:
         """Give out the result, and the states that the call has left, by a port."""
-        core, name = self.core, self._name
+        core, name, credit = self.core, self._name, self._credit
         tensors = tensors_in(result)
         may_be_output = core.layers.may_be_output(name)
-        every = self._credit is not None or may_be_output
+        every = credit is not None or may_be_output
         found = {
             id(t): t for t in tensors if t.grad_fn is not None or (every and t.is_floating_point())
         }
         returned = len(found)
         for _, _, value in new:
             found[id(value)] = value
-        values = list(found.values())
-        keys = list(found)
-        if self._credit is not None and values:
-            values = self._credit.after(name, self.module, values)
-        if not may_be_output and self._credit is not None:
-            returned = sum(v.requires_grad for v in values[:returned])
-            keys = [key for key, v in zip(keys, values, strict=True) if v.requires_grad]
-            values = [v for v in values if v.requires_grad]
+        keys, values = list(found), list(found.values())
+        if credit is not None and values:
+            values = credit.after(name, self.module, values)
+            if not may_be_output:
+                returned = sum(v.requires_grad for v in values[:returned])
+                keys = [key for key, v in zip(keys, values, strict=True) if v.requires_grad]
+                values = [v for v in values if v.requires_grad]
         spikes = tensors[0] if tensors else None
         if keys and keys[0] == id(spikes):
             spikes = values[0]
         given = core.leave(name, values, spikes, returned, passage=passage)
-        ports = dict(zip(keys, given, strict=True))
-        if not ports:
+        if not given:
             return result
+        ports = dict(zip(keys, given, strict=True))
         for store, key, value in new:
             store[key] = ports.get(id(value), value)
         if type(result) is Tensor:

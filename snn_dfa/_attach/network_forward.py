@@ -79,7 +79,8 @@ class NetworkForward(Forward):
         before = core.begin(repeats=again)
         made: list[Held] = []
         if learns:
-            args, kwargs = map_tensors(self._enter, args), map_tensors(self._enter, kwargs)
+            args = map_tensors(self._enter, args)
+            kwargs = map_tensors(self._enter, kwargs) if kwargs else kwargs
             made = [] if core.aligned else self._made_parameters(core.collector.stand_ins)
             for store, key, _, leaf in made:
                 store[key] = leaf
@@ -120,11 +121,11 @@ class NetworkForward(Forward):
 
     @eager
     def _hand_out(self, result: Any, since: int) -> Any:
-        """Give out what the network returns, values of layers apart, by a port."""
+        """Give out what the network returns by a port, where parameters lie on the way to it."""
         if self.core.aligned:
             return self._aligned(result, since)
         made = [t for t in tensors_in(result) if t.grad_fn is not None]
-        values = {id(t): t for t in made if not self.core.entry.is_port(t)}
+        values = {id(t): t for t in made if not self.core.entry.is_of_ports(t)}
         if not values:
             return result
         ports = dict(zip(values, self.core.leave_network(list(values.values())), strict=True))

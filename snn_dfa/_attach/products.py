@@ -21,7 +21,7 @@ from snn_dfa._attach.graph import LEAF, PORT
 from snn_dfa.errors import BackwardError
 from snn_dfa.sequence import spike_sum
 
-__all__ = ["Current", "Made", "Notes", "Seen", "made_of", "settle"]
+__all__ = ["Current", "Made", "Notes", "Seen", "changed_in_place", "made_of", "settle"]
 
 _ADDMM: Any = type(torch.nn.functional.linear(
     torch.ones(1, 1), torch.ones(1, 1, requires_grad=True), torch.ones(1)).grad_fn)  # fmt: skip
@@ -137,7 +137,15 @@ class Notes:
 Book: TypeAlias = Callable[[], Notes | None]
 
 
-def settle(book: Book, made: Made, error: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def changed_in_place() -> BackwardError:
+    """Return the error of an input or a state that is not as the layer has read it."""
+    return BackwardError(
+        "backward: the input or the state of a layer was changed in place after the layer "
+        "had read it, and its gradient needs the values from before; change a copy"
+    )
+
+
+def settle(notes: Notes | None, made: Made, error: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """Note an error; where no pass takes notes, return the gradients at weight and bias.
 
     Raises:
@@ -149,7 +157,6 @@ def settle(book: Book, made: Made, error: Tensor) -> tuple[Tensor | None, Tensor
             "backward: a current, the result of a linear layer, has a hook or retain_grad() that "
             "was placed after its spiking layer was called, and no graph any more; place it before"
         )
-    notes = book()
     if notes is not None:
         notes.take(made, error)
         return None, None
@@ -159,8 +166,8 @@ def settle(book: Book, made: Made, error: Tensor) -> tuple[Tensor | None, Tensor
 class Current(Function):
     """A current, as a function of weight and bias whose gradients are taken later.
 
-    ``Current.apply(value, book, check, x, weight, bias, seen)`` returns the value, [B, N].
-    Backward calls ``check`` first, if there is one, which may raise an error.
+    ``Current.apply([value], book, check, made, weight, bias)`` returns the value, [B, N].
+    Backward calls ``check`` first, if there is one and no pass takes notes; it may raise an error.
     """
 
     @staticmethod
@@ -169,24 +176,23 @@ class Current(Function):
         value: list[Tensor],
         book: Book,
         check: Callable[[], None] | None,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        seen: Seen,
+        made: Made,
+        *_: Tensor | None,
     ) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.book, ctx.check, ctx.leaves = book, check, (weight, bias, seen)
+        ctx.book, ctx.check, ctx.made, ctx.version = book, check, made, made.x._version
         return value[0].detach()
 
     @staticmethod
     @first_order
     def backward(ctx: Any, error: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.check is not None:
+        notes, made = ctx.book(), ctx.made
+        if notes is None and ctx.check is not None:
             ctx.check()
+        if made.x._version != ctx.version:
+            raise changed_in_place()
         if not any(ctx.needs_input_grad):
-            return (None,) * 7
-        found = settle(ctx.book, Made(*ctx.saved_tensors, *ctx.leaves), error)
-        return None, None, None, None, *found, None
+            return (None,) * 6
+        return None, None, None, None, *settle(notes, made, error)
 
 
 def _summed(steps: Sequence[tuple[Made, Tensor]]) -> tuple[Tensor, Tensor]:

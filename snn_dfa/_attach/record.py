@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from torch import Tensor
 
 from snn_dfa._attach.functions import added, second_time
-from snn_dfa._attach.products import Book, Made, settle
+from snn_dfa._attach.products import Book, Made, changed_in_place, settle
 from snn_dfa._attach.step_node import CompiledStep, Kept
-from snn_dfa.errors import BackwardError
 
 if TYPE_CHECKING:
     from snn_dfa._attach.calls import Call
@@ -65,13 +64,13 @@ class Record:
         self._see_unchanged()
         total, before = self.kept.back(at_spikes, at_states)
         if self.made is not None:
-            settle(self.book, self.made, total)
+            settle(self.book(), self.made, total)
         return before
 
     def node(self) -> tuple[Tensor, ...]:
         """Return spikes and links of the states with a graph."""
         self._see_unchanged()
-        x, weight, bias, seen = self.made or (None,) * 4
+        _, weight, bias, _ = self.made or (None,) * 4
         links = [None if b is None else b[0].values[b[1]] for b in self.before]
         # What was made learned then, also if it has been frozen since.
         frozen = [t for t in (weight, bias) if t is not None and not t.requires_grad]
@@ -79,7 +78,7 @@ class Record:
             t.requires_grad_()
         try:
             found: tuple[Tensor, ...] = CompiledStep.apply(
-                [self.spk], self.kept, self.book, seen, None, None, x, weight, bias, *links
+                [self.spk], self.kept, self.book, self.made, None, None, weight, bias, *links
             )
         finally:
             for t in frozen:
@@ -93,10 +92,7 @@ class Record:
 
     def _see_unchanged(self) -> None:
         if self._versions() != self.versions:
-            raise BackwardError(
-                "backward: the input or the state of a layer was changed in place after the layer "
-                "had read it, and its gradient needs the values from before; change a copy"
-            )
+            raise changed_in_place()
 
 
 def with_graph(call: Call) -> None:

@@ -212,12 +212,12 @@ class Step:
             record = Record(spk, kept, made, inputs.before, form.book)
             learns = made is not None or any(inputs.before)
             return Result(spk, new, [spk] * len(new), record if learns else None)
-        x, weight, bias, seen = made or (None,) * 4
+        _, weight, bias, _ = made or (None,) * 4
         into = [
             t if t.requires_grad else link for t, link in zip(states, inputs.links, strict=True)
         ]
         spk, *links = CompiledStep.apply(
-            [spk], kept, form.book, seen, current, recurrent, x, weight, bias, *into
+            [spk], kept, form.book, made, current, recurrent, weight, bias, *into
         )
         return Result(spk, new, links)
 

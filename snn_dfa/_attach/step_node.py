@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from snn_dfa._attach.functions import added, first_order
-from snn_dfa._attach.products import Book, Made, Seen, settle
+from snn_dfa._attach.products import Book, Made, Seen, changed_in_place, settle
 from snn_dfa.sequence.change_step import Change, change_step, change_step_back
 from snn_dfa.sequence.one_step import Constants, step, step_back
 from snn_dfa.surrogate import Surrogate
@@ -209,33 +209,38 @@ def compiled_step(
 class CompiledStep(Function):
     """Spikes and links of a step whose kernel has been run, as functions of what went into it.
 
-    ``CompiledStep.apply([spk], kept, book, seen, current, recurrent, x, weight, bias, *states)``;
+    ``CompiledStep.apply([spk], kept, book, made, current, recurrent, weight, bias, *states)``;
     for a state stands its link, or ``None`` where nothing is learned by it.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, spk: list[Tensor], kept: Kept, book: Book | None, seen: Seen | None,
-        current: Tensor | None, recurrent: Tensor | None, x: Tensor | None, weight: Tensor | None,
+        ctx: Any, spk: list[Tensor], kept: Kept, book: Book | None, made: Made | None,
+        current: Tensor | None, recurrent: Tensor | None, weight: Tensor | None,
         bias: Tensor | None, *states: Tensor | None,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        ctx.save_for_backward(*kept[1:], x)
-        ctx.constants, ctx.book, ctx.leaves = kept.constants, book, (weight, bias, seen)
+        ctx.save_for_backward(*kept[1:])
+        ctx.constants, ctx.book, ctx.made = kept.constants, book, made
+        ctx.version = None if made is None else made.x._version
         ctx.set_materialize_grads(False)
         return spk[0], *[_link(spk[0]) for _ in states]
 
     @staticmethod
     @first_order
     def backward(ctx: Any, at_spikes: Any, *at_states: Any) -> Any:
-        needs = ctx.needs_input_grad
+        needs, made = ctx.needs_input_grad, ctx.made
         if at_spikes is None and not any([g is not None for g in at_states]):
             return (None,) * len(needs)
-        *kept, x = ctx.saved_tensors
-        total, before = Kept(ctx.constants, *kept).back(at_spikes, at_states)
-        parts = zip(before, needs[9:], strict=True)
+        total, before = Kept(ctx.constants, *ctx.saved_tensors).back(at_spikes, at_states)
+        at_weight = at_bias = None
+        if made is not None:
+            if made.x._version != ctx.version:
+                raise changed_in_place()
+            at_weight, at_bias = settle(ctx.book(), made, total)
+        parts = zip(before, needs[8:], strict=True)
         return (
-            None, None, None, None, total if needs[4] else None, total if needs[5] else None, None,
-            *_products(ctx, x, total), *[g if need else None for g, need in parts],
+            None, None, None, None, total if needs[4] else None, total if needs[5] else None,
+            at_weight, at_bias, *[g if need else None for g, need in parts],
         )  # fmt: skip
 
 
@@ -251,7 +256,7 @@ def _products(
     weight, bias, seen = ctx.leaves
     if x is None or total is None:
         return None, None
-    return settle(ctx.book, Made(x, weight, bias, seen), total)
+    return settle(ctx.book(), Made(x, weight, bias, seen), total)
 
 
 def _at_threshold(

@@ -31,7 +31,10 @@ def project(error: Tensor, feedback: Tensor, dtype: torch.dtype | None = None) -
         # A loss on spike counts gives the same error at every step: one product serves all steps.
         once = project(error[0], feedback, dtype)
         return once.expand(error.shape[0], *once.shape)
-    projected = (error @ feedback.flatten(1)).reshape(*error.shape[:-1], *feedback.shape[1:])
+    if feedback.dim() == 2:
+        projected = error @ feedback
+    else:
+        projected = (error @ feedback.flatten(1)).reshape(*error.shape[:-1], *feedback.shape[1:])
     return projected.to(dtype) if dtype is not None else projected
 
 

@@ -9,6 +9,7 @@ here, operation by operation and in its order: values are those of torch to the 
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -71,10 +72,10 @@ def step(
     counted = None if counter is None else torch.empty_like(counter)
     spk, margin, late, *new = [torch.empty_like(current) for _ in range(3 + len(states))]
     at, at_new = [each.data_ptr() for each in states], [each.data_ptr() for each in new]
-    kernel, numbers = _forward_of(of, current.dtype == torch.float32)
+    kernel, constants = _forward_of(of, current.dtype == torch.float32)
     kernel(
-        current.numel(), current.data_ptr(), of.gain, *_optional(recurrent), *_three(at),
-        _optional(counter)[0], *numbers, spk.data_ptr(), margin.data_ptr(), late.data_ptr(),
+        current.numel(), current.data_ptr(), *_optional(recurrent), *_three(at),
+        _optional(counter)[0], *constants.at, spk.data_ptr(), margin.data_ptr(), late.data_ptr(),
         *_three(at_new), _optional(counted)[0],
     )  # fmt: skip
     return spk, new, margin, late, counted
@@ -103,11 +104,11 @@ def step_back(
     at_states = [None if t is None else t.contiguous() for t in at_states]
     total, *before = out = [torch.empty_like(margin) for _ in range(1 + len(at_states))]
     at = [t.data_ptr() for t in out]
-    kernel, numbers = _backward_of(of, margin.dtype == torch.float32)
+    kernel, constants = _backward_of(of, margin.dtype == torch.float32)
     kernel(
         margin.numel(), margin.data_ptr(), _optional(late)[0], _optional(counter)[0],
         *_optional(at_spikes), *[part for t in _three(at_states) for part in _optional(t)],
-        *numbers, at[0], *_three(at[1:]),
+        *constants.at, at[0], *_three(at[1:]),
     )  # fmt: skip
     return total, before
 
@@ -133,21 +134,35 @@ def _flags(of: Constants) -> tuple[bool, ...]:
     return of.reset == "zero", of.reset == "subtract", of.delayed, of.refractory > 0, of.clamps
 
 
-# What a call passes beside addresses; a neuron's constants are mostly those of its last step.
+class _InMemory(NamedTuple):
+    """Constants where a kernel reads them: an argument for each would take longer to pass."""
+
+    at: tuple[int, int]
+    held: tuple[Any, Any]
+
+    @classmethod
+    def of(cls, numbers: Sequence[float], whole: Sequence[int], single: bool) -> _InMemory:
+        plain: Any = ctypes.c_float if single else ctypes.c_double
+        held = (plain * len(numbers))(*numbers), (ctypes.c_int32 * len(whole))(*whole)
+        return cls((ctypes.addressof(held[0]), ctypes.addressof(held[1])), held)
+
+
+# A neuron's constants are mostly those of its last step.
 @functools.lru_cache(256)
-def _forward_of(of: Constants, single: bool) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    numbers = of.refractory, of.tau or 0.0, of.alpha or 0.0, of.beta, of.threshold, of.graded
-    return _forward(_kind(of), single), (*numbers, *_flags(of))
+def _forward_of(of: Constants, single: bool) -> tuple[Callable[..., Any], _InMemory]:
+    numbers = of.gain, of.tau or 0.0, of.alpha or 0.0, of.beta, of.threshold, of.graded
+    constants = _InMemory.of(numbers, (of.refractory, *_flags(of)), single)
+    return _forward(_kind(of), single), constants
 
 
 @functools.lru_cache(256)
-def _backward_of(of: Constants, single: bool) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+def _backward_of(of: Constants, single: bool) -> tuple[Callable[..., Any], _InMemory]:
     slope, steepness = of.slope
     width = 1 / steepness  # of an arc tangent
     steepness = math.pi / width if slope == "atan" else steepness
     numbers = of.gain, of.tau or 0.0, of.alpha or 0.0, of.beta, of.threshold, of.graded
-    flags = slope == "atan", *_flags(of)
-    return _backward(_kind(of), single), (*numbers, steepness, width, *flags)
+    whole = slope == "atan", *_flags(of)
+    return _backward(_kind(of), single), _InMemory.of((*numbers, steepness, width), whole, single)
 
 
 @functools.cache
@@ -156,11 +171,14 @@ def _forward(kind: str, single: bool) -> Callable[..., Any]:
     special, synaptic, dual = kind == "special", kind == "synaptic", kind == "alpha"
 
     def kernel(
-        size, current, gain, recurrent, has_recurrent, syn, inh, mem, counter, silent, tau, alpha,
-        beta, threshold, graded, to_zero, subtracts, delayed, counts, clamps, spk, margin, late,
-        new_syn, new_inh, new, counted,
+        size, current, recurrent, has_recurrent, syn, inh, mem, counter, numbers, whole, spk,
+        margin, late, new_syn, new_inh, new, counted,
     ):  # fmt: skip
         zero, one = real(0), real(1)
+        gain, tau, alpha = numbers[0], numbers[1], numbers[2]
+        beta, threshold, graded = numbers[3], numbers[4], numbers[5]
+        silent, to_zero, subtracts = whole[0], whole[1] != 0, whole[2] != 0
+        delayed, counts, clamps = whole[3] != 0, whole[4] != 0, whole[5] != 0
         for i in range(size):
             fired = one * (mem[i] > threshold)
             if special and counts:
@@ -207,7 +225,7 @@ def _forward(kind: str, single: bool) -> Callable[..., Any]:
                     u = u - (spike - fired) * u
             new[i] = u
 
-    return compile_for_addresses(kernel, "iafaiaaacifffffiiiiiaaaaaac", single)
+    return compile_for_addresses(kernel, "iaaiaaacacaaaaaac", single)
 
 
 def slope_at(x: Any, steepness: Any, width: Any, is_atan: Any, one: Any) -> Any:
@@ -227,10 +245,13 @@ def _backward(kind: str, single: bool) -> Callable[..., Any]:
 
     def kernel(
         size, margin, late, counter, at_spikes, has_spikes, at_syn, has_syn, at_inh, has_inh,
-        at_mem, has_mem, gain, tau, alpha, beta, threshold, graded, steepness, width, is_atan,
-        to_zero, subtracts, delayed, counts, clamps, total, before_syn, before_inh, before,
+        at_mem, has_mem, numbers, whole, total, before_syn, before_inh, before,
     ):  # fmt: skip
         zero, one = real(0), real(1)
+        gain, tau, alpha, beta = numbers[0], numbers[1], numbers[2], numbers[3]
+        threshold, graded, steepness, width = numbers[4], numbers[5], numbers[6], numbers[7]
+        is_atan, to_zero, subtracts = whole[0] != 0, whole[1] != 0, whole[2] != 0
+        delayed, counts, clamps = whole[3] != 0, whole[4] != 0, whole[5] != 0
         for i in range(size):
             x, free = margin[i], one
             if special and counts:
@@ -264,4 +285,4 @@ def _backward(kind: str, single: bool) -> Callable[..., Any]:
                 before_syn[i] = alpha * delta
             total[i] = gain * delta
 
-    return compile_for_addresses(kernel, "iaacaiaiaiaiffffffffiiiiiiaaaa", single)
+    return compile_for_addresses(kernel, "iaacaiaiaiaiacaaaa", single)

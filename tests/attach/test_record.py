@@ -74,6 +74,29 @@ def test_no_gradient_is_written_then():
     assert all(p.grad is None for p in net.parameters())
 
 
+class Own(snn.SpikingNeuron):
+    """A neuron whose step only its own ``forward`` knows."""
+
+    def __init__(self):
+        super().__init__(threshold=0.3, spike_grad=fast_sigmoid(5))
+
+    def forward(self, current, mem):
+        mem = 0.8 * mem + current
+        return self.fire(mem), mem
+
+
+@pytest.mark.parametrize("change", ["input", "spikes"])
+def test_what_a_neuron_of_the_users_has_read_is_an_error_too(change):
+    torch.manual_seed(0)
+    net = Net(CHANGES[change])
+    net.lif1, net.lif2 = Own(), Own()
+    with DFA(net):
+        out, _ = net(3 * torch.rand(4, 3, 4))
+        with pytest.raises(BackwardError, match="changed in place"):
+            out.sum().backward()
+    assert all(p.grad is None for p in net.parameters())
+
+
 @pytest.mark.parametrize("penalty", [0, 1])
 def test_a_changed_copy_is_none(penalty):
     net = gradients(leave, penalty)
