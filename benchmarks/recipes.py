@@ -17,7 +17,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,21 +56,21 @@ def run(name: str, data: Path, out: Path) -> None:
 def collected(out: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the name of each run that has ended, and what it reached."""
     for name in RUNS:
-        file = out / name / "metrics.json"
-        if file.is_file():
-            yield name, summary(name, json.loads(file.read_text()))
+        file, args = out / name / "metrics.json", command(name)
+        metrics = json.loads(file.read_text()) if file.is_file() else {"over_seeds": {}}
+        seeds = [run for rule in metrics["over_seeds"].values() for run in rule["runs"]]
+        if len(seeds) == int(args[args.index("--seeds") + 1]):  # of the one rule of a run
+            yield name, summary(name, metrics, seeds)
 
 
-def summary(name: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+def summary(name: str, metrics: Any, seeds: Sequence[Any]) -> dict[str, Any]:
     """Return a run's command, and accuracy in percent and seconds of each seed."""
-    (over_seeds,) = metrics["over_seeds"].values()  # one rule each
-    runs = over_seeds["runs"]
     return {
         "command": shlex.join(["snn-dfa", *command(name)]),
         "epochs": metrics["settings"]["epochs"],
-        "accuracy": [round(100 * each["test_accuracy"], 2) for each in runs],
-        "best epoch": [each["best_epoch"] for each in runs],
-        "seconds": [round(sum(epoch["epoch"] for epoch in each["epoch_seconds"])) for each in runs],
+        "accuracy": [round(100 * seed["test_accuracy"], 2) for seed in seeds],
+        "best epoch": [seed["best_epoch"] for seed in seeds],
+        "seconds": [round(sum(each["epoch"] for each in seed["epoch_seconds"])) for seed in seeds],
         "versions": metrics["versions"],
     }
 

@@ -21,7 +21,7 @@ from typing import Any
 __all__ = ["PAGES", "TABLES", "filled", "main"]
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("docs/rules.md", "docs/learning.md", "benchmarks/README.md")
+PAGES = ("README.md", "docs/rules.md", "docs/learning.md", "benchmarks/README.md")
 #: What rules are called in the tables of benchmarks.
 _NAMES = {
     "dfa": "DFA with a weight mirror, `DFA(net, optimizer=optimizer)`",
@@ -125,6 +125,49 @@ def commands(found: Any) -> str:
         " \\\n    ".join(wrap(run["command"], 90, break_on_hyphens=False)) for run in found.values()
     )
     return "\n".join(("```bash", *lines, "```"))
+
+
+#: Networks of the README to where its rules' numbers are found, in the order of the columns.
+_NETWORKS = (
+    ("[tutorial 5](benchmarks/README.md#snntorchs-fifth-tutorial-on-mnist), 784-1000-10, MNIST",
+     "tutorial", ("bptt", "dfa", "fixed", "shallow")),
+    ("[five convolutions](docs/learning.md#a-deep-convolutional-network-on-15000-images), CIFAR-10",
+     "convolutions", ("bptt", "dfa", "fixed", "shallow")),
+    ("[`deep`](docs/learning.md), 784-1000-250-100-10, MNIST",
+     "recipes", ("deep-bptt", "deep", "deep-fixed", "")),
+    ("the same, [two epochs](docs/rules.md)",
+     "two epochs", ("bptt", "dfa, error at the current, kolen-pollack-product", "dfa", "shallow")),
+    ("`wide`, 784-1000-10, MNIST", "recipes", ("", "wide", "", "")),
+    ("`conv`, 12C5-MP2-64C5-MP2-10, MNIST", "recipes", ("", "conv", "", "")),
+    ("the same, [two epochs](docs/rules.md)", "two epochs",
+     ("conv: bptt", "conv: dfa, error at the current, kolen-pollack", "conv: dfa", "")),
+    ("[`events`](docs/learning.md#events-of-a-camera), 2312-400-10, N-MNIST",
+     "recipes", ("", "events", "", "")),
+)  # fmt: skip
+
+
+def results(mnist: Any, convolutions: Any, runs: Any, two_epochs: Any) -> str:
+    """Return mean and worst accuracy of each rule, with a row for each network."""
+    found = {
+        "tutorial": mnist["accuracy"],
+        "convolutions": convolutions["accuracy"],
+        "recipes": {name: run["accuracy"] for name, run in runs.items()},
+        "two epochs": {row["name"]: [100 * row["test_accuracy"]] for row in two_epochs["rows"]},
+    }
+    rows = (
+        (network, *(_mean_and_worst(found[source].get(rule, ())) for rule in rules))
+        for network, source, rules in _NETWORKS
+        if any(rule in found[source] for rule in rules)
+    )
+    head = ("network and data", "back-propagation", "DFA, matrices that learn")
+    return _table((*head, "DFA, fixed matrices", "output layer alone"), "lrrrr", rows)
+
+
+def _mean_and_worst(each: Sequence[float]) -> str:
+    """Return the mean and, in brackets, the worst; one number of one run, a dash of none."""
+    if len(each) < 2:
+        return f"{each[0]:.2f}" if each else "-"
+    return f"{fmean(each):.2f} ({min(each):.2f})"
 
 
 def angles(found: Any) -> str:
@@ -397,8 +440,17 @@ def scores(found: Any, first: str = "task") -> str:
     return _table((first, *map(_short, rules)), "l" + "r" * len(rules), rows)
 
 
-#: Name of a table to the file that it is made from, and by what.
-TABLES: dict[str, tuple[str, Callable[[Any], str]]] = {
+#: Name of a table to what makes it from which files.
+TABLES: dict[str, tuple[str | tuple[str, ...], Callable[..., str]]] = {
+    "results": (
+        (
+            "benchmarks/results/mnist.json",
+            "benchmarks/results/deep_convolutions_whole.json",
+            "benchmarks/results/recipes.json",
+            "docs/rules/rules.json",
+        ),
+        results,
+    ),
     "rules": ("docs/rules/rules.json", rules),
     "ladder": ("docs/ladder/ladder.json", ladder),
     "mnist": ("benchmarks/results/mnist.json", seeds),
@@ -440,8 +492,10 @@ def filled(page: str) -> str:
     """Return the page with its tables as their files have them."""
 
     def made(match: re.Match[str]) -> str:
-        file, make = TABLES[match["name"]]
-        return f"{match['start']}\n{make(json.loads((ROOT / file).read_text()))}\n{match['end']}"
+        files, make = TABLES[match["name"]]
+        names = (files,) if isinstance(files, str) else files
+        found = (json.loads((ROOT / name).read_text()) for name in names)
+        return f"{match['start']}\n{make(*found)}\n{match['end']}"
 
     pattern = r"(?P<start><!-- table: (?P<name>\w+) -->\n).*?(?P<end>\n<!-- end of table -->)"
     return re.sub(pattern, made, page, flags=re.S)

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import shutil
 import sys
 
 import pytest
@@ -26,8 +27,10 @@ def test_the_command_line_knows_each_command(name):
 @pytest.mark.slow
 def test_the_file_has_what_the_reports_have(tmp_path, monkeypatch):
     digits = "compare --dataset digits --epochs 2 --hidden 16 --seeds 2 --rules dfa"
-    monkeypatch.setattr(recipes, "RUNS", {"digits": digits, "not run": digits})
+    more = digits.replace("--seeds 2", "--seeds 3")
+    monkeypatch.setattr(recipes, "RUNS", {"digits": digits, "not run": digits, "begun": more})
     assert main([*recipes.command("digits"), "--out", str(tmp_path / "digits")]) == 0
+    shutil.copytree(tmp_path / "digits", tmp_path / "begun")  # two seeds of three
     file = tmp_path / "recipes.json"
     options = ["--out", str(tmp_path), "--collect", "--json", str(file)]
     monkeypatch.setattr(sys, "argv", ["recipes.py", *options])

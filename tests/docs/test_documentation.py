@@ -257,16 +257,6 @@ def angles(row):
     return [round(angle) for angle in found[:-1] if math.isfinite(angle)]
 
 
-def test_the_accuracies_of_the_readme_are_those_of_the_results():
-    results = section("README.md", "Results").split("```bash")[0]
-    known = "".join((ROOT / "docs" / name).read_text() for name in ("learning.md", "rules.md"))
-    runs = json.loads((ROOT / "benchmarks/results/mnist.json").read_text())["accuracy"].values()
-    known += "".join(f" {sum(r) / len(r):.2f} {min(r):.2f}" for r in runs)
-    shown = re.findall(r"\| (\d\d(?:\.\d+)?) (?=\|)", results)
-    assert len(shown) > 25
-    assert [number for number in shown if number not in known] == []
-
-
 def test_no_number_with_a_unit_stands_in_prose_alone():
     """Of the pages that sum up: each one is in a page that has the commands, or in its table."""
     docs = ROOT / "docs"
