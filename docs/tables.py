@@ -105,7 +105,7 @@ def recipes(found: Any) -> str:
         cells = [f"{accuracy:.2f}" for accuracy in (*each, fmean(each), min(each))]
         ends = (str(run["epochs"]), f"{min(seconds)} to {max(seconds)}")
         rows.append((*_RUNS[name], *cells, *ends))
-    head = ("recipe", "rule", "seed 0", "1", "2", "mean", "worst", "epochs", "seconds a run")
+    head = ("recipe", "rule", "seed 0", "1", "2", "mean", "worst", "epochs", "seconds")
     return _table(head, "llrrrrrrr", rows)
 
 
