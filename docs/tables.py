@@ -96,16 +96,16 @@ _RUNS = {
 
 
 def recipes(found: Any) -> str:
-    """Return the accuracy of each seed of the recipes for images, and their seconds."""
+    """Return the accuracy of each seed of the recipes for images, and their minutes."""
     rows = []
     for name, run in found.items():
         if name.startswith("events"):
             continue
-        each, seconds = run["accuracy"], run["seconds"]
+        each, minutes = run["accuracy"], [seconds / 60 for seconds in run["seconds"]]
         cells = [f"{accuracy:.2f}" for accuracy in (*each, fmean(each), min(each))]
-        ends = (str(run["epochs"]), f"{min(seconds)} to {max(seconds)}")
+        ends = (str(run["epochs"]), f"{min(minutes):.0f} to {max(minutes):.0f}")
         rows.append((*_RUNS[name], *cells, *ends))
-    head = ("recipe", "rule", "seed 0", "1", "2", "mean", "worst", "epochs", "seconds")
+    head = ("recipe", "rule", "seed 0", "1", "2", "mean", "worst", "epochs", "minutes")
     return _table(head, "llrrrrrrr", rows)
 
 
