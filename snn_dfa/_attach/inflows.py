@@ -78,9 +78,10 @@ class Pixels(NamedTuple):
 
 
 class Gains(NamedTuple):
-    """What a batch normalisation multiplies by, [channels]."""
+    """What a batch normalisation multiplies by, [channels]; whether its mean is the batch's."""
 
     gains: Tensor
+    of_batch: bool
 
 
 #: The functions below a value that differ by the pass: names of nodes, and what flows into them.
@@ -223,7 +224,8 @@ def _gains(node: Any) -> Gains:
     else:
         gains = torch.rsqrt(node._saved_running_var.detach() + _epsilon(node))
     weight = node._saved_weight
-    return Gains(gains if weight is None else gains * weight.detach())
+    gains = gains if weight is None else gains * weight.detach()
+    return Gains(gains, node._saved_training)
 
 
 def _epsilon(node: Any) -> float:

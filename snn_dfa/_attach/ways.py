@@ -18,7 +18,7 @@ from snn_dfa._attach.functions import Relink
 from snn_dfa._attach.graph import are_packed
 from snn_dfa._attach.inflows import Gains, Pixels, Signature, local_functions
 from snn_dfa._attach.local_functions import Asked, Kept
-from snn_dfa.feedback.sample_ways import Backward, Derivative, Taken, Ways
+from snn_dfa.feedback.sample_ways import Backward, Centred, Derivative, Taken, Way, Ways
 
 __all__ = ["Passage", "passage_of", "ways_of"]
 
@@ -97,7 +97,7 @@ def ways_of(
         for step in steps[1:]:
             total += _sum(step)
         means[layer] = total.div_(sum(map(len, steps)))
-    local: dict[str, Tensor | Taken | Derivative | Backward] = {}
+    local: dict[str, Way] = {}
     for layer, each in passages.items():
         known = [(p.local, rows) for p, rows in each if p.signature == signatures.get(layer)]
         all_rows = [rows for _, rows in known]
@@ -112,12 +112,11 @@ def _sum(steps: Tensor) -> Tensor:
     return torch.sum(steps, 0, out=torch.empty_like(steps[0]))
 
 
-def _of_steps(
-    kept: Sequence[Any], rows: Sequence[int], batch: int
-) -> Tensor | Taken | Derivative | Backward | None:
+def _of_steps(kept: Sequence[Any], rows: Sequence[int], batch: int) -> Way | None:
     """Return a normalisation's mean gains, the places taken in each step, or a mean derivative."""
     if isinstance(kept[0], Gains):
-        return torch.stack([each.gains for each in kept]).mean(0)
+        gains = torch.stack([each.gains for each in kept]).mean(0)
+        return Centred(gains) if kept[0].of_batch else gains
     if isinstance(kept[0], Asked):
         calls = [(n // batch, each.back) for n, each in zip(rows, kept, strict=True)]
         return Backward(batch, calls)

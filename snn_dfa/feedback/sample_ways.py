@@ -18,9 +18,11 @@ from torch import Tensor
 
 __all__ = [
     "Backward",
+    "Centred",
     "Derivative",
     "Named",
     "Taken",
+    "Way",
     "Ways",
     "normalised",
     "product",
@@ -169,6 +171,30 @@ def normalised(error: Tensor, x: Tensor, scale: Tensor, weight: Tensor) -> tuple
 
 
 @dataclass(frozen=True)
+class Centred:
+    """A batch normalisation by the batch's own mean: a common part of all errors changes nothing.
+
+    Args:
+        gains: What it multiplies by, [channels].
+    """
+
+    gains: Tensor
+
+    def send(self, error: Tensor) -> Tensor:
+        """Return the batch's errors [M, channels, *S] before it, each channel's with mean zero."""
+        mean = error.mean([0, *range(2, error.dim())], keepdim=True)
+        return (error - mean).mul_(self.gains.reshape(-1, *(1,) * (error.dim() - 2)))
+
+    def mean(self) -> Tensor:
+        """Return what other errors than the batch's are multiplied by."""
+        return self.gains
+
+
+#: How samples have passed one function.
+Way: TypeAlias = Tensor | Taken | Centred | Derivative | Backward
+
+
+@dataclass(frozen=True)
 class Ways:
     """How samples have passed a network, as means over its steps; M samples, or 1 for all.
 
@@ -176,11 +202,12 @@ class Ways:
         gates: Layer to [M, *S]: what its summed spikes gain by a change of its current.
         local: By layer and number. A pooling's pixels; of all samples together [1, channels, *S],
             the share of steps in which a pixel was the largest of its window. By what a
-            normalisation multiplies, [channels]. The derivative of another function.
+            normalisation multiplies, [channels], and whether it takes the mean away. The derivative
+            of another function.
     """
 
     gates: Named = field(default_factory=dict)
-    local: Mapping[str, Tensor | Taken | Derivative | Backward] = field(default_factory=dict)
+    local: Mapping[str, Way] = field(default_factory=dict)
 
     def into(self, layers: Container[str]) -> Ways:
         """Return those into some layers alone."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from snn_dfa.feedback.sample_ways import Backward, Derivative, Named, Taken
+from snn_dfa.feedback.sample_ways import Backward, Centred, Derivative, Named, Taken
 
 __all__ = [
     "Inflow",
@@ -296,7 +296,7 @@ def _spread(error: Tensor, kernel: Sequence[int], shape: tuple[int, ...]) -> Ten
 
 
 def gain(x: Inflow, channel: int, name: str) -> Inflow:
-    """Return an inflow times what a normalisation multiplies each channel by, where that is known.
+    """Return an inflow through a normalisation of each channel, where that is known.
 
     Args:
         x: The inflow.
@@ -305,14 +305,18 @@ def gain(x: Inflow, channel: int, name: str) -> Inflow:
     """
 
     def apply(values: Named, factors: Known) -> Tensor:
-        value, gains = x.apply(values, factors), factors.get(name)
+        value, known = x.apply(values, factors), factors.get(name)
+        gains = known.gains if isinstance(known, Centred) else known
         if gains is None or value[0].numel() != channel * len(gains):
             return value
 
         def back(error: Tensor) -> Tensor:
-            if error.dim() > 1 and error.shape[1] == len(gains):  # as it lies in memory
-                return error * gains.reshape(-1, *(1,) * (error.dim() - 2))
-            return (error.reshape(len(error), len(gains), -1) * gains[:, None]).reshape(error.shape)
+            shape = error.shape
+            if error.dim() < 2 or shape[1] != len(gains):  # else as it lies in memory
+                error = error.reshape(len(error), len(gains), -1)
+            if isinstance(known, Centred):
+                return known.send(error).reshape(shape)
+            return (error * gains.reshape(-1, *(1,) * (error.dim() - 2))).reshape(shape)
 
         return linear(back, value.shape, value)
 

@@ -40,7 +40,7 @@ class WeightMirror(LearningOptions):
       with respect to its current, as a mean over the steps. It comes from the layer's own graph. A
       layer with recurrent weights has no gate; nor is there any under activation checkpointing.
     - Maximum pooling takes the pixels that it took in the forward pass, as shares of the steps.
-    - Batch normalisation multiplies by its gains.
+    - Batch normalisation multiplies by its gains, and takes the batch's mean error away.
     - A product of two layers' values (attention, gates) is linear in each of them, given the values
       of the other one. A softmax, a layer normalisation or a slope has the derivative that it had.
 
@@ -100,7 +100,7 @@ class WeightMirror(LearningOptions):
     """
 
     initial: float = 0.0
-    by_sample: float = 0.5
+    by_sample: float = 0.8
 
     def __post_init__(self) -> None:
         super().__post_init__()
