@@ -265,6 +265,39 @@ def test_functions_of_samples_with_one_step_and_the_weights_are_back_propagation
             torch.testing.assert_close(found[name], grad, rtol=1e-9, atol=1e-12)
 
 
+# -- batch normalisation ---------------------------------------------------------------------------
+
+
+def test_batch_normalisation_takes_the_mean_error_of_the_batch_away():
+    """In training, what all samples' errors have in common changes nothing before it."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(4, 6), leaky(), nn.Linear(6, 5), nn.BatchNorm1d(5), leaky(), nn.Linear(5, 3),
+        leaky(),
+    ).double()  # fmt: skip
+    x = 2 * torch.rand(1, B, 4, dtype=torch.float64)
+    fc1, lif1, fc2, norm, lif2, last, out = net
+    spikes1 = loop(lif1, fc1(x[0])[None])[0]
+    current = fc2(spikes1.detach())
+    current2 = norm(current).detach().requires_grad_()
+    spikes2 = loop(lif2, current2[None])[0]
+    gate = torch.autograd.grad(spikes2.sum(), current2)[0]
+    current3 = last(spikes2.detach()).requires_grad_()
+    error = torch.autograd.grad(score(loop(out, current3[None])), current3)[0] @ last.weight * gate
+    error = (error - error.mean(0)) * norm.weight / (current.var(0, correction=0) + norm.eps).sqrt()
+    wanted = torch.autograd.grad(spikes1, fc1.weight, error @ fc2.weight)[0]
+    assert wanted.any()
+    for form in FORMS:
+        run, optimizer = form(net), torch.optim.SGD(net.parameters(), lr=0.1)
+        dfa = DFA(run, optimizer=optimizer, feedback=WeightMirror(by_sample=1))
+        call = run if form is at_once else lambda x: loop(net, x)
+        score(call(x)).backward()
+        with_weights(dfa, net)
+        found = grads_of(net, call, x, score)["0.weight"]
+        dfa.remove()
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+
+
 # -- a slow reference of more steps ----------------------------------------------------------------
 
 
