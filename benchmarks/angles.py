@@ -8,7 +8,7 @@ convolutions with batch normalisation, trained with each rule on the first 2,000
 batches of 64, AdamW at 3e-3, decay 0.2). Before the training and after each epoch
 `diagnostics.gradient_angles` measures 128 of these images. The rules are those of ``learning.py``:
 ``fixed`` is ``DFA(net)``; ``kolen-pollack`` learns a matrix for each layer; ``linear``, ``dfa`` and
-``by-sample`` are ``WeightMirror`` with ``by_sample`` of 0, of 0.5 (the default) and of 1; ``fa``
+``by-sample`` are ``WeightMirror`` with ``by_sample`` of 0, of 0.8 (the default) and of 1; ``fa``
 goes from layer to layer by factors that mirror the weights. The angles before training are those
 after one step with a rate of 0, since learned feedback has no factors before. A seed of all rules
 takes two minutes of one core.

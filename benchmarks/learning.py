@@ -11,8 +11,8 @@ N-MNIST, of which ``DIR`` has the extract of 1,100 recordings; ``depth`` and ``c
 networks of 1 to 20 layers. Networks are trained in the form
 ``over_time(net)``, whose gradients are those of the loop over time; normalisation is over time and
 batch. Rules: ``bptt`` attaches nothing; ``dfa`` is ``DFA(net, optimizer=optimizer)``; ``fixed`` is
-``DFA(net)``; ``linear`` and ``by-sample`` are ``dfa`` without gates and with each neuron's own gate
-alone; ``kolen-pollack`` learns a matrix for each layer; ``fa`` goes from layer to layer by
+``DFA(net)``; ``linear``, ``half`` and ``by-sample`` are ``dfa`` with 0, 0.5 and 1 as the share of each neuron's
+own gate, which is 0.8 in ``dfa``; ``kolen-pollack`` learns a matrix for each layer; ``fa`` goes from layer to layer by
 factors that mirror the weights; ``shallow`` trains the output layer alone. Results are kept in a
 JSON file, run by run; a run that is there is not done again. The table at the end has, for each
 network and rule, the rate that is best on validation, and the test accuracy with it.
@@ -199,7 +199,7 @@ LOSSES: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "rate": lambda spk, mem, y: SF.ce_rate_loss()(spk, y),
     "count": lambda spk, mem, y: SF.ce_count_loss()(spk, y),
 }
-RULES = ("bptt", "dfa", "linear", "by-sample", "fixed", "kolen-pollack", "fa", "shallow")
+RULES = ("bptt", "dfa", "linear", "half", "by-sample", "fixed", "kolen-pollack", "fa", "shallow")
 
 
 # -- data ------------------------------------------------------------------------------------------
@@ -256,6 +256,7 @@ def attach(rule: str, net: nn.Module, optimizer: torch.optim.Optimizer) -> DFA |
         "dfa": {"optimizer": optimizer}, "fixed": {}, "shallow": {"rule": "shallow"},
         "kolen-pollack": {"optimizer": optimizer, "feedback": "kolen-pollack"},
         "linear": {"optimizer": optimizer, "feedback": WeightMirror(by_sample=0)},
+        "half": {"optimizer": optimizer, "feedback": WeightMirror(by_sample=0.5)},
         "by-sample": {"optimizer": optimizer, "feedback": WeightMirror(by_sample=1)},
         "fa": {"optimizer": optimizer, "feedback": "weight-mirror", "rule": "fa"},
     }  # fmt: skip

@@ -92,8 +92,12 @@ class ChunkTraces(TraceBase):
         states = [cut(s) for s in states]
         kwargs = {k: cut(v) for k, v in kwargs.items()}
         module.traces = True
+        given = [*states, *kwargs.values()]
         if current in self._ways or self._core.entry.learns(current):
-            self._carry(name, module, current, [*states, *kwargs.values()])
+            self._carry(name, module, current, given)
+        elif module.stateful:
+            begins = self._is_new(name, module, _steps_first(module, current), given)
+            self._see_that_it_learns_as_before(name, None, begins=begins)
         return (current, *states), kwargs
 
     def after(self, name: str, module: Any, values: list[Tensor]) -> list[Tensor]:
@@ -122,12 +126,11 @@ class ChunkTraces(TraceBase):
                 f"credit='trace': layer {name!r}: expected one layer with weights before it, got "
                 f"more, and the first ones would get no trace; use credit='membrane'"
             )
-        if isinstance(scan, FlatScan):
-            x, current = scan.layout.first_dimension(x), scan.layout.first_dimension(current)
+        x, current = _steps_first(scan, x), _steps_first(scan, current)
         before = self._traces.get(name)
-        if before is not None and (
-            before[0].shape != x.shape[1:] or self._is_new(name, scan, current, states)
-        ):
+        begins = self._is_new(name, scan, current, states)
+        self._see_that_it_learns_as_before(name, modules[0], begins=begins)
+        if before is not None and (begins or before[0].shape != x.shape[1:]):
             before = None
         dynamics = dynamics_of(scan.neuron)
         assert dynamics is not None  # it was checked when DFA was attached
@@ -149,6 +152,11 @@ class ChunkTraces(TraceBase):
         if isinstance(scan, FlatScan):
             mem = scan.layout.last(mem, current.dim() - 1)
         return not scan.stateful or self._begins(name, mem, current.shape[1:])
+
+
+def _steps_first(scan: Any, x: Tensor) -> Tensor:
+    """Return values of samples and steps as [T, ...]."""
+    return scan.layout.first_dimension(x) if isinstance(scan, FlatScan) else x
 
 
 def _current(modules: Any, inputs: Tensor, biases: Tensor) -> Tensor:

@@ -272,11 +272,18 @@ class Traces(TraceBase):
                 setattr(neuron, state, value.detach())
         given = [s for s in (*args[1:], *kwargs.values()) if isinstance(s, Tensor)]
         mem = given[-1] if given else neuron.mem  # the last of a neuron's states
-        if self._begins(name, mem, current.shape):
+        begins = self._begins(name, mem, current.shape)
+        if begins:
             for key in [k for k in self._traces if k[0] == name]:
                 del self._traces[key]
+        call = None
         if current in self._calls or self._core.entry.learns(current):
-            self._carry(name, neuron, self._call_of(name, current))
+            call = self._call_of(name, current)
+        synapse = None if call is None else call.module
+        recurrent = getattr(neuron, "recurrent", None)
+        self._see_that_it_learns_as_before(name, synapse, recurrent, begins=begins)
+        if call is not None:
+            self._carry(name, neuron, call)
         return args, kwargs
 
     def _call_of(self, name: str, current: Tensor) -> _Call:

@@ -11,6 +11,7 @@ from snn_dfa._attach.core import Core
 from snn_dfa._attach.forward import Around
 from snn_dfa._attach.hooks import After, Before
 from snn_dfa._attach.layers import spiking_layers
+from snn_dfa.errors import AttachError
 
 __all__ = ["TraceBase", "cut"]
 
@@ -31,6 +32,8 @@ class TraceBase:
         self._traces: dict[Any, Any] = {}
         # Membranes, kept so that no other tensor has their place in memory.
         self._last: dict[str, Tensor] = {}
+        # What learns by a neuron's traces in the sequence that is going on.
+        self._learning: dict[str, list[tuple[nn.Module | None, list[str]]]] = {}
         self._handles: list[Any] = []
 
     def remove(self) -> None:
@@ -38,7 +41,7 @@ class TraceBase:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        for kept in (self._inputs, self._traces, self._last):
+        for kept in (self._inputs, self._traces, self._last, self._learning):
             kept.clear()
 
     def _place(self, module: nn.Module, before: Before, after: After) -> None:
@@ -65,6 +68,41 @@ class TraceBase:
         if last is None or mem.shape != shape or last.shape != shape:
             return True
         return mem.data_ptr() != last.data_ptr() and not bool(mem.any())
+
+    def _see_that_it_learns_as_before(
+        self, name: str, *synapses: nn.Module | None, begins: bool
+    ) -> None:
+        """See that the same parameters learn from a neuron as at the sequence's first step.
+
+        Args:
+            name: Of the neuron.
+            synapses: Its synapse and its recurrent one; ``None`` for one that does not learn.
+            begins: Whether a new sequence begins.
+
+        Raises:
+            AttachError: if they have changed, since traces have steps in between that they lack.
+        """
+        now = [(each, _learning(each)) for each in synapses]
+        if begins:
+            self._learning[name] = now
+        elif self._learning[name] != now:
+            before, after = (
+                [name for _, names in found for name in names] or ["none"]
+                for found in (self._learning[name], now)
+            )
+            raise AttachError(
+                f"credit='trace': layer {name!r}: expected the same synapse, with the same "
+                f"parameters that learn, at all steps of a sequence, got another one, or "
+                f"parameters that were frozen or thawed in between ({', '.join(before)} at the "
+                f"first step, {', '.join(after)} now); change them between sequences, and call "
+                f"snn_dfa.reset(net) then, or use credit='membrane'"
+            )
+
+
+def _learning(synapse: nn.Module | None) -> list[str]:
+    """Return which parameters of a synapse learn."""
+    named = () if synapse is None else synapse.named_parameters()
+    return [name for name, parameter in named if parameter.requires_grad]
 
 
 def cut(state: Any) -> Any:

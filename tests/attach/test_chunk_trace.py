@@ -110,6 +110,24 @@ def test_where_it_is_exact_chunks_equal_membrane_credit_over_the_sequence():
         torch.testing.assert_close(got[name], want, rtol=1e-10, atol=1e-10, msg=name)
 
 
+@pytest.mark.parametrize("names", [["0.weight"], ["0.weight", "0.bias"]])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_parameter_that_is_frozen_or_thawed_between_chunks_raises_an_error(names, first):
+    net, x = dense(NEURONS["subtract"]), torch.rand(T, B, F, dtype=torch.float64) * 2
+    form = over_time(net, stateful=True)
+    with DFA(form, credit="trace"):
+        for learns in (first, not first):
+            for name in names:
+                net.get_parameter(name).requires_grad_(learns)
+            reset(net)
+            for chunk in (x[:3], x[3:]):
+                loss(form(chunk)).backward()  # between sequences it may change
+        for name in names:
+            net.get_parameter(name).requires_grad_(first)
+        with pytest.raises(AttachError, match="frozen or thawed in between"):
+            form(x)
+
+
 def test_lapicque_has_a_trace_over_chunks():
     net = dense(lambda **o: snn.Lapicque(f64(0.8), spike_grad=SG, threshold=f64(0.1), **o))
     x = torch.rand(T, B, F, dtype=torch.float64) * 2

@@ -206,6 +206,49 @@ def test_a_frozen_normalisation_is_exact():
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+FROZEN = {"weight": ["0.weight"], "both": ["0.weight", "0.bias"], "recurrent": ["1.recurrent.bias"]}
+
+
+@pytest.mark.parametrize("names", FROZEN.values(), ids=FROZEN)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_parameter_that_is_frozen_or_thawed_within_a_sequence_raises_an_error(names, first):
+    net = network(RLEAKY)
+    with DFA(net, credit="trace", output="5"):
+        for learns in (first, not first):
+            for name in names:
+                net.get_parameter(name).requires_grad_(learns)
+            reset(net)
+            net(X[0]).sum().backward()  # between sequences it may change
+        for name in names:
+            net.get_parameter(name).requires_grad_(first)
+        before = [None if p.grad is None else p.grad.clone() for p in net.parameters()]
+        with pytest.raises(AttachError, match=r"layer '1': .* frozen or thawed in between"):
+            net(X[1])
+        for p, grad in zip(net.parameters(), before, strict=True):
+            assert p.grad is grad or torch.equal(p.grad, grad)
+
+
+def test_another_synapse_within_a_sequence_raises_an_error():
+    """Its neuron's trace would lack the steps of the first one."""
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.lif = nn.Linear(5, 6), nn.Linear(5, 6), NEURONS["leaky"]()
+            self.fc, self.out = nn.Linear(6, 3), NEURONS["leaky"]()
+            self.double()
+
+        def forward(self, x, first):
+            return self.out(self.fc(self.lif((self.a if first else self.b)(x))))
+
+    net = Two()
+    with DFA(net, credit="trace", output="out"):
+        reset(net)
+        net(X[0], True).sum().backward()
+        with pytest.raises(AttachError, match="layer 'lif': expected the same synapse"):
+            net(X[1], False)
+
+
 def test_a_new_sequence_starts_anew_and_a_batch_may_change():
     net = network(NEURONS["leaky"])
     alone = gradients(net, "trace", online=True)
