@@ -183,9 +183,10 @@ class KolenPollackProductFeedback(Learned):
         """
         if not self.has_optimizer:
             raise FeedbackError(
-                f"feedback: {self.type_name!r} learns at the steps of the weights' optimiser, "
-                f"and follows none that is still there; call dfa.follow(optimizer) before a "
-                f"backward pass, after a copy too, or use 'kolen-pollack'"
+                f"feedback: {self.type_name!r} learns at the steps of the weights' optimiser, and "
+                f"follows none: none was given, or the program keeps no reference to it, or this "
+                f"is a copy; keep the optimiser in a variable and call dfa.follow(optimizer) "
+                f"before a backward pass, or use 'kolen-pollack'"
             )
         super().notify(name, error)
 
