@@ -28,6 +28,7 @@ _NAMES = {
     "fixed": "DFA with fixed feedback, `DFA(net)`",
     "kolen-pollack": 'a learned matrix a layer, `feedback="kolen-pollack"`',
     "linear": "weight mirror without gates, `WeightMirror(by_sample=0)`",
+    "half": "half of each neuron's own gate, `WeightMirror(by_sample=0.5)`",
     "by-sample": "each neuron's own gate, `WeightMirror(by_sample=1)`",
     "fa": 'layer by layer, `rule="fa"` with learned factors',
     "bptt": "back-propagation through time",
@@ -226,6 +227,12 @@ def one_line(found: Any) -> str:
 
 def rates(found: Any) -> str:
     """Return the same with the rate that is best on validation, for each rule, and that rate."""
+    runs, best = _at_best_rate(found)
+    return _beside(_tests(runs), lambda *names: f"; {best[names]:g}")
+
+
+def _at_best_rate(found: Any) -> tuple[list[Any], dict[tuple[str, str, str], float]]:
+    """Return the runs at the rate that is best on validation; that rate by what was run."""
     runs: dict[tuple[str, str, str], dict[float, list[Any]]] = {}
     for run in found:
         its = runs.setdefault((run["network"], run["loss"], run["rule"]), {})
@@ -235,8 +242,7 @@ def rates(found: Any) -> str:
         seeds = min(3, max(map(len, its.values())))
         enough = [rate for rate, each in its.items() if len(each) >= seeds]
         best[names] = max(enough, key=lambda rate: fmean(r["validation"] for r in its[rate]))
-    tests = _tests(run for names, its in runs.items() for run in its[best[names]])
-    return _beside(tests, lambda *names: f"; {best[names]:g}")
+    return [run for names, its in runs.items() for run in its[best[names]]], best
 
 
 def _beside(
@@ -248,7 +254,7 @@ def _beside(
     The last column has the standard error of that difference, too.
     """
     some = dict.fromkeys(rule for its in tests.values() for rule in its)
-    rules = ("dfa", "bptt", "shallow", *(rule for rule in ("by-sample", "fa") if rule in some))
+    rules = ("dfa", "bptt", "shallow", *(["fa"] if "fa" in some else []))
     rows = []
     for names, its in tests.items():
         cells = (
@@ -418,16 +424,22 @@ def gpu_wide(found: Any) -> str:
     return _table(("step", "ms"), "lr", rows)
 
 
-def gates(found: Any) -> str:
-    """Return what shares of a neuron's own gate reach in ``benchmarks/learning.py``."""
-    rules = ("linear", "dfa", "by-sample", "bptt")
+def gates(digits: Any, unseen: Any) -> str:
+    """Return what shares of a neuron's own gate reach.
+
+    Args:
+        digits: In ``benchmarks/learning.py``, at a rate of 1e-3.
+        unseen: In ``benchmarks/unseen.py``, at the rate that is best on validation.
+    """
+    rules = ("linear", "half", "dfa", "by-sample", "bptt")
+    runs = [run for run in digits if run["rate"] == 1e-3] + _at_best_rate(unseen)[0]
     rows = (
         (name, loss, *(f"{fmean(its[rule]):.1f}" if rule in its else "" for rule in rules))
-        for (name, loss), its in _tests(found).items()
+        for (name, loss), its in _tests(runs).items()
         if "by-sample" in its
     )
-    head = ("network", "loss on", *(f"`by_sample={share}`" for share in ("0", "0.5", "1")))
-    return _table((*head, "back-propagation"), "llrrrr", rows)
+    head = ("network", "loss on", *(f"`by_sample={share}`" for share in ("0", "0.5", "0.8", "1")))
+    return _table((*head, "back-propagation"), "llrrrrr", rows)
 
 
 def scores(found: Any, first: str = "task") -> str:
@@ -476,7 +488,7 @@ TABLES: dict[str, tuple[str | tuple[str, ...], Callable[..., str]]] = {
     "recipe_commands": ("benchmarks/results/recipes.json", commands),
     "depth": ("benchmarks/results/depth.json", depth),
     "angles": ("benchmarks/results/angles.json", angles),
-    "gates": ("benchmarks/results/learning.json", gates),
+    "gates": (("benchmarks/results/learning.json", "benchmarks/results/shares.json"), gates),
     "other_tasks": ("benchmarks/results/other_tasks.json", scores),
     "other_networks": (
         "benchmarks/results/other_networks.json",
