@@ -24,6 +24,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from snn_dfa.errors import AttachError, DFAError
 from snn_dfa.sequence.any_network import LONGEST, TimeAsBatch, is_the_users
 from snn_dfa.sequence.flat_scan import Layout
+from snn_dfa.sequence.left_behind import see_same_left
 from snn_dfa.state import reset
 
 __all__ = ["compare_with_loop", "copy_of"]
@@ -127,6 +128,7 @@ class _Trial:
             wanted, got = self._results(by_steps, form)
             _see_equal(wanted, got, tolerance)
             _see_equal_gradients(wanted, got, by_steps, at_once, 10 * tolerance)
+            see_same_left(by_steps, at_once, 10 * tolerance)
         return form
 
     def _shaken(self) -> nn.Module:

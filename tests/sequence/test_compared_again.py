@@ -79,3 +79,48 @@ def test_a_call_of_the_same_kind_is_not_compared_again(monkeypatch):
     for steps, training in ((T, True), (T, True), (3, True), (T, False), (2 * T, True), (T, False)):
         form.train(training)(X[:steps])
     assert calls == [T, T, 2 * T]
+
+
+# -- what the network keeps on itself --------------------------------------------------------------
+
+
+class Keeps(Loop):
+    """A step, which keeps something on the network."""
+
+    def __init__(self, keep):
+        super().__init__()
+        self.lif.init_hidden, self.keep = True, keep
+
+    def forward(self, x):
+        spk = self.lif(self.fc(x))
+        self.keep(self, spk)
+        return self.out(spk)
+
+
+def in_a_list(net, spk):
+    net.kept = [*getattr(net, "kept", []), spk]
+
+
+def in_a_sum(net, spk):
+    net.kept = getattr(net, "kept", 0) + spk.mean()
+
+
+def as_a_number(net, spk):
+    net.kept = spk.mean()
+
+
+def as_a_step(net, spk):
+    net.kept = spk
+
+
+@pytest.mark.parametrize("keep", [in_a_list, in_a_sum, as_a_number])
+def test_what_is_kept_in_another_form_than_that_of_a_step_raises_an_error(keep):
+    with pytest.raises(AttachError, match="keeps 'kept' on its Keeps, which differs"):
+        over_time(Keeps(keep))(X)
+
+
+def test_a_step_that_is_kept_is_the_sequence():
+    net = Keeps(as_a_step)
+    over_time(net)(X)
+    assert net.kept.shape == (2 * T, B, N)
+    assert net.kept.any()
