@@ -22,7 +22,7 @@ from snn_dfa._attach.trace_base import TraceBase, cut
 from snn_dfa._attach.weights import SYNAPSES, answer, computes_as, inside_neurons
 from snn_dfa.eligibility import advance_chunk
 from snn_dfa.errors import AttachError
-from snn_dfa.sequence import AtOnce, FlatScan, dynamics_of
+from snn_dfa.sequence import AtOnce, FlatScan, dynamics_of, state_names
 from snn_dfa.sequence.attached import has_hooks
 
 __all__ = ["LINEAR", "ChunkTraces"]
@@ -43,7 +43,8 @@ class ChunkTraces(TraceBase):
 
     def __init__(self, net: nn.Module, modules: Mapping[str, nn.Module], core: Core) -> None:
         super().__init__(net, core)
-        # What a synapse or a module behind it returned -> input of the synapse, and all of them.
+        # What a synapse or a module behind it returned -> its version, input of the synapse, and
+        # all of them.
         self._ways = WeakTensorKeyDictionary()
         within = inside_neurons(net)
         wrapped = {m.module for m in net.modules() if isinstance(m, AtOnce)}
@@ -76,11 +77,12 @@ class ChunkTraces(TraceBase):
         if x is None:
             return
         if not isinstance(inner, SYNAPSES):
-            if x in self._ways:
-                source, learns, modules = self._ways[x]
-                self._ways[output] = source, learns, (*modules, inner)
+            if x in self._ways and self._ways[x][0] == x._version:
+                _, source, learns, modules = self._ways[x]
+                self._ways[output] = output._version, source, learns, (*modules, inner)
         elif any(p.requires_grad for p in inner.parameters()):
-            self._ways[output] = x.detach(), self._core.entry.learns(x), (inner,)
+            learns = self._core.entry.learns(x)
+            self._ways[output] = output._version, x.detach(), learns, (inner,)
 
     # -- a call of a layer -------------------------------------------------------------------------
 
@@ -89,16 +91,13 @@ class ChunkTraces(TraceBase):
         if name not in self._neurons or self._idle:
             return args, kwargs
         current, *states = args
-        states = [cut(s) for s in states]
-        kwargs = {k: cut(v) for k, v in kwargs.items()}
         module.traces = True
-        given = [*states, *kwargs.values()]
+        begins = self._is_new(name, module, current, states, kwargs)
         if current in self._ways or self._core.entry.learns(current):
-            self._carry(name, module, current, given)
-        elif module.stateful:
-            begins = self._is_new(name, module, _steps_first(module, current), given)
+            self._carry(name, module, current, begins)
+        else:
             self._see_that_it_learns_as_before(name, None, begins=begins)
-        return (current, *states), kwargs
+        return (current, *map(cut, states)), {k: cut(v) for k, v in kwargs.items()}
 
     def after(self, name: str, module: Any, values: list[Tensor]) -> list[Tensor]:
         """Note where a neuron is."""
@@ -109,26 +108,26 @@ class ChunkTraces(TraceBase):
     def _after_neuron(self, name: str, output: Any) -> None:
         neuron: Any = self._neurons[name]
         neuron.traces, neuron.carried = False, None
-        self._last[name] = neuron.neuron.mem
+        self._leave(name, neuron.neuron)
 
-    def _carry(self, name: str, scan: Any, current: Tensor, states: list[Any]) -> None:
+    def _carry(self, name: str, scan: Any, current: Tensor, begins: bool) -> None:
         """Give the neuron the gradient of the trace so far, and take the chunk into the trace."""
-        if current not in self._ways:
+        version, *way = self._ways.get(current, (None,))  # type: ignore[no-untyped-call]
+        if version != current._version:
             between = ", ".join(kind.__name__ for kind in LINEAR)
             raise AttachError(
                 f"credit='trace': layer {name!r}: expected the output of one nn.Linear or "
-                f"convolution as its current, straight or through {between}; give the network "
-                f"itself, one step a call, or use credit='membrane'"
+                f"convolution as its current, straight or through {between}, and not changed in "
+                f"place; give the network itself, one step a call, or use credit='membrane'"
             )
-        x, below_learns, modules = self._ways[current]
+        x, below_learns, modules = way
         if below_learns:
             raise AttachError(
                 f"credit='trace': layer {name!r}: expected one layer with weights before it, got "
                 f"more, and the first ones would get no trace; use credit='membrane'"
             )
-        x, current = _steps_first(scan, x), _steps_first(scan, current)
+        x = _steps_first(scan, x)
         before = self._traces.get(name)
-        begins = self._is_new(name, scan, current, states)
         self._see_that_it_learns_as_before(name, modules[0], begins=begins)
         if before is not None and (begins or before[0].shape != x.shape[1:]):
             before = None
@@ -145,13 +144,20 @@ class ChunkTraces(TraceBase):
             inputs, biases = (advance_chunk(trace, xs, beta) for trace, xs in pairs)
             self._traces[name] = inputs, biases
 
-    def _is_new(self, name: str, scan: Any, current: Tensor, states: list[Any]) -> bool:
+    def _is_new(
+        self, name: str, scan: Any, current: Tensor, states: list[Any], by_name: dict[str, Any]
+    ) -> bool:
         """Whether the membrane that comes in begins a new sequence."""
-        given = [s for s in states if isinstance(s, Tensor)]
-        mem = given[-1] if given else scan.neuron.mem
+        given = dict(zip(state_names(scan.neuron), states, strict=False)) | by_name
+        given = {n: state for n, state in given.items() if isinstance(state, Tensor)}
+        steps = _steps_first(scan, current)
         if isinstance(scan, FlatScan):
-            mem = scan.layout.last(mem, current.dim() - 1)
-        return not scan.stateful or self._begins(name, mem, current.shape[1:])
+            given = {n: scan.layout.last(s, current.dim()) for n, s in given.items()}
+        if not (given or scan.stateful):  # it begins at rest, whatever the last one has left
+            return True
+        if not scan.stateful:
+            self._last.pop(name, None)
+        return self._begins(name, scan.neuron, given, steps.shape[1:])
 
 
 def _steps_first(scan: Any, x: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ class OwnWeight:
 
     def mirror(self, layer: str, factor: Tensor, noise: Callable[..., Tensor]) -> Tensor:
         """Return the step that makes a factor answer noise more as the layer does."""
-        return gradient_to_mirror(self._weights[layer], factor, noise)
+        return gradient_to_mirror(self._weights[layer], self._weights[layer].weight, factor, noise)
 
     @property
     def outputs(self) -> tuple[str, ...]:

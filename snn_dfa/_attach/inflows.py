@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -44,6 +44,13 @@ _SAME = ALONE | {
 _PRODUCTS = {
     "AddmmBackward0", "BaddbmmBackward0", "BmmBackward0", "LinearBackward0", "MmBackward0",
     "TracedBackward", "_SpikeLinearBackward",
+}  # fmt: skip
+#: What leaves a weight's numbers as they are, on its way into a product.
+_AS_IT_IS = {
+    "AliasBackward0", "CloneBackward0", "ExpandBackward0", "PermuteBackward0",
+    "ReshapeAliasBackward0", "SqueezeBackward1", "TBackward0", "ToCopyBackward0",
+    "TransposeBackward0", "TransposeBackward1", "UnsafeViewBackward0", "UnsqueezeBackward0",
+    "ViewBackward0",
 }  # fmt: skip
 #: What differs from batch to batch.
 _NORMS = {"CudnnBatchNormBackward0", "NativeBatchNormBackward0"}
@@ -139,6 +146,7 @@ def inflow_of(
     step_of: Callable[[Inflow, str, tuple[int, ...]], Inflow],
     into: str = "",
     *,
+    own: Container[str] = (),
     by_sample: bool = False,
 ) -> tuple[Inflow | None, Signature]:
     """Return a value as a linear function of the layers that it was made of; ``None`` of none.
@@ -153,6 +161,7 @@ def inflow_of(
         kept: The layers whose frozen weights a node keeps.
         step_of: Sends an inflow of a shape through the factor of a layer, as its module would.
         into: Name of the layer into which the value comes.
+        own: The layers whose modules compute with a parameter as their weight.
         by_sample: Whether functions may have a derivative for each sample.
 
     Raises:
@@ -161,6 +170,7 @@ def inflow_of(
     known: dict[Any, Any] = {}
     sources: dict[str, Inflow] = {}
     weights: dict[Any, str] = {}  # below a node that no layer flows into
+    computed: set[Any] = set()  # of these, those with other numbers than the weight
     signature: list[tuple[str, tuple[int, ...]]] = []
     walk = _Walk(value.grad_fn, into, mine, by_sample=by_sample and not are_packed())
     for node, ends, function in walk:
@@ -174,12 +184,17 @@ def inflow_of(
             weights |= {node: name} if name else {}
         elif not walk.flows[node]:
             weights |= _passed(node, weights)
+            changes = type(node).__name__ not in _AS_IT_IS
+            if changes or not computed.isdisjoint(below_of(node)):
+                computed.add(node)
         elif function is not None and not function.replaced:
             known[node] = _local(node, function, known, f"{into} {len(signature)}")
             signature.append((type(node).__name__, function.parts))
         else:
             passing = [weights[n] for n in below_of(node) if n in weights]
             weight = next(iter(passing or kept(node)), None)
+            if weight in own and not computed.isdisjoint(below_of(node)):
+                raise NotLinearError(f"a function of the weight of {weight}")
             known[node] = _step(node, known, weight, step_of, f"{into} {len(signature)}")
             signature += [(type(node).__name__, (0,))] if function is not None else []
     return _at(known, value.grad_fn, value.output_nr), tuple(signature)

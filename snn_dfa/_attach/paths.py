@@ -13,7 +13,15 @@ from torch.nn.parameter import is_lazy
 from snn_dfa._attach.calls import Layers
 from snn_dfa._attach.graph import kept_weights, sources_of
 from snn_dfa._attach.inflows import NotLinearError, Signature, inflow_of
-from snn_dfa._attach.weights import gradient_to_mirror, own_step, synapse, synapses
+from snn_dfa._attach.weights import (
+    SYNAPSES,
+    computes_as,
+    gradient_to_mirror,
+    own_step,
+    synapse,
+    synapses,
+    weight_in_use,
+)
 from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback.base import Shapes
 from snn_dfa.feedback.stand_in import Inflow
@@ -25,6 +33,10 @@ def _own_step(x: Inflow, name: str, module: Any, shape: tuple[int, ...]) -> Infl
     if isinstance(module, nn.Linear) and shape[-1] != module.in_features:
         raise NotLinearError(f"the transpose of {name!r}")  # weights that are tied
     return own_step(x, name, module, shape)
+
+
+def _takes_its_parameter(module: Any) -> bool:
+    return "weight" in module._parameters and computes_as(module, SYNAPSES)
 
 
 def _has_more(made: Inflow, known: Inflow) -> bool:
@@ -107,6 +119,7 @@ class Paths:
                 lambda node: kept_weights(node, names),
                 lambda x, weight, shape: _own_step(x, weight, modules[weight], shape),
                 layer,
+                own={n for n, m in modules.items() if _takes_its_parameter(m)},
                 by_sample=by_sample,
             )
             if made is not None:
@@ -178,12 +191,11 @@ class Paths:
                 f"feedback: layer {layer!r} had weights and has none now; call remove() and attach "
                 f"DFA to the network as it is"
             )
-        weight: Tensor = known.weight
-        return weight
+        return weight_in_use(known, layer)
 
     def mirror(self, layer: str, factor: Tensor, noise: Callable[..., Tensor]) -> Tensor:
         """Return the step that makes a factor answer noise more as the layer does."""
-        return gradient_to_mirror(self._synapse(layer), factor, noise)
+        return gradient_to_mirror(self._synapse(layer), self.weight(layer), factor, noise)
 
     def inflows(self) -> dict[str, Inflow]:
         """Return what comes into each layer, and into each output, as a linear function."""

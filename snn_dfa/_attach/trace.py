@@ -35,7 +35,7 @@ from snn_dfa._attach.weights import (
 from snn_dfa.eligibility import advance
 from snn_dfa.errors import AttachError, BackwardError
 from snn_dfa.neurons import RefractoryLeaky
-from snn_dfa.sequence import NeuronOverTime, dynamics_of, has_trace
+from snn_dfa.sequence import NeuronOverTime, dynamics_of, has_trace, state_names
 
 __all__ = ["Traces", "check", "traces_of"]
 
@@ -129,10 +129,14 @@ class _Call:
     """One call of a synapse: what its weight's gradient is made of."""
 
     module: Any
+    weight: Tensor
     x: Tensor
     bias_input: Tensor
     below_learns: bool
     used: bool = False
+
+    def __post_init__(self) -> None:
+        self._versions = self.weight._version, self.x._version
 
     def gradients(self, core: Core, error: Tensor, below: bool) -> tuple[Tensor | None, ...]:
         """Return those at weight, bias and, of a head that no neuron gets, the input.
@@ -146,6 +150,12 @@ class _Call:
                 f"neuron gets, whose gradient is that of the neuron's trace; expected a loss on "
                 f"spikes or membranes; use credit='membrane'"
             )
+        if not self.used and self._versions != (self.weight._version, self.x._version):
+            raise BackwardError(
+                f"credit='trace': the weight or the input of a {type(self.module).__name__} has "
+                f"been changed in place since it was called, expected both as they were; change "
+                f"them after backward()"
+            )
         at_weight, at_bias = gradient_at_weight(self.module, self.x, error), None
         if self.module.bias is not None:
             channel = -1 if isinstance(self.module, nn.Linear) else 1
@@ -153,7 +163,7 @@ class _Call:
             at_bias = (error.sum(over) if over else error) * self.bias_input
         if self.used or not below:
             return at_weight, at_bias, None
-        weight = self.module.weight.detach()
+        weight = self.weight.detach()
         return at_weight, at_bias, gradient_at_input(self.module, self.x, weight, error)
 
 
@@ -168,7 +178,8 @@ class Traces(TraceBase):
 
     def __init__(self, net: nn.Module, modules: Mapping[str, nn.Module], core: Core) -> None:
         super().__init__(net, core)
-        self._calls = WeakTensorKeyDictionary()  # what a synapse returned -> its call
+        # What a synapse, or a module behind it, returned, and its version -> the synapse's call.
+        self._calls = WeakTensorKeyDictionary()
         self._latest: dict[nn.Module, _Call] = {}
         layers = set(modules.values())
         blocks = [m for n, m in modules.items() if n not in self._neurons]  # which have no past
@@ -220,20 +231,24 @@ class Traces(TraceBase):
         if x is None or not any(p.requires_grad for p in module.parameters()):
             return None
         below = self._core.entry.learns(x)
-        call = _Call(module, x.detach(), torch.ones_like(x[..., :1].flatten()[:1]), below)
+        weight = module.weight
+        ones = torch.ones_like(x[..., :1].flatten()[:1])
+        call = _Call(module, weight, x.detach(), ones, below)
         gradients = partial(call.gradients, self._core)
-        handed = Traced.apply(gradients, output.detach(), module.weight, module.bias, x)
-        self._calls[handed] = self._latest[module] = call
+        handed = Traced.apply(gradients, output.detach(), weight, module.bias, x)
+        self._latest[module] = call
+        self._calls[handed] = call, handed._version
         return handed
 
     def _after_port(self, module: nn.Module, output: Tensor) -> None:
         if not self._idle and module in self._latest:
-            self._calls[output] = self._latest[module]
+            self._calls[output] = self._latest[module], output._version
 
     def _after_between(self, module: nn.Module, output: Tensor) -> None:
         x = self._inputs.pop(module, None)
         if x is not None and x in self._calls:
-            self._calls[output] = self._calls[x]
+            call, version = self._calls[x]
+            self._calls[output] = call, output._version + x._version - version
 
     # -- a call of a layer -------------------------------------------------------------------------
 
@@ -264,15 +279,15 @@ class Traces(TraceBase):
         if self._idle:
             return None
         current = args[0]
+        given = dict(zip(state_names(neuron), args[1:], strict=False)) | kwargs
+        given = {n: state for n, state in given.items() if isinstance(state, Tensor)}
+        begins = self._begins(name, neuron, given, current.shape)
         kwargs = {k: cut(v) for k, v in kwargs.items()}
         args = (current, *(cut(state) for state in args[1:]))
         for state in _STATES:
             value = getattr(neuron, state, None)
             if isinstance(value, Tensor) and value.requires_grad:
                 setattr(neuron, state, value.detach())
-        given = [s for s in (*args[1:], *kwargs.values()) if isinstance(s, Tensor)]
-        mem = given[-1] if given else neuron.mem  # the last of a neuron's states
-        begins = self._begins(name, mem, current.shape)
         if begins:
             for key in [k for k in self._traces if k[0] == name]:
                 del self._traces[key]
@@ -287,14 +302,15 @@ class Traces(TraceBase):
         return args, kwargs
 
     def _call_of(self, name: str, current: Tensor) -> _Call:
-        call: _Call | None = self._calls.get(current)  # type: ignore[no-untyped-call]
+        call, version = self._calls.get(current, (None, 0))  # type: ignore[no-untyped-call]
         between = ", ".join(kind.__name__ for kind in _BETWEEN)
-        if call is None or call.used:
+        if call is None or call.used or version != current._version:
             raise AttachError(
                 f"credit='trace': layer {name!r}: expected its input to be the output of one "
                 f"nn.Linear or convolution that no other neuron gets; only {between} may lie "
-                f"between, and no hook may change what they return; if a layer was replaced after "
-                f"DFA(net), call dfa.remove(), then DFA(net) again; else use credit='membrane'"
+                f"between, and no hook or in-place operation may change what they return; if a "
+                f"layer was replaced after DFA(net), call dfa.remove(), then DFA(net) again; else "
+                f"use credit='membrane'"
             )
         if call.below_learns:
             raise AttachError(
@@ -311,6 +327,8 @@ class Traces(TraceBase):
         before = self._traces.get((name, call.module), (None, None))
         if before[0] is not None and before[0][0].shape != call.x.shape:
             before = (None, None)
+        if before[0] is None:
+            call.x = call.x.clone()  # a program may write the next step's input over it
         inputs = advance(before[0], call.x, decays)
         biases = advance(before[1], call.bias_input, decays)
         self._traces[name, call.module] = (inputs, biases)
@@ -319,10 +337,9 @@ class Traces(TraceBase):
     def _after_recurrent(self, name: str, neuron: Any, module: Any, output: Tensor) -> Any:
         handed = self._after_synapse(module, output)
         if handed is not None:
-            self._carry(name, neuron, self._calls[handed])
+            self._carry(name, neuron, self._latest[module])
         return handed
 
     def _after_neuron(self, name: str, output: Any) -> None:
         if not self._idle:
-            neuron: Any = self._neurons[name]
-            self._last[name] = neuron.mem.detach()
+            self._leave(name, self._neurons[name])

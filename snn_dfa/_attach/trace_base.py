@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from snn_dfa._attach.layers import spiking_layers
 from snn_dfa.errors import AttachError
 
 __all__ = ["TraceBase", "cut"]
+
+_STATES = ("syn", "mem")  # which the current goes into
 
 
 class TraceBase:
@@ -30,8 +33,8 @@ class TraceBase:
         self._neurons = spiking_layers(net)
         self._inputs: dict[nn.Module, Tensor] = {}
         self._traces: dict[Any, Any] = {}
-        # Membranes, kept so that no other tensor has their place in memory.
-        self._last: dict[str, Tensor] = {}
+        # States with their versions, kept so that no other tensor has their place in memory.
+        self._last: dict[str, list[tuple[Tensor, int]]] = {}
         # What learns by a neuron's traces in the sequence that is going on.
         self._learning: dict[str, list[tuple[nn.Module | None, list[str]]]] = {}
         self._handles: list[Any] = []
@@ -56,18 +59,39 @@ class TraceBase:
     def _idle(self) -> bool:
         return not self._core.active or not torch.is_grad_enabled()
 
-    def _begins(self, name: str, mem: Tensor, shape: torch.Size) -> bool:
-        """Return whether the membrane that comes in begins a new sequence.
+    def _leave(self, name: str, neuron: Any) -> None:
+        """Note the states that a neuron has left."""
+        left = [getattr(neuron, state) for state in _STATES if hasattr(neuron, state)]
+        self._last[name] = [(state.detach(), state._version) for state in left]
+
+    def _begins(self, name: str, neuron: Any, given: Mapping[str, Any], shape: torch.Size) -> bool:
+        """Return whether the states that come in begin a new sequence.
 
         Args:
             name: Of the neuron.
-            mem: The membrane.
+            neuron: It, with the states that are not given.
+            given: The states that are given, by name.
             shape: Of a step's current.
+
+        Raises:
+            AttachError: if they are neither those that the neuron has left, nor constants.
         """
-        last = self._last.get(name)
-        if last is None or mem.shape != shape or last.shape != shape:
+        states = [given.get(s, getattr(neuron, s)) for s in _STATES if hasattr(neuron, s)]
+        if states[-1].shape != shape:  # the neuron will begin at rest
             return True
-        return mem.data_ptr() != last.data_ptr() and not bool(mem.any())
+        last = self._last.get(name, [])
+        if len(last) == len(states) and all(map(_is_as_left, states, last)):
+            return False
+        written = any(map(_is_written, states, last))
+        if written or any(state.requires_grad for state in states):
+            raise AttachError(
+                f"credit='trace': layer {name!r}: expected the states that the neuron has left at "
+                f"its last step, or, where a sequence begins, states without a gradient, as "
+                f"snn_dfa.reset(net) makes them; got states that the program has changed, has "
+                f"kept from an earlier step or learns, whose past no trace holds; begin a sequence "
+                f"with state.detach().clone(), or use credit='membrane'"
+            )
+        return True
 
     def _see_that_it_learns_as_before(
         self, name: str, *synapses: nn.Module | None, begins: bool
@@ -97,6 +121,24 @@ class TraceBase:
                 f"first step, {', '.join(after)} now); change them between sequences, and call "
                 f"snn_dfa.reset(net) then, or use credit='membrane'"
             )
+
+
+def _is_as_left(state: Tensor, left: tuple[Tensor, int]) -> bool:
+    """Return whether a state is the one that was left, or a copy of it."""
+    last = left[0]
+    if state.shape != last.shape:
+        return False
+    if state.data_ptr() == last.data_ptr():
+        return not _is_written(state, left)
+    # Zeros without a gradient begin a sequence, even where those before have ended with zeros.
+    goes_on = state.requires_grad or bool(state.any())
+    return goes_on and torch.equal(state, last.to(state))
+
+
+def _is_written(state: Tensor, left: tuple[Tensor, int]) -> bool:
+    """Return whether a state is in the place of the one that was left, and changed there."""
+    last, version = left
+    return state.data_ptr() == last.data_ptr() and last._version != version
 
 
 def _learning(synapse: nn.Module | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,9 +10,10 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from snn_dfa._distributed import whole
-from snn_dfa.errors import AttachError
+from snn_dfa.errors import AttachError, FeedbackError
 from snn_dfa.feedback import stand_in
 from snn_dfa.feedback.apply import correlation
 from snn_dfa.feedback.stand_in import Inflow
@@ -30,12 +32,17 @@ __all__ = [
     "own_step",
     "synapse",
     "synapses",
+    "weight_in_use",
 ]
 
 #: A layer is driven by noise in so many rows at least, or an eighth of the number of inputs of one
 #: of its neurons: so its factor comes closer by a tenth or more each time, however many there are.
 MIRROR_ROWS = 64
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_FUNCTIONS = (
+    functional.linear, functional.conv1d, functional.conv2d, functional.conv3d,
+    functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d,
+)  # fmt: skip
 SYNAPSES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 
 
@@ -108,6 +115,63 @@ def check_weights(net: nn.Module, said: str, instead: str) -> None:
                 )
 
 
+class _Taken(TorchFunctionMode):
+    """Notes the weights with which linear functions and convolutions are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _FUNCTIONS:
+            self.weights.append(args[1] if len(args) > 1 else kwargs["weight"])
+        return func(*args, **kwargs)
+
+
+def weight_in_use(module: Any, name: str) -> Tensor:
+    """Return the weight with which a layer computes.
+
+    A ``forward`` of its own may make it of the parameter, as by a mask. It runs on a copy with
+    buffers of its own, so that nothing that it notes or draws is changed.
+
+    Args:
+        module: The layer.
+        name: Of the layer.
+
+    Raises:
+        FeedbackError: if it computes in a way that is not known.
+    """
+    if computes_as(module, SYNAPSES):
+        known: Tensor = module.weight
+        return known
+    own = module.weight
+    twin, error = copy.copy(module), ""
+    twin._buffers = {k: b if b is None else b.clone() for k, b in module._buffers.items()}
+    devices = [own.device] if own.is_cuda else []
+    with torch.no_grad(), torch.random.fork_rng(devices), _Taken() as taken:
+        try:
+            type(module).forward(twin, _zeros(module).to(own))
+        except Exception as raised:
+            error = f" ({type(raised).__name__}: {raised})"
+    if error or len(taken.weights) != 1 or taken.weights[0].shape != own.shape:
+        raise FeedbackError(
+            f"feedback: layer {name!r} of type {type(module).__name__} has a forward of its own, "
+            f"expected one that calls one functional.linear or convolution with a weight of the "
+            f"shape {list(own.shape)}{error}; use torch.nn.utils.parametrize for what it does to "
+            f"its weight, or feedback='kolen-pollack'"
+        )
+    return taken.weights[0]
+
+
+def _zeros(module: Any) -> Tensor:
+    """Return an input of one sample."""
+    if isinstance(module, nn.Linear):
+        return torch.zeros(1, module.in_features)
+    sizes = (d * (k - 1) + 1 for d, k in zip(module.dilation, module.kernel_size, strict=True))
+    return torch.zeros(1, module.in_channels, *sizes)
+
+
 def answer(
     module: Any,
     x: Tensor,
@@ -171,11 +235,14 @@ def mirror_rows(weight: Tensor) -> int:
     return max(MIRROR_ROWS, weight[0].numel() // 8)
 
 
-def gradient_to_mirror(module: Any, factor: Tensor, noise: Callable[..., Tensor]) -> Tensor:
+def gradient_to_mirror(
+    module: Any, weight: Tensor, factor: Tensor, noise: Callable[..., Tensor]
+) -> Tensor:
     """Return the step that makes a factor answer noise more as the module's weight does.
 
     Args:
         module: The module; it is driven by noise, forwards.
+        weight: With which it computes.
         factor: Of its weight's shape.
         noise: From a shape to numbers of mean 0 and variance 1.
     """
@@ -190,7 +257,7 @@ def gradient_to_mirror(module: Any, factor: Tensor, noise: Callable[..., Tensor]
             module.dilation, module.kernel_size, module.stride, strict=True)]  # fmt: skip
         x = noise(-(-rows // 8 ** len(sizes)) + 1, module.in_channels, *sizes)
     with torch.no_grad():
-        weight = whole(module.weight.detach()).to(factor)
+        weight = whole(weight.detach()).to(factor)
         error = answer(module, x, weight) - answer(module, x, factor)
     places = x if transposed else error  # at each of which the whole weight is used once
     rows = places.numel() // places.shape[1]

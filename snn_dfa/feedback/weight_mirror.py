@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ __all__ = ["SELDOM", "WeightMirror", "WeightMirrorFeedback"]
 _FIRST = 30
 #: Noise comes at every such step if a factor takes the weight's own steps: little is to correct.
 SELDOM = 8
+#: A warning comes where the weights have changed so often without a step of the factors.
+_MISSED = 10
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,9 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
         self.twin = Twin()
         self._steps = 0
         self._met: set[str] = set()  # factors that noise has driven
+        # Of the weights, and how often they have changed in a row without a step of these factors.
+        self._versions: list[int] = []
+        self._missed = 0
 
     def _require(self, shapes: Shapes) -> None:
         super()._require(shapes)
@@ -159,6 +165,7 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
     ) -> dict[str, Sent]:
         """Send the errors back by the factors, as the base says."""
         self._see_that_all_are_known(ways)
+        self._see_that_it_learns()
         dtype = torch.promote_types(error.dtype, torch.float32)
         factors = {n: f.to(dtype) for n, f in self._factors(error.device).items()}
         ways = ways.mixed(self._share)
@@ -180,6 +187,20 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
                     f"feedback='kolen-pollack'"
                 )
 
+    def _see_that_it_learns(self) -> None:
+        """Warn where weights change, and the optimiser that is followed takes no step."""
+        weights = [self.forward.weight(name) for name in self.matrices if name not in self._direct]
+        versions = [w._version for w in weights if isinstance(w, Parameter)]
+        self._missed += bool(self._versions) and versions != self._versions
+        self._versions = versions
+        if self._missed == _MISSED:
+            warnings.warn(
+                f"feedback: the weights have changed {_MISSED} times, and the optimiser that was "
+                f"given to DFA has taken no step in between, so that the feedback does not learn; "
+                f"call dfa.follow(optimizer) with the optimiser whose step() changes the weights",
+                stacklevel=2,
+            )
+
     @property
     def accumulates(self) -> bool:
         """Whether a layer has a matrix of its own, which learns from the layer's spikes."""
@@ -200,6 +221,7 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
                 found[layer] = weight, whole(weight.grad)
         self._step(found)
         self._steps += 1
+        self._missed, self._versions = 0, []
         for layer in factors:
             if layer not in self._met:
                 self._mirror(layer, _FIRST)

@@ -10,7 +10,7 @@ layers on spikes.
 from snn_dfa.sequence.any_network import OneMask, SpikeLinear, TimeAsBatch
 from snn_dfa.sequence.equations import dynamics_of, has_trace
 from snn_dfa.sequence.flat_scan import FlatScan, Layout
-from snn_dfa.sequence.neuron import NeuronOverTime, Scan
+from snn_dfa.sequence.neuron import NeuronOverTime, Scan, state_names
 from snn_dfa.sequence.over_time import AtOnce, OverTime, over_time
 from snn_dfa.sequence.spike_linear import spike_sum
 
@@ -28,4 +28,5 @@ __all__ = [
     "has_trace",
     "over_time",
     "spike_sum",
+    "state_names",
 ]

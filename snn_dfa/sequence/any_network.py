@@ -13,17 +13,38 @@ from typing import Any
 import snntorch as snn
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from snn_dfa.errors import AttachError, InputError
 from snn_dfa.sequence import spike_linear
 from snn_dfa.sequence.attached import see_that_none_is_at_work
 from snn_dfa.sequence.flat_scan import FlatScan, Layout
 
-__all__ = ["Modules", "OneMask", "SpikeLinear", "TimeAsBatch"]
+__all__ = ["LONGEST", "Modules", "OneMask", "SpikeLinear", "TimeAsBatch", "is_the_users"]
 
+#: So many steps of a sequence are compared with the loop, at most.
+LONGEST = 100
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_NORMS: Any = nn.modules.batchnorm._NormBase
+_DRAW: Any = nn.modules.dropout._DropoutNd
+_BARE = frozenset(vars(nn.Module()))  # the attributes that each module has
 # Attributes that a twin has for itself: the modules, and what stands in place of its forward.
 _OWN = ("_modules", "forward")
+
+
+def is_the_users(module: nn.Module) -> bool:
+    """Return whether a module's class is the user's own, and does not draw or normalise.
+
+    Args:
+        module: Of a network.
+
+    Example:
+        >>> is_the_users(nn.Linear(2, 2))
+        False
+    """
+    home = type(module).__module__.partition(".")[0]
+    known = isinstance(module, (_NORMS, _DRAW, snn.SpikingNeuron))
+    return not known and home not in ("torch", "snntorch", "snn_dfa")
 
 
 class SpikeLinear(nn.Linear):
@@ -135,10 +156,12 @@ class TimeAsBatch(nn.Module):
         self._check, self._stateful = check, stateful
         self.layout = Layout()
         self.last_result: Any = None  # before its time had a dimension of its own; of a probe
-        self.loops: bool | None = None  # whether the loop over time is inside; None: not yet known
+        self.loops = False  # whether the loop over time is inside
+        self._examined: dict[Any, tuple[int, bool]] = {}  # a way to its longest sequence, and loops
         self._pairs: list[tuple[nn.Module, nn.Module]] = []  # a module and its twin
         self._twins: dict[nn.Module, nn.Module] = {}
         self._made_of = Modules(net)
+        self._users = tuple(m for m in net.modules() if is_the_users(m))
         root = self._twin(net)
         self._root = (root,)
         for store in ("_modules", "_parameters", "_buffers"):
@@ -167,15 +190,29 @@ class TimeAsBatch(nn.Module):
                 f"{x.dtype} of shape {list(x.shape)}; add the time steps, as with "
                 f"encoding.constant(x, num_steps), and convert integers with x.float()"
             )
-        if self.loops is None:
-            from snn_dfa.sequence.probe import examine
-
-            found = examine(self._source[0], x.detach(), args, kwargs, compare=self._check)
-            self.loops = found.loops
-            for name, scan in self.scans.items():
-                scan.reads = found.reads.get(name, set())
-                scan.is_last = name in found.last
+        way = self._way(args, kwargs) if self._check else None
+        longest, self.loops = self._examined.get(way, (0, False))
+        if longest < (min(len(x), LONGEST) if self._check else 1):
+            self._examine(x, args, kwargs)
+            self._examined[way] = len(x), self.loops
         return self.run(x, *args, **kwargs)
+
+    def _way(self, args: Any, kwargs: Any) -> Any:
+        """Return the switches on which it may depend what the network does: no numbers."""
+        own = [vars(m)[k] for m in self._users for k in vars(m) if k not in _BARE]
+        leaves, shape = tree_flatten((args, kwargs)) if args or kwargs else ((), "")
+        switches = [v for v in (*leaves, *own) if v is None or isinstance(v, (bool, str))]
+        return (*switches, str(shape), *(m.training for m in self._users))
+
+    def _examine(self, x: Tensor, args: Any, kwargs: Any) -> None:
+        """See that the network can run so, and where its loop is."""
+        from snn_dfa.sequence.probe import examine
+
+        found = examine(self._source[0], x.detach(), args, kwargs, compare=self._check)
+        self.loops = found.loops
+        for name, scan in self.scans.items():
+            scan.reads = scan.reads | found.reads.get(name, set())
+            scan.is_last = scan.is_last or name in found.last
 
     def run(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the network; it is known by now where its loop is."""

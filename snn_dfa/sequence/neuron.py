@@ -150,7 +150,16 @@ def _names_of(kind: type) -> tuple[str, ...]:
 
 
 def state_names(neuron: nn.Module) -> tuple[str, ...]:
-    """Return the names of the states that a neuron's ``forward`` takes, in order."""
+    """Return the names of the states that a neuron's ``forward`` takes, in order.
+
+    Args:
+        neuron: Of snnTorch, or one of a user's making.
+
+    Example:
+        >>> import snntorch as snn
+        >>> state_names(snn.Synaptic(alpha=0.9, beta=0.8))
+        ('syn', 'mem')
+    """
     return _names_of(type(neuron))  # type: ignore[arg-type]
 
 

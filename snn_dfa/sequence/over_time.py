@@ -190,8 +190,11 @@ def over_time(
         check: At the first call of a network that is no ``nn.Sequential``, compare up to 100 steps
             of four samples with the loop, values and gradients, on copies with shaken parameters.
             That costs about as much time as two training steps of the loop on four samples in
-            double precision, and memory for copies of the network. It cannot see what shows only
-            after 100 steps, or what random numbers the network draws in training.
+            double precision, and memory for copies of the network. It is done again for a longer
+            sequence, in another mode, and where an argument or an attribute that is a bool, a text
+            or None has another value. It cannot see what depends on other values, such as the
+            number of an epoch, what shows only after 100 steps, or what random numbers the network
+            draws in training.
 
     Returns:
         A module that maps [T, B, ...] to the output spikes [T, B, C], or to what else the network

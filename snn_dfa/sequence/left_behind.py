@@ -1,0 +1,55 @@
+"""Whether a network's form leaves on its modules what the loop over time leaves there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from snn_dfa.errors import AttachError
+from snn_dfa.sequence.any_network import is_the_users
+
+__all__ = ["see_same_left"]
+
+_BARE = vars(nn.Module()).keys()  # the attributes that each module has
+
+
+def see_same_left(by_steps: nn.Module, at_once: nn.Module, tolerance: float) -> None:
+    """See that tensors among the attributes of a user's modules, also in lists, are alike.
+
+    A tensor of a step [B, ...] is, of the form, the sequence [T, B, ...], which ends with it.
+
+    Args:
+        by_steps: The network after the loop.
+        at_once: The network after the form.
+        tolerance: Of the numbers.
+
+    Raises:
+        AttachError: naming an attribute that differs; a loss that reads it would be another one.
+    """
+    for module, other in zip(by_steps.modules(), at_once.modules(), strict=True):
+        for key in vars(module).keys() - _BARE if is_the_users(module) else ():
+            if not _alike(vars(module)[key], vars(other).get(key), tolerance):
+                raise AttachError(
+                    f"over_time: the network keeps {key!r} on its {type(module).__name__}, which "
+                    f"differs with all time steps in one call from that of the loop over time, as "
+                    f"a list of steps, a sum over steps or a number of the last one does; return "
+                    f"what a loss reads, or keep a tensor [B, ...] of the step, which the form "
+                    f"gives as [T, B, ...]; if nothing reads {key!r}, pass check=False"
+                )
+
+
+def _alike(wanted: Any, got: Any, tolerance: float) -> bool:
+    pairs = [[v for v in tree_flatten(each)[0] if isinstance(v, Tensor)] for each in (wanted, got)]
+    if len(pairs[0]) != len(pairs[1]):
+        return False
+    return all(_equal(a, b, tolerance) for a, b in zip(*pairs, strict=True))
+
+
+def _equal(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    b = b[-1] if b.dim() and b.shape[1:] == a.shape != b.shape else b
+    if a.shape != b.shape:
+        return False
+    return torch.allclose(a.double(), b.double(), tolerance, tolerance, equal_nan=True)

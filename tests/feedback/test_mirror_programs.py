@@ -1,0 +1,150 @@
+"""A weight mirror in programs that compute with weights in their own way, or step in another one."""
+
+import warnings
+
+import pytest
+import snntorch as snn
+import torch
+from torch import nn
+from torch.nn import functional
+
+from snn_dfa import DFA, FeedbackError, reset
+from snn_dfa.surrogate import fast_sigmoid
+
+X = torch.rand(32, 8, generator=torch.Generator().manual_seed(1))
+Y = torch.randint(4, (32,), generator=torch.Generator().manual_seed(2))
+
+
+class Masked(nn.Linear):
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.register_buffer("mask", (torch.rand(sizes[::-1]) < 0.5).float())
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return functional.linear(x, self.weight * self.mask, self.bias)
+
+
+class Positive(nn.Linear):
+    def forward(self, x):
+        return functional.linear(x, bias=self.bias, weight=self.weight.abs())
+
+
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return 3 * functional.linear(x, self.weight, self.bias)
+
+
+class Product(nn.Linear):
+    def forward(self, x):
+        return x @ (0.5 * self.weight).t() + self.bias
+
+
+class MaskedConvolution(nn.Conv2d):
+    def forward(self, x):
+        return self._conv_forward(x, self.weight.abs(), self.bias)
+
+
+def leaky():
+    return snn.Leaky(0.8, threshold=0.4, spike_grad=fast_sigmoid(5), init_hidden=True)
+
+
+def network(kind):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 20), leaky(), kind(20, 16), leaky(), kind(16, 4), leaky())
+
+
+def train(net, steps=20, step=lambda optimizer, net: optimizer.step()):
+    """Return the attachment after some steps, and its optimiser."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    dfa = DFA(net, optimizer=optimizer)
+    for _ in range(steps):
+        reset(net)
+        optimizer.zero_grad()
+        functional.cross_entropy(sum(net(X) for _ in range(4)), Y).backward()
+        step(optimizer, net)
+    return dfa, optimizer
+
+
+def jacobian(layer):
+    bare = layer(torch.zeros(1, layer.in_features))
+    return (layer(torch.eye(layer.in_features)) - bare).t().detach()
+
+
+def assert_alike(feedback, wanted):
+    cosine = torch.cosine_similarity(feedback.flatten(), wanted.flatten(), dim=0)
+    assert cosine > 0.98
+    assert 0.8 < feedback.norm() / wanted.norm() < 1.25
+
+
+@pytest.mark.parametrize("kind", [Masked, Positive, Scaled])
+def test_a_layer_with_a_forward_of_its_own_is_mirrored_as_it_computes(kind):
+    net = network(kind)
+    dfa, _ = train(net)
+    last, before = jacobian(net[4]), jacobian(net[2])
+    assert_alike(dfa.feedback["3"], last)
+    assert_alike(dfa.feedback["1"], last @ before)
+
+
+def test_the_mirror_leaves_a_layers_buffers_and_the_generator_as_they_are():
+    net = network(Masked)
+    train(net, steps=3)
+    assert net[2].calls == 3 * 4
+
+
+def test_a_convolution_with_a_forward_of_its_own_is_mirrored_as_it_computes():
+    net = nn.Sequential(
+        nn.Unflatten(1, (1, 2, 4)), nn.Conv2d(1, 3, 1), leaky(),
+        MaskedConvolution(3, 2, (2, 2)), nn.Flatten(), leaky(), nn.Linear(6, 4), leaky(),
+    )  # fmt: skip
+    dfa, _ = train(net)
+    x = torch.eye(24).view(24, 3, 2, 4)
+    answers = functional.conv2d(x, net[3].weight.abs()).flatten(1).t()
+    assert_alike(dfa.feedback["2"].reshape(4, 24), net[6].weight.detach() @ answers.detach())
+
+
+def test_a_layer_that_computes_in_an_unknown_way_raises_an_error():
+    net = network(Product)
+    with pytest.raises(FeedbackError, match="'2' of type Product has a forward of its own"):
+        train(net)
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_a_function_of_a_weight_gives_the_layers_before_it_matrices_of_their_own():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = network(nn.Linear)
+
+        def forward(self, x):
+            spk = self.net[:4](x)
+            return self.net[5](functional.linear(spk, self.net[4].weight.clamp(-0.1, 0.1)))
+
+    dfa, _ = train(Net())
+    factors = dfa.state_dict()["matrices"]
+    assert "net.4" not in factors
+
+
+def by_hand(optimizer, net):
+    with torch.no_grad():
+        for p in net.parameters():
+            p -= 0.1 * p.grad
+
+
+def test_an_optimiser_that_takes_no_step_while_weights_change_gives_a_warning():
+    with pytest.warns(UserWarning, match="has taken no step in between") as seen:
+        train(network(nn.Linear), steps=30, step=by_hand)
+    assert len(seen) == 1
+
+
+def test_weights_that_change_beside_the_optimiser_or_rest_give_no_warning():
+    def clamped(optimizer, net):
+        optimizer.step()
+        with torch.no_grad():
+            net[4].weight.clamp_(-0.2, 0.2)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(network(nn.Linear), step=clamped)
+        train(network(nn.Linear), step=lambda optimizer, net: None)

@@ -1,0 +1,126 @@
+"""A form is compared with its loop again where a later call may take another way."""
+
+import pytest
+import snntorch as snn
+import torch
+from sequences import B, C, F, N, T
+from torch import nn
+
+from snn_dfa import AttachError, over_time
+from snn_dfa.surrogate import fast_sigmoid
+
+pytestmark = pytest.mark.usefixtures("in_torch")
+X = torch.rand(2 * T, B, F, dtype=torch.float64)
+
+
+class Loop(nn.Module):
+    """What a call gives at its first steps, or from some step on, may depend on a switch."""
+
+    def __init__(self):
+        super().__init__()
+        self.lif = snn.Leaky(beta=0.8, threshold=0.2, spike_grad=fast_sigmoid(5))
+        self.fc, self.out = nn.Linear(F, N), nn.Linear(N, C)
+        self.silent = False
+        self.double()
+
+    def forward(self, x, added=None, silent=False):
+        mem, results = self.lif.reset_mem(), []
+        for t in range(len(x)):
+            step = x[t] if added is None else x[t] + added[t]
+            spk, mem = self.lif(self.fc(step), self.between(mem, t))
+            silenced = (silent or self.silent or self.is_silent()) and t < 2
+            results.append(self.out(spk) * (0.0 if silenced else 1.0))
+        return torch.stack(results)
+
+    def between(self, mem, t):
+        return mem
+
+    def is_silent(self):
+        return False
+
+
+class InEvaluation(Loop):
+    def is_silent(self):
+        return not self.training
+
+
+class Truncated(Loop):
+    def between(self, mem, t):
+        return mem.detach() if t == T + 1 else mem
+
+
+CALLS = {
+    "longer": (Truncated, lambda form: form(X)),
+    "argument": (Loop, lambda form: form(X[:T], silent=True)),
+    "attribute": (Loop, lambda form: setattr(form._source[0], "silent", True) or form(X[:T])),
+    "evaluation": (InEvaluation, lambda form: form.eval()(X[:T])),
+    "inference": (InEvaluation, lambda form: torch.inference_mode()(form.eval())(X[:T])),
+}
+
+
+@pytest.mark.parametrize(("kind", "call"), CALLS.values(), ids=CALLS)
+def test_a_call_that_takes_another_way_raises_an_error(kind, call):
+    form = over_time(kind())
+    assert form(X[:T]).any()
+    with pytest.raises(AttachError, match="values"):
+        call(form)
+
+
+def test_a_second_sequence_of_equal_steps_raises_an_error_at_the_first_call():
+    zeros = torch.zeros(T, 1, F, dtype=torch.float64)
+    with pytest.raises(AttachError, match="other values"):
+        over_time(Loop())(X[:T, :1], zeros)
+
+
+def test_a_call_of_the_same_kind_is_not_compared_again(monkeypatch):
+    form, calls = over_time(Loop()), []
+    examine = form._examine
+    monkeypatch.setattr(form, "_examine", lambda *a: calls.append(len(a[0])) or examine(*a))
+    for steps, training in ((T, True), (T, True), (3, True), (T, False), (2 * T, True), (T, False)):
+        form.train(training)(X[:steps])
+    assert calls == [T, T, 2 * T]
+
+
+# -- what the network keeps on itself --------------------------------------------------------------
+
+
+class Keeps(Loop):
+    """A step, which keeps something on the network."""
+
+    def __init__(self, keep):
+        super().__init__()
+        self.lif.init_hidden, self.keep = True, keep
+
+    def forward(self, x):
+        spk = self.lif(self.fc(x))
+        self.keep(self, spk)
+        return self.out(spk)
+
+
+def in_a_list(net, spk):
+    net.kept = [*getattr(net, "kept", []), spk]
+
+
+def in_a_sum(net, spk):
+    net.kept = getattr(net, "kept", 0) + spk.mean()
+
+
+def as_a_number(net, spk):
+    net.kept = spk.mean()
+
+
+def as_a_step(net, spk):
+    net.kept = spk
+
+
+@pytest.mark.parametrize("keep", [in_a_list, in_a_sum, as_a_number])
+def test_what_is_kept_in_another_form_than_that_of_a_step_raises_an_error(keep):
+    with pytest.raises(AttachError, match="keeps 'kept' on its Keeps, which differs"):
+        over_time(Keeps(keep))(X)
+
+
+def test_a_step_that_is_kept_is_the_sequence():
+    net = Keeps(as_a_step)
+    over_time(net)(X)
+    assert net.kept.shape == (2 * T, B, N)
+    assert net.kept.any()
