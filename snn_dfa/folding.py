@@ -45,7 +45,9 @@ def fold_normalization(net: nn.Sequential) -> nn.Sequential:
             f"fold_normalization: expected an nn.Sequential, got {type(net).__name__}"
         )
     if any(state.grad_fn is not None for state in net.buffers()):
-        raise AttachError("fold_normalization: a neuron's state has a graph; call snn_dfa.reset(net) first")
+        raise AttachError(
+            "fold_normalization: a neuron's state has a graph; call snn_dfa.reset(net) first"
+        )
     folded = _fold(copy.deepcopy(net).eval(), "")
     # snnTorch's reset clears the neurons in this list. Their constructor puts them there, a copy
     # does not.
