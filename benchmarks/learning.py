@@ -14,8 +14,9 @@ batch. Rules: ``bptt`` attaches nothing; ``dfa`` is ``DFA(net, optimizer=optimiz
 ``DFA(net)``; ``linear``, ``half`` and ``by-sample`` are ``dfa`` with 0, 0.5 and 1 as the share of
 each neuron's own gate, which is 0.8 in ``dfa``; ``kolen-pollack`` learns a matrix for each layer;
 ``fa`` goes from layer to layer by factors that mirror the weights; ``shallow`` trains the output
-layer alone. Results are kept in a JSON file, run by run; a run that is there is not done again. The table at the end has, for each
-network and rule, the rate that is best on validation, and the test accuracy with it.
+layer alone. Results are kept in a JSON file, run by run; a run that is there is not done again. The
+table at the end has, for each network and rule, the rate that is best on validation, and the test
+accuracy with it.
 """
 
 from __future__ import annotations

@@ -62,8 +62,8 @@ def second_time() -> BackwardError:
         "backward: the gradient needs a part of the graph that an earlier backward pass has used "
         "up. Four programs do this. A state of the last batch goes on in this one: call "
         "snn_dfa.reset(net) before each batch, or detach the states. The program calls backward() "
-        "after each time step: attach DFA(net, credit='online'). The loss reads a value between two "
-        "layers that the network does not return: return the value. The program calls backward() "
+        "after each time step: attach DFA(net, credit='online'). The loss reads a value between "
+        "two layers that the network does not return: return the value. The program calls backward() "
         "twice: call backward(retain_graph=True) first"
     )
 
