@@ -63,8 +63,8 @@ def second_time() -> BackwardError:
         "up. Four programs do this. A state of the last batch goes on in this one: call "
         "snn_dfa.reset(net) before each batch, or detach the states. The program calls backward() "
         "after each time step: attach DFA(net, credit='online'). The loss reads a value between "
-        "two layers that the network does not return: return the value. The program calls backward() "
-        "twice: call backward(retain_graph=True) first"
+        "two layers that the network does not return: return the value. The program calls "
+        "backward() twice: call backward(retain_graph=True) first"
     )
 
 
