@@ -281,14 +281,14 @@ def _tests(found: Iterable[Any]) -> dict[tuple[str, str], dict[str, list[float]]
     return tests
 
 
-def depth(found: Any) -> str:
+def depth(found: Any, first: str = "hidden layers of 100") -> str:
     """Return mean and worst accuracy against the number of hidden layers."""
     rules = ("dfa", "fixed", "fa", "bptt", "shallow")
     rows = (
-        (name.removeprefix("depth-"), *(f"{fmean(its[r]):.1f} ({min(its[r]):.1f})" for r in rules))
+        (name.rpartition("-")[2], *(f"{fmean(its[r]):.1f} ({min(its[r]):.1f})" for r in rules))
         for (name, _), its in _tests(found).items()
     )
-    return _table(("hidden layers of 100", *map(_short, rules)), "rrrrrr", rows)
+    return _table((first, *map(_short, rules)), "rrrrrr", rows)
 
 
 #: What contestants of ``step.py`` are called.
@@ -487,6 +487,10 @@ TABLES: dict[str, tuple[str | tuple[str, ...], Callable[..., str]]] = {
     "nmnist": ("benchmarks/results/recipes.json", nmnist),
     "recipe_commands": ("benchmarks/results/recipes.json", commands),
     "depth": ("benchmarks/results/depth.json", depth),
+    "conv_depth": (
+        "benchmarks/results/conv_depth.json",
+        partial(depth, first="convolutions"),
+    ),
     "angles": ("benchmarks/results/angles.json", angles),
     "gates": (("benchmarks/results/learning.json", "benchmarks/results/shares.json"), gates),
     "other_tasks": ("benchmarks/results/other_tasks.json", scores),
