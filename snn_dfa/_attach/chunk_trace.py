@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from snn_dfa._attach.core import Core
-from snn_dfa._attach.trace_base import TraceBase, cut
+from snn_dfa._attach.trace_base import TraceBase, cut, given_states
 from snn_dfa._attach.weights import SYNAPSES, answer, computes_as, inside_neurons
 from snn_dfa.eligibility import advance_chunk
 from snn_dfa.errors import AttachError
-from snn_dfa.sequence import AtOnce, FlatScan, dynamics_of, state_names
+from snn_dfa.sequence import AtOnce, FlatScan, dynamics_of
 from snn_dfa.sequence.attached import has_hooks
 
 __all__ = ["LINEAR", "ChunkTraces"]
@@ -148,8 +148,7 @@ class ChunkTraces(TraceBase):
         self, name: str, scan: Any, current: Tensor, states: list[Any], by_name: dict[str, Any]
     ) -> bool:
         """Whether the membrane that comes in begins a new sequence."""
-        given = dict(zip(state_names(scan.neuron), states, strict=False)) | by_name
-        given = {n: state for n, state in given.items() if isinstance(state, Tensor)}
+        given = given_states(scan.neuron, states, by_name)
         steps = _steps_first(scan, current)
         if isinstance(scan, FlatScan):
             given = {n: scan.layout.last(s, current.dim()) for n, s in given.items()}

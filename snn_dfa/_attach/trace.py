@@ -22,7 +22,7 @@ from snn_dfa._attach.core import Core
 from snn_dfa._attach.functions import Traced, in_backward
 from snn_dfa._attach.hooks import place
 from snn_dfa._attach.layers import is_spiking, spiking_layers
-from snn_dfa._attach.trace_base import TraceBase, cut
+from snn_dfa._attach.trace_base import TraceBase, cut, given_states
 from snn_dfa._attach.weights import (
     SYNAPSES,
     check_weights,
@@ -35,7 +35,7 @@ from snn_dfa._attach.weights import (
 from snn_dfa.eligibility import advance
 from snn_dfa.errors import AttachError, BackwardError
 from snn_dfa.neurons import RefractoryLeaky
-from snn_dfa.sequence import NeuronOverTime, dynamics_of, has_trace, state_names
+from snn_dfa.sequence import NeuronOverTime, dynamics_of, has_trace
 
 __all__ = ["Traces", "check", "traces_of"]
 
@@ -279,8 +279,7 @@ class Traces(TraceBase):
         if self._idle:
             return None
         current = args[0]
-        given = dict(zip(state_names(neuron), args[1:], strict=False)) | kwargs
-        given = {n: state for n, state in given.items() if isinstance(state, Tensor)}
+        given = given_states(neuron, args[1:], kwargs)
         begins = self._begins(name, neuron, given, current.shape)
         kwargs = {k: cut(v) for k, v in kwargs.items()}
         args = (current, *(cut(state) for state in args[1:]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +13,9 @@ from snn_dfa._attach.forward import Around
 from snn_dfa._attach.hooks import After, Before
 from snn_dfa._attach.layers import spiking_layers
 from snn_dfa.errors import AttachError
+from snn_dfa.sequence import state_names
 
-__all__ = ["TraceBase", "cut"]
+__all__ = ["TraceBase", "cut", "given_states"]
 
 _STATES = ("syn", "mem")  # which the current goes into
 
@@ -145,6 +146,14 @@ def _learning(synapse: nn.Module | None) -> list[str]:
     """Return which parameters of a synapse learn."""
     named = () if synapse is None else synapse.named_parameters()
     return [name for name, parameter in named if parameter.requires_grad]
+
+
+def given_states(
+    neuron: nn.Module, states: Sequence[Any], by_name: dict[str, Any]
+) -> dict[str, Tensor]:
+    """Return the states with which a neuron is called, by name."""
+    given = dict(zip(state_names(neuron), states, strict=False)) | by_name
+    return {name: state for name, state in given.items() if isinstance(state, Tensor)}
 
 
 def cut(state: Any) -> Any:

@@ -18,7 +18,7 @@ from snn_dfa._attach.functions import Relink
 from snn_dfa._attach.graph import are_packed
 from snn_dfa._attach.inflows import Gains, Pixels, Signature, local_functions
 from snn_dfa._attach.local_functions import Asked, Kept
-from snn_dfa.feedback.sample_ways import Backward, Centred, Derivative, Taken, Way, Ways
+from snn_dfa.feedback.sample_ways import Backward, BatchNorm, Derivative, Taken, Way, Ways
 
 __all__ = ["Passage", "passage_of", "ways_of"]
 
@@ -113,10 +113,10 @@ def _sum(steps: Tensor) -> Tensor:
 
 
 def _of_steps(kept: Sequence[Any], rows: Sequence[int], batch: int) -> Way | None:
-    """Return a normalisation's mean gains, the places taken in each step, or a mean derivative."""
+    """Return a normalisation of mean gains, the places taken in each step, or a mean derivative."""
     if isinstance(kept[0], Gains):
         gains = torch.stack([each.gains for each in kept]).mean(0)
-        return Centred(gains) if kept[0].of_batch else gains
+        return BatchNorm(gains, kept[0].of_batch)
     if isinstance(kept[0], Asked):
         calls = [(n // batch, each.back) for n, each in zip(rows, kept, strict=True)]
         return Backward(batch, calls)

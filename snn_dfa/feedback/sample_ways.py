@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 __all__ = [
     "Backward",
-    "Centred",
+    "BatchNorm",
     "Derivative",
     "Named",
     "Taken",
@@ -171,27 +171,32 @@ def normalised(error: Tensor, x: Tensor, scale: Tensor, weight: Tensor) -> tuple
 
 
 @dataclass(frozen=True)
-class Centred:
-    """A batch normalisation by the batch's own mean: a common part of all errors changes nothing.
+class BatchNorm:
+    """A batch normalisation.
 
     Args:
         gains: What it multiplies by, [channels].
+        of_batch: Whether it takes the batch's own mean away, so that a common part of the batch's
+            errors changes nothing before it.
     """
 
     gains: Tensor
+    of_batch: bool
 
     def send(self, error: Tensor) -> Tensor:
-        """Return the batch's errors [M, channels, *S] before it, each channel's with mean zero."""
-        mean = error.mean([0, *range(2, error.dim())], keepdim=True)
-        return (error - mean).mul_(self.gains.reshape(-1, *(1,) * (error.dim() - 2)))
+        """Return what errors [M, channels, *S] become before it."""
+        gains = self.gains.reshape(-1, *(1,) * (error.dim() - 2))
+        if not self.of_batch:
+            return error * gains
+        return (error - error.mean([0, *range(2, error.dim())], keepdim=True)).mul_(gains)
 
-    def mean(self) -> Tensor:
-        """Return what other errors than the batch's are multiplied by."""
-        return self.gains
+    def mean(self) -> BatchNorm:
+        """Return that of other errors than the batch's."""
+        return replace(self, of_batch=False)
 
 
 #: How samples have passed one function.
-Way: TypeAlias = Tensor | Taken | Centred | Derivative | Backward
+Way: TypeAlias = Tensor | Taken | BatchNorm | Derivative | Backward
 
 
 @dataclass(frozen=True)
@@ -201,9 +206,8 @@ class Ways:
     Args:
         gates: Layer to [M, *S]: what its summed spikes gain by a change of its current.
         local: By layer and number. A pooling's pixels; of all samples together [1, channels, *S],
-            the share of steps in which a pixel was the largest of its window. By what a
-            normalisation multiplies, [channels], and whether it takes the mean away. The derivative
-            of another function.
+            the share of steps in which a pixel was the largest of its window. A batch
+            normalisation. The derivative of another function.
     """
 
     gates: Named = field(default_factory=dict)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from snn_dfa.feedback.sample_ways import Backward, Centred, Derivative, Named, Taken
+from snn_dfa.feedback.sample_ways import Backward, Derivative, Named, Taken
 
 __all__ = [
     "Inflow",
@@ -306,17 +306,14 @@ def gain(x: Inflow, channel: int, name: str) -> Inflow:
 
     def apply(values: Named, factors: Known) -> Tensor:
         value, known = x.apply(values, factors), factors.get(name)
-        gains = known.gains if isinstance(known, Centred) else known
-        if gains is None or value[0].numel() != channel * len(gains):
+        if known is None or value[0].numel() != channel * len(known.gains):
             return value
 
         def back(error: Tensor) -> Tensor:
-            shape = error.shape
-            if error.dim() < 2 or shape[1] != len(gains):  # else as it lies in memory
-                error = error.reshape(len(error), len(gains), -1)
-            if isinstance(known, Centred):
-                return known.send(error).reshape(shape)
-            return (error * gains.reshape(-1, *(1,) * (error.dim() - 2))).reshape(shape)
+            shape, channels = error.shape, len(known.gains)
+            if error.dim() < 2 or shape[1] != channels:  # else as it lies in memory
+                error = error.reshape(len(error), channels, -1)
+            return cast("Tensor", known.send(error)).reshape(shape)
 
         return linear(back, value.shape, value)
 

@@ -20,7 +20,15 @@ from snn_dfa.sequence import spike_linear
 from snn_dfa.sequence.attached import see_that_none_is_at_work
 from snn_dfa.sequence.flat_scan import FlatScan, Layout
 
-__all__ = ["LONGEST", "Modules", "OneMask", "SpikeLinear", "TimeAsBatch", "is_the_users"]
+__all__ = [
+    "LONGEST",
+    "Modules",
+    "OneMask",
+    "SpikeLinear",
+    "TimeAsBatch",
+    "is_the_users",
+    "own_attributes",
+]
 
 #: So many steps of a sequence are compared with the loop, at most.
 LONGEST = 100
@@ -45,6 +53,19 @@ def is_the_users(module: nn.Module) -> bool:
     home = type(module).__module__.partition(".")[0]
     known = isinstance(module, (_NORMS, _DRAW, snn.SpikingNeuron))
     return not known and home not in ("torch", "snntorch", "snn_dfa")
+
+
+def own_attributes(module: nn.Module) -> dict[str, Any]:
+    """Return a module's attributes beside those that each module has.
+
+    Args:
+        module: Of a network.
+
+    Example:
+        >>> own_attributes(nn.Linear(2, 3))
+        {'in_features': 2, 'out_features': 3}
+    """
+    return {name: value for name, value in vars(module).items() if name not in _BARE}
 
 
 class SpikeLinear(nn.Linear):
@@ -199,7 +220,7 @@ class TimeAsBatch(nn.Module):
 
     def _way(self, args: Any, kwargs: Any) -> Any:
         """Return the switches on which it may depend what the network does: no numbers."""
-        own = [vars(m)[k] for m in self._users for k in vars(m) if k not in _BARE]
+        own = [value for m in self._users for value in own_attributes(m).values()]
         leaves, shape = tree_flatten((args, kwargs)) if args or kwargs else ((), "")
         switches = [v for v in (*leaves, *own) if v is None or isinstance(v, (bool, str))]
         return (*switches, str(shape), *(m.training for m in self._users))

@@ -9,11 +9,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from snn_dfa.errors import AttachError
-from snn_dfa.sequence.any_network import is_the_users
+from snn_dfa.sequence.any_network import is_the_users, own_attributes
 
 __all__ = ["see_same_left"]
-
-_BARE = vars(nn.Module()).keys()  # the attributes that each module has
 
 
 def see_same_left(by_steps: nn.Module, at_once: nn.Module, tolerance: float) -> None:
@@ -30,8 +28,8 @@ def see_same_left(by_steps: nn.Module, at_once: nn.Module, tolerance: float) -> 
         AttachError: naming an attribute that differs; a loss that reads it would be another one.
     """
     for module, other in zip(by_steps.modules(), at_once.modules(), strict=True):
-        for key in vars(module).keys() - _BARE if is_the_users(module) else ():
-            if not _alike(vars(module)[key], vars(other).get(key), tolerance):
+        for key, value in own_attributes(module).items() if is_the_users(module) else ():
+            if not _alike(value, vars(other).get(key), tolerance):
                 raise AttachError(
                     f"over_time: the network keeps {key!r} on its {type(module).__name__}, which "
                     f"differs with all time steps in one call from that of the loop over time, as "

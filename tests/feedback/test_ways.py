@@ -105,6 +105,18 @@ def with_weights(dfa, net):
     dfa.load_state_dict(state)
 
 
+def grads_with_the_weights(form, net, x, **options):
+    """Gradients of one form, with each neuron's own gate, where the factors are the weights."""
+    run, optimizer = form(net), torch.optim.SGD(net.parameters(), lr=0.1)
+    dfa = DFA(run, optimizer=optimizer, feedback=WeightMirror(by_sample=1), **options)
+    call = run if form is at_once else lambda x: loop(net, x)
+    score(call(x)).backward()
+    with_weights(dfa, net)
+    found = grads_of(net, call, x, score)
+    dfa.remove()
+    return found
+
+
 def score(spk):
     return (spk.sum(0) * torch.arange(1.0, 4)).sin().sum()
 
@@ -124,13 +136,7 @@ def test_with_one_step_and_the_weights_it_is_back_propagation(make, options):
     for form in FORMS:
         if form is at_once and options.get("credit") == "current":
             continue  # its kernel in float64 takes seconds to compile
-        run, optimizer = form(net), torch.optim.SGD(net.parameters(), lr=0.1)
-        dfa = DFA(run, optimizer=optimizer, feedback=WeightMirror(by_sample=1), **options)
-        call = run if form is at_once else lambda x: loop(net, x)
-        score(call(x)).backward()
-        with_weights(dfa, net)
-        found = grads_of(net, call, x, score)
-        dfa.remove()
+        found = grads_with_the_weights(form, net, x, **options)
         for name, grad in wanted.items():
             assert grad.any(), name
             torch.testing.assert_close(found[name], grad, rtol=1e-9, atol=1e-12)
@@ -252,13 +258,7 @@ def test_functions_of_samples_with_one_step_and_the_weights_are_back_propagation
     x = 2 * torch.rand(1, B, 8, dtype=torch.float64)
     wanted = grads_of(net, lambda x: loop(net, x), x, score)
     for form in FORMS:
-        run, optimizer = form(net), torch.optim.SGD(net.parameters(), lr=0.1)
-        dfa = DFA(run, optimizer=optimizer, feedback=WeightMirror(by_sample=1))
-        call = run if form is at_once else lambda x: loop(net, x)
-        score(call(x)).backward()
-        with_weights(dfa, net)
-        found = grads_of(net, call, x, score)
-        dfa.remove()
+        found = grads_with_the_weights(form, net, x)
         assert wanted["l1.weight"].any()
         assert wanted["l2.weight"].any()
         for name, grad in wanted.items():
@@ -288,13 +288,7 @@ def test_batch_normalisation_takes_the_mean_error_of_the_batch_away():
     wanted = torch.autograd.grad(spikes1, fc1.weight, error @ fc2.weight)[0]
     assert wanted.any()
     for form in FORMS:
-        run, optimizer = form(net), torch.optim.SGD(net.parameters(), lr=0.1)
-        dfa = DFA(run, optimizer=optimizer, feedback=WeightMirror(by_sample=1))
-        call = run if form is at_once else lambda x: loop(net, x)
-        score(call(x)).backward()
-        with_weights(dfa, net)
-        found = grads_of(net, call, x, score)["0.weight"]
-        dfa.remove()
+        found = grads_with_the_weights(form, net, x)["0.weight"]
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
 
 
