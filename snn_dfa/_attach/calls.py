@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from snn_dfa._attach import messages
-from snn_dfa._attach.record import Record, with_graph
+from snn_dfa._attach.steps.record import Record, with_graph
 from snn_dfa.errors import OutOfStepError
 
 if TYPE_CHECKING:

@@ -25,9 +25,9 @@ from snn_dfa._attach.collector import Collector
 from snn_dfa._attach.entry import Entry
 from snn_dfa._attach.functions import Port, gradients
 from snn_dfa._attach.paths import Paths
-from snn_dfa._attach.products import Notes
-from snn_dfa._attach.record import Record
 from snn_dfa._attach.run import Arrivals, Run
+from snn_dfa._attach.steps.products import Notes
+from snn_dfa._attach.steps.record import Record
 from snn_dfa._attach.ways import Passage, ways_of
 from snn_dfa.errors import AttachError, OutOfStepError
 from snn_dfa.feedback.base import FeedbackWeights

@@ -14,9 +14,9 @@ from snn_dfa._attach.forward import Credit, Forward, Held
 from snn_dfa._attach.functions import in_backward
 from snn_dfa._attach.graph import are_packed
 from snn_dfa._attach.hooks import eager
-from snn_dfa._attach.known_neurons import step_of
 from snn_dfa._attach.series import Series
-from snn_dfa._attach.step import Inputs
+from snn_dfa._attach.steps.known_neurons import step_of
+from snn_dfa._attach.steps.step import Inputs
 from snn_dfa._attach.tensors import map_tensors, tensors_in
 from snn_dfa._attach.ways import Passage
 from snn_dfa._distributed import States

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from snn_dfa._attach.calls import Call
 from snn_dfa._attach.functions import accumulate, added, gradients, second_time
-from snn_dfa._attach.products import Notes
-from snn_dfa._attach.record import Way
+from snn_dfa._attach.steps.products import Notes
+from snn_dfa._attach.steps.record import Way
 
 if TYPE_CHECKING:
     from snn_dfa._attach.core import Core

@@ -9,10 +9,10 @@ import snntorch as snn
 import torch
 from torch import Tensor
 
-from snn_dfa._attach.products import Book
-from snn_dfa._attach.record import Before
-from snn_dfa._attach.step import Inputs, Kind, Step, are_alike
-from snn_dfa._attach.step_node import Form, LeakyFormula, SynapticFormula
+from snn_dfa._attach.steps.products import Book
+from snn_dfa._attach.steps.record import Before
+from snn_dfa._attach.steps.step import Inputs, Kind, Step, are_alike
+from snn_dfa._attach.steps.step_node import Form, LeakyFormula, SynapticFormula
 from snn_dfa.neurons import RefractoryLeaky
 from snn_dfa.sequence.change_step import Change
 from snn_dfa.sequence.one_step import Constants, suits

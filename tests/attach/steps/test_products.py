@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from snn_dfa import DFA, reset
-from snn_dfa._attach import products
+from snn_dfa._attach.steps import products
 from snn_dfa.surrogate import fast_sigmoid
 
 T, B = 6, 4

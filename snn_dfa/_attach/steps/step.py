@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from snn_dfa._attach.products import Book, Made
-from snn_dfa._attach.record import Before, Record
-from snn_dfa._attach.step_node import (
+from snn_dfa._attach.steps.products import Book, Made
+from snn_dfa._attach.steps.record import Before, Record
+from snn_dfa._attach.steps.step_node import (
     CompiledStep,
     Form,
     LeakyFormula,

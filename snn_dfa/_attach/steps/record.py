@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from torch import Tensor
 
 from snn_dfa._attach.functions import added, second_time
-from snn_dfa._attach.products import Book, Made, changed_in_place, settle
-from snn_dfa._attach.step_node import CompiledStep, Kept
+from snn_dfa._attach.steps.products import Book, Made, changed_in_place, settle
+from snn_dfa._attach.steps.step_node import CompiledStep, Kept
 
 if TYPE_CHECKING:
     from snn_dfa._attach.calls import Call

@@ -12,7 +12,7 @@ from torch import nn
 from snn_dfa import DFA, RefractoryLeaky
 from snn_dfa import surrogate as own
 from snn_dfa._attach.functions import Relink
-from snn_dfa._attach.known_neurons import step_of
+from snn_dfa._attach.steps.known_neurons import step_of
 
 T, B, N = 5, 4, 6
 OWN = "PlainStepBackward", "CompiledStepBackward", "RelinkBackward"

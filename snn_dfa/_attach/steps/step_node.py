@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from snn_dfa._attach.functions import added, first_order
-from snn_dfa._attach.products import Book, Made, Seen, changed_in_place, settle
+from snn_dfa._attach.steps.products import Book, Made, Seen, changed_in_place, settle
 from snn_dfa.sequence.change_step import Change, change_step, change_step_back
 from snn_dfa.sequence.one_step import Constants, step, step_back
 from snn_dfa.surrogate import Surrogate
