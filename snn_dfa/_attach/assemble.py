@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from snn_dfa._attach.between.paths import Paths
 from snn_dfa._attach.calls import Layers
 from snn_dfa._attach.core import Core
 from snn_dfa._attach.feedback_alignment import Alignment, added_parameters
@@ -17,7 +18,6 @@ from snn_dfa._attach.layers import Structure
 from snn_dfa._attach.local_gradient import LocalGradient
 from snn_dfa._attach.network_forward import NetworkForward
 from snn_dfa._attach.output_current import OutputCurrents
-from snn_dfa._attach.paths import Paths
 from snn_dfa._attach.steps.known_neurons import known_class
 from snn_dfa._attach.trace import traces_of
 from snn_dfa._distributed import States

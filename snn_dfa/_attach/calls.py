@@ -15,8 +15,8 @@ from snn_dfa._attach.steps.record import Record, with_graph
 from snn_dfa.errors import OutOfStepError
 
 if TYPE_CHECKING:
+    from snn_dfa._attach.between.ways import Passage
     from snn_dfa._attach.collector import Collector
-    from snn_dfa._attach.ways import Passage
 
 __all__ = ["Call", "Layers", "Pass"]
 

@@ -19,13 +19,13 @@ from torch.autograd.graph import GradientEdge
 from torch.nn import Parameter
 
 from snn_dfa._attach import messages
+from snn_dfa._attach.between.ways import Passage, passage_of
 from snn_dfa._attach.calls import Call
 from snn_dfa._attach.functions import Bridge, Guard, Relink, Replay, Stale
 from snn_dfa._attach.graph import PORT, Origin, are_sums, origin_of
 from snn_dfa._attach.hooks import watch
 from snn_dfa._attach.steps.products import Current, Made, made_of
 from snn_dfa._attach.steps.record import Before
-from snn_dfa._attach.ways import Passage, passage_of
 from snn_dfa.errors import AttachError, BackwardError
 
 if TYPE_CHECKING:

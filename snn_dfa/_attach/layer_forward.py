@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_dfa._attach import messages
+from snn_dfa._attach.between.ways import Passage
 from snn_dfa._attach.core import Core
 from snn_dfa._attach.forward import Credit, Forward, Held
 from snn_dfa._attach.functions import in_backward
@@ -18,7 +19,6 @@ from snn_dfa._attach.series import Series
 from snn_dfa._attach.steps.known_neurons import step_of
 from snn_dfa._attach.steps.step import Inputs
 from snn_dfa._attach.tensors import map_tensors, tensors_in
-from snn_dfa._attach.ways import Passage
 from snn_dfa._distributed import States
 
 __all__ = ["LayerForward"]

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
+from snn_dfa._attach.between.inflows import Gains, Pixels, Signature, local_functions
+from snn_dfa._attach.between.local_functions import Asked, Kept
 from snn_dfa._attach.functions import Relink
 from snn_dfa._attach.graph import are_packed
-from snn_dfa._attach.inflows import Gains, Pixels, Signature, local_functions
-from snn_dfa._attach.local_functions import Asked, Kept
 from snn_dfa.feedback.sample_ways import Backward, BatchNorm, Derivative, Taken, Way, Ways
 
 __all__ = ["Passage", "passage_of", "ways_of"]

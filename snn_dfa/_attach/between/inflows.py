@@ -10,9 +10,8 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from snn_dfa._attach.graph import LEAF, PORT, are_packed, below_of
-from snn_dfa._attach.local_functions import ALONE, LocalFunction, function_of, signed
-from snn_dfa._attach.moves import (
+from snn_dfa._attach.between.local_functions import ALONE, LocalFunction, function_of, signed
+from snn_dfa._attach.between.moves import (
     MAXIMA,
     MOVES,
     Front,
@@ -24,6 +23,7 @@ from snn_dfa._attach.moves import (
     pooled,
     repeated,
 )
+from snn_dfa._attach.graph import LEAF, PORT, are_packed, below_of
 from snn_dfa.feedback import stand_in
 from snn_dfa.feedback.stand_in import Inflow
 

@@ -1,0 +1,1 @@
+"""What lies between two layers, read off autograd's graph, for feedback that knows the weights."""
