@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from snn_dfa._attach import feedback_alignment, trace
 from snn_dfa._attach.assemble import assemble
 from snn_dfa._attach.between.paths import Paths
+from snn_dfa._attach.credits import feedback_alignment, trace
+from snn_dfa._attach.credits.local_gradient import check_choices
 from snn_dfa._attach.hooks import after_steps
 from snn_dfa._attach.layers import Reference, find_layers
-from snn_dfa._attach.local_gradient import check_choices
 from snn_dfa._attach.weights import synapses
 from snn_dfa.errors import AttachError, FeedbackError
 from snn_dfa.feedback import Feedback

@@ -10,16 +10,17 @@ from torch import Tensor, nn
 from snn_dfa._attach.between.paths import Paths
 from snn_dfa._attach.calls import Layers
 from snn_dfa._attach.core import Core
-from snn_dfa._attach.feedback_alignment import Alignment, added_parameters
+from snn_dfa._attach.credits.feedback_alignment import Alignment
+from snn_dfa._attach.credits.local_gradient import LocalGradient
+from snn_dfa._attach.credits.output_current import OutputCurrents
+from snn_dfa._attach.credits.trace import traces_of
 from snn_dfa._attach.forward import Credit, parameters_of
 from snn_dfa._attach.hooks import sweep
 from snn_dfa._attach.layer_forward import LayerForward
 from snn_dfa._attach.layers import Structure
-from snn_dfa._attach.local_gradient import LocalGradient
 from snn_dfa._attach.network_forward import NetworkForward
-from snn_dfa._attach.output_current import OutputCurrents
 from snn_dfa._attach.steps.known_neurons import known_class
-from snn_dfa._attach.trace import traces_of
+from snn_dfa._attach.weights import added_parameters
 from snn_dfa._distributed import States
 from snn_dfa.feedback.base import FeedbackWeights
 from snn_dfa.rules import RULES

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from snn_dfa._attach import messages
 from snn_dfa._attach.core import Core
-from snn_dfa._attach.feedback_alignment import added_parameters
 from snn_dfa._attach.forward import Forward, Held, parameters_of
 from snn_dfa._attach.functions import in_backward
 from snn_dfa._attach.graph import added_alone, functional_weights
 from snn_dfa._attach.hooks import eager
 from snn_dfa._attach.tensors import map_tensors, tensors_in
-from snn_dfa._attach.weights import synapses
+from snn_dfa._attach.weights import added_parameters, synapses
 from snn_dfa._distributed import States, runs_distributed
 from snn_dfa.errors import AttachError, ExportError
 

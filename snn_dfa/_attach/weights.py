@@ -21,6 +21,7 @@ from snn_dfa.sequence import AtOnce
 
 __all__ = [
     "SYNAPSES",
+    "added_parameters",
     "answer",
     "check_weights",
     "computes_as",
@@ -33,6 +34,7 @@ __all__ = [
     "synapse",
     "synapses",
     "weight_in_use",
+    "within_layers",
 ]
 
 #: A layer is driven by noise in so many rows at least, or an eighth of the number of inputs of one
@@ -74,6 +76,30 @@ def inside_neurons(net: nn.Module) -> set[nn.Module]:
     """Return the modules that spiking neurons hold, such as recurrent weights."""
     neurons = (n for n in net.modules() if isinstance(n, snn.SpikingNeuron))
     return {module for neuron in neurons for module in neuron.modules()}
+
+
+def within_layers(net: nn.Module) -> set[nn.Module]:
+    """Return what layers with weights and neurons consist of, such as parametrizations."""
+    return inside_neurons(net).union(*(m.modules() for m in synapses(net).values()))
+
+
+def added_parameters(net: nn.Module) -> list[tuple[dict[str, Any], str, str, bool]]:
+    """Return parameters that may be added to values alone, as positional embeddings are.
+
+    The weights of embeddings are among them: words are looked up in them, and no more.
+
+    Returns:
+        The store of each, its key there, its name in the network, and whether a pass may leave it
+        out, as that of an embedding.
+    """
+    within = within_layers(net)
+    return [
+        (module._parameters, key, f"{name}.{key}" if name else key, type(module) is nn.Embedding)
+        for name, module in net.named_modules()
+        if module not in within
+        for key, p in module._parameters.items()
+        if p is not None and p.dim() > 1
+    ]
 
 
 def computes_as(module: nn.Module, kinds: Sequence[type[nn.Module]]) -> bool:

@@ -15,7 +15,7 @@ from problems import SG, exact, problem
 from torch import nn
 
 from snn_dfa import DFA, AttachError, BackwardError, RefractoryLeaky, reset
-from snn_dfa._attach.trace import Traces
+from snn_dfa._attach.credits.trace import Traces
 from snn_dfa.eligibility import advance
 
 T, B = 7, 4

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from snn_dfa._attach.chunk_trace import ChunkTraces
 from snn_dfa._attach.core import Core
+from snn_dfa._attach.credits.chunk_trace import ChunkTraces
+from snn_dfa._attach.credits.trace_base import TraceBase, cut, given_states
 from snn_dfa._attach.functions import Traced, in_backward
 from snn_dfa._attach.hooks import place
 from snn_dfa._attach.layers import is_spiking, spiking_layers
-from snn_dfa._attach.trace_base import TraceBase, cut, given_states
 from snn_dfa._attach.weights import (
     SYNAPSES,
     check_weights,

@@ -17,13 +17,13 @@ from snn_dfa._attach.weights import (
     gradient_at_input,
     gradient_at_weight,
     gradient_to_mirror,
-    inside_neurons,
     synapses,
+    within_layers,
 )
 from snn_dfa.errors import AttachError, FeedbackError
 from snn_dfa.feedback.base import FeedbackWeights, Shapes
 
-__all__ = ["Alignment", "OwnWeight", "added_parameters", "check", "check_feedback"]
+__all__ = ["Alignment", "OwnWeight", "check", "check_feedback"]
 
 
 def check(net: nn.Module) -> dict[str, nn.Module]:
@@ -33,7 +33,7 @@ def check(net: nn.Module) -> dict[str, nn.Module]:
         AttachError: if there is none, or weights of a kind that is not known.
     """
     check_weights(net, "rule='fa'", "another rule")
-    known, within = synapses(net), _within(net)
+    known, within = synapses(net), within_layers(net)
     for name, module in net.named_modules():
         own = [p for p in module.parameters(recurse=False) if p.dim() > 1]
         if not own or module in within or type(module) is nn.Embedding:
@@ -50,30 +50,6 @@ def check(net: nn.Module) -> dict[str, nn.Module]:
             "rule"
         )
     return dict(known)
-
-
-def _within(net: nn.Module) -> set[nn.Module]:
-    """Return what layers with weights and neurons consist of, such as parametrizations."""
-    return inside_neurons(net).union(*(m.modules() for m in synapses(net).values()))
-
-
-def added_parameters(net: nn.Module) -> list[tuple[dict[str, Any], str, str, bool]]:
-    """Return parameters that may be added to values alone, as positional embeddings are.
-
-    The weights of embeddings are among them: words are looked up in them, and no more.
-
-    Returns:
-        The store of each, its key there, its name in the network, and whether a pass may leave it
-        out, as that of an embedding.
-    """
-    within = _within(net)
-    return [
-        (module._parameters, key, f"{name}.{key}" if name else key, type(module) is nn.Embedding)
-        for name, module in net.named_modules()
-        if module not in within
-        for key, p in module._parameters.items()
-        if p is not None and p.dim() > 1
-    ]
 
 
 def check_feedback(feedback: type[FeedbackWeights], name: str) -> None:

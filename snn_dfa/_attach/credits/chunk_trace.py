@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from snn_dfa._attach.core import Core
-from snn_dfa._attach.trace_base import TraceBase, cut, given_states
+from snn_dfa._attach.credits.trace_base import TraceBase, cut, given_states
 from snn_dfa._attach.weights import SYNAPSES, answer, computes_as, inside_neurons
 from snn_dfa.eligibility import advance_chunk
 from snn_dfa.errors import AttachError
@@ -35,8 +35,8 @@ class ChunkTraces(TraceBase):
     """What synapses and neurons do before and after a call, and traces between chunks.
 
     Args:
-        net: A form of :func:`snn_dfa.over_time`; what :func:`snn_dfa._attach.trace.check` has
-            passed.
+        net: A form of :func:`snn_dfa.over_time` that has passed
+            :func:`snn_dfa._attach.credits.trace.check`.
         modules: Its layers by name.
         core: The attachment.
     """

@@ -1,0 +1,1 @@
+"""What a layer learns by in place of autograd's own way, through its membrane and its weights."""
