@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snn_dfa._attach.forward import is_attached
+from snn_dfa._attach.layers import is_attached
 from snn_dfa.errors import ExportError
 from snn_dfa.neurons import RefractoryLeaky
 from snn_dfa.state import reset

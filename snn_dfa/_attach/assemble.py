@@ -8,7 +8,6 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from snn_dfa._attach.between.paths import Paths
-from snn_dfa._attach.calls import Layers
 from snn_dfa._attach.core import Core
 from snn_dfa._attach.credits.feedback_alignment import Alignment
 from snn_dfa._attach.credits.local_gradient import LocalGradient
@@ -17,7 +16,7 @@ from snn_dfa._attach.credits.trace import traces_of
 from snn_dfa._attach.forward import Credit, parameters_of
 from snn_dfa._attach.hooks import sweep
 from snn_dfa._attach.layer_forward import LayerForward
-from snn_dfa._attach.layers import Structure
+from snn_dfa._attach.layers import Layers, Structure
 from snn_dfa._attach.network_forward import NetworkForward
 from snn_dfa._attach.steps.known_neurons import known_class
 from snn_dfa._attach.weights import added_parameters

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from snn_dfa._attach import messages
-from snn_dfa._attach.calls import Call, Layers
+from snn_dfa._attach.calls import Call
+from snn_dfa._attach.layers import Layers
 from snn_dfa.errors import AttachError, OutOfStepError
 from snn_dfa.feedback import project
 from snn_dfa.feedback.apply import readout

@@ -11,44 +11,15 @@ import torch
 from torch import Tensor
 
 from snn_dfa._attach import messages
-from snn_dfa._attach.steps.record import Record, with_graph
+from snn_dfa._attach.layers import Layers
+from snn_dfa._attach.steps.record import Record
 from snn_dfa.errors import OutOfStepError
 
 if TYPE_CHECKING:
     from snn_dfa._attach.between.ways import Passage
     from snn_dfa._attach.collector import Collector
 
-__all__ = ["Call", "Layers", "Pass"]
-
-
-@dataclass
-class Layers:
-    """The layers that take part, by name alone, in the order in which they are registered.
-
-    Args:
-        names: All of them.
-        neurons: Those that are spiking neurons.
-        sequences: Those that take a whole sequence [T, B, ...] in one call.
-        outputs: The outputs; empty while no forward pass has shown which neuron is called last.
-        named: Whether the user said which are hidden.
-        given: Whether the user said which are the outputs.
-    """
-
-    names: list[str]
-    neurons: set[str]
-    sequences: set[str]
-    outputs: tuple[str, ...] = ()
-    named: bool = False
-    given: bool = False
-
-    @property
-    def hidden(self) -> list[str]:
-        """Names of all but the outputs; empty while these are not known."""
-        return [n for n in self.names if n not in self.outputs] if self.outputs else []
-
-    def may_be_output(self, name: str) -> bool:
-        """Return whether a layer is an output, or may turn out to be one."""
-        return name in self.outputs if self.outputs else name in self.neurons
+__all__ = ["Call", "Pass"]
 
 
 class Call:
@@ -122,7 +93,7 @@ class Call:
     def original(self, index: int) -> Tensor:
         """Return a value with the layer's own graph."""
         if self.record is not None:
-            with_graph(self)
+            _make_nodes(self)
         return self.values[index]
 
     def is_link(self, index: int) -> bool:
@@ -149,6 +120,21 @@ class Call:
                 if any(used(each) for each in entered if type(each) is not list):
                     return True
         return False
+
+
+def _make_nodes(call: Call) -> None:
+    """Let a call's step become a node of the graph, and those that it goes on from."""
+    todo = [call]
+    while todo:
+        record: Record | None = todo[-1].record
+        earlier = [] if record is None else [b[0] for b in record.before if b is not None]
+        earlier = [each for each in earlier if each.record is not None]
+        if earlier:
+            todo += earlier
+            continue
+        each = todo.pop()
+        if record is not None:
+            each.values, each.record = record.node(), None
 
 
 @dataclass

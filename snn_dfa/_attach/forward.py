@@ -24,7 +24,7 @@ from snn_dfa._attach.hooks import After, Before, eager
 from snn_dfa.errors import ExportError
 from snn_dfa.sequence.attached import Attached
 
-__all__ = ["Around", "Credit", "Forward", "Held", "is_attached", "parameters_of"]
+__all__ = ["Around", "Credit", "Forward", "Held", "parameters_of"]
 
 
 #: One that a module runs with another value: where, name, its own value and the other.
@@ -111,11 +111,6 @@ class Around(Forward):
 
 def _plain(module: nn.Module) -> Any:
     return types.MethodType(type(module).forward, module)
-
-
-def is_attached(net: nn.Module) -> bool:
-    """Return whether a module of the network has a ``forward`` of this library."""
-    return any(isinstance(vars(m).get("forward"), Forward) for m in net.modules())
 
 
 def parameters_of(net: nn.Module) -> Callable[[], list[Tensor]]:

@@ -4,22 +4,55 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import snntorch as snn
 from torch import nn
 
 from snn_dfa._attach import messages
-from snn_dfa._attach.calls import Layers
-from snn_dfa._attach.forward import is_attached
 from snn_dfa._attach.weights import synapses
 from snn_dfa.errors import AttachError
 from snn_dfa.sequence import NeuronOverTime, Scan
+from snn_dfa.sequence.attached import Attached
 
-__all__ = ["Structure", "find_layers", "is_spiking", "spiking_layers", "takes_sequences"]
+__all__ = [
+    "Layers", "Structure", "find_layers", "is_attached", "is_spiking", "spiking_layers",
+    "takes_sequences",
+]  # fmt: skip
 
 # They take a whole sequence [T, B, ...] in one call, where the other neurons take a step [B, ...].
 _SEQUENCE_NEURONS = (snn.StateLeaky, snn.AssociativeLeaky, snn.LeakyParallel, Scan)
+
+
+@dataclass
+class Layers:
+    """The layers that take part, by name alone, in the order in which they are registered.
+
+    Args:
+        names: All of them.
+        neurons: Those that are spiking neurons.
+        sequences: Those that take a whole sequence [T, B, ...] in one call.
+        outputs: The outputs; empty while no forward pass has shown which neuron is called last.
+        named: Whether the user said which are hidden.
+        given: Whether the user said which are the outputs.
+    """
+
+    names: list[str]
+    neurons: set[str]
+    sequences: set[str]
+    outputs: tuple[str, ...] = ()
+    named: bool = False
+    given: bool = False
+
+    @property
+    def hidden(self) -> list[str]:
+        """Names of all but the outputs; empty while these are not known."""
+        return [n for n in self.names if n not in self.outputs] if self.outputs else []
+
+    def may_be_output(self, name: str) -> bool:
+        """Return whether a layer is an output, or may turn out to be one."""
+        return name in self.outputs if self.outputs else name in self.neurons
 
 
 def is_spiking(module: nn.Module) -> bool:
@@ -36,6 +69,11 @@ def spiking_layers(net: nn.Module) -> dict[str, nn.Module]:
 def takes_sequences(module: nn.Module) -> bool:
     """Return whether a layer takes a whole sequence [T, B, ...] in one call."""
     return isinstance(module, _SEQUENCE_NEURONS)
+
+
+def is_attached(net: nn.Module) -> bool:
+    """Return whether a module of the network has a ``forward`` of this library."""
+    return any(isinstance(vars(m).get("forward"), Attached) for m in net.modules())
 
 
 def _resolve(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -11,7 +12,6 @@ from torch import Tensor
 from snn_dfa._attach.calls import Call
 from snn_dfa._attach.functions import accumulate, added, gradients, second_time
 from snn_dfa._attach.steps.products import Notes
-from snn_dfa._attach.steps.record import Way
 
 if TYPE_CHECKING:
     from snn_dfa._attach.core import Core
@@ -96,6 +96,55 @@ class Run:
             torch.autograd.backward(values, grads, retain_graph=keep)
         finally:
             self._core.running = None
+
+
+class Way:
+    """The way back through steps that are no nodes, from the last one on.
+
+    ``others`` is what arrives at other calls, ``passed`` are the calls that were gone through.
+
+    Args:
+        arrived: Calls, and the gradients at their values.
+
+    Raises:
+        BackwardError: if an earlier backward pass has used up a step.
+    """
+
+    def __init__(self, arrived: Arrivals) -> None:
+        self.others: Arrivals = []
+        self.passed: list[Call] = []
+        self._at: dict[int, tuple[Call, list[Tensor | None]]] = {}
+        self._todo: list[int] = []  # numbers of calls, the last one first
+        for call, grads in arrived:
+            if call.record is None:
+                self.others.append((call, grads))
+                continue
+            for i, grad in enumerate(grads):
+                if grad is not None:
+                    self._send(call, i, grad)
+        while self._todo:
+            self._pass(*self._at.pop(-heapq.heappop(self._todo)))
+
+    def _send(self, call: Call, index: int, grad: Tensor) -> None:
+        if call.released:
+            raise second_time()
+        if call.record is None:
+            self.others.append((call, (*[None] * index, grad)))
+            return
+        if call.number not in self._at:
+            self._at[call.number] = call, [None] * len(call.values)
+            heapq.heappush(self._todo, -call.number)
+        grads = self._at[call.number][1]
+        grads[index] = added(grads[index], grad)
+
+    def _pass(self, call: Call, grads: Sequence[Tensor | None]) -> None:
+        record = call.record
+        assert record is not None
+        self.passed.append(call)
+        at_spikes, *at_states = grads
+        for before, grad in zip(record.before, record.back(at_spikes, at_states), strict=True):
+            if before is not None and grad is not None:
+                self._send(*before, grad)
 
 
 def _merged(arrivals: Arrivals) -> Arrivals:

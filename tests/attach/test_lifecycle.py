@@ -15,7 +15,7 @@ from small_net import equal, gradients, hooks_left, run, small
 from torch import nn
 
 from snn_dfa import DFA, AttachError, ExportError, reset
-from snn_dfa._attach.forward import is_attached
+from snn_dfa._attach.layers import is_attached
 
 
 @pytest.mark.slow

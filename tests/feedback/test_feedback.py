@@ -18,7 +18,7 @@ from torch import nn
 
 from snn_dfa import DFA, FeedbackError, KolenPollack, WeightMirror, feedback, over_time, reset
 from snn_dfa._attach.between.paths import Paths
-from snn_dfa._attach.calls import Layers
+from snn_dfa._attach.layers import Layers
 from snn_dfa.feedback import KINDS, NAMES, channelwise, generator_for, orthogonal, project, sparse
 from snn_dfa.feedback.make import make
 from snn_dfa.zhang import zhang_feedback

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from snn_dfa._attach.between.inflows import NotLinearError, Signature, inflow_of
-from snn_dfa._attach.calls import Layers
 from snn_dfa._attach.graph import kept_weights, sources_of
+from snn_dfa._attach.layers import Layers
 from snn_dfa._attach.weights import (
     SYNAPSES,
     computes_as,

@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from snn_dfa._attach.calls import Call, Layers
+from snn_dfa._attach.calls import Call
 from snn_dfa._attach.functions import gradients
+from snn_dfa._attach.layers import Layers
 
 __all__ = ["OutputCurrents"]
 

@@ -1,32 +1,25 @@
-"""Steps that are no nodes of the graph: what is known of them is kept, and gone back through here.
+"""Steps that are no nodes of the graph: what is known of them is kept.
 
 A neuron's step that reads a linear layer's result and the states of its own last step, and learns
-through nothing else, is such a step. So a layer's steps in a loop are a chain, and autograd has
-nothing to do for them. Where something asks for the graph of a step, it becomes a node, and so do
-those before it.
+through nothing else, is such a step. So a layer's steps in a loop are a chain. ``run.py`` goes back
+through it, and autograd has nothing to do for them. Where something asks for the graph of a step,
+it becomes a node, and so do those before it.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from snn_dfa._attach.functions import added, second_time
 from snn_dfa._attach.steps.products import Book, Made, changed_in_place, settle
 from snn_dfa._attach.steps.step_node import CompiledStep, Kept
 
-if TYPE_CHECKING:
-    from snn_dfa._attach.calls import Call
+__all__ = ["Before", "Record"]
 
-__all__ = ["Before", "Record", "Way", "with_graph"]
-
-#: A state that comes in again: the call that it is of, and which of the call's values it is.
-Before: TypeAlias = "tuple[Call, int]"
-#: Calls, and the gradients at their values.
-Arrivals: TypeAlias = "list[tuple[Call, Sequence[Tensor | None]]]"
+#: A state that comes in again: the call of the layer that it is of, and which of its values it is.
+Before: TypeAlias = tuple[Any, int]
 
 
 class Record:
@@ -93,67 +86,3 @@ class Record:
     def _see_unchanged(self) -> None:
         if self._versions() != self.versions:
             raise changed_in_place()
-
-
-def with_graph(call: Call) -> None:
-    """Let a call's step be a node of the graph, and those that it goes on from."""
-    todo = [call]
-    while todo:
-        record: Record | None = todo[-1].record
-        earlier = [] if record is None else [b[0] for b in record.before if b is not None]
-        earlier = [each for each in earlier if each.record is not None]
-        if earlier:
-            todo += earlier
-            continue
-        each = todo.pop()
-        if record is not None:
-            each.values, each.record = record.node(), None
-
-
-class Way:
-    """The way back through steps that are no nodes, from the last one on.
-
-    ``others`` is what arrives at other calls, ``passed`` are the calls that were gone through.
-
-    Args:
-        arrived: Calls, and the gradients at their values.
-
-    Raises:
-        BackwardError: if an earlier backward pass has used up a step.
-    """
-
-    def __init__(self, arrived: Arrivals) -> None:
-        self.others: Arrivals = []
-        self.passed: list[Call] = []
-        self._at: dict[int, tuple[Call, list[Tensor | None]]] = {}
-        self._todo: list[int] = []  # numbers of calls, the last one first
-        for call, grads in arrived:
-            if call.record is None:
-                self.others.append((call, grads))
-                continue
-            for i, grad in enumerate(grads):
-                if grad is not None:
-                    self._send(call, i, grad)
-        while self._todo:
-            self._pass(*self._at.pop(-heapq.heappop(self._todo)))
-
-    def _send(self, call: Call, index: int, grad: Tensor) -> None:
-        if call.released:
-            raise second_time()
-        if call.record is None:
-            self.others.append((call, (*[None] * index, grad)))
-            return
-        if call.number not in self._at:
-            self._at[call.number] = call, [None] * len(call.values)
-            heapq.heappush(self._todo, -call.number)
-        grads = self._at[call.number][1]
-        grads[index] = added(grads[index], grad)
-
-    def _pass(self, call: Call, grads: Sequence[Tensor | None]) -> None:
-        record = call.record
-        assert record is not None
-        self.passed.append(call)
-        at_spikes, *at_states = grads
-        for before, grad in zip(record.before, record.back(at_spikes, at_states), strict=True):
-            if before is not None and grad is not None:
-                self._send(*before, grad)
