@@ -21,7 +21,7 @@ from torch.nn import Parameter
 from snn_dfa._attach import messages
 from snn_dfa._attach.between.ways import Passage, passage_of
 from snn_dfa._attach.calls import Call
-from snn_dfa._attach.functions import Bridge, Guard, Relink, Replay, Stale
+from snn_dfa._attach.functions import Bridge, Relink, second_time
 from snn_dfa._attach.graph import PORT, Origin, are_sums, origin_of
 from snn_dfa._attach.hooks import watch
 from snn_dfa._attach.steps.products import Current, Made, made_of
@@ -141,18 +141,13 @@ class Entry:
     ) -> Tensor:
         """Return a value with the graph to the layer's own earlier values and to leaves alone."""
         if origin.reentrant:
-            replayed: Tensor = Replay.apply(self._core.collector.replay, [value], self._core.trap)
-            return replayed
+            return self._trapped(value, partial(self._core.collector.replay, value))
         if not own and not self.block:
             return value
         if not own and not origin.leaves:
             if not self._core.layers.may_be_output(layer):
                 return value.detach()
-            # With a graph, so that a loss that reads a value inside is seen.
-            traced: Tensor = Relink.apply(
-                [value], self._core.trap.to(value.dtype).expand(value.shape)
-            )
-            return traced
+            return self._trapped(value)  # so that a loss that reads a value inside is seen
         # From inside a block, whose values may come out by a hook on a module in it, no path leads
         # to another layer.
         self._core.collector.bridged = True
@@ -306,8 +301,17 @@ class Entry:
             watch(at, partial(see, {}))
 
     def _stale(self, value: Tensor) -> Tensor:
-        stale: Tensor = Stale.apply([value], self._core.trap)
-        return stale
+        """Return a state whose graph is used up: a value, with an error on the way back."""
+
+        def refuse(_: Tensor) -> None:
+            raise second_time()
+
+        return self._trapped(value, refuse)
+
+    def _trapped(self, value: Tensor, see: Callable[[Tensor], None] | None = None) -> Tensor:
+        """Return a value with a graph that leads to nothing that learns."""
+        trapped: Tensor = Relink.apply([value], self._core.trap.to(value).expand(value.shape), see)
+        return trapped
 
     def _go_on(self, earlier: Call) -> None:
         """Note that the call goes on from an earlier one's values."""
@@ -403,10 +407,10 @@ class Entry:
         """
         if not (self._guards and value.requires_grad):
             return value
-        guarded: Tensor = Guard.apply(partial(self._refuse_insides_read, layer), value)
+        guarded: Tensor = Relink.apply([value], value, partial(self._refuse_insides_read, layer))
         return guarded
 
-    def _refuse_insides_read(self, layer: str) -> None:
+    def _refuse_insides_read(self, layer: str, _: Tensor | None = None) -> None:
         if self._core.running is None or self._core.running.losses is not None:
             raise BackwardError(
                 f"layer {layer!r}: the loss reads a value inside the layer that the layer neither "

@@ -22,11 +22,8 @@ __all__ = [
     "Emit",
     "Entrance",
     "Gather",
-    "Guard",
     "Port",
     "Relink",
-    "Replay",
-    "Stale",
     "Traced",
     "added",
     "first_order",
@@ -241,64 +238,26 @@ class Bridge(Function):
         return None, None, *found
 
 
-class Guard(Function):
-    """Identity on a value; backward calls ``check`` first, which may raise an error."""
-
-    @staticmethod
-    def forward(ctx: Any, check: Callable[[], None], value: Tensor) -> Tensor:
-        ctx.check = check
-        return value.detach()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
-        ctx.check()
-        return None, grad
-
-
 class Relink(Function):
-    """A value on the graph of another tensor of its shape: ``Relink.apply([value], link)``."""
+    """A value on the graph of another tensor of its shape.
 
-    @staticmethod
-    def forward(ctx: Any, value: list[Tensor], link: Tensor) -> Tensor:
-        return value[0].detach()
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
-        return None, grad
-
-
-class Stale(Function):
-    """A state whose graph is used up: it can be used as a value; backward raises an error."""
-
-    @staticmethod
-    def forward(ctx: Any, value: list[Tensor], leaf: Tensor) -> Tensor:
-        return value[0].detach()
-
-    @staticmethod
-    def backward(ctx: Any, _: Tensor) -> Any:
-        raise second_time()
-
-
-class Replay(Function):
-    """A value behind reentrant checkpointing, which autograd passes with all leaves or not at all.
-
-    ``Replay.apply(later, value, leaf)``; backward: ``later(value, grad)``, which has a pass of its
-    own go on from there.
+    ``Relink.apply([value], link, see)``; backward: ``see(grad)``, if there is one, before the
+    gradient goes on. It may raise an error.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, later: Callable[[Tensor, Tensor], None], value: list[Tensor], leaf: Tensor
+        ctx: Any, value: list[Tensor], link: Tensor, see: Callable[[Tensor], None] | None = None
     ) -> Tensor:
-        ctx.later, ctx.value = later, value[0]
+        ctx.see = see
         return value[0].detach()
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:
-        ctx.later(ctx.value, grad)
-        return None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
+        if ctx.see is not None:
+            ctx.see(grad)
+        return None, grad, None
 
 
 def _explained(error: RuntimeError) -> RuntimeError:
