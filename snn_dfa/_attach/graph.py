@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -18,14 +18,16 @@ __all__ = [
     "PORT",
     "Origin",
     "Source",
-    "added_alone",
+    "Uses",
     "are_packed",
     "are_sums",
     "below_of",
-    "functional_weights",
     "kept_weights",
     "origin_of",
+    "post_order",
     "sources_of",
+    "up_to_ports",
+    "uses_of",
 ]
 
 PORT: Any = Port._backward_cls
@@ -45,6 +47,41 @@ _WEIGHT_OF = {
 }
 #: Where a value comes from: a layer, and the first and the last layer with weights after it.
 Source: TypeAlias = tuple[str, tuple[str, ...]]
+
+
+def below_of(node: Any) -> list[Any]:
+    return [n for n, _ in node.next_functions if n is not None]
+
+
+def post_order(
+    roots: Iterable[Any],
+    ends: Callable[[Any], bool],
+    below: Callable[[Any], list[Any]] = below_of,
+) -> Iterator[tuple[Any, bool]]:
+    """Yield the nodes of a graph, each after those below it, and whether the walk ends there.
+
+    Args:
+        roots: Where it begins.
+        ends: Whether what lies below a node is not entered.
+        below: The nodes below one.
+    """
+    seen: set[Any] = set()
+    todo = [(root, False) for root in roots]
+    while todo:
+        node, entered = todo.pop()
+        if node in seen:
+            continue
+        if entered or ends(node):
+            seen.add(node)
+            yield node, not entered
+        else:
+            todo.append((node, True))
+            todo += [(n, False) for n in below(node)]
+
+
+def up_to_ports(mine: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Return whether a walk ends at a node: at leaves, and at ports of this network."""
+    return lambda node: type(node) is LEAF or (type(node) is PORT and mine(node))
 
 
 class Origin(NamedTuple):
@@ -119,29 +156,16 @@ def sources_of(
     known: dict[Node, frozenset[Source]] = {}
     passing: dict[Node, frozenset[str]] = {}  # weights below a node that no source lies below
     root: Any = value.grad_fn
-    todo: list[tuple[Any, bool]] = [(root, False)]
-    while todo:
-        node, done = todo.pop()
-        if node in known:
-            continue
-        if type(node) is PORT and mine(node):
+    for node, ends in post_order([root], up_to_ports(mine)):
+        if not ends:
+            known[node], passing[node] = _joined(node, known, passing, weights)
+        elif type(node) is PORT:
             known[node] = _of_port(node)
-        elif type(node) is LEAF:
-            known[node] = frozenset()
-            leaf = node.variable
+        else:
+            leaf, known[node] = node.variable, frozenset()
             name = weights.get(id(leaf)) or weights.get(leaf.shape)
             passing[node] = frozenset([name] if name else [])
-        elif done:
-            below = below_of(node)
-            known[node], passing[node] = _joined(node, below, known, passing, weights)
-        else:
-            todo.append((node, True))
-            todo += [(n, False) for n in below_of(node)]
-    return known.get(root, frozenset())
-
-
-def below_of(node: Any) -> list[Any]:
-    return [n for n, _ in node.next_functions if n is not None]
+    return known[root]
 
 
 def _of_port(node: Any) -> frozenset[Source]:
@@ -151,12 +175,12 @@ def _of_port(node: Any) -> frozenset[Source]:
 
 def _joined(
     node: Any,
-    below: Iterable[Node],
     known: Mapping[Node, frozenset[Source]],
     passing: Mapping[Node, frozenset[str]],
     weights: Mapping[Any, str],
 ) -> tuple[frozenset[Source], frozenset[str]]:
-    sources = frozenset(s for n in below for s in known.get(n, ()))
+    below = below_of(node)
+    sources = frozenset(s for n in below for s in known[n])
     names = frozenset(name for n in below for name in passing.get(n, ()))
     if not sources:
         return sources, names
@@ -194,34 +218,6 @@ def are_packed() -> bool:
     return top is not None and top(True) is not None
 
 
-def functional_weights(
-    values: Iterable[Tensor], weights: Mapping[int, str], since: int
-) -> set[str]:
-    """Return the layers whose weights a function used, by a way that no :class:`Detour` replaces.
-
-    Args:
-        values: Results of a forward pass.
-        weights: Identity of a weight to the name of its layer.
-        since: Sequence number of the first node of this pass; older ones are not entered.
-    """
-    found: set[str] = set()
-    seen: set[Any] = set()
-    todo: list[Any] = [v.grad_fn for v in values]
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if type(node) is LEAF:
-            name = weights.get(id(node.variable))
-            if name is not None:
-                found.add(name)
-        elif node._sequence_nr() >= since:
-            after = [n for n, _ in node.next_functions]
-            todo += after[-1:] if type(node) is _DETOUR else after
-    return found
-
-
 #: Joins through which an error passes as it is: sums, and values side by side.
 _SUMS = frozenset({"AddBackward0", "SubBackward0", "CatBackward0", "StackBackward0"})
 
@@ -231,36 +227,51 @@ def are_sums(nodes: Iterable[Any]) -> bool:
     return all([type(node).__name__ in _SUMS for node in nodes])
 
 
-def added_alone(
-    values: Iterable[Tensor], parameters: Set[int], since: int
-) -> tuple[set[int], set[int]]:
-    """Return which of some parameters are added to values alone, and which are used otherwise.
+class Uses(NamedTuple):
+    """What the values of a forward pass were made of, by identity.
+
+    ``leaves`` are all that are not the own weights of a layer, which a :class:`Detour` is behind.
+    ``added`` are those of some parameters that are added to values, and ``multiplied`` those that
+    are used in another way, too.
+    """
+
+    leaves: set[int]
+    added: set[int]
+    multiplied: set[int]
+
+
+def uses_of(values: Iterable[Tensor], parameters: Set[int], since: int) -> Uses:
+    """Return how the values of a forward pass use leaves.
 
     A positional embedding is added, or set beside values: the error at a sum is the error at each
     of its parts. A product would pass the error on through the parameter.
 
     Args:
         values: Results of a forward pass.
-        parameters: By identity.
+        parameters: Those of which it is asked whether they are added, by identity.
         since: Sequence number of the first node of this pass; older ones are not entered.
     """
+
+    def ends(node: Any) -> bool:
+        return type(node) is LEAF or node._sequence_nr() < since
+
+    def below(node: Any) -> list[Any]:
+        after = [n for n, _ in node.next_functions]
+        return [n for n in (after[-1:] if type(node) is _DETOUR else after) if n is not None]
+
     #: Of a node the parameters that it is a function of, and whether of a layer with weights, too.
     known: dict[Node, tuple[frozenset[int], bool]] = {}
-    found, wrong = set[int](), set[int]()
-    todo: list[tuple[Any, bool]] = [(v.grad_fn, False) for v in values if v.grad_fn is not None]
-    roots = [node for node, _ in todo]
-    while todo:
-        node, done = todo.pop()
-        if node in known:
-            continue
-        if type(node) is LEAF:
-            known[node] = frozenset({id(node.variable)} & parameters), False
-        elif node._sequence_nr() < since:
+    leaves, found, wrong = set[int](), set[int](), set[int]()
+    roots = [v.grad_fn for v in values if v.grad_fn is not None]
+    for node, is_end in post_order(roots, ends, below):
+        if is_end and type(node) is LEAF:
+            leaf = id(node.variable)
+            leaves.add(leaf)
+            known[node] = frozenset({leaf} & parameters), False
+        elif is_end:
             known[node] = frozenset(), True
-        elif not done:
-            todo += [(node, True), *((below, False) for below in below_of(node))]
         else:
-            parts = [known[below] for below in below_of(node)]
+            parts = [known[n] for n in below(node)]
             made = frozenset().union(*(each for each, _ in parts))
             layer = type(node) is _DETOUR or type(node).__name__ == "EmbeddingBackward0"
             if len(parts) > 1 and not layer and type(node).__name__ not in _SUMS:
@@ -268,4 +279,4 @@ def added_alone(
             joined = layer or any(reaches for _, reaches in parts)
             found |= made if joined else set()
             known[node] = frozenset() if joined else made, joined
-    return (found | {p for root in roots for p in known[root][0]}) - wrong, wrong
+    return Uses(leaves, (found | {p for root in roots for p in known[root][0]}) - wrong, wrong)

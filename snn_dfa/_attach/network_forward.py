@@ -13,7 +13,7 @@ from snn_dfa._attach import messages
 from snn_dfa._attach.core import Core
 from snn_dfa._attach.forward import Forward, Held, parameters_of
 from snn_dfa._attach.functions import in_backward
-from snn_dfa._attach.graph import added_alone, functional_weights
+from snn_dfa._attach.graph import uses_of
 from snn_dfa._attach.hooks import eager
 from snn_dfa._attach.tensors import map_tensors, tensors_in
 from snn_dfa._attach.weights import added_parameters, synapses
@@ -137,17 +137,14 @@ class NetworkForward(Forward):
         own = {
             id(p): name for name, m in self._weights.items() for p in m.parameters() if p.dim() > 1
         }
-        found = functional_weights(values, own, since)
-        if found:
-            raise messages.functional_weight(sorted(found)[0])
         added = added_parameters(self.module)
         names = {id(store[key]): name for store, key, name, _ in added}
-        if names:
-            rest = {id(store[key]) for store, key, _, may_rest in added if may_rest}
-            alone, otherwise = added_alone(values, names.keys(), since)
-            wrong = (names.keys() - alone - rest) | otherwise
-            if wrong:
-                raise messages.multiplied(min(names[each] for each in wrong))
+        rest = {id(store[key]) for store, key, _, may_rest in added if may_rest}
+        uses = uses_of(values, names.keys(), since)
+        if found := uses.leaves & own.keys():
+            raise messages.functional_weight(min(own[each] for each in found))
+        if wrong := (names.keys() - uses.added - rest) | uses.multiplied:
+            raise messages.multiplied(min(names[each] for each in wrong))
         return result
 
     def _see_that_weights_are_known(self) -> None:

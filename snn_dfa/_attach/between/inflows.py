@@ -23,7 +23,7 @@ from snn_dfa._attach.between.moves import (
     pooled,
     repeated,
 )
-from snn_dfa._attach.graph import LEAF, PORT, are_packed, below_of
+from snn_dfa._attach.graph import PORT, are_packed, below_of, post_order, up_to_ports
 from snn_dfa.feedback import stand_in
 from snn_dfa.feedback.stand_in import Inflow
 
@@ -58,23 +58,6 @@ _NORMS = {"CudnnBatchNormBackward0", "NativeBatchNormBackward0"}
 _OF_STEPS = {"MeanBackward1", "SumBackward1", "SelectBackward0"}
 #: What becomes several values of one.
 _PARTED = {"SplitBackward0", "SplitWithSizesBackward0", "UnbindBackward0"}
-
-
-def _post_order(root: Any, mine: Callable[[Any], bool]) -> Iterator[tuple[Any, bool]]:
-    """Yield the nodes of a graph up to ports, each after those below it; whether it is an end."""
-    seen: set[Any] = set()
-    todo: list[tuple[Any, bool]] = [(root, False)]
-    while todo:
-        node, done = todo.pop()
-        if node in seen:
-            continue
-        ends = type(node) is LEAF or (type(node) is PORT and mine(node))
-        if ends or done:
-            seen.add(node)
-            yield node, ends
-        else:
-            todo.append((node, True))
-            todo += [(n, False) for n in below_of(node)]
 
 
 class Pixels(NamedTuple):
@@ -114,7 +97,7 @@ class _Walk:
 
     def __iter__(self) -> Iterator[tuple[Any, bool, Any]]:
         """Yield nodes, whether each is an end, and its local function."""
-        for node, ends in _post_order(self._root, self._mine):
+        for node, ends in post_order([self._root], up_to_ports(self._mine)):
             if ends:
                 of = node.call.layer if type(node) is PORT else None
                 self.flows[node] = of is not None and of != self._layer
