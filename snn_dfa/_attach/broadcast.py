@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from snn_dfa._attach import messages
-from snn_dfa._attach.calls import Call
+from snn_dfa._attach.calls import Arrivals, Call
 from snn_dfa._attach.layers import Layers
 from snn_dfa.errors import AttachError, OutOfStepError
 from snn_dfa.feedback import project
@@ -19,7 +19,6 @@ from snn_dfa.rules import Rule, broadcast_signal, check_finite, local
 
 __all__ = ["Broadcast", "is_steady"]
 
-Arrivals = list[tuple[Call, Sequence[Tensor | None]]]
 #: The errors at the outputs of one step, by the output's name.
 Errors = dict[str, Tensor]
 
@@ -59,7 +58,7 @@ class Broadcast:
         self._rest: Tensor | None = None
         self._by_sample: dict[str, Sent] = {}
 
-    def __call__(self, arrived: Sequence[tuple[Call, Sequence[Tensor | None]]]) -> Arrivals:
+    def __call__(self, arrived: Arrivals) -> Arrivals:
         """Return the hidden calls with what each is sent at its spikes.
 
         Args:
@@ -110,9 +109,7 @@ class Broadcast:
         others = [s for s in returned if s != spikes and output not in self._layers.neurons]
         return sum(shape[dims:].numel() for shape in (spikes, *others))
 
-    def _steps(
-        self, arrived: Sequence[tuple[Call, Sequence[Tensor | None]]]
-    ) -> dict[str, dict[Call, Errors]]:
+    def _steps(self, arrived: Arrivals) -> dict[str, dict[Call, Errors]]:
         """Return for each hidden layer its calls, with the errors at the outputs of their step."""
         steps: dict[str, dict[Call, Errors]] = {}
         #: Of an output that was called more than once on a call's values; one for all layers.
@@ -244,7 +241,7 @@ class Broadcast:
 
     def _take_ways(
         self,
-        arrived: Sequence[tuple[Call, Sequence[Tensor | None]]],
+        arrived: Arrivals,
         errors: Sequence[tuple[str, list[Call], Tensor]],
         dims: int,
     ) -> None:

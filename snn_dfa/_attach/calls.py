@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from snn_dfa._attach.between.ways import Passage
     from snn_dfa._attach.collector import Collector
 
-__all__ = ["Call", "Pass"]
+__all__ = ["Arrivals", "Call", "Pass"]
 
 
 class Call:
@@ -135,6 +135,10 @@ def _make_nodes(call: Call) -> None:
         each = todo.pop()
         if record is not None:
             each.values, each.record = record.node(), None
+
+
+#: Calls, and the gradients at their values.
+Arrivals: TypeAlias = list[tuple[Call, Sequence[Tensor | None]]]
 
 
 @dataclass

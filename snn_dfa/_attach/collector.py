@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
 
-from snn_dfa._attach.calls import Call
+from snn_dfa._attach.calls import Arrivals, Call
 from snn_dfa._attach.functions import (
     Deliver,
     Entrance,
@@ -26,7 +26,7 @@ from snn_dfa._attach.functions import (
     second_time,
     will_pass,
 )
-from snn_dfa._attach.run import Arrivals, Run
+from snn_dfa._attach.run import Run
 from snn_dfa.errors import BackwardError
 
 if TYPE_CHECKING:

@@ -22,12 +22,12 @@ from snn_dfa._attach import messages
 from snn_dfa._attach.between.paths import Paths
 from snn_dfa._attach.between.ways import Passage, ways_of
 from snn_dfa._attach.broadcast import Broadcast, is_steady
-from snn_dfa._attach.calls import Call, Pass
+from snn_dfa._attach.calls import Arrivals, Call, Pass
 from snn_dfa._attach.collector import Collector
 from snn_dfa._attach.entry import Entry
 from snn_dfa._attach.functions import Port, gradients
 from snn_dfa._attach.layers import Layers
-from snn_dfa._attach.run import Arrivals, Run
+from snn_dfa._attach.run import Run
 from snn_dfa._attach.steps.products import Notes
 from snn_dfa._attach.steps.record import Record
 from snn_dfa.errors import AttachError, OutOfStepError

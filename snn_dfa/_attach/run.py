@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from snn_dfa._attach.calls import Call
+from snn_dfa._attach.calls import Arrivals, Call
 from snn_dfa._attach.functions import accumulate, added, gradients, second_time
 from snn_dfa._attach.steps.products import Notes
 
 if TYPE_CHECKING:
     from snn_dfa._attach.core import Core
 
-__all__ = ["Arrivals", "Run"]
-
-#: Calls, and the gradients at their values.
-Arrivals: TypeAlias = list[tuple[Call, Sequence[Tensor | None]]]
+__all__ = ["Run"]
 
 
 class Run:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from snn_dfa._attach.calls import Call
+from snn_dfa._attach.calls import Arrivals
 from snn_dfa._attach.functions import gradients
 from snn_dfa._attach.layers import Layers
 
 __all__ = ["OutputCurrents"]
-
-Arrivals = list[tuple[Call, Sequence[Tensor | None]]]
 
 
 class OutputCurrents:
