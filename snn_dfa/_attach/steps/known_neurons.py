@@ -94,9 +94,6 @@ class RefractoryStep(Step):
         silent = neuron.refractory_steps
         return known._replace(gain=float(neuron.input_gain), refractory=silent, clamps=clamps)
 
-    def _is_for_kernels(self) -> bool:
-        return True
-
     def _counter(self, current: Tensor, mem: Tensor) -> Tensor | None:
         if not self._neuron.refractory_steps:
             return None
@@ -135,9 +132,6 @@ class AlphaStep(Step):
             alpha, beta = (torch.log(decay.clamp(0, 1)) for decay in decays)
             self._tau = now, (alpha / (beta - alpha) + 1).item()
         return known._replace(tau=self._tau[1])
-
-    def _is_for_kernels(self) -> bool:
-        return True
 
 
 class DeltaStep(Step):

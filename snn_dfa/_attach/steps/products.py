@@ -21,7 +21,7 @@ from snn_dfa._attach.graph import LEAF, PORT
 from snn_dfa.errors import BackwardError
 from snn_dfa.sequence import spike_sum
 
-__all__ = ["Current", "Made", "Notes", "Seen", "changed_in_place", "made_of", "settle"]
+__all__ = ["Current", "Made", "Notes", "changed_in_place", "made_of", "settle"]
 
 _ADDMM: Any = type(torch.nn.functional.linear(
     torch.ones(1, 1), torch.ones(1, 1, requires_grad=True), torch.ones(1)).grad_fn)  # fmt: skip
@@ -34,17 +34,14 @@ _ROOM = 1 << 20
 _NOTED = 1 << 22
 
 
-#: The current itself, as long as the program keeps it.
-Seen: TypeAlias = "weakref.ref[Tensor]"
-
-
 class Made(NamedTuple):
     """What a linear layer made a current [B, N] of: x [B, F], weight [N, F], bias [N] or none."""
 
     x: Tensor
     weight: Tensor
     bias: Tensor | None
-    seen: Seen
+    seen: weakref.ref[Tensor]  # the current itself, as long as the program keeps it
+    version: int  # of x, when the layer read it
 
 
 def made_of(
@@ -89,7 +86,7 @@ def made_of(
     if bias is not None and (id(bias) not in known or bias.shape != weight.shape[:1]):
         return None
     x = getattr(node, kept)  # which a sparse tensor may be, that has no address
-    made = Made(x, weight, bias, weakref.ref(value))
+    made = Made(x, weight, bias, weakref.ref(value), x._version)
     return (made, source) if x.layout is torch.strided else None
 
 
@@ -125,9 +122,8 @@ class Notes:
     def _sum(self, key: tuple[int, int]) -> None:
         steps = self._steps.pop(key)
         del self._noted[key]
-        (_, weight, bias, _), _ = steps[0]
-        at_weight, at_bias = _summed(steps)
-        for leaf, grad in ((weight, at_weight), (bias, at_bias)):
+        made, _ = steps[0]
+        for leaf, grad in zip((made.weight, made.bias), _summed(steps), strict=True):
             if leaf is not None:
                 known = self._found.get(id(leaf))
                 self._found[id(leaf)] = grad if known is None else known + grad
@@ -149,8 +145,11 @@ def settle(notes: Notes | None, made: Made, error: Tensor) -> tuple[Tensor | Non
     """Note an error; where no pass takes notes, return the gradients at weight and bias.
 
     Raises:
-        BackwardError: if the program wants to see the gradient at the current, which has no graph.
+        BackwardError: if the program wants to see the gradient at the current, which has no graph,
+            or has changed the input in place.
     """
+    if made.x._version != made.version:
+        raise changed_in_place()
     current = made.seen()
     if current is not None and (current._backward_hooks or current.retains_grad):
         raise BackwardError(
@@ -179,20 +178,18 @@ class Current(Function):
         made: Made,
         *_: Tensor | None,
     ) -> Tensor:
-        ctx.book, ctx.check, ctx.made, ctx.version = book, check, made, made.x._version
+        ctx.book, ctx.check, ctx.made = book, check, made
         return value[0].detach()
 
     @staticmethod
     @first_order
     def backward(ctx: Any, error: Tensor) -> tuple[Tensor | None, ...]:
-        notes, made = ctx.book(), ctx.made
+        notes = ctx.book()
         if notes is None and ctx.check is not None:
             ctx.check()
-        if made.x._version != ctx.version:
-            raise changed_in_place()
         if not any(ctx.needs_input_grad):
             return (None,) * 6
-        return None, None, None, None, *settle(notes, made, error)
+        return None, None, None, None, *settle(notes, ctx.made, error)
 
 
 def _summed(steps: Sequence[tuple[Made, Tensor]]) -> tuple[Tensor, Tensor]:

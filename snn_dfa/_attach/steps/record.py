@@ -63,7 +63,7 @@ class Record:
     def node(self) -> tuple[Tensor, ...]:
         """Return spikes and links of the states with a graph."""
         self._see_unchanged()
-        _, weight, bias, _ = self.made or (None,) * 4
+        weight, bias = (None, None) if self.made is None else self.made[1:3]
         links = [None if b is None else b[0].values[b[1]] for b in self.before]
         # What was made learned then, also if it has been frozen since.
         frozen = [t for t in (weight, bias) if t is not None and not t.requires_grad]
@@ -80,8 +80,7 @@ class Record:
 
     def _versions(self) -> list[int]:
         """Return the version counters of what the program has, too."""
-        x = None if self.made is None else self.made.x
-        return [t._version for t in (*self.kept[2:], x) if t is not None]
+        return [t._version for t in self.kept[2:] if t is not None]
 
     def _see_unchanged(self) -> None:
         if self._versions() != self.versions:

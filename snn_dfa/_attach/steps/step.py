@@ -128,7 +128,8 @@ class Step:
         transformed = torch._C._are_functorch_transforms_active()  # such tensors have no address
         if dtype == current.dtype and suits(current) and not transformed:
             constants = self._constants(form, decays, threshold, graded)
-        if constants is None and self._is_for_kernels():
+        alone = kind.formula is None or not getattr(neuron, "reset_delay", True)
+        if constants is None and alone:  # a kernel alone knows the step
             return None
         spk = states.pop(0) if kind.recurrent else None
         before: list[Before | None] = [None] * len(states)
@@ -161,10 +162,6 @@ class Step:
             )  # fmt: skip
             self._last = now, found
         return self._last[1]
-
-    def _is_for_kernels(self) -> bool:
-        """Return whether a kernel alone has the formula."""
-        return not getattr(self._neuron, "reset_delay", True)
 
     def _counter(self, current: Tensor, mem: Tensor) -> Tensor | None:
         """Return the counter of silent steps, of a neuron that has one."""
@@ -212,7 +209,7 @@ class Step:
             record = Record(spk, kept, made, inputs.before, form.book)
             learns = made is not None or any(inputs.before)
             return Result(spk, new, [spk] * len(new), record if learns else None)
-        _, weight, bias, _ = made or (None,) * 4
+        weight, bias = (None, None) if made is None else made[1:3]
         into = [
             t if t.requires_grad else link for t, link in zip(states, inputs.links, strict=True)
         ]
@@ -224,13 +221,13 @@ class Step:
     def _plain(self, inputs: Inputs, made: Made | None) -> Result:
         """Return spikes and states by the operations of torch."""
         form, states, graded = inputs.form, inputs.states, inputs.graded
-        x, weight, bias, seen = made or (None,) * 4
+        weight, bias = (None, None) if made is None else made[1:3]
         decays = inputs.decays
         if self._kind.decays:
             decays = [decay.clamp(0, 1) for decay in decays]
         spk, vars(self._neuron)["reset"], *rest = PlainStep.apply(
-            form, seen, len(states), inputs.current, inputs.recurrent, inputs.threshold,
-            None if _is_one(graded) else graded, x, weight, bias, *states, *inputs.links, *decays,
+            form, made, len(states), inputs.current, inputs.recurrent, inputs.threshold,
+            None if _is_one(graded) else graded, weight, bias, *states, *inputs.links, *decays,
         )  # fmt: skip
         return Result(spk, rest[: len(states)], rest[len(states) :])
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from snn_dfa._attach.functions import added, first_order
-from snn_dfa._attach.steps.products import Book, Made, Seen, changed_in_place, settle
+from snn_dfa._attach.steps.products import Book, Made, settle
 from snn_dfa.sequence.change_step import Change, change_step, change_step_back
 from snn_dfa.sequence.one_step import Constants, step, step_back
 from snn_dfa.surrogate import Surrogate
@@ -104,8 +104,8 @@ class PlainStep(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, form: Form, seen: Seen | None, count: int, current: Tensor,
-        recurrent: Tensor | None, threshold: Tensor, graded: Tensor | None, x: Tensor | None,
+        ctx: Any, form: Form, made: Made | None, count: int, current: Tensor,
+        recurrent: Tensor | None, threshold: Tensor, graded: Tensor | None,
         weight: Tensor | None, bias: Tensor | None, *rest: Tensor | None,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         states, decays = rest[:count], rest[2 * count :]
@@ -118,12 +118,11 @@ class PlainStep(Function):
         margin = new[-1] - threshold
         spk = (margin > 0).to(form.dtype)
         spk = spk if graded is None else spk * graded
-        ctx.learns = any(ctx.needs_input_grad[10 + 2 * count :]), ctx.needs_input_grad[5]
+        ctx.learns = any(ctx.needs_input_grad[9 + 2 * count :]), ctx.needs_input_grad[5]
         resets = form.reset == "zero" or ctx.learns[1]
         before = states if ctx.learns[0] else ()
-        ctx.save_for_backward(margin, graded, late if resets else None, x, *decays, *before)
-        ctx.form, ctx.count, ctx.threshold = form, count, threshold.shape
-        ctx.book, ctx.leaves = form.book, (weight, bias, seen)
+        ctx.save_for_backward(margin, graded, late if resets else None, *decays, *before)
+        ctx.form, ctx.made, ctx.count, ctx.threshold = form, made, count, threshold.shape
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(late, *new)
         return spk, late, *new, *map(_link, new)
@@ -132,7 +131,7 @@ class PlainStep(Function):
     @first_order
     def backward(ctx: Any, at_spikes: Tensor | None, _: Any, *rest: Tensor | None) -> Any:
         form, count, needs = ctx.form, ctx.count, ctx.needs_input_grad
-        margin, graded, late, x, *kept = ctx.saved_tensors
+        margin, graded, late, *kept = ctx.saved_tensors
         decays, before, at = kept[:count], kept[count:], list(rest[count:])
         at_graded = at_fire = None
         if at_spikes is not None:
@@ -147,15 +146,15 @@ class PlainStep(Function):
         at_states: list[Tensor | None] = []
         at_decays: list[Tensor | None] = []
         for i, (decay, grad) in enumerate(zip(decays, scaled, strict=True)):
-            wanted = grad is not None and (needs[10 + i] or needs[10 + count + i])
+            wanted = grad is not None and (needs[9 + i] or needs[9 + count + i])
             at_states.append(decay * grad if wanted else None)
-            wanted = grad is not None and needs[10 + 2 * count + i]
+            wanted = grad is not None and needs[9 + 2 * count + i]
             at_decays.append((grad * before[i]).sum_to_size(decay.shape) if wanted else None)
-        products = _products(ctx, x, total)
-        links = [None if not needs[10 + count + i] else g for i, g in enumerate(at_states)]
-        at_states = [None if not needs[10 + i] else g for i, g in enumerate(at_states)]
+        at_weights = _settled(form.book, ctx.made, total)
+        links = [None if not needs[9 + count + i] else g for i, g in enumerate(at_states)]
+        at_states = [None if not needs[9 + i] else g for i, g in enumerate(at_states)]
         at_currents = (total if needs[3] else None, total if needs[4] else None)
-        return (None, None, None, *at_currents, at_threshold, at_graded, None, *products,
+        return (None, None, None, *at_currents, at_threshold, at_graded, *at_weights,
                 *at_states, *links, *at_decays)  # fmt: skip
 
 
@@ -221,26 +220,20 @@ class CompiledStep(Function):
     ) -> tuple[Tensor, ...]:  # fmt: skip
         ctx.save_for_backward(*kept[1:])
         ctx.constants, ctx.book, ctx.made = kept.constants, book, made
-        ctx.version = None if made is None else made.x._version
         ctx.set_materialize_grads(False)
         return spk[0], *[_link(spk[0]) for _ in states]
 
     @staticmethod
     @first_order
     def backward(ctx: Any, at_spikes: Any, *at_states: Any) -> Any:
-        needs, made = ctx.needs_input_grad, ctx.made
+        needs = ctx.needs_input_grad
         if at_spikes is None and not any([g is not None for g in at_states]):
             return (None,) * len(needs)
         total, before = Kept(ctx.constants, *ctx.saved_tensors).back(at_spikes, at_states)
-        at_weight = at_bias = None
-        if made is not None:
-            if made.x._version != ctx.version:
-                raise changed_in_place()
-            at_weight, at_bias = settle(ctx.book(), made, total)
         parts = zip(before, needs[8:], strict=True)
         return (
             None, None, None, None, total if needs[4] else None, total if needs[5] else None,
-            at_weight, at_bias, *[g if need else None for g, need in parts],
+            *_settled(ctx.book, ctx.made, total), *[g if need else None for g, need in parts],
         )  # fmt: skip
 
 
@@ -249,14 +242,14 @@ def _link(state: Tensor) -> Tensor:
     return state.new_empty_strided(state.shape, (0,) * state.dim())
 
 
-def _products(
-    ctx: Any, x: Tensor | None, total: Tensor | None
+def _settled(
+    book: Book | None, made: Made | None, total: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients at weight and bias of the layer before, where they are taken now."""
-    weight, bias, seen = ctx.leaves
-    if x is None or total is None:
+    if made is None or total is None:
         return None, None
-    return settle(ctx.book(), Made(x, weight, bias, seen), total)
+    assert book is not None
+    return settle(book(), made, total)
 
 
 def _at_threshold(
