@@ -25,7 +25,7 @@ from snn_dfa._attach.functions import Bridge, Relink, second_time
 from snn_dfa._attach.graph import PORT, Origin, are_sums, origin_of
 from snn_dfa._attach.hooks import watch
 from snn_dfa._attach.steps.products import Current, Made, made_of
-from snn_dfa._attach.steps.record import Before
+from snn_dfa._attach.steps.record import Earlier
 from snn_dfa.errors import AttachError, BackwardError
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ class Entry:
             return relinked
         return original if original.data_ptr() == value.data_ptr() else None
 
-    def before(self, layer: str, value: Tensor) -> Before | None:
+    def before(self, layer: str, value: Tensor) -> Earlier | None:
         """Return what a state that comes back is of, where it is kept without its value."""
         node: Any = value.grad_fn
         if type(node) is not PORT or node.call.layer != layer:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
@@ -34,8 +34,8 @@ Held: TypeAlias = tuple[dict[str, Any], str, Tensor, Tensor]
 class Credit(Protocol):
     """Replaces what autograd does inside a layer."""
 
-    def cuts(self, name: str) -> bool:
-        """Return whether the module runs without a graph, and :meth:`after` makes one."""
+    #: The layers that run without a graph, which :meth:`after` makes.
+    cuts: Container[str]
 
     def before(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Return the arguments that the module is called with."""

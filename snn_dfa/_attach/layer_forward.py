@@ -93,6 +93,8 @@ class LayerForward(Forward):
         core = self.core
         if not core.active:
             return self.plain(*args, **kwargs)
+        if self._is_neuron and not args and _CURRENT in kwargs:
+            args = (kwargs.pop(_CURRENT),)
         if self._until_known and core.layers.outputs:
             self._settle()
         if any([now != tuple(store.values()) for store, now in self._inside]):
@@ -128,22 +130,22 @@ class LayerForward(Forward):
         entry, name, module = self.core.entry, self._name, self.module
         enter, credit = self._enter, self._credit
         held = [(store, key, old, enter(old)) for store, key, old in self._graphs()]
-        current = args[0] if args else kwargs.get(_CURRENT)
-        passage = entry.passage(name, current) if self.core.asks_ways else None
+        asks = args and self.core.asks_ways
+        passage = entry.passage(name, args[0]) if asks else None
         args = map_tensors(enter, args)
         if kwargs:
             kwargs = map_tensors(enter, kwargs)
         for store, key, _, new in held:
             store[key] = new
-        cuts = credit is not None and credit.cuts(name)
+        cuts = credit is not None and name in credit.cuts
         before = self._attributes() if cuts else []
         # A credit that cuts makes spikes of the current; one that traces knows it by identity.
         if cuts and passage is not None:
-            args, kwargs = self._tapped(passage, args, kwargs)
+            args = self._tapped(passage, args)
         if credit is not None:
             args, kwargs = credit.before(name, module, args, kwargs)
         if not cuts and passage is not None:
-            args, kwargs = self._tapped(passage, args, kwargs)
+            args = self._tapped(passage, args)
         result = self._run(args, kwargs, held, cuts)
         states = self._attributes() if cuts else self._graphs()
         if states:
@@ -155,11 +157,9 @@ class LayerForward(Forward):
     def _enter(self, t: Tensor) -> Tensor:
         return self.core.entry.enter(self._name, t) if t.requires_grad else t
 
-    def _tapped(self, passage: Passage, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    def _tapped(self, passage: Passage, args: Any) -> Any:
         """Return the arguments, with the current as :meth:`_tap` gives it."""
-        if args:
-            return (self._tap(passage, args[0]), *args[1:]), kwargs
-        return args, {**kwargs, _CURRENT: self._tap(passage, kwargs[_CURRENT])}
+        return (self._tap(passage, args[0]), *args[1:])
 
     def _tap(self, passage: Passage, current: Tensor) -> Tensor:
         """Return a current whose gradient can be asked for, where each number is one neuron's."""

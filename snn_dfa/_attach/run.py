@@ -66,9 +66,9 @@ class Run:
             arrived = _merged(arrived)
             sent = core.broadcast(arrived)
             self.notes = Notes()
-            way = Way(arrived + sent)
+            others, passed = _through_records(arrived + sent)
             inside = {id(t) for t in (*self._inside, core.trap)}
-            if roots := _roots(way.others):
+            if roots := _roots(others):
                 at = [core.trap if id(t) in inside else t for t in self._at]
                 layers = gradients(roots, [*at, core.trap], keep=twice or bool(self._inside))
                 own = zip(self._at, layers, strict=False)
@@ -81,7 +81,7 @@ class Run:
         finally:
             core.running = None
         if not keep:
-            for call in (*[call for call, _ in reached + sent], *way.passed):
+            for call in (*[call for call, _ in reached + sent], *passed):
                 call.release()
         return total
 
@@ -95,53 +95,46 @@ class Run:
             self._core.running = None
 
 
-class Way:
-    """The way back through steps that are no nodes, from the last one on.
-
-    ``others`` is what arrives at other calls, ``passed`` are the calls that were gone through.
+def _through_records(arrived: Arrivals) -> tuple[Arrivals, list[Call]]:
+    """Go back through steps that are no nodes, from the last one on.
 
     Args:
-        arrived: Calls, and the gradients at their values.
+        arrived: The gradients at all calls.
+
+    Returns:
+        What arrives at other calls, and the calls that were gone through.
 
     Raises:
         BackwardError: if an earlier backward pass has used up a step.
     """
+    others: Arrivals = []
+    passed: list[Call] = []
+    at: dict[int, tuple[Call, list[Tensor | None]]] = {}
+    todo: list[int] = []  # numbers of calls, the last one first
 
-    def __init__(self, arrived: Arrivals) -> None:
-        self.others: Arrivals = []
-        self.passed: list[Call] = []
-        self._at: dict[int, tuple[Call, list[Tensor | None]]] = {}
-        self._todo: list[int] = []  # numbers of calls, the last one first
-        for call, grads in arrived:
-            if call.record is None:
-                self.others.append((call, grads))
-                continue
-            for i, grad in enumerate(grads):
-                if grad is not None:
-                    self._send(call, i, grad)
-        while self._todo:
-            self._pass(*self._at.pop(-heapq.heappop(self._todo)))
-
-    def _send(self, call: Call, index: int, grad: Tensor) -> None:
+    def send(call: Call, index: int, grad: Tensor) -> None:
         if call.released:
             raise second_time()
         if call.record is None:
-            self.others.append((call, (*[None] * index, grad)))
+            others.append((call, (*[None] * index, grad)))
             return
-        if call.number not in self._at:
-            self._at[call.number] = call, [None] * len(call.values)
-            heapq.heappush(self._todo, -call.number)
-        grads = self._at[call.number][1]
-        grads[index] = added(grads[index], grad)
+        if call.number not in at:
+            at[call.number] = call, [None] * len(call.values)
+            heapq.heappush(todo, -call.number)
+        known = at[call.number][1]
+        known[index] = added(known[index], grad)
 
-    def _pass(self, call: Call, grads: Sequence[Tensor | None]) -> None:
-        record = call.record
-        assert record is not None
-        self.passed.append(call)
-        at_spikes, *at_states = grads
-        for before, grad in zip(record.before, record.back(at_spikes, at_states), strict=True):
-            if before is not None and grad is not None:
-                self._send(*before, grad)
+    for call, grads in arrived:
+        for index, grad in enumerate(grads):
+            if grad is not None:
+                send(call, index, grad)
+    while todo:
+        call, (at_spikes, *at_states) = at.pop(-heapq.heappop(todo))
+        passed.append(call)
+        assert call.record is not None
+        for (earlier, index), sent in call.record.back(at_spikes, at_states):
+            send(earlier, index, sent)
+    return others, passed
 
 
 def _merged(arrivals: Arrivals) -> Arrivals:

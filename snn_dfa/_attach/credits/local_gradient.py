@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -59,22 +59,15 @@ class LocalGradient:
         derivative: Callable[[Tensor], Tensor] | None,
     ) -> None:
         self._slopes = _slopes(modules, outputs, derivative)
+        self.cuts: Container[str] = self._slopes  # a plain readout keeps its own graph
         self._current: Tensor | None = None
         # What each layer's module left last: a neuron may hold its membrane by a weak reference.
         self._kept: dict[str, list[Tensor]] = {}
 
-    def cuts(self, name: str) -> bool:
-        """Return whether the layer has a slope; a plain readout keeps its own graph."""
-        return name in self._slopes
-
     def before(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Note the current."""
-        if name not in self._slopes:
-            return args, kwargs
-        if not args and "input_" in kwargs:  # snnTorch's name for the current
-            kwargs = dict(kwargs)
-            args = (kwargs.pop("input_"),)
-        self._current = args[0]
+        if name in self._slopes:
+            self._current = args[0]
         return args, kwargs
 
     def after(self, name: str, module: nn.Module, values: list[Tensor]) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,14 +22,12 @@ class OutputCurrents:
     steps and of all that the loss reads of it. It is what the last weights learn from.
     """
 
+    cuts: Container[str] = ()  # the neuron keeps its graph
+
     def __init__(self, layers: Layers) -> None:
         self._layers = layers
         self._now: dict[str, Tensor] = {}
         self._currents = WeakTensorKeyDictionary()
-
-    def cuts(self, name: str) -> bool:
-        """Return that the neuron keeps its graph."""
-        return False
 
     def before(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Note the current; see that it has a gradient where the weights before it are frozen."""

@@ -255,9 +255,6 @@ class Traces(TraceBase):
     def before(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Cut a neuron's states and carry its trace on; note a readout's input."""
         if name in self._neurons:
-            if not args and "input_" in kwargs:  # snnTorch's name for the current
-                kwargs = dict(kwargs)
-                args = (kwargs.pop("input_"),)
             changed: tuple[Any, Any] = self._before_neuron(name, module, args, kwargs)
             return changed
         if isinstance(module, SYNAPSES):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ class TraceBase:
         core: The attachment.
     """
 
+    cuts: Container[str] = ()  # layers run with their graph, which ends at their states
+
     def __init__(self, net: nn.Module, core: Core) -> None:
         self._core = core
         # Also one behind a plain readout: its past is cut like that of the others.
@@ -51,10 +53,6 @@ class TraceBase:
     def _place(self, module: nn.Module, before: Before, after: After) -> None:
         """Put functions around what a module computes."""
         self._handles.append(Around(module, self._core, before, after))
-
-    def cuts(self, name: str) -> bool:
-        """Return that layers run with their graph, which ends at their states."""
-        return False
 
     @property
     def _idle(self) -> bool:

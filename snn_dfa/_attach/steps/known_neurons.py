@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from snn_dfa._attach.steps.products import Book
-from snn_dfa._attach.steps.record import Before
+from snn_dfa._attach.steps.record import Earlier
 from snn_dfa._attach.steps.step import Inputs, Kind, Step, are_alike
 from snn_dfa._attach.steps.step_node import Form, LeakyFormula, SynapticFormula
 from snn_dfa.neurons import RefractoryLeaky
@@ -162,7 +162,7 @@ class DeltaStep(Step):
         form = Form(None, "none", surrogate, current.dtype, book)
         # The last membrane is handed out again, and its gradient comes in by a link of its own.
         states = [mem.detach(), mem]
-        before: list[Before | None] = [None, None]
+        before: list[Earlier | None] = [None, None]
         return Inputs(form, current, None, states, before, [beta], beta, beta, constants, None)
 
     def _change(self, current: Tensor, surrogate: Surrogate, beta: Any) -> Change | None:

@@ -16,10 +16,10 @@ from torch import Tensor
 from snn_dfa._attach.steps.products import Book, Made, changed_in_place, settle
 from snn_dfa._attach.steps.step_node import CompiledStep, Kept
 
-__all__ = ["Before", "Record"]
+__all__ = ["Earlier", "Record"]
 
 #: A state that comes in again: the call of the layer that it is of, and which of its values it is.
-Before: TypeAlias = tuple[Any, int]
+Earlier: TypeAlias = tuple[Any, int]
 
 
 class Record:
@@ -40,7 +40,7 @@ class Record:
         spk: Tensor,
         kept: Kept,
         made: Made | None,
-        before: Sequence[Before | None],
+        before: Sequence[Earlier | None],
         book: Book,
     ) -> None:
         self.spk, self.kept, self.made, self.before, self.book = spk, kept, made, before, book
@@ -48,17 +48,18 @@ class Record:
 
     def back(
         self, at_spikes: Tensor | None, at_states: Sequence[Tensor | None]
-    ) -> Sequence[Tensor | None]:
-        """Note the error at the current; return the gradients at the last states.
+    ) -> list[tuple[Earlier, Tensor]]:
+        """Note the error at the current; return the gradients at the last states that learn.
 
         Raises:
             BackwardError: if what the step has read was changed in place.
         """
         self._see_unchanged()
-        total, before = self.kept.back(at_spikes, at_states)
+        total, last = self.kept.back(at_spikes, at_states)
         if self.made is not None:
             settle(self.book(), self.made, total)
-        return before
+        pairs = zip(self.before, last, strict=True)
+        return [(each, g) for each, g in pairs if each is not None and g is not None]
 
     def node(self) -> tuple[Tensor, ...]:
         """Return spikes and links of the states with a graph."""

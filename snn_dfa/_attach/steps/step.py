@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from snn_dfa._attach.steps.products import Book, Made
-from snn_dfa._attach.steps.record import Before, Record
+from snn_dfa._attach.steps.record import Earlier, Record
 from snn_dfa._attach.steps.step_node import (
     CompiledStep,
     Form,
@@ -38,7 +38,7 @@ class Inputs:
     current: Tensor
     recurrent: Tensor | None  # the current from the neuron's own spikes
     states: list[Tensor]
-    before: list[Before | None]  # of states without a graph what they are of
+    before: list[Earlier | None]  # of states without a graph what they are of
     decays: list[Tensor]
     threshold: Tensor
     graded: Tensor
@@ -132,7 +132,7 @@ class Step:
         if constants is None and alone:  # a kernel alone knows the step
             return None
         spk = states.pop(0) if kind.recurrent else None
-        before: list[Before | None] = [None] * len(states)
+        before: list[Earlier | None] = [None] * len(states)
         counter = self._counter(current, states[-1])
         return Inputs(
             form, current, spk, states, before, decays, threshold, graded, constants, counter
