@@ -68,33 +68,26 @@ def assemble(
     sweep(net)
     closed = {name: _is_closed(module) for name, module in modules.items()}
     local = LocalGradient(modules, layers.outputs, derivative) if credit == "current" else None
-    core = Core(layers, RULES[rule], feedback, paths, parameters_of(net)())
-    core.aligned = bool(weights)
-    structure = Structure(net, layers, modules)
-    core.see_that_it_is_whole = structure.check
-    core.hooked = structure.hooked
-    core.layouts = [m.layout for m in net.modules() if isinstance(m, TimeAsBatch)]
+    currents = OutputCurrents(layers) if at_current else None
+    core = Core(
+        layers, RULES[rule], feedback, paths, Structure(net, layers, modules),
+        parameters_of(net)(), aligned=bool(weights), traced=credit == "trace", errors_of=currents,
+        layouts=[m.layout for m in net.modules() if isinstance(m, TimeAsBatch)],
+    )  # fmt: skip
     parts: list[Part] = []
     inside: Credit | None = local
     if weights:
         parts.append(Alignment(dict(weights), core, whole=bool(added_parameters(net))))
     elif credit == "trace":
-        traces = traces_of(net, modules, core)
-        inside, core.knows_currents = traces, True
+        inside = traces = traces_of(net, modules, core)
         parts.append(traces)
-    if at_current:
-        core.errors_of = currents = OutputCurrents(layers)
     states = States()
     for name, module in modules.items():
-        credit_of = inside
         of_output = at_current and name in layers.neurons and layers.may_be_output(name)
-        if of_output:
-            credit_of = currents
-        unsettled = of_output and not layers.outputs
         parts.append(
             LayerForward(
-                name, module, core, closed=closed[name], credit=credit_of, states=states,
-                until_known=unsettled,
+                name, module, core, closed=closed[name], credit=currents if of_output else inside,
+                states=states, until_known=of_output and not layers.outputs,
             )
         )  # fmt: skip
     parts.append(NetworkForward(net, core, states, weights))

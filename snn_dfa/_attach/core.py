@@ -26,7 +26,7 @@ from snn_dfa._attach.calls import Arrivals, Call, Pass
 from snn_dfa._attach.collector import Collector
 from snn_dfa._attach.entry import Entry
 from snn_dfa._attach.functions import Port, gradients
-from snn_dfa._attach.layers import Layers
+from snn_dfa._attach.layers import Layers, Structure
 from snn_dfa._attach.run import Run
 from snn_dfa._attach.steps.products import Notes
 from snn_dfa._attach.steps.record import Record
@@ -51,7 +51,13 @@ class Core:
         rule: What is broadcast, ``None`` for nothing.
         feedback: The feedback.
         paths: Finds which weights lie between layers.
+        structure: The network's modules, as they were.
         parameters: Those of the network, as they are now.
+        aligned: Whether errors go from layer to layer, and nothing is cut.
+        traced: Whether a credit looks currents up as the program made them.
+        errors_of: Takes the errors of outputs where they are to be taken; ``None`` for their
+            spikes.
+        layouts: Of the forms in the network that run time as samples.
     """
 
     def __init__(
@@ -60,20 +66,19 @@ class Core:
         rule: Rule | None,
         feedback: FeedbackWeights,
         paths: Paths,
+        structure: Structure,
         parameters: Sequence[Tensor],
+        *,
+        aligned: bool,
+        traced: bool,
+        errors_of: Callable[[Arrivals], Arrivals] | None,
+        layouts: Sequence[Layout],
     ) -> None:
         self.layers, self._rule, self.feedback, self.paths = layers, rule, feedback, paths
+        self._structure, self._layouts = structure, layouts
+        self.aligned, self.traced, self.errors_of = aligned, traced, errors_of
         self.active = True
-        #: Takes the errors of outputs where they are to be taken.
-        self.errors_of: Callable[[Arrivals], Arrivals] | None = None
-        #: Raises an error if the network has other layers now than when it was attached to.
-        self.see_that_it_is_whole: Callable[[], None] = lambda: None
-        #: Raises an error if a hidden layer has a hook that the projected error would go past.
-        self.hooked: Callable[[], Sequence[str]] = lambda: ()
-        self.aligned = False  # errors go from layer to layer, and nothing is cut
-        self.knows_currents = False  # a credit looks currents up as the program made them
         self.targets: Tensor | None = None
-        self.layouts: list[Layout] = []  # of the forms in the network that run time as samples
         self.running: Run | None = None
         self.asks = False  # the layers' own graphs are asked for gates, and no gradient is made
         self.now, self._numbers = Pass(), itertools.count()
@@ -103,7 +108,7 @@ class Core:
     @property
     def asks_ways(self) -> bool:
         """Whether the feedback has ways of samples."""
-        return self.feedback.by_sample and self._rule is not None and not self.aligned
+        return self.feedback.by_sample and self._rule is not None
 
     @property
     def takes_ways(self) -> bool:
@@ -186,8 +191,8 @@ class Core:
         call = Call(layer, values, spikes, returned, entry.learning, linked, self.collector, number)
         call.targets, call.entered, call.links = self.targets, entry.entered, bool(shown)
         call.passage, call.sources, call.record = passage, entry.read, record
-        if self.layouts:
-            call.steps = next((each.steps for each in self.layouts if each.running), None)
+        if self._layouts:
+            call.steps = next((each.steps for each in self._layouts if each.running), None)
         try:
             self.now.note(call, self.layers, whole=self.within)
         except OutOfStepError:  # the call is none that can be: a new pass begins
@@ -250,9 +255,9 @@ class Core:
         try:
             self.now.end(self.layers, whole=True)
         except OutOfStepError:
-            self.see_that_it_is_whole()  # a layer that is gone says more
+            self._structure.check()  # a layer that is gone says more
             raise
-        if torch.is_grad_enabled() and self._rule is not None and not self.aligned:
+        if torch.is_grad_enabled() and self._rule is not None:
             first = [c[0] for n, c in self.now.calls.items() if n in self.layers.outputs]
             shapes = [
                 (call.shape, *(c.shape for c in call.below.values() if c.learns)) for call in first
@@ -322,13 +327,13 @@ class Core:
             FeedbackError: if a matrix does not fit.
         """
         self._settle(arrived)
-        self.see_that_it_is_whole()
+        self._structure.check()
         if self.paths.tracing:
             self._look_at_heads()
             self.paths.tracing = False
         if self._rule is None:
             return []
-        if hooked := self.hooked():  # seldom; then the calls are gone through
+        if hooked := self._structure.hooked():  # seldom; then the calls are gone through
             _see_that_none_hears(hooked, arrived)
         self._refuse_second_output(arrived)
         steady = self.feedback.by_sample and is_steady(

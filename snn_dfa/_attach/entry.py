@@ -125,7 +125,7 @@ class Entry:
             of = node.call.layer
             if of not in (layer, None):
                 self.note_read(node.call)
-            elif not self._core.knows_currents:  # a trace has no past
+            elif not self._core.traced:  # a trace has no past
                 self._go_on(node.call)
                 if node.call.is_lost(self._core.collector):
                     return self._stale(value)
@@ -163,7 +163,7 @@ class Entry:
         core = self._core
         if core.paths.tracing:
             core.paths.note(layer, value, self.mine, by_sample=core.takes_ways)
-        if core.knows_currents:
+        if core.traced:
             return None
         found = made_of(value, layer, self.mine, core.collector.known)
         if found is None:
