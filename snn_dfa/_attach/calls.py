@@ -72,6 +72,10 @@ class Call:
         self.record: Record | None = None  # of a step that is no node of the graph
         self.released = False
 
+    def arrive(self, grads: Sequence[Tensor | None]) -> None:
+        """Take the gradients that the user's backward pass has at the values."""
+        self.collector.arrive(self, grads)
+
     @property
     def hears(self) -> bool:
         """Whether an error at the spikes reaches anything: they have a graph, or had one."""

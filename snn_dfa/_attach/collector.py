@@ -9,8 +9,8 @@ that no product with a transposed weight is computed.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import torch
@@ -19,9 +19,7 @@ from torch.autograd import Variable
 
 from snn_dfa._attach.calls import Arrivals, Call
 from snn_dfa._attach.functions import (
-    Deliver,
-    Entrance,
-    Gather,
+    Token,
     accumulate,
     second_time,
     will_pass,
@@ -51,9 +49,11 @@ class Collector:
         self.stand_ins = {id(p): p.detach().requires_grad_() for p in parameters if not p.is_leaf}
         self._leaves = [self.stand_ins.get(id(p), p) for p in parameters]
         self.known = {id(leaf) for leaf in self._leaves}
-        me = self.me = weakref.ref(self)  # the graph holds the collector by its ports alone
-        self.deliver: Tensor = Deliver.apply(me, core.leaf, *parameters)
-        self.gather: Tensor = Gather.apply(me, core.leaf)
+        self.me = weakref.ref(self)  # the graph holds the collector by its ports alone
+        # Ports of an output lead to `deliver`, and all ports to `gather`. Of the nodes that are
+        # ready autograd runs the one that was made last: so `gather` is run before `deliver`.
+        self.deliver: Tensor = Token.apply(_if_alive(self._deliver), core.leaf, *parameters)
+        self.gather: Tensor = Token.apply(_if_alive(self.finish), core.leaf)
         # Whether a part of the graph is passed by itself, and then with the rest.
         self.bridged = bool(self.stand_ins)
         self._task, self._partial, self._alone = -1, False, False
@@ -79,9 +79,13 @@ class Collector:
         self._replays.append((value, grad))
 
     def entrance(self, value: Tensor) -> Tensor:
-        """Return the token of a leaf, or a view of one, that came into the network."""
-        leaf = value if value.is_leaf else value._base
-        token: Tensor = Entrance.apply(self.me, value, leaf)
+        """Return the token of a leaf, or a view of one, that came into the network.
+
+        By it autograd finds a way to the leaf. No gradient passes: it is accumulated at the leaf.
+        """
+        leaf: Any = value if value.is_leaf else value._base
+        see = _if_alive(self._see_entrance, weakref.ref(leaf))
+        token: Tensor = Token.apply(see, value, leaf)
         return token
 
     # -- what autograd calls -----------------------------------------------------------------------
@@ -262,9 +266,9 @@ class Collector:
             if not self._has_to_wait():
                 self._settle()
 
-    def hand_out(self) -> Sequence[Tensor | None]:
-        """Return the parameters' gradients to autograd, once."""
-        nothing = (None,) * len(self.parameters)
+    def _deliver(self) -> Sequence[Tensor | None]:
+        """Return the gradients of what `deliver` leads to, once: of the parameters."""
+        nothing = (None,) * (1 + len(self.parameters))
         if self.core.running is not None or self._reader() is not None:
             return nothing
         if self._waits:
@@ -280,13 +284,14 @@ class Collector:
             finally:
                 self._partial = False
         results, self._results = self._results, ()
-        results = results or nothing
-        self._silence([p for p, g in zip(self.parameters, results, strict=True) if g is None])
+        results = (None, *results) if results else nothing
+        self._silence([p for p, g in zip(self.parameters, results[1:], strict=True) if g is None])
         return results
 
-    def pass_entrance(self, leaf: Tensor) -> None:
+    def _see_entrance(self, entrance: weakref.ref[Tensor]) -> None:
         """See that a leaf from outside gets its gradient when all has arrived, and none here."""
-        if self.core.running is None:
+        leaf = entrance()
+        if leaf is not None and self.core.running is None:
             if not will_pass(self.gather.grad_fn):
                 raise _not_passed()
             self._silence([leaf])
@@ -309,6 +314,17 @@ class Collector:
         while self.core.silenced:
             hooks, were = self.core.silenced.pop()
             hooks.update(were)
+
+
+def _if_alive(method: Callable[..., Any], *args: Any) -> Callable[[], Any]:
+    """Return a call of a method that does not keep the method's object alive."""
+    kept = weakref.WeakMethod(method)
+
+    def run() -> Any:
+        found = kept()
+        return None if found is None else found(*args)
+
+    return run
 
 
 def _not_passed() -> BackwardError:

@@ -224,7 +224,7 @@ class Core:
             return ()
         tokens = [self.collector.gather, *self.entry.entrances.values()]
         tokens += [self.collector.deliver] * call.linked
-        ports: tuple[Tensor, ...] = Port.apply(call.collector, call, values, *tokens)
+        ports: tuple[Tensor, ...] = Port.apply(call, values, *tokens)
         return ports
 
     # -- one forward pass --------------------------------------------------------------------------

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,13 +16,11 @@ __all__ = [
     "AtCurrent",
     "Bridge",
     "CurrentCredit",
-    "Deliver",
     "Detour",
     "Emit",
-    "Entrance",
-    "Gather",
     "Port",
     "Relink",
+    "Token",
     "Traced",
     "added",
     "first_order",
@@ -88,42 +85,22 @@ def _no_second_order() -> DFAError:
 # -- where layers begin and end --------------------------------------------------------------------
 
 
-class Receiver(Protocol):
-    """Receives what comes back to one call of a layer."""
-
-    def arrive(self, call: Any, grads: Sequence[Tensor | None]) -> None:
-        """Take the gradients at the values that the call returned."""
-
-    def finish(self) -> None:
-        """Turn all that has arrived in this backward pass into gradients of the parameters."""
-
-    def hand_out(self) -> tuple[Tensor | None, ...]:
-        """Return the gradients of the parameters, in order."""
-
-    def pass_entrance(self, leaf: Tensor) -> None:
-        """See that a leaf from outside gets its gradient elsewhere."""
-
-
 class Port(Function):
     """The values that a call returned, in a graph that ends here.
 
-    ``Port.apply(receiver, call, values, *tokens)`` returns the values. They share storage and
-    version counter with the originals, so that in-place changes act on both. Backward: the
-    gradients go to ``receiver.arrive`` and no further.
+    ``Port.apply(call, values, *tokens)`` returns the values. They share storage and version counter
+    with the originals, so that in-place changes act on both. Backward: the gradients go to
+    ``call.arrive`` and no further.
 
     Args:
-        receiver: The receiver.
-        call: The call, handed to ``arrive`` as it is.
+        call: The call.
         values: The tensors that the call returned.
-        tokens: Results of :class:`Gather` and, where the loss may reach the network here, of
-            :class:`Deliver`, which autograd runs after all ports, and of :class:`Entrance`.
+        tokens: Results of :class:`Token`, which autograd runs after all ports that lead to them.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, receiver: Receiver, call: Any, values: Sequence[Tensor], *tokens: Tensor
-    ) -> tuple[Tensor, ...]:
-        ctx.receiver, ctx.call, ctx.tokens = receiver, call, len(tokens)
+    def forward(ctx: Any, call: Any, values: Sequence[Tensor], *tokens: Tensor) -> Any:
+        ctx.call, ctx.tokens = call, len(tokens)
         ctx.set_materialize_grads(False)
         return tuple([value.detach() for value in values])
 
@@ -131,69 +108,28 @@ class Port(Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
         if torch.is_grad_enabled():
             raise _no_second_order()
-        ctx.receiver.arrive(ctx.call, grads)
-        return (None,) * (3 + ctx.tokens)
+        ctx.call.arrive(grads)
+        return (None,) * (2 + ctx.tokens)
 
 
-class Gather(Function):
-    """A token that all ports have; backward: every port that the pass reaches has been run."""
+class Token(Function):
+    """A number that ports lead to, and that leads to some tensors.
 
-    @staticmethod
-    def forward(ctx: Any, receiver: Callable[[], Receiver | None], leaf: Tensor) -> Tensor:
-        ctx.receiver = receiver
-        ctx.set_materialize_grads(False)
-        return leaf.detach().clone()
-
-    @staticmethod
-    def backward(ctx: Any, _: Tensor | None) -> tuple[None, None]:
-        receiver = ctx.receiver()
-        if receiver is not None:
-            receiver.finish()
-        return None, None
-
-
-class Deliver(Function):
-    """A token that ports of an output have; backward: hands the parameters their gradients.
-
-    It is made before :class:`Gather`'s token, so that autograd runs it after: of the nodes that
-    are ready it takes the one that was made last.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, receiver: Callable[[], Receiver | None], leaf: Tensor, *parameters: Tensor) -> Tensor:  # fmt: skip  # noqa: E501
-        ctx.receiver, ctx.count = receiver, len(parameters)
-        ctx.set_materialize_grads(False)
-        return leaf.detach().clone()
-
-    @staticmethod
-    def backward(ctx: Any, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        receiver = ctx.receiver()
-        grads = (None,) * ctx.count if receiver is None else receiver.hand_out()
-        return None, None, *grads
-
-
-class Entrance(Function):
-    """A token of a leaf that came into the network, so that autograd finds a way to the leaf.
-
-    ``Entrance.apply(receiver, value, leaf)``: the value is the leaf or a view of it. No gradient
-    passes: the receiver accumulates the leaf's. Backward tells the receiver, which raises an error
-    where gradients are asked for at some tensors and would be missing here.
+    ``Token.apply(run, *tensors)``; backward: ``run()``, which returns the gradients of the tensors,
+    or ``None`` for none of them.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, receiver: Callable[[], Receiver | None], value: Tensor, leaf: Tensor
+        ctx: Any, run: Callable[[], Sequence[Tensor | None] | None], *tensors: Tensor
     ) -> Tensor:
-        ctx.receiver, ctx.leaf = receiver, weakref.ref(leaf)
+        ctx.run, ctx.count = run, len(tensors)
         ctx.set_materialize_grads(False)
-        return torch.zeros((), device=value.device)
+        return torch.zeros((), dtype=torch.float32, device=tensors[0].device)
 
     @staticmethod
-    def backward(ctx: Any, _: Tensor | None) -> tuple[None, None, None]:
-        receiver, leaf = ctx.receiver(), ctx.leaf()
-        if receiver is not None and leaf is not None:
-            receiver.pass_entrance(leaf)
-        return None, None, None
+    def backward(ctx: Any, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        return None, *(ctx.run() or (None,) * ctx.count)
 
 
 class Emit(Function):
