@@ -9,14 +9,12 @@ import snntorch as snn
 import torch
 from torch import Tensor
 
-from snn_dfa._attach.steps.products import Book
-from snn_dfa._attach.steps.record import Earlier
-from snn_dfa._attach.steps.step import Inputs, Kind, Step, are_alike
+from snn_dfa._attach.steps.step import Kind, Step
 from snn_dfa._attach.steps.step_node import Form, LeakyFormula, SynapticFormula
 from snn_dfa.neurons import RefractoryLeaky
 from snn_dfa.sequence.change_step import Change
-from snn_dfa.sequence.one_step import Constants, suits
-from snn_dfa.surrogate import Surrogate, inline_form
+from snn_dfa.sequence.one_step import Constants
+from snn_dfa.surrogate import inline_form
 
 __all__ = ["known_class", "step_of"]
 
@@ -137,46 +135,34 @@ class AlphaStep(Step):
 class DeltaStep(Step):
     """The same for ``DeltaLeaky``, by kernels alone: of the last membrane, which it keeps, too."""
 
-    def inputs(self, args: Sequence[Any], book: Book | None = None) -> Inputs | None:
-        neuron, own, buffers = self._neuron, vars(self._neuron), self._neuron._buffers
-        if not args or "mem" not in buffers or "mem_prev" not in own:
+    def _states(self, args: Sequence[Any]) -> list[Any] | None:
+        """Return the last membrane twice: it is handed out again, by a link of its own."""
+        neuron = self._neuron
+        if not args or "mem" not in neuron._buffers or "mem_prev" not in vars(neuron):
             return None
         current, *given = args
-        if neuron.init_hidden and not given:
-            mem = buffers["mem"]
-        elif not neuron.init_hidden and len(given) == 1 and type(given[0]) is tuple:
-            if len(given[0]) != 2:
+        mem = neuron._buffers["mem"]
+        if not neuron.init_hidden:
+            if len(given) != 1 or type(given[0]) is not tuple or len(given[0]) != 2:
                 return None
             mem = given[0][0]
-        else:
+        elif given:
             return None
-        surrogate, beta = self._surrogate(), self._constant("beta")
-        if surrogate is None or type(current) is not Tensor:
-            return None
-        mem = torch.zeros_like(current) if mem is None else mem
-        if type(mem) is not Tensor or mem.shape != current.shape:
-            return None
-        constants = self._change(current, surrogate, beta)
-        if constants is None or not are_alike(current, [mem, beta]):
-            return None
-        form = Form(None, "none", surrogate, current.dtype, book)
-        # The last membrane is handed out again, and its gradient comes in by a link of its own.
-        states = [mem.detach(), mem]
-        before: list[Earlier | None] = [None, None]
-        return Inputs(form, current, None, states, before, [beta], beta, beta, constants, None)
+        if mem is None and type(current) is Tensor:
+            mem = torch.zeros_like(current)
+        known = type(mem) is Tensor and mem.shape == current.shape
+        return [mem.detach(), mem] if known else None
 
-    def _change(self, current: Tensor, surrogate: Surrogate, beta: Any) -> Change | None:
-        """Return the numbers for the kernel; ``None`` where it cannot compute the step."""
-        neuron, slope = self._neuron, inline_form(surrogate)
-        single = current.dtype == torch.float32 or surrogate is neuron.spike_grad
-        transformed = torch._C._are_functorch_transforms_active()
-        if not (slope[0] and single and suits(current)) or transformed:
+    def _reset(self) -> str | None:
+        return "none"
+
+    def _constants(  # type: ignore[override]
+        self, form: Form, decays: Sequence[Tensor], threshold: Tensor, graded: Tensor
+    ) -> Change | None:
+        (beta,), slope, height = decays, inline_form(form.surrogate), self._neuron.delta_threshold
+        if not slope[0] or beta.dim() or beta.requires_grad or type(height) not in (int, float):
             return None
-        if type(beta) is not Tensor or beta.dim() or beta.requires_grad:
-            return None
-        if type(neuron.delta_threshold) not in (int, float):
-            return None
-        return Change(beta.item(), neuron.delta_threshold, slope)
+        return Change(beta.item(), height, slope)
 
     @property
     def hides_states(self) -> bool:

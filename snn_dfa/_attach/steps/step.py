@@ -102,17 +102,11 @@ class Step:
             ``None`` where only ``forward`` knows what to do: other surrogates, membranes that are
             quantised or inhibited, mixed dtypes.
         """
-        neuron, kind, names = self._neuron, self._kind, self._names
-        if len(args) == 1:
-            current, buffers = args[0], neuron._buffers
-            states = [buffers.get(name) for name in names]
-        elif len(args) == 1 + len(names) and not neuron.init_hidden:
-            current, *states = args
-        else:
+        neuron, kind = self._neuron, self._kind
+        surrogate, reset, states = self._surrogate(), self._reset(), self._states(args)
+        if surrogate is None or reset is None or states is None or type(args[0]) is not Tensor:
             return None
-        surrogate, reset = self._surrogate(), self._reset()
-        if surrogate is None or reset is None or type(current) is not Tensor:
-            return None
+        current = args[0]
         for i, state in enumerate(states):
             if type(state) is not Tensor:
                 return None
@@ -137,6 +131,13 @@ class Step:
         return Inputs(
             form, current, spk, states, before, decays, threshold, graded, constants, counter
         )
+
+    def _states(self, args: Sequence[Any]) -> list[Any] | None:
+        """Return the states that come in, ``None`` where the call is none that is known."""
+        neuron, names = self._neuron, self._names
+        if len(args) == 1:
+            return [neuron._buffers.get(name) for name in names]
+        return [*args[1:]] if len(args) == 1 + len(names) and not neuron.init_hidden else None
 
     def _constants(
         self, form: Form, decays: Sequence[Tensor], threshold: Tensor, graded: Tensor
