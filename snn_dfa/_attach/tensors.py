@@ -21,11 +21,13 @@ def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
     copied. An object is one with attributes, such as a dataclass or a graph's data.
     """
     kind = type(value)
-    if kind is Tensor or isinstance(value, Tensor):
+    if isinstance(value, Tensor):
         return change(value)
-    if kind is tuple or kind is list:
+    if isinstance(value, (tuple, list)):
         changed = [change(v) if type(v) is Tensor else map_tensors(change, v) for v in value]
-        return value if _same(changed, value) else kind(changed)
+        if _same(changed, value):
+            return value
+        return kind(*changed) if hasattr(value, "_fields") else kind(changed)
     if kind in _PLAIN or isinstance(value, _PLAIN):
         return value
     if isinstance(value, dict):
@@ -35,11 +37,6 @@ def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
         twin = copy.copy(value)
         twin.update(items)
         return twin
-    if isinstance(value, (tuple, list)):
-        changed = [map_tensors(change, v) for v in value]
-        if _same(changed, value):
-            return value
-        return kind(*changed) if hasattr(value, "_fields") else kind(changed)
     return _map_object(change, value)
 
 

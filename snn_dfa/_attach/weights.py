@@ -290,21 +290,20 @@ def gradient_to_mirror(
     return gradient_at_weight(module, x, error) / (rows + inputs)
 
 
-def own_step(x: Inflow, name: str, module: Any, shape: tuple[int, ...] | None = None) -> Inflow:
+def own_step(x: Inflow, name: str, module: Any, shape: tuple[int, ...]) -> Inflow:
     """Return an inflow through the factor of a layer, as the layer's module would send it.
 
     Args:
         x: The inflow.
         name: Of the layer.
         module: The module.
-        shape: Of what comes in; ``None`` if it has the dimensions that the module takes.
+        shape: Of what comes in.
     """
     if isinstance(module, nn.Linear):
         return stand_in.weigh(x, name)
     dims = len(module.kernel_size) + 1  # a weight that is computed would change by being read
 
     def convolved(value: Tensor, v: Tensor) -> Tensor:
-        value = value if shape is None else value.reshape(-1, *shape[-dims:])
-        return answer(module, value, v)
+        return answer(module, value.reshape(-1, *shape[-dims:]), v)
 
     return x.through(name, convolved)

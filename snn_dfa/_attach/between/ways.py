@@ -92,11 +92,7 @@ def ways_of(
     """
     means = {}
     for layer, grads in gates.items():
-        steps = [g.reshape(-1, batch, *g.shape[dims:]) for g in grads]
-        total = _sum(steps[0])
-        for step in steps[1:]:
-            total += _sum(step)
-        means[layer] = total.div_(sum(map(len, steps)))
+        means[layer] = _mean([g.reshape(-1, batch, *g.shape[dims:]) for g in grads])
     local: dict[str, Way] = {}
     for layer, each in passages.items():
         known = [(p.local, rows) for p, rows in each if p.signature == signatures.get(layer)]
@@ -105,11 +101,6 @@ def ways_of(
             found = _of_steps(kept, all_rows, batch)
             local |= {} if found is None else {f"{layer} {i}": found}
     return Ways(means, local)
-
-
-def _sum(steps: Tensor) -> Tensor:
-    """Return a sum over the first dimension, as each part lies in memory: so it is fastest."""
-    return torch.sum(steps, 0, out=torch.empty_like(steps[0]))
 
 
 def _of_steps(kept: Sequence[Any], rows: Sequence[int], batch: int) -> Way | None:
@@ -122,7 +113,7 @@ def _of_steps(kept: Sequence[Any], rows: Sequence[int], batch: int) -> Way | Non
         return Backward(batch, calls)
     if isinstance(kept[0], Kept):
         every = zip(*(each.tensors for each in kept), strict=True)
-        return Derivative(kept[0].back, tuple(_mean(each, rows, batch) for each in every))
+        return Derivative(kept[0].back, tuple(_of_samples(each, rows, batch) for each in every))
     shape = kept[0].shape
     if any(each.at.dim() < len(shape) or len(each.at) % batch for each in kept):
         return None
@@ -132,16 +123,21 @@ def _of_steps(kept: Sequence[Any], rows: Sequence[int], batch: int) -> Way | Non
     return Taken(shape[1:], steps)
 
 
-def _mean(calls: Sequence[Tensor], rows: Sequence[int], batch: int) -> Tensor:
-    """Return the mean over steps, [batch, ...]."""
+def _of_samples(calls: Sequence[Tensor], rows: Sequence[int], batch: int) -> Tensor:
+    """Return the mean over the steps of calls, [batch, ...]."""
     found = (by_rows(t, n) for t, n in zip(calls, rows, strict=True))
     steps = [t.reshape(-1, batch, *t.shape[1:]) for t in found]
-    if len(steps) == 1 and len(steps[0]) == 1:
-        return steps[0][0]
-    total = _sum(steps[0])
-    for step in steps[1:]:
-        total += _sum(step)
-    return total.div_(sum(map(len, steps)))
+    return steps[0][0] if len(steps) == len(steps[0]) == 1 else _mean(steps)
+
+
+def _mean(calls: Sequence[Tensor]) -> Tensor:
+    """Return the mean over the steps of calls, which are their first dimension."""
+    # Summed as each part lies in memory: so it is fastest.
+    sums = (torch.sum(each, 0, out=torch.empty_like(each[0])) for each in calls)
+    total = next(sums)
+    for part in sums:
+        total += part
+    return total.div_(sum(map(len, calls)))
 
 
 def by_rows(x: Tensor, rows: int) -> Tensor:
