@@ -196,6 +196,14 @@ class Relink(Function):
         return None, grad, None
 
 
+def _joined(roots: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return one root over many values that have gradients."""
+    values, grads = zip(*roots, strict=True)
+    with torch.enable_grad():
+        root: Tensor = Emit.apply(grads, *values)
+    return root
+
+
 def _explained(error: RuntimeError) -> RuntimeError:
     used_up = "graph a second time" in str(error) or "already been freed" in str(error)
     return second_time() if used_up else error
@@ -216,15 +224,12 @@ def gradients(
     Raises:
         BackwardError: if a part of the graph has been used up.
     """
-    values, grads = zip(*roots, strict=True)
     every = [t._backward_hooks for t in at if isinstance(t, Tensor)]
     hooked = [(hooks, dict(hooks)) for hooks in every if hooks]
     for hooks, _ in hooked:
         hooks.clear()
     try:
-        with torch.enable_grad():
-            root = Emit.apply(grads, *values)
-        return torch.autograd.grad(root, at, retain_graph=keep, allow_unused=True)
+        return torch.autograd.grad(_joined(roots), at, retain_graph=keep, allow_unused=True)
     except RuntimeError as error:
         explained = _explained(error)
         if explained is error:
@@ -248,10 +253,8 @@ def accumulate(
         at: The leaves; ``None`` for all.
         keep: Whether the graph can be passed once more.
     """
-    values, grads = zip(*roots, strict=True)
-    with torch.enable_grad():
-        root = Emit.apply(grads, *values)
-    torch.autograd.backward(root, inputs=None if at is None else list(at), retain_graph=keep)
+    inputs = None if at is None else list(at)
+    torch.autograd.backward(_joined(roots), inputs=inputs, retain_graph=keep)
 
 
 # -- what a layer's own graph is replaced by -------------------------------------------------------

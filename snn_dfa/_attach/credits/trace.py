@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from snn_dfa._attach.core import Core
-from snn_dfa._attach.credits.chunk_trace import ChunkTraces
+from snn_dfa._attach.credits.chunk_trace import LINEAR, ChunkTraces
 from snn_dfa._attach.credits.trace_base import TraceBase, cut, given_states
 from snn_dfa._attach.functions import Traced, in_backward
 from snn_dfa._attach.hooks import place
@@ -43,10 +43,7 @@ _NEURONS = (snn.Leaky, snn.Synaptic, snn.RLeaky, RefractoryLeaky)
 _STATES = ("mem", "syn", "spk")
 # Between synapse and neuron: what commutes with the sum over time, exactly or (a normalisation
 # that is training) nearly.
-_BETWEEN = (
-    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
-    nn.Flatten, nn.Identity,
-)  # fmt: skip
+_BETWEEN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, *LINEAR)
 
 
 def check(
