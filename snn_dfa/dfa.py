@@ -171,9 +171,8 @@ class DFA:
         if isinstance(feedback, Mapping):
             known = list(weights) or [n for n in layers.names if n not in layers.outputs]
             check_names(feedback, known, "feedback")
-        paths = Paths(net, layers)
-        own = feedback_alignment.OwnWeight(weights)
-        matrices = make(feedback, scale, seed, own if weights else paths)
+        paths = (feedback_alignment.OwnWeights if weights else Paths)(net, layers)
+        matrices = make(feedback, scale, seed, paths)
         if weights:
             feedback_alignment.check_feedback(type(matrices), matrices.type_name)
         self._net = net

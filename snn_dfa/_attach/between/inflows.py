@@ -23,7 +23,7 @@ from snn_dfa._attach.between.moves import (
     pooled,
     repeated,
 )
-from snn_dfa._attach.graph import PORT, are_packed, below_of, post_order, up_to_ports
+from snn_dfa._attach.graph import PORT, are_packed, below_of, kept_weights, post_order, up_to_ports
 from snn_dfa.feedback import stand_in
 from snn_dfa.feedback.stand_in import Inflow
 
@@ -123,14 +123,13 @@ class _Walk:
 
 def inflow_of(
     value: Tensor,
+    into: str,
     mine: Callable[[Any], bool],
     names: Mapping[Any, str],
-    kept: Callable[[Any], list[str]],
     step_of: Callable[[Inflow, str, tuple[int, ...]], Inflow],
-    into: str = "",
     *,
-    own: Container[str] = (),
-    by_sample: bool = False,
+    own: Container[str],
+    by_sample: bool,
 ) -> tuple[Inflow | None, Signature]:
     """Return a value as a linear function of the layers that it was made of; ``None`` of none.
 
@@ -138,12 +137,11 @@ def inflow_of(
 
     Args:
         value: A tensor with a graph.
+        into: Name of the layer into which the value comes.
         mine: Whether a port belongs to this network.
         names: Identity of a parameter, address of its memory, or shape of one in shards, to the
             name of its layer.
-        kept: The layers whose frozen weights a node keeps.
         step_of: Sends an inflow of a shape through the factor of a layer, as its module would.
-        into: Name of the layer into which the value comes.
         own: The layers whose modules compute with a parameter as their weight.
         by_sample: Whether functions may have a derivative for each sample.
 
@@ -157,7 +155,8 @@ def inflow_of(
     signature: list[tuple[str, tuple[int, ...]]] = []
     walk = _Walk(value.grad_fn, into, mine, by_sample=by_sample and not are_packed())
     for node, ends, function in walk:
-        known[node] = None
+        known[node], local = None, f"{into} {len(signature)}"
+        signature += [] if function is None else [(type(node).__name__, function.parts)]
         if type(node) is PORT and ends:
             if walk.flows[node]:
                 layer = node.call.layer
@@ -171,15 +170,13 @@ def inflow_of(
             if changes or not computed.isdisjoint(below_of(node)):
                 computed.add(node)
         elif function is not None and not function.replaced:
-            known[node] = _local(node, function, known, f"{into} {len(signature)}")
-            signature.append((type(node).__name__, function.parts))
+            known[node] = _local(node, function, known, local)
         else:
             passing = [weights[n] for n in below_of(node) if n in weights]
-            weight = next(iter(passing or kept(node)), None)
+            weight = next(iter(passing or kept_weights(node, names)), None)
             if weight in own and not computed.isdisjoint(below_of(node)):
                 raise NotLinearError(f"a function of the weight of {weight}")
-            known[node] = _step(node, known, weight, step_of, f"{into} {len(signature)}")
-            signature += [(type(node).__name__, (0,))] if function is not None else []
+            known[node] = _step(node, known, weight, step_of, local)
     return _at(known, value.grad_fn, value.output_nr), tuple(signature)
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from snn_dfa._attach.between.inflows import NotLinearError, Signature, inflow_of
-from snn_dfa._attach.graph import kept_weights, sources_of
+from snn_dfa._attach.graph import sources_of
 from snn_dfa._attach.layers import Layers
 from snn_dfa._attach.weights import (
     SYNAPSES,
@@ -114,11 +114,10 @@ class Paths:
                 self._see_that_it_is_linear(layer)
             made, signature = inflow_of(
                 value,
+                layer,
                 mine,
                 names,
-                lambda node: kept_weights(node, names),
                 lambda x, weight, shape: _own_step(x, weight, modules[weight], shape),
-                layer,
                 own={n for n, m in modules.items() if _takes_its_parameter(m)},
                 by_sample=by_sample,
             )
@@ -197,7 +196,7 @@ class Paths:
         """Return the step that makes a factor answer noise more as the layer does."""
         return gradient_to_mirror(self._synapse(layer), self.weight(layer), factor, noise)
 
-    def inflows(self) -> dict[str, Inflow]:
+    def inflows(self) -> Mapping[str, Inflow] | None:
         """Return what comes into each layer, and into each output, as a linear function."""
         return {name: each for name, each in self._inflows.items() if name not in self._unknown}
 

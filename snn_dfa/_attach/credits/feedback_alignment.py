@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from snn_dfa._attach.between.paths import Paths
 from snn_dfa._attach.core import Core
 from snn_dfa._attach.forward import Around
 from snn_dfa._attach.functions import Detour
@@ -16,14 +16,13 @@ from snn_dfa._attach.weights import (
     check_weights,
     gradient_at_input,
     gradient_at_weight,
-    gradient_to_mirror,
     synapses,
     within_layers,
 )
 from snn_dfa.errors import AttachError, FeedbackError
 from snn_dfa.feedback.base import FeedbackWeights, Shapes
 
-__all__ = ["Alignment", "OwnWeight", "check", "check_feedback"]
+__all__ = ["Alignment", "OwnWeights", "check", "check_feedback"]
 
 
 def check(net: nn.Module) -> dict[str, nn.Module]:
@@ -69,11 +68,8 @@ def check_feedback(feedback: type[FeedbackWeights], name: str) -> None:
         )
 
 
-class OwnWeight:
-    """The weight of a layer, for feedback that stands for that alone."""
-
-    def __init__(self, weights: dict[str, Any]) -> None:
-        self._weights = weights
+class OwnWeights(Paths):
+    """The weight of each layer with weights, for feedback that stands for that alone."""
 
     def names(self, name: str, path: Shapes) -> list[str]:
         """Return the layer's own name."""
@@ -82,23 +78,10 @@ class OwnWeight:
     def inflows(self) -> None:
         """Return nothing: each matrix is that of its own layer, and no product."""
 
-    def unknown(self) -> dict[str, tuple[str, list[str]]]:
-        """Return nothing."""
-        return {}
-
-    def mirror(self, layer: str, factor: Tensor, noise: Callable[..., Tensor]) -> Tensor:
-        """Return the step that makes a factor answer noise more as the layer does."""
-        return gradient_to_mirror(self._weights[layer], self._weights[layer].weight, factor, noise)
-
     @property
     def outputs(self) -> tuple[str, ...]:
         """No outputs: nothing is sent from them."""
         return ()
-
-    def weight(self, layer: str) -> Tensor:
-        """Return its weight."""
-        weight: Tensor = self._weights[layer].weight
-        return weight
 
 
 class Alignment:
