@@ -281,17 +281,10 @@ def _step(
 def _single(node: Any, kind: str, known: Mapping[Any, Any]) -> tuple[Inflow, tuple[int, ...]]:
     """Return the one inflow of a node, and its shape."""
     pairs = [pair for pair in node.next_functions if known.get(pair[0]) is not None]
-    if len(pairs) == 1:
-        (below, index), x = pairs[0], _at(known, *pairs[0])
-        shape = tuple(below._input_metadata[index].shape)
-    elif not pairs:  # an input whose graph a trace has in its place
-        inside = [n for n in below_of(node) if known.get(n) is not None]
-        x, shape = _at(known, inside[0], 0), tuple(inside[0]._input_metadata[0].shape)
-    else:
-        x = None
-    if x is None:
+    if len(pairs) != 1:
         raise NotLinearError(kind)
-    return x, shape
+    ((below, index),) = pairs
+    return _at(known, below, index), tuple(below._input_metadata[index].shape)
 
 
 def _function(node: Any, kind: str, x: Inflow, shape: tuple[int, ...], local: str) -> Any:
