@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from snn_dfa._attach.steps.step import Kind, Step
-from snn_dfa._attach.steps.step_node import Form, LeakyFormula, SynapticFormula
+from snn_dfa._attach.steps.step_node import Form
 from snn_dfa.neurons import RefractoryLeaky
 from snn_dfa.sequence.change_step import Change
 from snn_dfa.sequence.one_step import Constants
@@ -26,25 +26,23 @@ _METHODS = frozenset({
 })  # fmt: skip
 
 
-def _kind(cls: Any, formula: Any, states: str, decays: str, *, zero: bool) -> Kind:
+def _kind(cls: Any, states: str, decays: str, *, zero: bool, compiled: bool = False) -> Kind:
     resets = {cls._base_sub: "subtract", cls._base_int: "none"}
     resets |= {cls._base_zero: "zero"} if zero else {}
-    return Kind(
-        formula, tuple(states.split()), tuple(decays.split()), hasattr(cls, "_init_recurrent_net"),
-        resets,
-    )  # fmt: skip
+    recurrent = hasattr(cls, "_init_recurrent_net")
+    return Kind(tuple(states.split()), tuple(decays.split()), recurrent, resets, compiled)
 
 
 #: Reset to zero of the others drops the step's input, too, and is left to their ``forward``.
 _KINDS: dict[type, Kind] = {
-    snn.Leaky: _kind(snn.Leaky, LeakyFormula, "mem", "beta", zero=True),
-    snn.RLeaky: _kind(snn.RLeaky, LeakyFormula, "mem", "beta", zero=False),
-    snn.Lapicque: _kind(snn.Lapicque, LeakyFormula, "mem", "", zero=False),
-    snn.Synaptic: _kind(snn.Synaptic, SynapticFormula, "syn mem", "alpha beta", zero=True),
-    snn.RSynaptic: _kind(snn.RSynaptic, SynapticFormula, "syn mem", "alpha beta", zero=False),
-    snn.Alpha: _kind(snn.Alpha, None, "syn_exc syn_inh mem", "alpha beta", zero=True),
-    RefractoryLeaky: _kind(RefractoryLeaky, None, "mem", "beta", zero=True),
-    snn.DeltaLeaky: _kind(snn.DeltaLeaky, None, "mem_prev mem", "beta", zero=False),
+    snn.Leaky: _kind(snn.Leaky, "mem", "beta", zero=True),
+    snn.RLeaky: _kind(snn.RLeaky, "mem", "beta", zero=False),
+    snn.Lapicque: _kind(snn.Lapicque, "mem", "", zero=False),
+    snn.Synaptic: _kind(snn.Synaptic, "syn mem", "alpha beta", zero=True),
+    snn.RSynaptic: _kind(snn.RSynaptic, "syn mem", "alpha beta", zero=False),
+    snn.Alpha: _kind(snn.Alpha, "syn_exc syn_inh mem", "alpha beta", zero=True, compiled=True),
+    RefractoryLeaky: _kind(RefractoryLeaky, "mem", "beta", zero=True, compiled=True),
+    snn.DeltaLeaky: _kind(snn.DeltaLeaky, "mem_prev mem", "beta", zero=False, compiled=True),
 }
 
 

@@ -18,9 +18,7 @@ from snn_dfa._attach.steps.record import Earlier, Record
 from snn_dfa._attach.steps.step_node import (
     CompiledStep,
     Form,
-    LeakyFormula,
     PlainStep,
-    SynapticFormula,
     compiled_step,
 )
 from snn_dfa.sequence.change_step import Change
@@ -64,13 +62,13 @@ class Result(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """How a class of snnTorch's neurons names what its formula takes."""
+    """How a class of snnTorch's neurons names what a step takes."""
 
-    formula: type[LeakyFormula] | type[SynapticFormula] | None
     states: tuple[str, ...]  # as ``forward`` takes them; the last is the membrane
     decays: tuple[str, ...]
     recurrent: bool
     resets: dict[Any, str]  # by the function that snnTorch chooses
+    compiled: bool = False  # kernels alone know the step
 
 
 class Step:
@@ -117,12 +115,12 @@ class Step:
         if not are_alike(current, [*states, *decays, threshold, graded]):
             return None
         dtype = current.dtype if surrogate is neuron.spike_grad else torch.float32
-        form = Form(kind.formula, reset, surrogate, dtype, book)
+        form = Form(reset, surrogate, dtype, book)
         constants = None
         transformed = torch._C._are_functorch_transforms_active()  # such tensors have no address
         if dtype == current.dtype and suits(current) and not transformed:
             constants = self._constants(form, decays, threshold, graded)
-        alone = kind.formula is None or not getattr(neuron, "reset_delay", True)
+        alone = kind.compiled or not getattr(neuron, "reset_delay", True)
         if constants is None and alone:  # a kernel alone knows the step
             return None
         spk = states.pop(0) if kind.recurrent else None

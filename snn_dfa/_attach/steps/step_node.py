@@ -15,69 +15,43 @@ from snn_dfa.sequence.change_step import Change, change_step, change_step_back
 from snn_dfa.sequence.one_step import Constants, step, step_back
 from snn_dfa.surrogate import Surrogate
 
-__all__ = [
-    "CompiledStep", "Form", "Kept", "LeakyFormula", "PlainStep", "SynapticFormula", "compiled_step",
-]  # fmt: skip
+__all__ = ["CompiledStep", "Form", "Kept", "PlainStep", "compiled_step"]
 
 
-# -- the formulas ----------------------------------------------------------------------------------
+# -- the formula -----------------------------------------------------------------------------------
 
 
-class LeakyFormula:
-    """mem = beta * mem + current, of ``Leaky``, ``RLeaky`` and, with a gain, ``Lapicque``."""
+def _advance(
+    currents: Sequence[Tensor], states: Sequence[Tensor], decays: Sequence[Tensor], late: Tensor,
+    reset: str,
+) -> list[Tensor]:  # fmt: skip
+    """Return the states of this step, but for a reset by subtraction.
 
-    @staticmethod
-    def advance(
-        currents: Sequence[Tensor], states: Sequence[Tensor], decays: Sequence[Tensor],
-        late: Tensor, reset: str,
-    ) -> list[Tensor]:  # fmt: skip
-        """Return the states of this step, but for a reset by subtraction."""
-        (mem,), (beta,) = states, decays
-        new = beta * ((1 - late) * mem if reset == "zero" else mem)
+    mem = beta * mem + current, of ``Leaky``, ``RLeaky`` and, with a gain, ``Lapicque``;
+    syn = alpha * syn + current, mem = beta * mem + syn, of ``Synaptic`` and ``RSynaptic``.
+    """
+    zero, new = reset == "zero", list[Tensor]()
+    if zero and len(states) == 1:  # of others a reset drops the step's input, too: see below
+        states = [(1 - late) * states[0]]
+    for decay, state in zip(decays, states, strict=True):
+        new.append(decay * state)
         for current in currents:
-            new += current
-        return [new]
-
-    @staticmethod
-    def go_back(
-        at: Sequence[Tensor | None], decays: Sequence[Tensor], late: Tensor | None
-    ) -> tuple[Tensor | None, list[Tensor | None]]:
-        """Return the gradients at the currents and at each state times its decay."""
-        (total,) = at
-        return total, [_freed(total, late)]
+            new[-1] += current
+        currents = new[-1:]
+    if zero and len(states) > 1:
+        new[-1] -= new[-1] * late
+    return new
 
 
-class SynapticFormula:
-    """syn = alpha * syn + current, mem = beta * mem + syn, of ``Synaptic`` and ``RSynaptic``."""
-
-    @staticmethod
-    def advance(
-        currents: Sequence[Tensor], states: Sequence[Tensor], decays: Sequence[Tensor],
-        late: Tensor, reset: str,
-    ) -> list[Tensor]:  # fmt: skip
-        """Return the states of this step, but for a reset by subtraction."""
-        syn, mem = (decay * state for decay, state in zip(decays, states, strict=True))
-        for current in currents:
-            syn += current
-        mem += syn
-        if reset == "zero":
-            mem -= mem * late
-        return [syn, mem]
-
-    @staticmethod
-    def go_back(
-        at: Sequence[Tensor | None], decays: Sequence[Tensor], late: Tensor | None
-    ) -> tuple[Tensor | None, list[Tensor | None]]:
-        """Return the gradients at the currents and at each state times its decay."""
-        at_syn, at_mem = at
-        at_mem = _freed(at_mem, late)
-        at_syn = added(at_syn, at_mem)
-        return at_syn, [at_syn, at_mem]
-
-
-def _freed(total: Tensor | None, late: Tensor | None) -> Tensor | None:
-    """Return the gradient at a membrane before a reset to zero."""
-    return total if total is None or late is None else total * (1 - late)
+def _go_back(
+    at: Sequence[Tensor | None], late: Tensor | None
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Return the gradients at the currents and at each state times its decay."""
+    freed = at[-1] if at[-1] is None or late is None else at[-1] * (1 - late)
+    if len(at) == 1:
+        return at[0], [freed]
+    at_syn = added(at[0], freed)
+    return at_syn, [at_syn, freed]
 
 
 # -- the node --------------------------------------------------------------------------------------
@@ -86,7 +60,6 @@ def _freed(total: Tensor | None, late: Tensor | None) -> Tensor | None:
 class Form(NamedTuple):
     """What a step computes, tensors apart."""
 
-    formula: type[LeakyFormula] | type[SynapticFormula] | None  # none where kernels alone know it
     reset: str
     surrogate: Surrogate
     dtype: torch.dtype  # of the spikes
@@ -97,7 +70,7 @@ class PlainStep(Function):
     """Spikes, states, resets and links of one step.
 
     Backward: with u the new membrane, dL/du gets dL/dspk * slope(u - threshold) * graded; what
-    comes before is the formula's. The reset has no derivative, as in snnTorch. What is kept is
+    comes before is in `_go_back`. The reset has no derivative, as in snnTorch. What is kept is
     what back-propagation keeps. So states are handed out as values alone, and each has a link,
     a tensor of its shape without memory, that gradients at it come in by.
     """
@@ -111,8 +84,7 @@ class PlainStep(Function):
         states, decays = rest[:count], rest[2 * count :]
         late = (states[-1] > threshold).to(form.dtype)  # type: ignore[operator]
         currents = [current] if recurrent is None else [current, recurrent]
-        assert form.formula is not None
-        new = form.formula.advance(currents, states, decays, late, form.reset)  # type: ignore[arg-type]
+        new = _advance(currents, states, decays, late, form.reset)  # type: ignore[arg-type]
         if form.reset == "subtract":
             new[-1] -= late * threshold
         margin = new[-1] - threshold
@@ -142,7 +114,7 @@ class PlainStep(Function):
             at[-1] = added(at_fire, at[-1])
         at_threshold = _at_threshold(at[-1], at_fire, late, form.reset, ctx) if needs[5] else None
         resets = late if form.reset == "zero" else None
-        total, scaled = form.formula.go_back(at, decays, resets)
+        total, scaled = _go_back(at, resets)
         at_states: list[Tensor | None] = []
         at_decays: list[Tensor | None] = []
         for i, (decay, grad) in enumerate(zip(decays, scaled, strict=True)):
