@@ -151,7 +151,6 @@ class Pass:
 
     calls: dict[str, list[Call]] = field(default_factory=dict)
     last: str | None = None  # the neuron that was called last
-    complete: int = 0  # calls of outputs that came after the calls of all hidden layers of a step
 
     def note(self, call: Call, layers: Layers, *, whole: bool) -> None:
         """Note a call; what may be an output's gets the hidden calls of its step.
@@ -174,11 +173,9 @@ class Pass:
                 for other, calls in self.calls.items()
                 if len(calls) > step and other != name and other not in layers.outputs
             }
-            if name in layers.outputs:
-                complete = len(call.below) == len(layers.hidden)
-                self.complete += complete
-                if not (whole and complete):
-                    self._match(call, layers, whole=whole)
+            complete = len(call.below) == len(layers.hidden)
+            if name in layers.outputs and not (whole and complete):
+                self._match(call, layers, whole=whole)
         elif len(layers.outputs) > 1:  # some of which may have been called before
             for output in layers.outputs:
                 calls = self.calls.get(output, ())
@@ -311,9 +308,6 @@ class Pass:
         return once
 
     def _see_that_an_output_is_last(self, layers: Layers) -> None:
-        alike = {len(calls) for calls in self.calls.values()} == {self.complete}
-        if alike and len(layers.outputs) == 1:
-            return
         outputs = [self.calls[name] for name in layers.outputs if name in self.calls]
         steps = range(max(map(len, self.calls.values()))) if outputs else ()
         last = [max(c[min(k, len(c) - 1)].number for c in outputs) for k in steps]
