@@ -113,21 +113,9 @@ class RefractoryStep(Step):
 class AlphaStep(Step):
     """The same for ``Alpha``, by kernels alone."""
 
-    def __init__(self, neuron: Any, kind: Kind) -> None:
-        super().__init__(neuron, kind)
-        self._tau: tuple[Any, float] = (None, 0.0)
-
-    def _constants(
-        self, form: Form, decays: Sequence[Tensor], threshold: Tensor, graded: Tensor
-    ) -> Constants | None:
-        known = super()._constants(form, decays, threshold, graded)
-        if known is None:
-            return None
-        now = known.alpha, known.beta, form.dtype
-        if now != self._tau[0]:
-            alpha, beta = (torch.log(decay.clamp(0, 1)) for decay in decays)
-            self._tau = now, (alpha / (beta - alpha) + 1).item()
-        return known._replace(tau=self._tau[1])
+    def _with_more(self, constants: Constants, decays: Sequence[Tensor]) -> Constants:
+        alpha, beta = (torch.log(decay.clamp(0, 1)) for decay in decays)
+        return constants._replace(tau=(alpha / (beta - alpha) + 1).item())
 
 
 class DeltaStep(Step):

@@ -150,7 +150,7 @@ class Step:
             gain = self._gains.pop().item()
         delayed = bool(getattr(self._neuron, "reset_delay", True))
         numbers = [t.item() for t in parts]
-        now = slope, form.reset, gain, delayed, numbers
+        now = slope, form.reset, form.dtype, gain, delayed, numbers
         if now != self._last[0]:
             *rates, height, size = numbers
             if self._kind.decays:
@@ -159,8 +159,12 @@ class Step:
             found = Constants(
                 rates[-1], height, size, form.reset, slope, gain, delayed, alpha=alpha
             )  # fmt: skip
-            self._last = now, found
+            self._last = now, self._with_more(found, decays)
         return self._last[1]
+
+    def _with_more(self, constants: Constants, decays: Sequence[Tensor]) -> Constants:
+        """Return the numbers for a kernel with those that were made of the decays."""
+        return constants
 
     def _counter(self, current: Tensor, mem: Tensor) -> Tensor | None:
         """Return the counter of silent steps, of a neuron that has one."""
