@@ -147,18 +147,25 @@ Arrivals: TypeAlias = list[tuple[Call, Sequence[Tensor | None]]]
 
 @dataclass
 class Pass:
-    """One forward pass of the network."""
+    """One forward pass of the network.
 
+    Args:
+        whole: Whether the pass is one call of the network. Then an output that the user named may
+            be called once, for all steps, as a readout of mean spikes is.
+        repeats: Whether activation checkpointing does a pass again.
+    """
+
+    whole: bool = False
+    repeats: bool = False
     calls: dict[str, list[Call]] = field(default_factory=dict)
     last: str | None = None  # the neuron that was called last
 
-    def note(self, call: Call, layers: Layers, *, whole: bool) -> None:
+    def note(self, call: Call, layers: Layers) -> None:
         """Note a call; what may be an output's gets the hidden calls of its step.
 
         Args:
             call: The call.
             layers: The layers.
-            whole: Whether the pass is one call of the network.
 
         Raises:
             OutOfStepError: if it is not known which hidden call an output's belongs with.
@@ -174,15 +181,15 @@ class Pass:
                 if len(calls) > step and other != name and other not in layers.outputs
             }
             complete = len(call.below) == len(layers.hidden)
-            if name in layers.outputs and not (whole and complete):
-                self._match(call, layers, whole=whole)
+            if name in layers.outputs and not (self.whole and complete):
+                self._match(call, layers)
         elif len(layers.outputs) > 1:  # some of which may have been called before
             for output in layers.outputs:
                 calls = self.calls.get(output, ())
                 if len(calls) > step:
                     calls[step].below[name] = call
 
-    def _match(self, call: Call, layers: Layers, *, whole: bool) -> None:
+    def _match(self, call: Call, layers: Layers) -> None:
         """Give an output's call the hidden calls that it reads, where these are not of its step.
 
         In one call of the network the order decides, but for layers that were called before it.
@@ -190,12 +197,12 @@ class Pass:
         read = self._read_by(call)
         for name, calls in read.items():
             known = call.below.get(name)
-            if name in layers.outputs or known in calls or (whole and known is not None):
+            if name in layers.outputs or known in calls or (self.whole and known is not None):
                 continue
             if len(calls) > 1 or any(c.supposed for c in calls):
                 raise OutOfStepError(messages.other_call(name, call.layer or "", len(calls)))
             (call.below[name],) = calls
-        if not whole:
+        if not self.whole:
             for name, hidden in call.below.items():
                 hidden.supposed = name not in read
 
@@ -223,7 +230,7 @@ class Pass:
         calls = (call for each in self.calls.values() for call in each)
         for call in sorted(calls, key=lambda call: call.number):
             call.below = {}
-            now.note(call, layers, whole=False)
+            now.note(call, layers)
             if now.is_even(layers):
                 now.end(layers)
                 now = Pass()
@@ -238,15 +245,10 @@ class Pass:
         """Return how often each layer was called."""
         return {name: len(calls) for name, calls in self.calls.items()}
 
-    def end(self, layers: Layers, *, whole: bool = False) -> None:
+    def end(self, layers: Layers) -> None:
         """Settle which layer is the output; see that all layers kept step with it.
 
         Of several outputs some may not have been called, as where each batch has a task of its own.
-
-        Args:
-            layers: The layers.
-            whole: Whether the pass is one call of the network. Then an output that the user named
-                may be called once, for all steps, as a readout of mean spikes is.
 
         Raises:
             OutOfStepError: naming a layer that did not.
@@ -254,17 +256,17 @@ class Pass:
         if not layers.outputs and self.last is not None:
             layers.outputs = (self.last,)
         counts = self.counts()
-        once = self._called_once(layers) if whole and layers.given else set()
+        once = self._called_once(layers) if self.whole and layers.given else set()
         called = [output for output in layers.outputs if output in counts]
         for output in called or layers.outputs:
             for name in layers.names:
                 if once & {name, output} or name not in counts:
                     continue
                 if counts[name] != counts.get(output, 0):
-                    said = messages.out_of_step if whole else messages.parts_out_of_step
+                    said = messages.out_of_step if self.whole else messages.parts_out_of_step
                     raise OutOfStepError(said(name, output, counts))
         self._see_that_an_output_is_last(layers)
-        if whole:
+        if self.whole:
             for output in called:
                 self._see_that_steps_are_in_order(output, layers)
 

@@ -82,8 +82,6 @@ class Core:
         self.running: Run | None = None
         self.asks = False  # the layers' own graphs are asked for gates, and no gradient is made
         self.now, self._numbers = Pass(), itertools.count()
-        self.within = False  # a pass of the network is going on
-        self.repeats = False  # the pass is one that activation checkpointing does again
         self.inside: str | None = None
         self._shapes: dict[str, list[torch.Size]] = {}  # of what a layer returned, by layer
         self._warned = False
@@ -194,15 +192,15 @@ class Core:
         if self._layouts:
             call.steps = next((each.steps for each in self._layouts if each.running), None)
         try:
-            self.now.note(call, self.layers, whole=self.within)
+            self.now.note(call, self.layers)
         except OutOfStepError:  # the call is none that can be: a new pass begins
-            self.now = Pass()
+            self.now = Pass(self.now.whole, self.now.repeats)
             raise
         if linked and entry.block:  # of other layers, what comes in has guards
             for value in values:
                 if value.requires_grad:
                     value.register_hook(partial(entry.refuse_reading, layer))  # type: ignore[no-untyped-call]
-        if not self.within and self.now.is_even(self.layers):
+        if not self.now.whole and self.now.is_even(self.layers):
             now, self.now = self.now, Pass()  # layers are called without the network: step by step
             entry.forget()
             now.end(self.layers)
@@ -229,22 +227,20 @@ class Core:
 
     # -- one forward pass --------------------------------------------------------------------------
 
-    def begin(self, *, repeats: bool) -> tuple[Pass, bool]:
+    def begin(self, *, repeats: bool) -> Pass:
         """Begin a pass; return the one that was going on, for :meth:`restore`.
 
         Args:
             repeats: Whether activation checkpointing does a pass again.
         """
         self.collector.restore()
-        before = self.now, self.repeats
-        self.now, self.repeats, self.within, self.inside = Pass(), repeats, True, None
+        before, self.now, self.inside = self.now, Pass(whole=True, repeats=repeats), None
         self.entry.forget()
         return before
 
-    def restore(self, before: tuple[Pass, bool]) -> None:
+    def restore(self, before: Pass) -> None:
         """Go on after a pass, whether or not it came to its end."""
-        again, self.inside, self.within = self.repeats, None, False
-        self.now, self.repeats = before if again else (Pass(), False)
+        self.now, self.inside = before if self.now.repeats else Pass(), None
 
     def end(self) -> None:
         """End a pass.
@@ -253,7 +249,7 @@ class Core:
             OutOfStepError: if a layer was not called as often as the output.
         """
         try:
-            self.now.end(self.layers, whole=True)
+            self.now.end(self.layers)
         except OutOfStepError:
             self._structure.check()  # a layer that is gone says more
             raise
@@ -351,7 +347,7 @@ class Core:
         """
         layers, now, unknown = self.layers, self.now, not self.layers.outputs
         mine = {id(call) for calls in now.calls.values() for call in calls}
-        if not self.within and any(id(call) in mine for call, _ in arrived):
+        if not now.whole and any(id(call) in mine for call, _ in arrived):
             self.now = Pass()
             if unknown and now.last is not None:
                 layers.outputs = (now.last,)

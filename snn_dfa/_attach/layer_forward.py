@@ -102,7 +102,7 @@ class LayerForward(Forward):
         if self._is_neuron:
             core.now.last = self._name
         if in_backward():
-            messages.refuse_repetition(self._name, self.module, whole=core.repeats)
+            messages.refuse_repetition(self._name, self.module, whole=core.now.repeats)
         several = self._states.several
         if several:
             self._states.check(self._name, self.module)
@@ -221,13 +221,11 @@ class LayerForward(Forward):
         assert step is not None
         current, made = inputs.current, None
         passage = entry.passage(name, current) if core.asks_ways else None
-        if current.requires_grad:
-            if step.scales:
-                current = step.scaled(entry.enter(name, current))
-            else:
-                current, made = entry.enter_current(name, current)
-        elif step.scales:
-            current = step.scaled(current)
+        if current.requires_grad and step.scales:
+            current = entry.enter(name, current)
+        elif current.requires_grad:
+            current, made = entry.enter_current(name, current)
+        current = step.scaled(current)
         inputs.current = current if passage is None else self._tap(passage, current)
         states, before = inputs.states, inputs.before
         for i, state in enumerate(states):

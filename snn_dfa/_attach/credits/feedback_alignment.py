@@ -113,7 +113,7 @@ class Alignment:
         self._inputs.pop(name, None)
         if not self._core.active or not torch.is_grad_enabled():
             return None
-        if self._whole and not self._core.within:
+        if self._whole and not self._core.now.whole:
             raise AttachError(
                 f"rule='fa': layer {name!r} is called outside of a call of the network, and the "
                 f"network has a parameter that is no weight of a layer; call the network"
