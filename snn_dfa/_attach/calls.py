@@ -23,14 +23,11 @@ __all__ = ["Arrivals", "Call", "Pass"]
 
 
 class Call:
-    """One call of a layer; with ``layer=None`` what the network has returned.
+    """One call of a layer, from its begin on; with ``layer=None`` what the network has returned.
 
     Args:
         layer: Name of the layer.
-        values: The tensors that have a port; where the spikes have one, they come first.
-        spikes: The first tensor that was returned.
-        returned: How many of the values were returned; the others are states.
-        learns: Whether anything but other layers went into it that wants a gradient.
+        learns: Whether anything but other layers goes into it that wants a gradient.
         linked: Whether the graph leads from the port to the parameters.
         collector: Receives what comes back.
         number: Of the call, in their order.
@@ -43,34 +40,29 @@ class Call:
     )  # fmt: skip
 
     def __init__(
-        self,
-        layer: str | None,
-        values: Sequence[Tensor],
-        spikes: Tensor | None,
-        returned: int,
-        learns: bool,
-        linked: bool,
-        collector: Collector,
-        number: int,
+        self, layer: str | None, collector: Collector, number: int, *, learns: bool, linked: bool
     ) -> None:
-        self.number = number
-        self.layer, self.values, self.spikes = layer, values, spikes
-        self.returned, self.learns, self.linked = returned, learns, linked
-        self.collector = collector
-        self.shape = torch.Size() if spikes is None else spikes.shape
-        self.below: dict[str, Call] = {}
-        #: Of an output that is called once for all steps: the hidden calls of the later steps.
-        self.later: list[dict[str, Call]] = []
+        self.layer, self.collector, self.number = layer, collector, number
+        self.learns, self.linked = learns, linked
         self.sources: set[Call] = set()  # the calls of other layers that its input was made of
-        self.supposed = False  # an output has the call by order alone, and does not read it
-        self.targets: Tensor | None = None
-        self.steps: int | None = None  # T, where time is part of the samples
         #: Nodes that the call learns through, and the lists of the calls that it goes on from.
         self.entered: list[Any] = []
         self.passage: Passage | None = None  # how samples came in, where the feedback asks
+        #: The tensors that have a port; where the spikes have one, they come first. ``returned``
+        #: counts those that were returned; the others are states.
+        self.values: Sequence[Tensor] = ()
+        self.returned = 0
+        self.spikes: Tensor | None = None  # the first tensor that was returned
+        self.shape = torch.Size()
         self.links = False  # whether all values but the spikes are their graphs alone
         self.record: Record | None = None  # of a step that is no node of the graph
         self.released = False
+        self.targets: Tensor | None = None
+        self.steps: int | None = None  # T, where time is part of the samples
+        self.below: dict[str, Call] = {}
+        #: Of an output that is called once for all steps: the hidden calls of the later steps.
+        self.later: list[dict[str, Call]] = []
+        self.supposed = False  # an output has the call by order alone, and does not read it
 
     def arrive(self, grads: Sequence[Tensor | None]) -> None:
         """Take the gradients that the user's backward pass has at the values."""

@@ -11,7 +11,6 @@ import itertools
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -159,6 +158,10 @@ class Core:
         """Return the notes of the pass that is going on through the layers' own graphs."""
         return None if self.running is None else self.running.notes
 
+    def begin_call(self, layer: str | None, *, learns: bool, linked: bool) -> Call:
+        """Begin a call of a layer, or of the network."""
+        return Call(layer, self.collector, next(self._numbers), learns=learns, linked=linked)
+
     # -- what goes out -----------------------------------------------------------------------------
 
     def leave(
@@ -168,10 +171,9 @@ class Core:
         spikes: Tensor | None,
         returned: int,
         shown: Sequence[Tensor] = (),
-        passage: Passage | None = None,
         record: Record | None = None,
     ) -> tuple[Tensor, ...]:
-        """Note a call of a layer; return its values by a port.
+        """Note that a call of a layer has ended; return its values by a port.
 
         Args:
             layer: Its name.
@@ -179,16 +181,15 @@ class Core:
             spikes: The first that was returned.
             returned: How many of them were returned.
             shown: The values themselves, where all but the spikes are links.
-            passage: How samples came in.
             record: Of a step that is no node of the graph.
         """
         if self.aligned:
             return tuple(values)
-        entry, linked = self.entry, self.layers.may_be_output(layer)
-        number = next(self._numbers)
-        call = Call(layer, values, spikes, returned, entry.learning, linked, self.collector, number)
-        call.targets, call.entered, call.links = self.targets, entry.entered, bool(shown)
-        call.passage, call.sources, call.record = passage, entry.read, record
+        entry, call = self.entry, self.entry.call
+        call.values, call.returned, call.links, call.record = values, returned, bool(shown), record
+        call.targets, call.spikes = self.targets, spikes
+        if spikes is not None:
+            call.shape = spikes.shape
         if self._layouts:
             call.steps = next((each.steps for each in self._layouts if each.running), None)
         try:
@@ -196,16 +197,13 @@ class Core:
         except OutOfStepError:  # the call is none that can be: a new pass begins
             self.now = Pass(self.now.whole, self.now.repeats)
             raise
-        if linked and entry.block:  # of other layers, what comes in has guards
-            for value in values:
-                if value.requires_grad:
-                    value.register_hook(partial(entry.refuse_reading, layer))  # type: ignore[no-untyped-call]
+        entry.guard_output()
         if not self.now.whole and self.now.is_even(self.layers):
             now, self.now = self.now, Pass()  # layers are called without the network: step by step
             entry.forget()
             now.end(self.layers)
         if spikes is not None:
-            counted = values[:returned] if linked else ()
+            counted = values[:returned] if call.linked else ()
             self._shapes[layer] = [call.shape, *[v.shape for v in counted]]
             if call.learns and self._rule is not None:
                 self.paths.look_for(layer)
@@ -213,8 +211,8 @@ class Core:
 
     def leave_network(self, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return what the network returns by a port, so that the loss passes no layer's insides."""
-        number = next(self._numbers)
-        call = Call(None, values, None, len(values), True, True, self.collector, number)
+        call = self.begin_call(None, learns=True, linked=True)
+        call.values, call.returned = values, len(values)
         return self._port(call, values)
 
     def _port(self, call: Call, values: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -44,11 +44,8 @@ class Entry:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        # Of the call that is going on: whether it learns, the nodes that it learns through, and the
-        # calls of other layers that it reads.
-        self.learning, self.entered = False, list[Any]()
-        self.read = set[Call]()
-        self.block = self._guards = False
+        self.call: Call  # which is going on
+        self._block = self._guards = False
         self.taken: set[str] = set()  # layers whose values another layer was given
         #: By identity of a leaf, or a view, that came into this pass from outside, its token.
         self.entrances: dict[int, Tensor] = {}
@@ -73,8 +70,9 @@ class Entry:
         """
         if self._core.inside is not None:
             raise messages.nested(layer, self._core.inside)
-        self.learning, self.entered, self.read = learns, [], set()
-        self.block, self._guards = block, not (closed or block)
+        linked = self._core.layers.may_be_output(layer)
+        self.call = self._core.begin_call(layer, learns=learns, linked=linked)
+        self._block, self._guards = block, not (closed or block)
 
     # -- values -----------------------------------------------------------------------------------
 
@@ -113,7 +111,7 @@ class Entry:
     def _enter_graph(self, layer: str, value: Tensor) -> Tensor:
         """Return a value with a graph of any kind, cut or bridged where layers lie behind it."""
         if type(value.grad_fn) is not PORT:
-            self.entered.append(value.grad_fn)
+            self.call.entered.append(value.grad_fn)
         origin = self._origin([value])
         if self._intervals:
             for node in origin.nodes:
@@ -142,7 +140,7 @@ class Entry:
         """Return a value with the graph to the layer's own earlier values and to leaves alone."""
         if origin.reentrant:
             return self._trapped(value, partial(self._core.collector.replay, value))
-        if not own and not self.block:
+        if not own and not self._block:
             return value
         if not own and not origin.leaves:
             if not self._core.layers.may_be_output(layer):
@@ -170,7 +168,7 @@ class Entry:
             return None
         if self._intervals:
             self._refuse_insides(layer, value.grad_fn)
-        self.learning = True
+        self.call.learns = True
         made, source = found
         if source is not None:
             self.note_read(source.call)
@@ -178,7 +176,7 @@ class Entry:
 
     def note_read(self, call: Call) -> None:
         """Note a call of another layer that the call which is going on reads."""
-        self.read.add(call)
+        self.call.sources.add(call)
         self.taken.add(call.layer or "")
 
     def passage(self, layer: str, value: Any) -> Passage | None:
@@ -186,7 +184,7 @@ class Entry:
         if not isinstance(value, Tensor):
             return None
         by_sample = self._core.takes_ways
-        passage = passage_of(value, layer, self.mine, by_sample=by_sample)
+        passage = self.call.passage = passage_of(value, layer, self.mine, by_sample=by_sample)
         if passage is not None and by_sample:
             self._core.paths.see(layer, passage.signature, value, self.mine)
         return passage
@@ -315,8 +313,8 @@ class Entry:
 
     def _go_on(self, earlier: Call) -> None:
         """Note that the call goes on from an earlier one's values."""
-        self.learning |= earlier.learns
-        entered = self.entered
+        self.call.learns |= earlier.learns
+        entered = self.call.entered
         if earlier.entered and not (entered and entered[-1] is earlier.entered):
             entered.append(earlier.entered)
 
@@ -351,13 +349,13 @@ class Entry:
             ends: Nodes of what came in.
         """
         origin = self._origin(values, ends)
-        self.entered += origin.nodes
+        self.call.entered += origin.nodes
         for leaf in origin.leaves.values():
             self._note_leaf(leaf)
 
     def _note_leaf(self, leaf: Tensor) -> None:
         own = leaf is self._core.leaf or leaf is self._core.trap
-        self.learning |= not own
+        self.call.learns |= not own
         if id(leaf) not in self._core.collector.known and not own:
             self.note_other(leaf)
             if not isinstance(leaf, Parameter) and leaf.dim():
@@ -418,7 +416,17 @@ class Entry:
                 f"layers before; return the value from {layer!r}, or keep it as an attribute"
             )
 
-    def refuse_reading(self, layer: str, _: Tensor) -> None:
+    def guard_output(self) -> None:
+        """See that no loss reads an output's values before they are handed out by a port.
+
+        Hooks inside a block may keep them. Of other layers, what comes in has guards.
+        """
+        if self.call.linked and self._block:
+            for value in self.call.values:
+                if value.requires_grad:
+                    value.register_hook(partial(self._refuse_reading, self.call.layer))  # type: ignore[no-untyped-call]
+
+    def _refuse_reading(self, layer: str | None, _: Tensor) -> None:
         """Raise an error for a loss that reads an output's value before it is handed out."""
         if self._core.running is None:
             raise BackwardError(

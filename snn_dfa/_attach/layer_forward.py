@@ -152,7 +152,7 @@ class LayerForward(Forward):
             known = {id(old) for _, _, old, _ in held} | {id(old) for _, _, old in before}
             states = [s for s in states if id(s[2]) not in known]
         left = [s for s in states if cuts or s[2].grad_fn is not None]
-        return self._hand_out(result, left, passage)
+        return self._hand_out(result, left)
 
     def _enter(self, t: Tensor) -> Tensor:
         return self.core.entry.enter(self._name, t) if t.requires_grad else t
@@ -242,9 +242,7 @@ class LayerForward(Forward):
             core.leave(name, (), spk, 0)
             return step.result(spk, states)
         returned = 1 if step.hides_states else 1 + len(states)
-        shown, *states = core.leave(
-            name, (spk, *links), spk, returned, (spk, *states), passage, record
-        )
+        shown, *states = core.leave(name, (spk, *links), spk, returned, (spk, *states), record)
         return step.result(shown, states)
 
     def _attributes(self) -> list[State]:
@@ -282,7 +280,7 @@ class LayerForward(Forward):
             if isinstance(value := store.get(key), Tensor) and value.requires_grad
         ]
 
-    def _hand_out(self, result: Any, new: list[State], passage: Passage | None = None) -> Any:
+    def _hand_out(self, result: Any, new: list[State]) -> Any:
         """Give out the result, and the states that the call has left, by a port."""
         core, name, credit = self.core, self._name, self._credit
         tensors = tensors_in(result)
@@ -304,7 +302,7 @@ class LayerForward(Forward):
         spikes = tensors[0] if tensors else None
         if keys and keys[0] == id(spikes):
             spikes = values[0]
-        given = core.leave(name, values, spikes, returned, passage=passage)
+        given = core.leave(name, values, spikes, returned)
         if not given:
             return result
         ports = dict(zip(keys, given, strict=True))
