@@ -143,7 +143,7 @@ class Entry:
         if not own and not self._block:
             return value
         if not own and not origin.leaves:
-            if not self._core.layers.may_be_output(layer):
+            if not self.call.linked:
                 return value.detach()
             return self._trapped(value)  # so that a loss that reads a value inside is seen
         # From inside a block, whose values may come out by a hook on a module in it, no path leads

@@ -160,17 +160,13 @@ def sources_of(
         if not ends:
             known[node], passing[node] = _joined(node, known, passing, weights)
         elif type(node) is PORT:
-            known[node] = _of_port(node)
+            layer = node.call.layer
+            known[node] = frozenset() if layer is None else frozenset([(layer, ())])
         else:
             leaf, known[node] = node.variable, frozenset()
             name = weights.get(id(leaf)) or weights.get(leaf.shape)
             passing[node] = frozenset([name] if name else [])
     return known[root]
-
-
-def _of_port(node: Any) -> frozenset[Source]:
-    layer = node.call.layer
-    return frozenset() if layer is None else frozenset([(layer, ())])
 
 
 def _joined(

@@ -237,8 +237,7 @@ class LayerForward(Forward):
             inputs.recurrent = step.recurrent(entry.enter(name, spk) if spk.requires_grad else spk)
         may_record = passage is None and not are_packed()
         spk, states, links, record = step.compute(inputs, made, may_record=may_record)
-        learns = record is not None or spk.requires_grad
-        if not (learns or core.layers.may_be_output(name)):
+        if not (record is not None or spk.requires_grad or entry.call.linked):
             core.leave(name, (), spk, 0)
             return step.result(spk, states)
         returned = 1 if step.hides_states else 1 + len(states)
@@ -284,8 +283,8 @@ class LayerForward(Forward):
         """Give out the result, and the states that the call has left, by a port."""
         core, name, credit = self.core, self._name, self._credit
         tensors = tensors_in(result)
-        may_be_output = core.layers.may_be_output(name)
-        every = credit is not None or may_be_output
+        linked = core.entry.call.linked
+        every = credit is not None or linked
         found = {
             id(t): t for t in tensors if t.grad_fn is not None or (every and t.is_floating_point())
         }
@@ -295,7 +294,7 @@ class LayerForward(Forward):
         keys, values = list(found), list(found.values())
         if credit is not None and values:
             values = credit.after(name, self.module, values)
-            if not may_be_output:
+            if not linked:
                 returned = sum(v.requires_grad for v in values[:returned])
                 keys = [key for key, v in zip(keys, values, strict=True) if v.requires_grad]
                 values = [v for v in values if v.requires_grad]
