@@ -19,13 +19,6 @@ from snn_dfa.surrogate import inline_form
 __all__ = ["known_class", "step_of"]
 
 
-#: What a neuron computes with; where an instance has its own, it is left alone.
-_METHODS = frozenset({
-    "fire", "mem_reset", "state_function", "_base_state_function", "_base_sub", "_base_zero",
-    "_base_int", "_block", "_restart_if_new",
-})  # fmt: skip
-
-
 def _kind(cls: Any, states: str, decays: str, *, zero: bool, compiled: bool = False) -> Kind:
     resets = {cls._base_sub: "subtract", cls._base_int: "none"}
     resets |= {cls._base_zero: "zero"} if zero else {}
@@ -102,12 +95,9 @@ class RefractoryStep(Step):
             self._neuron._last_mem = (states[-1].detach(),)
         return super().result(spk, states)
 
-    def _reset(self) -> str | None:
-        neuron, own = self._neuron, vars(self._neuron)
-        if neuron.state_quant or neuron.inhibition or not _METHODS.isdisjoint(own):
-            return None
-        reset: str = neuron.reset_mechanism
-        return reset
+    def _mechanism(self, chosen: Any) -> str | None:
+        mechanism: str = self._neuron.reset_mechanism
+        return mechanism if chosen is None else None  # its class has the function that chooses
 
 
 class AlphaStep(Step):

@@ -28,6 +28,13 @@ from snn_dfa.surrogate import Surrogate, inline_form, recognise
 __all__ = ["Inputs", "Kind", "Result", "Step", "are_alike"]
 
 
+#: What a neuron computes with; where an instance has its own, it is left alone.
+_METHODS = frozenset({
+    "fire", "mem_reset", "_base_state_function", "_base_sub", "_base_zero", "_base_int", "_block",
+    "_restart_if_new",
+})  # fmt: skip
+
+
 @dataclass(slots=True)
 class Inputs:
     """What a step is computed from."""
@@ -278,11 +285,13 @@ class Step:
     def _reset(self) -> str | None:
         """Return the kind of reset; ``None`` where the step is none that is known."""
         neuron, own = self._neuron, vars(self._neuron)
-        if neuron.state_quant or neuron.inhibition:
+        if neuron.state_quant or neuron.inhibition or not _METHODS.isdisjoint(own):
             return None
-        if "fire" in own or "mem_reset" in own or "_base_state_function" in own:
-            return None
-        return self._kind.resets.get(getattr(own.get("state_function"), "__func__", None))
+        return self._mechanism(own.get("state_function"))
+
+    def _mechanism(self, chosen: Any) -> str | None:
+        """Return the kind of reset that stands for a function of the instance."""
+        return self._kind.resets.get(getattr(chosen, "__func__", None))
 
 
 def _fits(recurrent: Tensor | None, current: Tensor) -> bool:
