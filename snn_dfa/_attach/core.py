@@ -11,11 +11,10 @@ import itertools
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
 from snn_dfa._attach import messages
 from snn_dfa._attach.between.paths import Paths
@@ -24,7 +23,7 @@ from snn_dfa._attach.broadcast import Broadcast, is_steady
 from snn_dfa._attach.calls import Arrivals, Call, Pass
 from snn_dfa._attach.collector import Collector
 from snn_dfa._attach.entry import Entry
-from snn_dfa._attach.functions import Port, gradients
+from snn_dfa._attach.functions import Port
 from snn_dfa._attach.layers import Layers, Structure
 from snn_dfa._attach.run import Run
 from snn_dfa._attach.steps.products import Notes
@@ -34,12 +33,8 @@ from snn_dfa.feedback.base import FeedbackWeights
 from snn_dfa.feedback.sample_ways import Ways
 from snn_dfa.rules import Rule, local
 from snn_dfa.sequence import Layout
-from snn_dfa.sequence.scan import gate_of
 
 __all__ = ["Core"]
-
-#: Layer to gradients at its currents.
-Gates: TypeAlias = dict[str, list[Tensor]]
 
 
 class Core:
@@ -79,7 +74,6 @@ class Core:
         self.active = True
         self.targets: Tensor | None = None
         self.running: Run | None = None
-        self.asks = False  # the layers' own graphs are asked for gates, and no gradient is made
         self.now, self._numbers = Pass(), itertools.count()
         self.inside: str | None = None
         self._shapes: dict[str, list[torch.Size]] = {}  # of what a layer returned, by layer
@@ -111,6 +105,11 @@ class Core:
     def takes_ways(self) -> bool:
         """Whether errors take the ways of samples, so that functions may have a derivative each."""
         return self.asks_ways and self._rule is not local
+
+    @property
+    def asks(self) -> bool:
+        """Whether the layers' own graphs are asked for gates, and no gradient is made."""
+        return self.running is not None and self.running.asks
 
     @property
     def task(self) -> int:
@@ -282,31 +281,10 @@ class Core:
             if len(known) == len(each):
                 rows = [call.shape[:dims].numel() for call in each]
                 passages[layer] = list(zip(known, rows, strict=True))
-                if all(p.tap is not None for p in known):
-                    gates |= self._gates(layer, each, [p.tap for p in known], dims)
+                if self.running is not None and all(p.tap is not None for p in known):
+                    found = self.running.gates(each, [p.tap for p in known], dims)
+                    gates |= {layer: found} if found else {}
         return ways_of(passages, self.paths.signatures, gates, batch, dims)
-
-    def _gates(self, layer: str, calls: Sequence[Call], taps: Sequence[Any], dims: int) -> Gates:
-        """Return the gradients at a layer's currents of the sum of its spikes, where there are.
-
-        Of a scan it is their mean over the steps.
-        """
-        spikes = [c.spikes for c in calls if c.spikes is not None and c.spikes.requires_grad]
-        if len(spikes) < len(calls):
-            return {}
-        if len(calls) == 1 and isinstance(taps[0], GradientEdge):
-            gate = gate_of(spikes[0], taps[0].node, dims)
-            if gate is not None:
-                return {layer: [gate[(None,) * (dims - 1)]]}  # of one step
-        assert self.running is not None
-        self.running.notes, self.asks = Notes(keep=False), True
-        try:
-            one = spikes[0].new_ones(())  # in the memory of one, which a scan reads once
-            found = gradients([(s, one.expand(s.shape)) for s in spikes], taps, keep=True)
-        finally:
-            self.running.notes, self.asks = None, False
-        grads = [g for g in found if g is not None]
-        return {layer: grads} if len(grads) == len(taps) else {}
 
     # -- what is broadcast -------------------------------------------------------------------------
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from snn_dfa._attach.calls import Arrivals, Call
 from snn_dfa._attach.functions import accumulate, added, gradients, second_time
 from snn_dfa._attach.steps.products import Notes
+from snn_dfa.sequence.scan import gate_of
 
 if TYPE_CHECKING:
     from snn_dfa._attach.core import Core
@@ -37,6 +39,7 @@ class Run:
         self.losses: Arrivals | None = None
         #: Errors at currents, of which weights learn in the end.
         self.notes: Notes | None = None
+        self.asks = False  # the layers' own graphs are asked for gates, and no gradient is made
 
     def gradients(self, arrived: Arrivals, *, keep: bool, twice: bool) -> list[Tensor | None]:
         """Return the gradients of the leaves.
@@ -84,6 +87,32 @@ class Run:
             for call in (*[call for call, _ in reached + sent], *passed):
                 call.release()
         return total
+
+    def gates(self, calls: Sequence[Call], taps: Sequence[Any], dims: int) -> list[Tensor]:
+        """Return the gradients of the sum of a layer's spikes at its currents, or none at all.
+
+        Of a scan it is their mean over the steps.
+
+        Args:
+            calls: Of the layer.
+            taps: Where the gradients are asked for.
+            dims: How many dimensions of a call are samples and steps.
+        """
+        spikes = [c.spikes for c in calls if c.spikes is not None and c.spikes.requires_grad]
+        if len(spikes) < len(calls):
+            return []
+        if len(calls) == 1 and isinstance(taps[0], GradientEdge):
+            gate = gate_of(spikes[0], taps[0].node, dims)
+            if gate is not None:
+                return [gate[(None,) * (dims - 1)]]  # of one step
+        self.notes, self.asks = Notes(keep=False), True
+        try:
+            one = spikes[0].new_ones(())  # in the memory of one, which a scan reads once
+            found = gradients([(s, one.expand(s.shape)) for s in spikes], taps, keep=True)
+        finally:
+            self.notes, self.asks = None, False
+        grads = [g for g in found if g is not None]
+        return grads if len(grads) == len(taps) else []
 
     def replay(self, replays: Sequence[tuple[Tensor, Tensor]], *, keep: bool) -> None:
         """Go on behind reentrant checkpointing, in an autograd pass of all leaves."""
