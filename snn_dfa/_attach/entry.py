@@ -102,11 +102,9 @@ class Entry:
     def _enter_made(self, layer: str, value: Tensor) -> Tensor:
         """Return a value that the program made of others, as it comes into a layer."""
         made = self._made(layer, value)
-        if made is not None:
-            check = partial(self._refuse_insides_read, layer) if self._guards else None
-            current: Tensor = Current.apply([value], self._core.book, check, made, *made[1:3])
-            return current
-        return self._guarded(layer, self._enter_graph(layer, value))
+        if made is None:
+            return self._guarded(layer, self._enter_graph(layer, value))
+        return self._guarded(layer, Current.apply([value], self._core.book, made, *made[1:3]))
 
     def _enter_graph(self, layer: str, value: Tensor) -> Tensor:
         """Return a value with a graph of any kind, cut or bridged where layers lie behind it."""
@@ -408,7 +406,7 @@ class Entry:
         guarded: Tensor = Relink.apply([value], value, partial(self._refuse_insides_read, layer))
         return guarded
 
-    def _refuse_insides_read(self, layer: str, _: Tensor | None = None) -> None:
+    def _refuse_insides_read(self, layer: str, _: Tensor) -> None:
         if self._core.running is None or self._core.running.losses is not None:
             raise BackwardError(
                 f"layer {layer!r}: the loss reads a value inside the layer that the layer neither "

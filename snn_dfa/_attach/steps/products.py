@@ -165,31 +165,20 @@ def settle(notes: Notes | None, made: Made, error: Tensor) -> tuple[Tensor | Non
 class Current(Function):
     """A current, as a function of weight and bias whose gradients are taken later.
 
-    ``Current.apply([value], book, check, made, weight, bias)`` returns the value, [B, N].
-    Backward calls ``check`` first, if there is one and no pass takes notes; it may raise an error.
+    ``Current.apply([value], book, made, weight, bias)`` returns the value, [B, N].
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        value: list[Tensor],
-        book: Book,
-        check: Callable[[], None] | None,
-        made: Made,
-        *_: Tensor | None,
-    ) -> Tensor:
-        ctx.book, ctx.check, ctx.made = book, check, made
+    def forward(ctx: Any, value: list[Tensor], book: Book, made: Made, *_: Tensor | None) -> Tensor:
+        ctx.book, ctx.made = book, made
         return value[0].detach()
 
     @staticmethod
     @first_order
     def backward(ctx: Any, error: Tensor) -> tuple[Tensor | None, ...]:
-        notes = ctx.book()
-        if notes is None and ctx.check is not None:
-            ctx.check()
         if not any(ctx.needs_input_grad):
-            return (None,) * 6
-        return None, None, None, None, *settle(notes, ctx.made, error)
+            return (None,) * 5
+        return None, None, None, *settle(ctx.book(), ctx.made, error)
 
 
 def _summed(steps: Sequence[tuple[Made, Tensor]]) -> tuple[Tensor, Tensor]:
