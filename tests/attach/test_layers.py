@@ -26,7 +26,7 @@ def test_layers_by_name_and_by_module():
         assert equal(gradients(net), by_name)
 
 
-@pytest.mark.parametrize("credit", ["membrane", "current"])
+@pytest.mark.parametrize("credit", ["membrane", "current", "trace"])
 def test_arguments_by_name(credit):
     """A neuron may be called as ``lif(input_=current, mem=mem)``."""
 
