@@ -40,7 +40,7 @@ class Call:
     )  # fmt: skip
 
     def __init__(
-        self, layer: str | None, collector: Collector, number: int, *, learns: bool, linked: bool
+        self, layer: str | None, learns: bool, linked: bool, collector: Collector, number: int
     ) -> None:
         self.layer, self.collector, self.number = layer, collector, number
         self.learns, self.linked = learns, linked
@@ -302,9 +302,14 @@ class Pass:
         return once
 
     def _see_that_an_output_is_last(self, layers: Layers) -> None:
-        outputs = [self.calls[name] for name in layers.outputs if name in self.calls]
-        steps = range(max(map(len, self.calls.values()))) if outputs else ()
-        last = [max(c[min(k, len(c) - 1)].number for c in outputs) for k in steps]
+        steps = max(map(len, self.calls.values()), default=0)
+        numbers = [
+            [call.number for call in self.calls[name]]
+            for name in layers.outputs
+            if name in self.calls
+        ]
+        padded = [each + each[-1:] * (steps - len(each)) for each in numbers]
+        last = [max(each) for each in zip(*padded, strict=True)]
         for name in [name for name in self.calls if name not in layers.outputs]:
             if any(c.number > end for c, end in zip(self.calls[name], last, strict=False)):
                 raise OutOfStepError(messages.called_late(name, layers.outputs))

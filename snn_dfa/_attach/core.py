@@ -74,7 +74,7 @@ class Core:
         self.active = True
         self.targets: Tensor | None = None
         self.running: Run | None = None
-        self.now, self._numbers = Pass(), itertools.count()
+        self.now, self.numbers = Pass(), itertools.count()
         self.inside: str | None = None
         self._shapes: dict[str, list[torch.Size]] = {}  # of what a layer returned, by layer
         self._warned = False
@@ -157,10 +157,6 @@ class Core:
         """Return the notes of the pass that is going on through the layers' own graphs."""
         return None if self.running is None else self.running.notes
 
-    def begin_call(self, layer: str | None, *, learns: bool, linked: bool) -> Call:
-        """Begin a call of a layer, or of the network."""
-        return Call(layer, self.collector, next(self._numbers), learns=learns, linked=linked)
-
     # -- what goes out -----------------------------------------------------------------------------
 
     def leave(
@@ -196,7 +192,6 @@ class Core:
         except OutOfStepError:  # the call is none that can be: a new pass begins
             self.now = Pass(self.now.whole, self.now.repeats)
             raise
-        entry.guard_output()
         if not self.now.whole and self.now.is_even(self.layers):
             now, self.now = self.now, Pass()  # layers are called without the network: step by step
             entry.forget()
@@ -210,7 +205,7 @@ class Core:
 
     def leave_network(self, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return what the network returns by a port, so that the loss passes no layer's insides."""
-        call = self.begin_call(None, learns=True, linked=True)
+        call = Call(None, True, True, self.collector, next(self.numbers))
         call.values, call.returned = values, len(values)
         return self._port(call, values)
 

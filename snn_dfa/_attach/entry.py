@@ -71,7 +71,7 @@ class Entry:
         if self._core.inside is not None:
             raise messages.nested(layer, self._core.inside)
         linked = self._core.layers.may_be_output(layer)
-        self.call = self._core.begin_call(layer, learns=learns, linked=linked)
+        self.call = Call(layer, learns, linked, self._core.collector, next(self._core.numbers))
         self._block, self._guards = block, not (closed or block)
 
     # -- values -----------------------------------------------------------------------------------
@@ -414,13 +414,13 @@ class Entry:
                 f"layers before; return the value from {layer!r}, or keep it as an attribute"
             )
 
-    def guard_output(self) -> None:
+    def guard_output(self, values: Sequence[Tensor]) -> None:
         """See that no loss reads an output's values before they are handed out by a port.
 
         Hooks inside a block may keep them. Of other layers, what comes in has guards.
         """
-        if self.call.linked and self._block:
-            for value in self.call.values:
+        if self.call.linked and self._block and not self._core.aligned:
+            for value in values:
                 if value.requires_grad:
                     value.register_hook(partial(self._refuse_reading, self.call.layer))  # type: ignore[no-untyped-call]
 

@@ -221,11 +221,13 @@ class LayerForward(Forward):
         assert step is not None
         current, made = inputs.current, None
         passage = entry.passage(name, current) if core.asks_ways else None
-        if current.requires_grad and step.scales:
+        scales = step.scales
+        if current.requires_grad and scales:
             current = entry.enter(name, current)
         elif current.requires_grad:
             current, made = entry.enter_current(name, current)
-        current = step.scaled(current)
+        if scales:
+            current = step.scaled(current)
         inputs.current = current if passage is None else self._tap(passage, current)
         states, before = inputs.states, inputs.before
         for i, state in enumerate(states):
@@ -301,6 +303,7 @@ class LayerForward(Forward):
         spikes = tensors[0] if tensors else None
         if keys and keys[0] == id(spikes):
             spikes = values[0]
+        core.entry.guard_output(values)
         given = core.leave(name, values, spikes, returned)
         if not given:
             return result

@@ -22,6 +22,8 @@ __all__ = ["known_class", "step_of"]
 def _kind(cls: Any, states: str, decays: str, *, zero: bool, compiled: bool = False) -> Kind:
     resets = {cls._base_sub: "subtract", cls._base_int: "none"}
     resets |= {cls._base_zero: "zero"} if zero else {}
+    if "state_function" in vars(cls):  # which chooses by the name
+        resets = {name: name for name in resets.values()}
     recurrent = hasattr(cls, "_init_recurrent_net")
     return Kind(tuple(states.split()), tuple(decays.split()), recurrent, resets, compiled)
 
@@ -94,10 +96,6 @@ class RefractoryStep(Step):
         if self._neuron.refractory_steps:
             self._neuron._last_mem = (states[-1].detach(),)
         return super().result(spk, states)
-
-    def _mechanism(self, chosen: Any) -> str | None:
-        mechanism: str = self._neuron.reset_mechanism
-        return mechanism if chosen is None else None  # its class has the function that chooses
 
 
 class AlphaStep(Step):

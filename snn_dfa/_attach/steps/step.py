@@ -74,7 +74,7 @@ class Kind(NamedTuple):
     states: tuple[str, ...]  # as ``forward`` takes them; the last is the membrane
     decays: tuple[str, ...]
     recurrent: bool
-    resets: dict[Any, str]  # by the function that snnTorch chooses
+    resets: dict[Any, str]  # by the function that snnTorch chooses, or by name
     compiled: bool = False  # kernels alone know the step
 
 
@@ -287,11 +287,9 @@ class Step:
         neuron, own = self._neuron, vars(self._neuron)
         if neuron.state_quant or neuron.inhibition or not _METHODS.isdisjoint(own):
             return None
-        return self._mechanism(own.get("state_function"))
-
-    def _mechanism(self, chosen: Any) -> str | None:
-        """Return the kind of reset that stands for a function of the instance."""
-        return self._kind.resets.get(getattr(chosen, "__func__", None))
+        chosen = own.get("state_function")
+        by = neuron.reset_mechanism if chosen is None else getattr(chosen, "__func__", None)
+        return self._kind.resets.get(by)
 
 
 def _fits(recurrent: Tensor | None, current: Tensor) -> bool:
