@@ -325,6 +325,7 @@ class Core:
         if self.paths.tracing:
             self._look_at_heads()
             self.paths.tracing = False
+        self.paths.next_round()
         if self._rule is None:
             return []
         if hooked := self.hooked():  # seldom; then the calls are gone through

@@ -193,7 +193,7 @@ class Entry:
         by_sample = self._core.takes_ways
         passage = passage_of(value, layer, self.mine, by_sample=by_sample)
         if passage is not None and by_sample:
-            self._core.paths.see(layer, passage.signature, value, self.mine)
+            self._core.paths.see(layer, passage.structure, value, self.mine)
         return passage
 
     # -- the layer's own values -------------------------------------------------------------------

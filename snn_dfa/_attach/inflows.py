@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from snn_dfa._attach.graph import LEAF, PORT, are_packed, below_of
 from snn_dfa._attach.local_functions import ALONE, LocalFunction, function_of, signed
@@ -27,7 +29,15 @@ from snn_dfa._attach.moves import (
 from snn_dfa.feedback import stand_in
 from snn_dfa.feedback.stand_in import Inflow
 
-__all__ = ["Gains", "NotLinearError", "Pixels", "Signature", "inflow_of", "local_functions"]
+__all__ = [
+    "Gains",
+    "NotLinearError",
+    "Pixels",
+    "Signature",
+    "Structure",
+    "inflow_of",
+    "local_functions",
+]
 
 
 #: Views, which keep the order of numbers, and functions of each number alone.
@@ -45,6 +55,8 @@ _PRODUCTS = {
     "AddmmBackward0", "BaddbmmBackward0", "BmmBackward0", "LinearBackward0", "MmBackward0",
     "TracedBackward", "_SpikeLinearBackward",
 }  # fmt: skip
+#: Under what names products keep their right factor.
+_RIGHT = ("_saved_mat2", "_saved_batch2")
 #: What leaves a weight's numbers as they are, on its way into a product.
 _AS_IT_IS = {
     "AliasBackward0", "CloneBackward0", "ExpandBackward0", "PermuteBackward0",
@@ -54,6 +66,13 @@ _AS_IT_IS = {
 }  # fmt: skip
 #: What differs from batch to batch.
 _NORMS = {"CudnnBatchNormBackward0", "NativeBatchNormBackward0"}
+#: Numbers of a node on which its linear function depends.
+_NUMBERS = {
+    "AddBackward0": ("alpha",), "ConstantPadNdBackward0": ("pad",), "FlipBackward0": ("dims",),
+    "PermuteBackward0": ("dims",), "RollBackward0": ("shifts", "dims"), "RsubBackward1": ("alpha",),
+    "SelectBackward0": ("dim", "index"), "SliceBackward0": ("dim", "start", "step"),
+    "SubBackward0": ("alpha",), "TransposeBackward0": ("dim0", "dim1"),
+}  # fmt: skip
 #: What may become of steps that are set side by side.
 _OF_STEPS = {"MeanBackward1", "SumBackward1", "SelectBackward0"}
 #: What becomes several values of one.
@@ -93,6 +112,9 @@ class Gains(NamedTuple):
 
 #: The functions below a value that differ by the pass: names of nodes, and what flows into them.
 Signature: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
+#: What a value is made of, in order: nodes, with numbers, layers, and parameters. Values that have
+#: the same are the same linear function.
+Structure: TypeAlias = tuple[Any, ...]
 
 
 class _Walk:
@@ -110,32 +132,65 @@ class _Walk:
     ) -> None:
         self._root, self._layer, self._mine, self._by_sample = root, layer, mine, by_sample
         self.flows: dict[Any, bool] = {}  # made of other layers
+        self.calls: dict[str, Any] = {}  # of each other layer the first one
+        self.several = False  # whether a layer has more than one
+        self.structure: list[Any] = []
         self.own: dict[Any, bool] = {}  # made of the layer's earlier values
 
     def __iter__(self) -> Iterator[tuple[Any, bool, Any]]:
         """Yield nodes, whether each is an end, and its local function."""
+        place: dict[Any, int] = {}  # of a node in the structure
         for node, ends in _post_order(self._root, self._mine):
+            place[node] = len(place)
             if ends:
                 of = node.call.layer if type(node) is PORT else None
+                self.structure.append(_leaf(node) if type(node) is LEAF else of)
                 self.flows[node] = of is not None and of != self._layer
+                if of is not None and self.flows[node]:
+                    self.several |= self.calls.setdefault(of, node.call) is not node.call
                 self.own[node] = of == self._layer
                 yield node, True, None
-            else:
-                below = below_of(node)
-                self.flows[node] = any(self.flows[n] for n in below)
-                self.own[node] = any(self.own[n] for n in below)
-                yield node, False, self._function(node) if self.flows[node] else None
+                continue
+            below = [n for n, _ in node.next_functions]
+            flows = [n is not None and self.flows[n] for n in below]
+            own = [n is not None and self.own[n] for n in below]
+            self.flows[node], self.own[node] = any(flows), any(own)
+            kind = _kind(node) if self.flows[node] else type(node)
+            self.structure += (kind, *(-1 if n is None else place[n] for n in below))
+            yield node, False, self._function(node, flows, own) if self.flows[node] else None
 
-    def _function(self, node: Any) -> LocalFunction | None:
-        kind, below = type(node).__name__, [n for n, _ in node.next_functions]
-        flows = [n is not None and self.flows[n] for n in below]
-        own = [n is not None and self.own[n] for n in below]
+    def _function(self, node: Any, flows: list[bool], own: list[bool]) -> LocalFunction | None:
+        kind = type(node).__name__
         found = function_of(node, flows, own) if self._by_sample else None
         if found is None and kind in MAXIMA:
             return LocalFunction((0,), False, partial(_pixels, node), replaced=True)
         if found is None and kind in _NORMS:
             return LocalFunction((0,), False, partial(_gains, node), replaced=True)
         return found
+
+
+def _kind(node: Any) -> Any:
+    """Return what a node does, with the numbers that it does it with."""
+    kind = type(node)
+    if kind.__name__ in ("MulBackward0", "DivBackward0") and not are_packed():
+        factor = _number(node)
+        # On a device a number is not read, which would wait for it.
+        read = factor is not None and factor.device.type == "cpu"
+        return kind, None if factor is None else float(factor) if read else factor.data_ptr()
+    names = _NUMBERS.get(kind.__name__)
+    return kind if names is None else (kind, *(getattr(node, f"_saved_{n}") for n in names))
+
+
+def _leaf(node: Any) -> Any:
+    # Other leaves may be new ones in each pass.
+    return id(node.variable) if isinstance(node.variable, Parameter) else LEAF
+
+
+def _number(node: Any) -> Tensor | None:
+    """Return the one number that a product or a quotient is with, ``None`` if there is none."""
+    first = node.next_functions[0][0] is not None
+    other = node._saved_other if first else node._saved_self
+    return other.detach() if isinstance(other, Tensor) and other.dim() == 0 else None
 
 
 def inflow_of(
@@ -146,7 +201,7 @@ def inflow_of(
     step_of: Callable[[Inflow, str, tuple[int, ...]], Inflow],
     into: str = "",
     *,
-    own: Container[str] = (),
+    own: Mapping[str, Tensor] = MappingProxyType({}),
     by_sample: bool = False,
 ) -> tuple[Inflow | None, Signature]:
     """Return a value as a linear function of the layers that it was made of; ``None`` of none.
@@ -161,7 +216,7 @@ def inflow_of(
         kept: The layers whose frozen weights a node keeps.
         step_of: Sends an inflow of a shape through the factor of a layer, as its module would.
         into: Name of the layer into which the value comes.
-        own: The layers whose modules compute with a parameter as their weight.
+        own: The layers whose modules compute with a parameter as their weight, and the parameter.
         by_sample: Whether functions may have a derivative for each sample.
 
     Raises:
@@ -193,11 +248,32 @@ def inflow_of(
         else:
             passing = [weights[n] for n in below_of(node) if n in weights]
             weight = next(iter(passing or kept(node)), None)
-            if weight in own and not computed.isdisjoint(below_of(node)):
-                raise NotLinearError(f"a function of the weight of {weight}")
-            known[node] = _step(node, known, weight, step_of, f"{into} {len(signature)}")
+            if weight is not None and weight in own:
+                same = computed.isdisjoint(below_of(node)) and _is_as_it_is(node, own[weight])
+                if not same:
+                    raise NotLinearError(f"a function of the weight of {weight}")
+            local, several = f"{into} {len(signature)}", walk.several
+            known[node] = _step(node, known, weight, step_of, local, of_steps=several)
             signature += [(type(node).__name__, (0,))] if function is not None else []
     return _at(known, value.grad_fn, value.output_nr), tuple(signature)
+
+
+def _is_as_it_is(node: Any, weight: Tensor) -> bool:
+    """Return whether a product takes a weight as the weight's own module would.
+
+    Of a square matrix no shape tells whether it has been transposed.
+    """
+    if are_packed() or hasattr(weight, "full_tensor"):  # in shards: the whole one has gone
+        return True
+    if type(node).__name__ == "ConvolutionBackward0":
+        return bool(node._saved_weight.shape == weight.shape)
+    name = next((n for n in _RIGHT if hasattr(node, n)), None)
+    if name is None or len({*weight.shape}) > 1 or node.next_functions[-2][0] is None:
+        return True
+    factor = getattr(node, name).detach()
+    matrix = factor.reshape(-1, *factor.shape[-2:])[0]
+    wanted = weight.detach().to(factor.dtype).t()
+    return matrix.shape != wanted.shape or torch.equal(matrix, wanted)
 
 
 def _passed(node: Any, weights: Mapping[Any, str]) -> dict[Any, str]:
@@ -210,7 +286,7 @@ def _passed(node: Any, weights: Mapping[Any, str]) -> dict[Any, str]:
 
 def local_functions(
     value: Tensor, layer: str, mine: Callable[[Any], bool], *, by_sample: bool
-) -> tuple[list[tuple[Any, LocalFunction]], bool] | None:
+) -> tuple[list[tuple[Any, LocalFunction]], bool, Structure] | None:
     """Return the nodes below a value, in order, whose linear function differs by the pass.
 
     Args:
@@ -220,12 +296,13 @@ def local_functions(
         by_sample: See :func:`inflow_of`.
 
     Returns:
-        The nodes, and whether an own value of the layer flows in, too; ``None`` where no other
-        layer's does.
+        The nodes, whether an own value of the layer flows in, too, and what the value is made of;
+        ``None`` where no other layer's value flows in.
     """
     walk = _Walk(value.grad_fn, layer, mine, by_sample=by_sample)
     found = [(node, function) for node, _, function in walk if function is not None]
-    return (found, walk.own[value.grad_fn]) if walk.flows[value.grad_fn] else None
+    root = value.grad_fn
+    return (found, walk.own[root], tuple(walk.structure)) if walk.flows[root] else None
 
 
 def _pixels(node: Any) -> Pixels:
@@ -275,17 +352,21 @@ def _step(
     weight: str | None,
     step_of: Callable[[Inflow, str, tuple[int, ...]], Inflow],
     local: str,
+    *,
+    of_steps: bool,
 ) -> Any:
     """Return the function of one node of what comes into it; ``local`` names its ways."""
     kind = type(node).__name__
+    if kind == "StackBackward0":
+        return _stack(node, known, of_steps=of_steps)
     if kind == "CatBackward0":
         return _cat(node, known)
-    if kind == "StackBackward0":
-        return _stack(node, known)
     if kind in ("AddBackward0", "SubBackward0"):
         return _sum(node, kind, known)
     front = known.get(node.next_functions[0][0])
     if isinstance(front, Front):
+        if kind in ("MulBackward0", "DivBackward0", "RsubBackward1", "NegBackward0"):
+            return Front(_scaled(node, kind, part) for part in front)
         return of_front(node, kind, front)
     x, shape = _single(node, kind, known)
     if weight is not None and kind == "ConvolutionBackward0":
@@ -350,12 +431,19 @@ def _cat(node: Any, known: Mapping[Any, Any]) -> Inflow:
     return stand_in.concatenate([_at(known, *pair) for pair in node.next_functions], shapes)
 
 
-def _stack(node: Any, known: Mapping[Any, Any]) -> Inflow:
+def _stack(node: Any, known: Mapping[Any, Any], *, of_steps: bool) -> Any:
+    """Return steps that are set side by side, or parts of one step."""
     parts = [_at(known, *pair) for pair in node.next_functions]
     there = [part for part in parts if part is not None]
     if len(there) < len(node.next_functions):
         raise NotLinearError("StackBackward0")
-    return stand_in.stack(there, signed(node._saved_dim) % len(node._input_metadata[0].shape))
+    dim = signed(node._saved_dim) % len(node._input_metadata[0].shape)
+    if of_steps or len(parts) == 1:
+        return stand_in.stack(there, dim)
+    if dim == 0:
+        return Front(there)
+    shapes = [(1, *tuple(n._input_metadata[i].shape)[dim:]) for n, i in node.next_functions]
+    return stand_in.concatenate(there, shapes)
 
 
 def _reduced(node: Any, kind: str, x: Inflow, shape: tuple[int, ...]) -> Inflow:
@@ -364,6 +452,11 @@ def _reduced(node: Any, kind: str, x: Inflow, shape: tuple[int, ...]) -> Inflow:
     dims = [signed(d) % len(shape) for d in (saved if isinstance(saved, tuple) else [saved])]
     if dims != [x.steps] or getattr(node, "_saved_keepdim", False):
         raise NotLinearError(kind)
+    if kind == "SelectBackward0":
+        flows = [{*each.sources, *each.weights} for each, _ in x.terms]
+        most = max(flows, key=len, default=set())
+        if any(not each <= most for each in flows):
+            raise NotLinearError(kind)  # values of several layers, of which one is taken
     return stand_in.reduce(x, shape[dims[0]] if kind == "SumBackward1" else 1.0)
 
 
@@ -389,9 +482,8 @@ def _scaled(node: Any, kind: str, x: Inflow) -> Inflow:
         return stand_in.multiply(x, -float(node._saved_alpha))
     if kind not in ("MulBackward0", "DivBackward0") or are_packed():
         return x
-    first = node.next_functions[0][0] is not None
-    other = node._saved_other if first else node._saved_self
-    if not isinstance(other, Tensor) or other.dim() > 0:
+    factor = _number(node)
+    if factor is None:
         return x
-    number = float(other.detach())
+    number = float(factor)
     return stand_in.multiply(x, number if kind == "MulBackward0" else 1 / number)

@@ -94,6 +94,9 @@ def of_front(node: Any, kind: str, front: Front) -> Any:
         return list(front)
     if kind == "SelectBackward0" and node._saved_dim == 0:
         return front[signed(node._saved_index)]
+    sums = {"SumBackward1": 1.0, "MeanBackward1": 1 / len(front)}
+    if kind in sums and tuple(node._saved_dim) == (0,) and not node._saved_keepdim:
+        return stand_in.multiply(stand_in.total(front), sums[kind])
     raise NotLinearError("PermuteBackward0")
 
 

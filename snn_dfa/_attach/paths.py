@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from snn_dfa._attach.calls import Layers
 from snn_dfa._attach.graph import kept_weights, sources_of
-from snn_dfa._attach.inflows import NotLinearError, Signature, inflow_of
+from snn_dfa._attach.inflows import NotLinearError, Signature, Structure, inflow_of
 from snn_dfa._attach.weights import (
     SYNAPSES,
     computes_as,
@@ -23,6 +23,7 @@ from snn_dfa._attach.weights import (
     weight_in_use,
 )
 from snn_dfa.errors import FeedbackError
+from snn_dfa.feedback import stand_in
 from snn_dfa.feedback.base import Shapes
 from snn_dfa.feedback.stand_in import Inflow
 
@@ -39,9 +40,14 @@ def _takes_its_parameter(module: Any) -> bool:
     return "weight" in module._parameters and computes_as(module, SYNAPSES)
 
 
-def _has_more(made: Inflow, known: Inflow) -> bool:
-    sources, before = set(made.sources), set(known.sources)
-    return sources > before or (sources == before and len(made.needs) > len(known.needs))
+#: A linear function, and the functions below it that have a derivative for each sample.
+_Read: TypeAlias = tuple[Inflow, Signature]
+
+
+def _covers(one: Inflow, other: Inflow) -> bool:
+    """Return whether all that flows into another inflow flows into one."""
+    more, less = ({*each.sources, *each.weights} for each in (one, other))
+    return less < more or (less == more and len(other.needs) <= len(one.needs))
 
 
 class Paths:
@@ -68,6 +74,12 @@ class Paths:
         self._inflows: dict[str, Inflow] = {}
         #: Layer without an inflow -> why it has none, and the layers that it was made of.
         self._unknown: dict[str, tuple[str, list[str]]] = {}
+        # Of each layer, what came in since the last backward pass, and in the round before: the
+        # linear function of each structure, ``None`` where there is none. Beside it those that
+        # count.
+        self._of_round: dict[str, dict[Structure, _Read | None]] = {}
+        self._last_round: dict[str, dict[Structure, _Read | None]] = {}
+        self._chosen: dict[str, list[_Read]] = {}
         #: Of the functions into each layer that have a derivative for each sample.
         self.signatures: dict[str, Signature] = {}
 
@@ -86,28 +98,50 @@ class Paths:
                 if layer in self._synapses():  # a readout
                     weights = (*weights[:1], layer)
                 self._found.setdefault(source, set()).add((weights, layer))
-        self._note_inflow(layer, value, mine, by_sample=by_sample)
+        if layer in self._of_round:
+            return  # it has been seen
+        made = self._read(layer, value, mine, by_sample=by_sample)
+        if made is not None:
+            known = self._inflows.get(layer)
+            if known is None or (_covers(made[0], known) and not _covers(known, made[0])):
+                self._inflows[layer], self.signatures[layer] = made
 
     def see(
-        self, layer: str, signature: Signature, value: Tensor, mine: Callable[[Any], bool]
+        self, layer: str, structure: Structure, value: Tensor, mine: Callable[[Any], bool]
     ) -> None:
         """Read anew what comes into a layer where it is made in another way than before.
 
-        Where a linear function needs derivatives of samples, it fits no others.
+        So it is where a program fades a branch in, leaves layers out by chance, or has a layer for
+        each task or step. Of a round's ways into a layer one counts into which all others flow, and
+        of several the mean.
         """
-        known = self._inflows.get(layer)
-        if known is not None and known.needs and signature != self.signatures.get(layer):
-            self._note_inflow(layer, value, mine, by_sample=True, anew=True)
+        of_round = self._of_round.setdefault(layer, {})
+        if structure in of_round:
+            return
+        chosen = self._chosen[layer] if of_round else []
+        known = self._last_round.get(layer, {})
+        if structure in known:
+            found = known[structure]
+        else:
+            found = self._read(layer, value, mine, by_sample=True)
+        of_round[structure], self._chosen[layer] = found, chosen
+        if found is None or any(_covers(each[0], found[0]) for each in chosen):
+            return
+        chosen[:] = [each for each in chosen if not _covers(found[0], each[0])] + [found]
+        if len(chosen) > 1 and not any(each.needs for each, _ in chosen):
+            mean = stand_in.multiply(stand_in.total([each for each, _ in chosen]), 1 / len(chosen))
+            found = mean, ()
+        self._inflows[layer], self.signatures[layer] = found
 
-    def _note_inflow(
-        self,
-        layer: str,
-        value: Tensor,
-        mine: Callable[[Any], bool],
-        *,
-        by_sample: bool,
-        anew: bool = False,
-    ) -> None:
+    def next_round(self) -> None:
+        """Begin anew to see what comes into layers: a backward pass has read the last round."""
+        self._last_round |= self._of_round
+        self._of_round = {}
+
+    def _read(
+        self, layer: str, value: Tensor, mine: Callable[[Any], bool], *, by_sample: bool
+    ) -> _Read | None:
+        """Return what comes into a layer as a linear function, ``None`` if there is none."""
         names, modules = self._names(), self._synapses()
         try:
             if layer not in modules:
@@ -119,19 +153,17 @@ class Paths:
                 lambda node: kept_weights(node, names),
                 lambda x, weight, shape: _own_step(x, weight, modules[weight], shape),
                 layer,
-                own={n for n, m in modules.items() if _takes_its_parameter(m)},
+                own={n: m.weight for n, m in modules.items() if _takes_its_parameter(m)},
                 by_sample=by_sample,
             )
-            if made is not None:
-                if layer in modules:  # a readout
-                    made = own_step(made, layer, modules[layer], tuple(value.shape))
-                known = self._inflows.get(layer)
-                if known is None or anew or _has_more(made, known):
-                    self._inflows[layer], self.signatures[layer] = made, signature
+            if made is not None and layer in modules:  # a readout
+                made = own_step(made, layer, modules[layer], tuple(value.shape))
+            return None if made is None else (made, signature)
         except NotLinearError as error:
             of = {source for source, _ in self.sources(value, mine)} - {layer}
             if of:
                 self._unknown[layer] = str(error), sorted(of)
+            return None
 
     def _see_that_it_is_linear(self, layer: str) -> None:
         """Raise an error for a layer that does more to what comes in than a neuron does."""
