@@ -8,6 +8,7 @@ the network's own code runs as it is, with functions, branches and states betwee
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import snntorch as snn
@@ -36,6 +37,7 @@ _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _NORMS: Any = nn.modules.batchnorm._NormBase
 _DRAW: Any = nn.modules.dropout._DropoutNd
 _BARE = frozenset(vars(nn.Module()))  # the attributes that each module has
+_NONE: Mapping[str, Any] = MappingProxyType({})
 # Attributes that a twin has for itself: the modules, and what stands in place of its forward.
 _OWN = ("_modules", "forward")
 
@@ -211,12 +213,16 @@ class TimeAsBatch(nn.Module):
                 f"{x.dtype} of shape {list(x.shape)}; add the time steps, as with "
                 f"encoding.constant(x, num_steps), and convert integers with x.float()"
             )
+        self.compare(x, args, kwargs)
+        return self.run(x, *args, **kwargs)
+
+    def compare(self, x: Tensor, args: Any = (), kwargs: Mapping[str, Any] = _NONE) -> None:
+        """See that a call gives what the loop gives, where none was compared that is like it."""
         way = self._way(args, kwargs) if self._check else None
         longest, self.loops = self._examined.get(way, (0, False))
         if longest < (min(len(x), LONGEST) if self._check else 1):
             self._examine(x, args, kwargs)
             self._examined[way] = len(x), self.loops
-        return self.run(x, *args, **kwargs)
 
     def _way(self, args: Any, kwargs: Any) -> Any:
         """Return the switches on which it may depend what the network does: no numbers."""
