@@ -185,6 +185,7 @@ class Core:
         call = Call(layer, values, spikes, returned, entry.learning, linked, self.collector, number)
         call.targets, call.entered, call.links = self.targets, entry.entered, bool(shown)
         call.passage, call.sources, call.record = passage, entry.read, record
+        self.paths.hearing[layer] += call.hears
         if self.layouts:
             call.steps = next((each.steps for each in self.layouts if each.running), None)
         try:
@@ -278,12 +279,13 @@ class Core:
         passages: dict[str, list[tuple[Passage, int]]] = {}
         gates: dict[str, list[Tensor]] = {}
         for layer, each in calls.items():
-            known = [call.passage for call in each if call.passage is not None]
-            if len(known) == len(each):
-                rows = [call.shape[:dims].numel() for call in each]
-                passages[layer] = list(zip(known, rows, strict=True))
-                if all(p.tap is not None for p in known):
-                    gates |= self._gates(layer, each, [p.tap for p in known], dims)
+            known = [
+                (c.passage, c) for c in each if c.passage is not None
+            ]  # others flow in in these
+            if known:
+                passages[layer] = [(p, c.shape[:dims].numel()) for p, c in known]
+                if all(p.tap is not None for p, _ in known):
+                    gates |= self._gates(layer, each, [p.tap for p, _ in known], dims)
         return ways_of(passages, self.paths.signatures, gates, batch, dims)
 
     def _gates(self, layer: str, calls: Sequence[Call], taps: Sequence[Any], dims: int) -> Gates:
@@ -292,7 +294,7 @@ class Core:
         Of a scan it is their mean over the steps.
         """
         spikes = [c.spikes for c in calls if c.spikes is not None and c.spikes.requires_grad]
-        if len(spikes) < len(calls):
+        if len(spikes) < len(taps):
             return {}
         if len(calls) == 1 and isinstance(taps[0], GradientEdge):
             gate = gate_of(spikes[0], taps[0].node, dims)

@@ -192,8 +192,9 @@ class Entry:
             return None
         by_sample = self._core.takes_ways
         passage = passage_of(value, layer, self.mine, by_sample=by_sample)
-        if passage is not None and by_sample:
-            self._core.paths.see(layer, passage.structure, value, self.mine)
+        if by_sample:
+            structure = None if passage is None else passage.structure
+            self._core.paths.see(layer, structure, value, self.mine)
         return passage
 
     # -- the layer's own values -------------------------------------------------------------------

@@ -139,25 +139,41 @@ class _Walk:
 
     def __iter__(self) -> Iterator[tuple[Any, bool, Any]]:
         """Yield nodes, whether each is an end, and its local function."""
-        place: dict[Any, int] = {}  # of a node in the structure
+        # Of a node its place in the structure, or of one that no layer flows into the parameters.
+        known: dict[Any, Any] = {None: None}
         for node, ends in _post_order(self._root, self._mine):
-            place[node] = len(place)
             if ends:
                 of = node.call.layer if type(node) is PORT else None
-                self.structure.append(_leaf(node) if type(node) is LEAF else of)
                 self.flows[node] = of is not None and of != self._layer
+                self.own[node] = of == self._layer
                 if of is not None and self.flows[node]:
                     self.several |= self.calls.setdefault(of, node.call) is not node.call
-                self.own[node] = of == self._layer
+                    known[node] = self._noted(of)
+                else:
+                    known[node] = _leaf(node)
                 yield node, True, None
                 continue
             below = [n for n, _ in node.next_functions]
             flows = [n is not None and self.flows[n] for n in below]
             own = [n is not None and self.own[n] for n in below]
             self.flows[node], self.own[node] = any(flows), any(own)
-            kind = _kind(node) if self.flows[node] else type(node)
-            self.structure += (kind, *(-1 if n is None else place[n] for n in below))
-            yield node, False, self._function(node, flows, own) if self.flows[node] else None
+            of_each = [known[n] for n in below]
+            if not self.flows[node]:
+                known[node] = frozenset().union(*[each for each in of_each if each is not None])
+                yield node, False, None
+                continue
+            kind = _kind(node)
+            # What is added that no layer flows into, as a bias or an own state, changes nothing.
+            adds = type(node).__name__ == "AddBackward0" and flows.count(True) == 1
+            if adds and node._saved_alpha == 1:
+                known[node] = of_each[flows.index(True)]
+            else:
+                known[node] = self._noted((kind, *of_each))
+            yield node, False, self._function(node, flows, own)
+
+    def _noted(self, what: Any) -> int:
+        self.structure.append(what)
+        return len(self.structure)
 
     def _function(self, node: Any, flows: list[bool], own: list[bool]) -> LocalFunction | None:
         kind = type(node).__name__
@@ -181,9 +197,10 @@ def _kind(node: Any) -> Any:
     return kind if names is None else (kind, *(getattr(node, f"_saved_{n}") for n in names))
 
 
-def _leaf(node: Any) -> Any:
-    # Other leaves may be new ones in each pass.
-    return id(node.variable) if isinstance(node.variable, Parameter) else LEAF
+def _leaf(node: Any) -> frozenset[int]:
+    """Return the parameter at the end of a graph; other leaves may be new ones in each pass."""
+    is_one = type(node) is LEAF and isinstance(node.variable, Parameter)
+    return frozenset([id(node.variable)] if is_one else [])
 
 
 def _number(node: Any) -> Tensor | None:
@@ -422,13 +439,17 @@ def _per_channel(shape: tuple[int, ...]) -> int:
 
 
 def _cat(node: Any, known: Mapping[Any, Any]) -> Inflow:
-    if any(n is None for n, _ in node.next_functions):
+    whole = tuple(node._input_metadata[0].shape)
+    dim = signed(node._saved_dim) % len(whole)
+    shapes = [
+        None if n is None else tuple(n._input_metadata[i].shape)[dim:]
+        for n, i in node.next_functions
+    ]
+    if dim == 0 or shapes.count(None) > 1:
         raise NotLinearError("CatBackward0")
-    dim = signed(node._saved_dim)
-    if dim % len(node._input_metadata[0].shape) == 0:
-        raise NotLinearError("CatBackward0")
-    shapes = [tuple(n._input_metadata[i].shape)[dim:] for n, i in node.next_functions]
-    return stand_in.concatenate([_at(known, *pair) for pair in node.next_functions], shapes)
+    rest = whole[dim] - sum(shape[0] for shape in shapes if shape is not None)
+    each = [(rest, *whole[dim + 1 :]) if shape is None else shape for shape in shapes]
+    return stand_in.concatenate([_at(known, *pair) for pair in node.next_functions], each)
 
 
 def _stack(node: Any, known: Mapping[Any, Any], *, of_steps: bool) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -40,14 +41,19 @@ def _takes_its_parameter(module: Any) -> bool:
     return "weight" in module._parameters and computes_as(module, SYNAPSES)
 
 
-#: A linear function, and the functions below it that have a derivative for each sample.
-_Read: TypeAlias = tuple[Inflow, Signature]
+#: A linear function, ``None`` if there is none, and the functions below it that have a derivative
+#: for each sample.
+_Read: TypeAlias = tuple[Inflow | None, Signature]
 
 
 def _covers(one: Inflow, other: Inflow) -> bool:
-    """Return whether all that flows into another inflow flows into one."""
+    """Return whether all that flows into another inflow flows into one, and not the reverse."""
     more, less = ({*each.sources, *each.weights} for each in (one, other))
-    return less < more or (less == more and len(other.needs) <= len(one.needs))
+    return less < more or (less == more and len(other.needs) < len(one.needs))
+
+
+def _mean(parts: Sequence[tuple[Inflow, float]]) -> Inflow:
+    return stand_in.total([stand_in.multiply(each, share) for each, share in parts])
 
 
 class Paths:
@@ -74,12 +80,14 @@ class Paths:
         self._inflows: dict[str, Inflow] = {}
         #: Layer without an inflow -> why it has none, and the layers that it was made of.
         self._unknown: dict[str, tuple[str, list[str]]] = {}
-        # Of each layer, what came in since the last backward pass, and in the round before: the
-        # linear function of each structure, ``None`` where there is none. Beside it those that
-        # count.
-        self._of_round: dict[str, dict[Structure, _Read | None]] = {}
-        self._last_round: dict[str, dict[Structure, _Read | None]] = {}
-        self._chosen: dict[str, list[_Read]] = {}
+        self._why: dict[str, tuple[str, list[str]]] = {}  # the same, of any call
+        # Of each layer the structures of what came in since the last backward pass, with how often
+        # each did, and the functions that were read then and in the round before.
+        self._of_round: dict[str, Counter[Structure | None]] = {}
+        self._read_of: dict[str, dict[Structure | None, _Read]] = {}
+        #: How many calls of each layer may be sent an error, since the last backward pass.
+        self.hearing: Counter[str] = Counter()
+        self._chosen: dict[str, Any] = {}  # what the inflows of the last round were made of
         #: Of the functions into each layer that have a derivative for each sample.
         self.signatures: dict[str, Signature] = {}
 
@@ -98,49 +106,80 @@ class Paths:
                 if layer in self._synapses():  # a readout
                     weights = (*weights[:1], layer)
                 self._found.setdefault(source, set()).add((weights, layer))
-        if layer in self._of_round:
+        if any(self._of_round.get(layer, ())):
             return  # it has been seen
-        made = self._read(layer, value, mine, by_sample=by_sample)
+        made, signature = self._read(layer, value, mine, by_sample=by_sample)
         if made is not None:
             known = self._inflows.get(layer)
-            if known is None or (_covers(made[0], known) and not _covers(known, made[0])):
-                self._inflows[layer], self.signatures[layer] = made
+            if known is None or _covers(made, known):
+                self._inflows[layer], self.signatures[layer] = made, signature
+        elif layer in self._why:
+            self._unknown[layer] = self._why[layer]
 
     def see(
-        self, layer: str, structure: Structure, value: Tensor, mine: Callable[[Any], bool]
+        self,
+        layer: str,
+        structure: Structure | None,
+        value: Tensor,
+        mine: Callable[[Any], bool],
     ) -> None:
-        """Read anew what comes into a layer where it is made in another way than before.
+        """Note what comes into a call of a layer; read its linear function if it is a new one.
 
-        So it is where a program fades a branch in, leaves layers out by chance, or has a layer for
-        each task or step. Of a round's ways into a layer one counts into which all others flow, and
-        of several the mean.
+        A program may make it in another way than in the first batch, where a branch is faded in,
+        layers are left out by chance, or each task or step has a layer of its own.
+
+        Args:
+            layer: Its name.
+            structure: ``None`` if no other layer flows in.
+            value: What comes in.
+            mine: Whether a port belongs to this network.
         """
-        of_round = self._of_round.setdefault(layer, {})
-        if structure in of_round:
-            return
-        chosen = self._chosen[layer] if of_round else []
-        known = self._last_round.get(layer, {})
-        if structure in known:
-            found = known[structure]
-        else:
-            found = self._read(layer, value, mine, by_sample=True)
-        of_round[structure], self._chosen[layer] = found, chosen
-        if found is None or any(_covers(each[0], found[0]) for each in chosen):
-            return
-        chosen[:] = [each for each in chosen if not _covers(found[0], each[0])] + [found]
-        if len(chosen) > 1 and not any(each.needs for each, _ in chosen):
-            mean = stand_in.multiply(stand_in.total([each for each, _ in chosen]), 1 / len(chosen))
-            found = mean, ()
-        self._inflows[layer], self.signatures[layer] = found
+        self._of_round.setdefault(layer, Counter())[structure] += 1
+        known = self._read_of.setdefault(layer, {})
+        if structure is not None and structure not in known:
+            known[structure] = self._read(layer, value, mine, by_sample=True)
 
     def next_round(self) -> None:
-        """Begin anew to see what comes into layers: a backward pass has read the last round."""
-        self._last_round |= self._of_round
-        self._of_round = {}
+        """Take what has come into layers since the last backward pass; begin to see anew."""
+        for layer in self._of_round:
+            self._choose(layer)
+            known = self._read_of[layer]
+            self._read_of[layer] = {s: known[s] for s in self._of_round[layer] if s in known}
+        self._of_round, self.hearing = {}, Counter()
+
+    def _choose(self, layer: str) -> None:
+        """Let the mean over a round's calls count; of those that flow into none the way is zero.
+
+        Of calls whose functions have other derivatives of samples the most frequent ones count, and
+        none where most have no linear function.
+        """
+        known, counts = self._read_of[layer], self._of_round[layer]
+        ways: dict[Signature, list[tuple[Inflow, int]]] = {}
+        for structure, count in counts.items():
+            inflow, signature = known.get(structure, (None, ()))
+            if inflow is not None:
+                ways.setdefault(signature, []).append((inflow, count))
+        read = sum(count for each in ways.values() for _, count in each)
+        unread = counts.total() - counts[None] - read
+        if unread >= read:
+            if unread and layer in self._why:
+                self._unknown[layer] = self._why[layer]
+            return
+        self._unknown.pop(layer, None)
+        calls = {signature: sum(n for _, n in each) for signature, each in ways.items()}
+        signature = max(reversed(ways), key=calls.__getitem__)
+        hearing = (self.hearing[source] for each, _ in ways[signature] for source in each.sources)
+        share = min(1.0, (read + unread) / min(counts.total(), max(1, *hearing)))
+        parts = [(each, share * n / calls[signature]) for each, n in ways[signature]]
+        if parts != self._chosen.get(layer):
+            alone = len(parts) == 1 and share == 1
+            mean = parts[0][0] if alone else _mean(parts)
+            self._inflows[layer], self.signatures[layer] = mean, signature
+            self._chosen[layer] = parts
 
     def _read(
         self, layer: str, value: Tensor, mine: Callable[[Any], bool], *, by_sample: bool
-    ) -> _Read | None:
+    ) -> _Read:
         """Return what comes into a layer as a linear function, ``None`` if there is none."""
         names, modules = self._names(), self._synapses()
         try:
@@ -158,12 +197,12 @@ class Paths:
             )
             if made is not None and layer in modules:  # a readout
                 made = own_step(made, layer, modules[layer], tuple(value.shape))
-            return None if made is None else (made, signature)
+            return made, signature
         except NotLinearError as error:
             of = {source for source, _ in self.sources(value, mine)} - {layer}
             if of:
-                self._unknown[layer] = str(error), sorted(of)
-            return None
+                self._why[layer] = str(error), sorted(of)
+            return None, ()
 
     def _see_that_it_is_linear(self, layer: str) -> None:
         """Raise an error for a layer that does more to what comes in than a neuron does."""
@@ -231,10 +270,14 @@ class Paths:
 
     def inflows(self) -> dict[str, Inflow]:
         """Return what comes into each layer, and into each output, as a linear function."""
+        for layer in self._of_round:
+            self._choose(layer)
         return {name: each for name, each in self._inflows.items() if name not in self._unknown}
 
     def unknown(self) -> dict[str, tuple[str, list[str]]]:
         """Return the layers of which :meth:`inflows` knows nothing, why, and their sources."""
+        for layer in self._of_round:
+            self._choose(layer)
         return dict(self._unknown)
 
     @property

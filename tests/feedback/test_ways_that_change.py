@@ -114,35 +114,87 @@ def with_zeros(grads):
     return {"l1.weight": torch.zeros(()), "l2.weight": torch.zeros(())} | grads
 
 
-def test_a_layer_for_each_step_has_the_mean_of_both_ways():
-    """B of the layer before is that of the mean of the two weights."""
+class Steps(nn.Module):
+    """What the second population gets differs from step to step."""
 
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.l1, self.n1 = nn.Linear(8, 24), leaky()
-            self.even, self.odd = nn.Linear(24, 5), nn.Linear(24, 5)
-            self.n2, self.last, self.out = leaky(), nn.Linear(5, 3), leaky()
+    def __init__(self, current):
+        super().__init__()
+        self.l1, self.n1 = nn.Linear(8, 24), leaky()
+        self.even, self.odd = nn.Linear(24, 5), nn.Linear(24, 5)
+        self.n2, self.last = leaky(), nn.Linear(5, 3)
+        self.current, self.before = current, None
 
-        def forward(self, x):
-            found = []
-            for t, step in enumerate(x):
-                spk = self.n1(self.l1(step))
-                spk = self.n2((self.odd if t % 2 else self.even)(spk))
-                found.append(self.out(self.last(spk)))
-            return torch.stack(found)
+    def forward(self, x):
+        found, self.before = [], torch.zeros(x.shape[1], 24, dtype=x.dtype)
+        for t, step in enumerate(x):
+            spk = self.n1(self.l1(step))
+            found.append(self.last(self.n2(self.current(self, t, spk))))
+            self.before = spk
+        return torch.stack(found)
 
+
+SEVERAL = 2 * torch.rand(4, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+ZERO = torch.zeros(4, 24, dtype=torch.float64)
+BY_STEP = {
+    "a layer for each": (
+        lambda n, t, spk: (n.odd if t % 2 else n.even)(spk),
+        lambda n: (n.odd.weight + n.even.weight) / 2),
+    "a factor that grows": (lambda n, t, spk: n.even(spk * (t / 4)), lambda n: 0.375 * n.even.weight),
+    "a first step without": (
+        lambda n, t, spk: n.even(spk * (1.0 if t else 0.0)), lambda n: 0.75 * n.even.weight),
+    "every other step": (
+        lambda n, t, spk: n.even(spk if t % 2 else ZERO), lambda n: 0.5 * n.even.weight),
+    "the spikes of the last step": (
+        lambda n, t, spk: n.even(n.before), lambda n: 0.75 * n.even.weight),
+    "more than at the first step": (
+        lambda n, t, spk: n.even(spk) + (n.odd(n.before) if t else 0),
+        lambda n: n.even.weight + 0.75 * n.odd.weight),
+    "side by side with zeros at first": (
+        lambda n, t, spk: n.even(torch.cat([n.before[:, :12], spk[:, 12:]], 1)),
+        lambda n: n.even.weight * torch.tensor([0.75] * 12 + [1.0] * 12)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BY_STEP)
+def test_of_steps_that_differ_the_mean_counts(kind):
+    """B of the layer before is that of the mean, and gates are those of steps in which it flows."""
+    current, mean = BY_STEP[kind]
     torch.manual_seed(0)
-    net = Net().double()
-    dfa = DFA(net, optimizer=(optimizer := torch.optim.SGD(net.parameters(), lr=0.1)))
-    for step in range(3):
+    net = Steps(current).double()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    dfa = DFA(net, optimizer=optimizer, output="last", feedback=WeightMirror(by_sample=1))
+    factors = torch.arange(1.0, 4, dtype=torch.float64)  # the same error at all steps
+
+    def grad_of():
         reset(net)
-        net(X.repeat(4, 1, 1)).square().sum().backward()
-        if step < 2:
-            optimizer.step()
-            with_weights(dfa, net)
-    mean = (net.even.weight + net.odd.weight) / 2
-    torch.testing.assert_close(dfa.feedback["n1"], net.last.weight @ mean)
+        net.zero_grad()
+        (net(SEVERAL).sum(0) * factors).sum().backward()
+        return net.l1.weight.grad
+
+    grad_of()
+    with_weights(dfa, net)
+    found = grad_of()
+    torch.testing.assert_close(dfa.feedback["n1"], net.last.weight @ mean(net))
+    dfa.remove()
+
+    taken = []
+    net.current = lambda n, t, spk: taken.append(current(n, t, spk)) or taken[-1]
+    reset(net)
+    spikes1, spikes2 = [], []
+    for layer, to in ((net.n1, spikes1), (net.n2, spikes2)):
+        layer.register_forward_hook(lambda m, args, out, to=to: to.append(out) or None)
+    net(SEVERAL)
+    flows = [t for t in taken if t.requires_grad and torch.autograd.grad(
+        t.sum(), spikes1, retain_graph=True, allow_unused=True) != (None,) * 4]  # fmt: skip
+    gates = torch.autograd.grad(sum(s.sum() for s in spikes2), flows, retain_graph=True)
+    sent = (factors @ net.last.weight * torch.stack(gates).mean(0)) @ mean(net)
+    spikes1 = torch.stack(spikes1)
+    reset(net)
+    alone = torch.stack([net.n1(net.l1(step)) for step in SEVERAL])
+    assert torch.equal(alone, spikes1)
+    wanted = torch.autograd.grad(alone, net.l1.weight, sent.expand(4, 4, 24))[0]
+    assert wanted.any()
+    torch.testing.assert_close(found, wanted)
 
 
 STACKS = {
