@@ -237,6 +237,19 @@ def test_one_of_several_layers_steps_gives_matrices_of_their_own():
     assert set(dfa.state_dict()["learner"]["own"]) == {"n1", "n2"}
 
 
+@pytest.mark.parametrize("move", [
+    lambda x: x.movedim(1, -1), lambda x: x.reshape(-1, 12, 2)[:, :, :1].expand(-1, -1, 2).flatten(1),
+    lambda x: x[:, ::2].repeat_interleave(2, 1),
+])  # fmt: skip
+def test_a_normalisation_behind_what_moves_numbers_has_its_gains(move):
+    """Also where the move leaves each number in its place, or takes each one twice."""
+    torch.manual_seed(0)
+    net = Between(lambda n, a, q: n.one(n.norm(move(a)))).double()
+    net.norm = nn.BatchNorm1d(24).double()
+    net.norm.running_var.uniform_(0.1, 0.5)
+    assert assert_back_propagation(net.eval(), [None])[0]["l1.weight"].any()
+
+
 TRANSPOSED = {
     "product": lambda n, a, q: n.one(a @ n.square.weight),
     "einsum": lambda n, a, q: n.one(torch.einsum("bi,io->bo", a, n.square.weight)),
