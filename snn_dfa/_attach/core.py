@@ -105,6 +105,11 @@ class Core:
         return self.feedback.by_sample and self._rule is not None and not self.aligned
 
     @property
+    def follows_ways(self) -> bool:
+        """Whether the feedback is made of what comes into layers, as each pass makes it."""
+        return self.feedback.by_weight and self._rule is not None and not self.aligned
+
+    @property
     def takes_ways(self) -> bool:
         """Whether errors take the ways of samples, so that functions may have a derivative each."""
         return self.asks_ways and self._rule is not local

@@ -129,7 +129,7 @@ class LayerForward(Forward):
         enter, credit = self._enter, self._credit
         held = [(store, key, old, enter(old)) for store, key, old in self._graphs()]
         current = args[0] if args else kwargs.get(_CURRENT)
-        passage = entry.passage(name, current) if self.core.asks_ways else None
+        passage = entry.passage(name, current) if self.core.follows_ways else None
         args = map_tensors(enter, args)
         if kwargs:
             kwargs = map_tensors(enter, kwargs)
@@ -220,7 +220,7 @@ class LayerForward(Forward):
         entry = core.entry
         assert step is not None
         current, made = inputs.current, None
-        passage = entry.passage(name, current) if core.asks_ways else None
+        passage = entry.passage(name, current) if core.follows_ways else None
         if current.requires_grad:
             if step.scales:
                 current = step.scaled(entry.enter(name, current))

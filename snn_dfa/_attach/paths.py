@@ -122,6 +122,8 @@ class Paths:
         structure: Structure | None,
         value: Tensor,
         mine: Callable[[Any], bool],
+        *,
+        by_sample: bool,
     ) -> None:
         """Note what comes into a call of a layer; read its linear function if it is a new one.
 
@@ -133,11 +135,12 @@ class Paths:
             structure: ``None`` if no other layer flows in.
             value: What comes in.
             mine: Whether a port belongs to this network.
+            by_sample: See :func:`inflow_of`.
         """
         self._of_round.setdefault(layer, Counter())[structure] += 1
         known = self._read_of.setdefault(layer, {})
         if structure is not None and structure not in known:
-            known[structure] = self._read(layer, value, mine, by_sample=True)
+            known[structure] = self._read(layer, value, mine, by_sample=by_sample)
 
     def next_round(self) -> None:
         """Take what has come into layers since the last backward pass; begin to see anew."""

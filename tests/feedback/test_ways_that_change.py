@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from snn_dfa import DFA, WeightMirror, reset
+from snn_dfa import DFA, KolenPollackProduct, WeightMirror, reset
 from snn_dfa.surrogate import fast_sigmoid
 
 X = 2 * torch.rand(1, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -195,6 +195,24 @@ def test_of_steps_that_differ_the_mean_counts(kind):
     wanted = torch.autograd.grad(alone, net.l1.weight, sent.expand(4, 4, 24))[0]
     assert wanted.any()
     torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("feedback", [WeightMirror(by_sample=0), KolenPollackProduct()])
+@pytest.mark.parametrize("kind", BY_STEP)
+def test_so_it_is_without_ways_of_samples(kind, feedback):
+    current, mean = BY_STEP[kind]
+    torch.manual_seed(0)
+    net = Steps(current).double()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    options = {"error_at": "current", "feedback": feedback}
+    dfa = DFA(net, optimizer=optimizer, output="last", **options)
+    for _ in range(2):
+        reset(net)
+        net(SEVERAL).sum().backward()
+        with_weights(dfa, net)
+    reset(net)
+    net(SEVERAL).sum().backward()
+    torch.testing.assert_close(dfa.feedback["n1"], net.last.weight @ mean(net))
 
 
 STACKS = {
