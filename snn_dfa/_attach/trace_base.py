@@ -37,12 +37,16 @@ def check_neuron(module: Any, where: str) -> None:
     if isinstance(module, NeuronOverTime):
         _check_over_time(module, where)
         module = module.neuron
-    elif type(module) not in _NEURONS or _computes_otherwise(module):
+    elif type(module) not in _NEURONS:
         known = ", ".join(sorted(kind.__name__ for kind in _NEURONS))
         raise AttachError(
             f"{where} is of type {type(module).__name__}, expected one of {known}, with one "
-            f"time step for each call, and with no function of your own that computes its states; "
-            f"use credit='membrane'"
+            f"time step for each call; use credit='membrane'"
+        )
+    elif _computes_otherwise(module):
+        raise AttachError(
+            f"{where} has a function of your own that computes its states, as state_quant or "
+            f"state_function, expected those of snnTorch, which traces know; use credit='membrane'"
         )
     for constant in ("alpha", "beta"):
         if getattr(module, constant, torch.ones(())).numel() > 1:

@@ -61,8 +61,8 @@ CHANGES = {
         lambda n: setattr(n, "beta", torch.linspace(0.5, 0.9, 4)), {}, "a beta for each neuron"),
     "rounded states": (
         lambda n: setattr(n, "state_quant", lambda x: x.clamp(-1, 0.5)), {},
-        "no function of your own"),
-    "another function": (own_function, {}, "no function of your own"),
+        "has a function of your own"),
+    "another function": (own_function, {}, "has a function of your own"),
     "another class": (lambda n: setattr(n, "__class__", Mine), {}, "is of type Mine"),
 }  # fmt: skip
 
@@ -96,7 +96,7 @@ def test_so_does_one_over_a_chunk(change):
 
 def test_a_function_that_makes_the_states_is_refused_when_dfa_is_attached():
     net = network(state_quant=lambda x: x.clamp(-1, 0.5))
-    with pytest.raises(AttachError, match="no function of your own"):
+    with pytest.raises(AttachError, match="has a function of your own"):
         DFA(net, credit="trace")
 
 
