@@ -8,6 +8,7 @@ the network's own code runs as it is, with functions, branches and states betwee
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import Enum
 from types import MappingProxyType
 from typing import Any
 
@@ -33,6 +34,8 @@ __all__ = [
 
 #: So many steps of a sequence are compared with the loop, at most.
 LONGEST = 100
+#: After so many ways the numbers are those of a counter, which has another one at each call.
+_WAYS = 16
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _NORMS: Any = nn.modules.batchnorm._NormBase
 _DRAW: Any = nn.modules.dropout._DropoutNd
@@ -225,10 +228,14 @@ class TimeAsBatch(nn.Module):
             self._examined[way] = len(x), self.loops
 
     def _way(self, args: Any, kwargs: Any) -> Any:
-        """Return the switches on which it may depend what the network does: no numbers."""
+        """Return the switches on which it may depend what the network does.
+
+        Whole numbers are among them, such as a mode or an epoch, till there are many.
+        """
         own = [value for m in self._users for value in own_attributes(m).values()]
         leaves, shape = tree_flatten((args, kwargs)) if args or kwargs else ((), "")
-        switches = [v for v in (*leaves, *own) if v is None or isinstance(v, (bool, str))]
+        kinds = (int, str, Enum) if len(self._examined) < _WAYS else (bool, str, Enum)
+        switches = [v for v in (*leaves, *own) if v is None or isinstance(v, kinds)]
         return (*switches, str(shape), *(m.training for m in self._users))
 
     def _examine(self, x: Tensor, args: Any, kwargs: Any) -> None:

@@ -204,9 +204,10 @@ def over_time(
             copies with shaken parameters. That costs about as much time as two training steps of
             the loop on four samples in double precision, and memory for copies of the network. It
             is done again for a longer sequence, in another mode, and where an argument or an
-            attribute that is a bool, a text or None has another value. It cannot see what depends
-            on other values, such as the number of an epoch, what shows only after 100 steps, or
-            what random numbers the network draws in training.
+            attribute that is a switch has another value: a bool, a text, None, a member of an Enum,
+            or a whole number, which counts for the first 16 ways. It cannot see what depends on
+            other values, what shows only after 100 steps, or what random numbers the network draws
+            in training.
 
     Returns:
         A module that maps [T, B, ...] to the output spikes [T, B, C], or to what else the network
