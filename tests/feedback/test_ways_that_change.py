@@ -292,3 +292,27 @@ def test_a_square_weight_as_its_module_uses_it_is_a_factor():
     torch.manual_seed(0)
     net = Between(lambda n, a, q: n.one((a @ n.square.weight.t()) + n.square(q))).double()
     assert assert_back_propagation(net, [None])[0]["l1.weight"].any()
+
+
+@pytest.mark.parametrize("order", [[True, True, False, False], [False, False, True, True]])
+def test_a_way_that_is_not_known_in_some_batches(order):
+    """A matrix of a layer's own rests while there is a way, and goes on after it."""
+
+    def function(net, a, q):
+        return net.one((a * 0.5 + 1).cumprod(1)) if net.switch else net.one(a) + net.two(q)
+
+    torch.manual_seed(0)
+    net = Between(function).double()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    dfa = DFA(net, optimizer=optimizer, output="out")
+    for net.switch in order * 2:
+        grads = grads_of(net)
+        optimizer.step()
+    assert grads["l1.weight"].any()
+    state = dfa.state_dict()
+    assert set(state["learner"]["own"]) == {"n1"}
+    assert set(state["matrices"]) == {"one", "two", "last"}
+    dfa.load_state_dict(state)
+    for net.switch in order:
+        again = grads_of(net)
+        assert again["l1.weight"].any()
