@@ -13,7 +13,8 @@ from torch.nn.parameter import is_lazy
 
 from snn_dfa._attach.calls import Layers
 from snn_dfa._attach.graph import kept_weights, sources_of
-from snn_dfa._attach.inflows import NotLinearError, Signature, Structure, inflow_of
+from snn_dfa._attach.inflows import NotLinearError, inflow_of
+from snn_dfa._attach.walk import Signature, Structure
 from snn_dfa._attach.weights import (
     SYNAPSES,
     computes_as,

@@ -16,8 +16,8 @@ from torch.autograd.graph import get_gradient_edge
 
 from snn_dfa._attach.functions import Relink
 from snn_dfa._attach.graph import are_packed
-from snn_dfa._attach.inflows import Gains, Pixels, Signature, Structure, local_functions
 from snn_dfa._attach.local_functions import Asked, Kept
+from snn_dfa._attach.walk import Gains, Pixels, Signature, Structure, local_functions
 from snn_dfa.feedback.sample_ways import Backward, BatchNorm, Derivative, Taken, Way, Ways
 
 __all__ = ["Passage", "passage_of", "ways_of"]
