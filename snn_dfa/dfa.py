@@ -98,12 +98,12 @@ class DFA:
     where nothing but the decay leads from a membrane to the next: in ``Leaky`` and ``Synaptic``
     with a reset by subtraction or none, and ``reset_delay=True``. Elsewhere it is an approximation:
     other resets are passed over (OTTT), so are a refractory neuron's held membranes and, in
-    ``RLeaky``, what a spike does to the layer's later spikes (e-prop); a batch normalisation that
-    is training counts as if it had been the same at every step; the weight and bias of a
-    normalisation learn from the step alone; and an error that is taken at a plain readout before a
-    spiking neuron is that of the step. A trace goes on where the states come in that the neuron has
-    left, also detached or cloned. Other states without a gradient begin a sequence, as after steps
-    without gradients; other states with one raise an error.
+    ``RLeaky`` or where a layer gets its own spikes, what these do to its later ones (e-prop); a
+    batch normalisation that is training counts as if it had been the same at every step; the weight
+    and bias of a normalisation learn from the step alone; and an error that is taken at a plain
+    readout before a spiking neuron is that of the step. A trace goes on where the states come in
+    that the neuron has left, also detached or cloned. Other states without a gradient begin a
+    sequence, as after steps without gradients; other states with one raise an error.
 
     Raises:
         AttachError: if the network or an argument cannot be used; the network is then untouched.

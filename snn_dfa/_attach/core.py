@@ -102,6 +102,11 @@ class Core:
         return self.feedback.by_sample and self._rule is not None
 
     @property
+    def follows_ways(self) -> bool:
+        """Whether the feedback is made of what comes into layers, as each pass makes it."""
+        return self.feedback.by_weight and self._rule is not None and not self.aligned
+
+    @property
     def takes_ways(self) -> bool:
         """Whether errors take the ways of samples, so that functions may have a derivative each."""
         return self.asks_ways and self._rule is not local
@@ -183,6 +188,7 @@ class Core:
         entry, call = self.entry, self.entry.call
         call.values, call.returned, call.links, call.record = values, returned, bool(shown), record
         call.targets, call.spikes = self.targets, spikes
+        self.paths.hearing[layer] += call.hears
         if spikes is not None:
             call.shape = spikes.shape
         if self._layouts:
@@ -272,12 +278,12 @@ class Core:
         passages: dict[str, list[tuple[Passage, int]]] = {}
         gates: dict[str, list[Tensor]] = {}
         for layer, each in calls.items():
-            known = [call.passage for call in each if call.passage is not None]
-            if len(known) == len(each):
-                rows = [call.shape[:dims].numel() for call in each]
-                passages[layer] = list(zip(known, rows, strict=True))
-                if self.running is not None and all(p.tap is not None for p in known):
-                    found = self.running.gates(each, [p.tap for p in known], dims)
+            known = [(c, c.passage) for c in each if c.passage is not None]  # others flow in there
+            if known:
+                passages[layer] = [(p, c.shape[:dims].numel()) for c, p in known]
+                taps = [p.tap for _, p in known]
+                if self.running is not None and all(tap is not None for tap in taps):
+                    found = self.running.gates(each, taps, dims)
                     gates |= {layer: found} if found else {}
         return ways_of(passages, self.paths.signatures, gates, batch, dims)
 
@@ -298,6 +304,7 @@ class Core:
         if self.paths.tracing:
             self._look_at_heads()
             self.paths.tracing = False
+        self.paths.next_round()
         if self._rule is None:
             return []
         if hooked := self._structure.hooked():  # seldom; then the calls are gone through

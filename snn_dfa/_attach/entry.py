@@ -178,14 +178,15 @@ class Entry:
         self.taken.add(call.layer or "")
 
     def passage(self, layer: str, value: Any) -> Passage | None:
-        """Return how samples come into a layer, if the feedback has ways of samples."""
+        """Note what comes into a layer; return how samples do, if the feedback has their ways."""
         if not isinstance(value, Tensor):
             return None
         by_sample = self._core.takes_ways
-        passage = self.call.passage = passage_of(value, layer, self.mine, by_sample=by_sample)
-        if passage is not None and by_sample:
-            self._core.paths.see(layer, passage.signature, value, self.mine)
-        return passage
+        passage = passage_of(value, layer, self.mine, by_sample=by_sample)
+        structure = None if passage is None else passage.structure
+        self._core.paths.see(layer, structure, value, self.mine, by_sample=by_sample)
+        self.call.passage = passage if self._core.asks_ways else None
+        return self.call.passage
 
     # -- the layer's own values -------------------------------------------------------------------
 

@@ -8,8 +8,9 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
+from snn_dfa._attach.hooks import eager
 from snn_dfa.errors import BackwardError, DFAError
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "added",
     "first_order",
     "in_backward",
+    "is_transformed",
     "second_time",
     "will_pass",
 ]
@@ -36,6 +38,12 @@ AtCurrent: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 def in_backward() -> bool:
     """Return whether autograd is running: a forward pass is then one that checkpointing repeats."""
     return torch._C._current_graph_task_id() != -1
+
+
+def is_transformed() -> bool:
+    """Return whether a transform of ``torch.func`` is at work, or forward-mode differentiation."""
+    stack = torch._C._functorch.peek_interpreter_stack()
+    return stack is not None or forward_ad._current_level >= 0
 
 
 def added(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -105,6 +113,7 @@ class Port(Function):
         return tuple([value.detach() for value in values])
 
     @staticmethod
+    @eager
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
         if torch.is_grad_enabled():
             raise _no_second_order()
@@ -128,6 +137,7 @@ class Token(Function):
         return torch.zeros((), dtype=torch.float32, device=tensors[0].device)
 
     @staticmethod
+    @eager
     def backward(ctx: Any, _: Tensor | None) -> tuple[Tensor | None, ...]:
         return None, *(ctx.run() or (None,) * ctx.count)
 

@@ -130,7 +130,7 @@ class LayerForward(Forward):
         entry, name, module = self.core.entry, self._name, self.module
         enter, credit = self._enter, self._credit
         held = [(store, key, old, enter(old)) for store, key, old in self._graphs()]
-        asks = args and self.core.asks_ways
+        asks = args and self.core.follows_ways
         passage = entry.passage(name, args[0]) if asks else None
         args = map_tensors(enter, args)
         if kwargs:
@@ -220,7 +220,7 @@ class LayerForward(Forward):
         entry = core.entry
         assert step is not None
         current, made = inputs.current, None
-        passage = entry.passage(name, current) if core.asks_ways else None
+        passage = entry.passage(name, current) if core.follows_ways else None
         scales = step.scales
         if current.requires_grad and scales:
             current = entry.enter(name, current)

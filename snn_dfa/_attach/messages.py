@@ -256,6 +256,16 @@ def exported() -> str:
     )
 
 
+def transformed() -> AttachError:
+    """Say that a transform of ``torch.func`` runs the network."""
+    return AttachError(
+        "net: a transform of torch.func (grad, vjp, vmap, jacrev, jvp) or forward-mode "
+        "differentiation runs the network, and knows nothing of the errors that DFA sends; call "
+        "loss.backward() or torch.autograd.grad, or transform the network in `with dfa.paused():`, "
+        "where its gradient is that of back-propagation"
+    )
+
+
 def shallow_distributed() -> AttachError:
     """Say that hidden parameters would get gradients of zero."""
     return AttachError(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from snn_dfa._attach import messages
 from snn_dfa._attach.core import Core
 from snn_dfa._attach.forward import Forward, Held, parameters_of
-from snn_dfa._attach.functions import in_backward
+from snn_dfa._attach.functions import in_backward, is_transformed
 from snn_dfa._attach.graph import uses_of
 from snn_dfa._attach.hooks import eager
 from snn_dfa._attach.tensors import map_tensors, tensors_in
@@ -73,6 +73,8 @@ class NetworkForward(Forward):
                 raise messages.shallow_distributed()
             if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
                 raise ExportError(messages.exported())
+            if is_transformed():
+                raise messages.transformed()
             core.bind(self._parameters())
         since = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
         before = core.begin(repeats=again)

@@ -95,11 +95,11 @@ class Run:
 
         Args:
             calls: Of the layer.
-            taps: Where the gradients are asked for.
+            taps: Of those into which others flow: where the gradients are asked for.
             dims: How many dimensions of a call are samples and steps.
         """
         spikes = [c.spikes for c in calls if c.spikes is not None and c.spikes.requires_grad]
-        if len(spikes) < len(calls):
+        if len(spikes) < len(taps):
             return []
         if len(calls) == 1 and isinstance(taps[0], GradientEdge):
             gate = gate_of(spikes[0], taps[0].node, dims)

@@ -306,13 +306,14 @@ def gain(x: Inflow, channel: int, name: str) -> Inflow:
 
     def apply(values: Named, factors: Known) -> Tensor:
         value, known = x.apply(values, factors), factors.get(name)
-        if known is None or value[0].numel() != channel * len(known.gains):
+        rows = len(next(iter(values.values())))
+        if known is None or value.numel() != rows * channel * len(known.gains):
             return value
 
         def back(error: Tensor) -> Tensor:
-            shape, channels = error.shape, len(known.gains)
-            if error.dim() < 2 or shape[1] != channels:  # else as it lies in memory
-                error = error.reshape(len(error), channels, -1)
+            shape, whole = error.shape, (rows, len(known.gains))
+            if shape[:2] != whole:  # else as it lies in memory
+                error = error.reshape(*whole, -1)
             return cast("Tensor", known.send(error)).reshape(shape)
 
         return linear(back, value.shape, value)

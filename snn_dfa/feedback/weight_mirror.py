@@ -125,6 +125,8 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
         self.twin = Twin()
         self._steps = 0
         self._met: set[str] = set()  # factors that noise has driven
+        # Layers that have had a matrix of their own, which rests while a way is known.
+        self._own: dict[str, None] = {}
         # Of the weights, and how often they have changed in a row without a step of these factors.
         self._versions: list[int] = []
         self._missed = 0
@@ -139,6 +141,7 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
     def _note_unknown(self, unknown: Mapping[str, tuple[str, list[str]]]) -> None:
         sources = dict.fromkeys(name for _, each in unknown.values() for name in each)
         self._direct = tuple(name for name in sources if name in self.path)
+        self._own |= dict.fromkeys(self._direct)
 
     def _weight(self, layer: str, shape: torch.Size | None) -> Tensor:
         weight = self.forward.weight(layer)
@@ -189,7 +192,7 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
 
     def _see_that_it_learns(self) -> None:
         """Warn where weights change, and the optimiser that is followed takes no step."""
-        weights = [self.forward.weight(name) for name in self.matrices if name not in self._direct]
+        weights = [self.forward.weight(name) for name in self.matrices if name not in self._own]
         versions = [w._version for w in weights if isinstance(w, Parameter)]
         self._missed += bool(self._versions) and versions != self._versions
         self._versions = versions
@@ -214,7 +217,7 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
     def learn(self, stepped: Iterable[Tensor] = ()) -> None:
         """Take the weights' step, and one to answer noise as they do."""
         changed, found = {id(parameter) for parameter in stepped}, {}
-        factors = [name for name in self.matrices if name not in self._direct]
+        factors = [name for name in self.matrices if name not in self._own]
         for layer in factors:
             weight = self._weight(layer, self.matrices[layer].shape)
             if id(weight) in changed and weight.grad is not None:
@@ -239,7 +242,7 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
     def state_dict(self) -> dict[str, Any]:
         """Return factors, layers' own matrices, state and the number of steps."""
         state = super().state_dict()
-        own = {name: state["matrices"].pop(name) for name in self._direct}
+        own = {name: state["matrices"].pop(name) for name in self._own}
         state["learner"] |= {"steps": self._steps, "met": sorted(self._met), "own": own}
         return state
 
@@ -247,6 +250,7 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
         super()._load(state)
         learner = state["learner"]
         self._steps, self._direct = learner["steps"], tuple(learner["own"])
+        self._own = dict.fromkeys(self._direct)
         self._met = set(learner.get("met", state["matrices"]))  # all, in a state of before
         self.matrices |= {name: matrix.detach().clone() for name, matrix in learner["own"].items()}
 

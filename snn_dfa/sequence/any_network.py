@@ -8,6 +8,8 @@ the network's own code runs as it is, with functions, branches and states betwee
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import Enum
+from types import MappingProxyType
 from typing import Any
 
 import snntorch as snn
@@ -32,10 +34,13 @@ __all__ = [
 
 #: So many steps of a sequence are compared with the loop, at most.
 LONGEST = 100
+#: After so many ways the numbers are those of a counter, which has another one at each call.
+_WAYS = 16
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _NORMS: Any = nn.modules.batchnorm._NormBase
 _DRAW: Any = nn.modules.dropout._DropoutNd
 _BARE = frozenset(vars(nn.Module()))  # the attributes that each module has
+_NONE: Mapping[str, Any] = MappingProxyType({})
 # Attributes that a twin has for itself: the modules, and what stands in place of its forward.
 _OWN = ("_modules", "forward")
 
@@ -211,18 +216,26 @@ class TimeAsBatch(nn.Module):
                 f"{x.dtype} of shape {list(x.shape)}; add the time steps, as with "
                 f"encoding.constant(x, num_steps), and convert integers with x.float()"
             )
+        self.compare(x, args, kwargs)
+        return self.run(x, *args, **kwargs)
+
+    def compare(self, x: Tensor, args: Any = (), kwargs: Mapping[str, Any] = _NONE) -> None:
+        """See that a call gives what the loop gives, where none was compared that is like it."""
         way = self._way(args, kwargs) if self._check else None
         longest, self.loops = self._examined.get(way, (0, False))
         if longest < (min(len(x), LONGEST) if self._check else 1):
             self._examine(x, args, kwargs)
             self._examined[way] = len(x), self.loops
-        return self.run(x, *args, **kwargs)
 
     def _way(self, args: Any, kwargs: Any) -> Any:
-        """Return the switches on which it may depend what the network does: no numbers."""
+        """Return the switches on which it may depend what the network does.
+
+        Whole numbers are among them, such as a mode or an epoch, till there are many.
+        """
         own = [value for m in self._users for value in own_attributes(m).values()]
         leaves, shape = tree_flatten((args, kwargs)) if args or kwargs else ((), "")
-        switches = [v for v in (*leaves, *own) if v is None or isinstance(v, (bool, str))]
+        kinds = (int, str, Enum) if len(self._examined) < _WAYS else (bool, str, Enum)
+        switches = [v for v in (*leaves, *own) if v is None or isinstance(v, kinds)]
         return (*switches, str(shape), *(m.training for m in self._users))
 
     def _examine(self, x: Tensor, args: Any, kwargs: Any) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from snn_dfa.errors import AttachError, InputError
 from snn_dfa.sequence import spike_linear
-from snn_dfa.sequence.any_network import Modules, TimeAsBatch
+from snn_dfa.sequence.any_network import Modules, TimeAsBatch, is_the_users
 from snn_dfa.sequence.attached import see_that_no_hook_is_left_out, see_that_none_is_at_work
 from snn_dfa.sequence.flat_scan import twice
 from snn_dfa.sequence.neuron import Scan
@@ -30,6 +30,11 @@ _CHANNELS_LAST = (torch.float32, torch.bfloat16)
 _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TAKE_SEQUENCES = (snn.StateLeaky, snn.AssociativeLeaky, snn.LeakyParallel)
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+# Modules of torch that may mix what is along the first dimension; the user's own may, too.
+_MAY_MIX = (
+    nn.LogSoftmax, nn.MultiheadAttention, nn.RNNBase, nn.Softmax, nn.Softmin,
+    nn.TransformerDecoderLayer, nn.TransformerEncoderLayer,
+)  # fmt: skip
 
 
 class AtOnce(nn.Module):
@@ -136,6 +141,7 @@ class OverTime(nn.Sequential):
         super().__init__()
         self._source = (net,)  # in a tuple: its parameters are registered once, by the layers
         self._made_of = Modules(net)
+        self._compared: tuple[TimeAsBatch, ...] = ()
         for name, layer in layers.items():
             self.add_module(name, layer)
 
@@ -150,7 +156,13 @@ class OverTime(nn.Sequential):
         self._made_of.check()
         see_that_none_is_at_work(self._source[0])
         see_that_no_hook_is_left_out(self._source[0])
+        for form in self._compared:
+            form.compare(x)
         return super().forward(x)  # type: ignore[no-untyped-call]
+
+    def compare_by(self, form: TimeAsBatch) -> None:
+        """Compare with the loop as another form of the network does, which is not run."""
+        self._compared = (form,)  # in a tuple: it is no layer
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the state of the network that this was made of."""
@@ -187,14 +199,15 @@ def over_time(
         stateful: Begin each call with the states that the last one has left, until
             :func:`snn_dfa.reset`; no gradient goes from one call into another. A loop inside the
             network that begins with ``reset_mem()`` begins with these states, too.
-        check: At the first call of a network that is no ``nn.Sequential``, compare up to 100 steps
-            of four samples with the loop, values and gradients, on copies with shaken parameters.
-            That costs about as much time as two training steps of the loop on four samples in
-            double precision, and memory for copies of the network. It is done again for a longer
-            sequence, in another mode, and where an argument or an attribute that is a bool, a text
-            or None has another value. It cannot see what depends on other values, such as the
-            number of an epoch, what shows only after 100 steps, or what random numbers the network
-            draws in training.
+        check: At the first call of a network that is no ``nn.Sequential`` of torch's modules and
+            neurons, compare up to 100 steps of four samples with the loop, values and gradients, on
+            copies with shaken parameters. That costs about as much time as two training steps of
+            the loop on four samples in double precision, and memory for copies of the network. It
+            is done again for a longer sequence, in another mode, and where an argument or an
+            attribute that is a switch has another value: a bool, a text, None, a member of an Enum,
+            or a whole number, which counts for the first 16 ways. It cannot see what depends on
+            other values, what shows only after 100 steps, or what random numbers the network draws
+            in training.
 
     Returns:
         A module that maps [T, B, ...] to the output spikes [T, B, C], or to what else the network
@@ -238,7 +251,15 @@ def over_time(
         raise twice(shared)
     for scan in scans[-1:]:
         scan.is_last = True
+    if check and any(map(_may_mix, net.modules())):
+        form.compare_by(TimeAsBatch(net, stateful))
     return form
+
+
+def _may_mix(module: nn.Module) -> bool:
+    """Return whether a module may mix samples, keep a state, or depend on the step."""
+    own = is_the_users(module) and type(module).forward is not nn.Sequential.forward
+    return own or isinstance(module, _MAY_MIX)
 
 
 def _spikes(module: nn.Module) -> bool:

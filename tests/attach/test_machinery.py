@@ -177,22 +177,6 @@ def test_functional_call_gives_the_same_gradient(form):
     assert_close(got, grads(net))
 
 
-@pytest.mark.parametrize("transform", ["vmap", "grad", "jacrev"])
-def test_function_transforms_are_refused_by_torch(transform):
-    """Surrogates, snnTorch's as these, are functions that torch.func does not transform."""
-    form, _ = attached()
-    parameters = {n: p.detach() for n, p in form.named_parameters()}
-
-    def loss(parameters):
-        return loss_of(torch.func.functional_call(form, parameters, (X,)))
-
-    with pytest.raises(RuntimeError, match="setup_context"):
-        if transform == "vmap":
-            torch.func.vmap(form, in_dims=1)(X[:, :, None])
-        else:
-            getattr(torch.func, transform)(loss)(parameters)
-
-
 @pytest.mark.parametrize(
     "options", [{}, {"rule": "fa"}, {"credit": "current"}, {"rule": "shallow"}]
 )

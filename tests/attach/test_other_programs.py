@@ -578,7 +578,7 @@ def test_over_time_does_not_take_a_module_with_a_state_for_one_without():
             return self.mem
 
     net = over_time(nn.Sequential(nn.Linear(4, 8), hidden(), Integrator()))
-    with pytest.raises(AttachError, match="a Integrator keeps 'mem' from step to step"):
+    with pytest.raises(AttachError, match="a state outside its neurons"):
         net(X)
 
 

@@ -1,5 +1,7 @@
 """A form is compared with its loop again where a later call may take another way."""
 
+from enum import Enum
+
 import pytest
 import snntorch as snn
 import torch
@@ -49,7 +51,28 @@ class Truncated(Loop):
         return mem.detach() if t == T + 1 else mem
 
 
+class ByNumber(Loop):
+    """From the third epoch on the first steps are silent; calls are counted."""
+
+    epoch = calls = 0
+
+    def __init__(self):
+        super().__init__()
+        self.epoch, self.calls, self.mode = 0, 0, Mode.PLAIN
+
+    def is_silent(self):
+        self.calls += 1
+        return self.epoch > 2 or self.mode is Mode.SILENT
+
+
+class Mode(Enum):
+    PLAIN = 0
+    SILENT = 1
+
+
 CALLS = {
+    "epoch": (ByNumber, lambda form: setattr(form._source[0], "epoch", 3) or form(X[:T])),
+    "enum": (ByNumber, lambda form: setattr(form._source[0], "mode", Mode.SILENT) or form(X[:T])),
     "longer": (Truncated, lambda form: form(X)),
     "argument": (Loop, lambda form: form(X[:T], silent=True)),
     "attribute": (Loop, lambda form: setattr(form._source[0], "silent", True) or form(X[:T])),
@@ -82,6 +105,15 @@ def test_a_call_of_the_same_kind_is_not_compared_again(monkeypatch):
 
 
 # -- what the network keeps on itself --------------------------------------------------------------
+
+
+def test_a_counter_is_not_compared_for_ever(monkeypatch):
+    form, compared = over_time(ByNumber()), []
+    examine = form._examine
+    monkeypatch.setattr(form, "_examine", lambda *given: compared.append(1) or examine(*given))
+    for _ in range(40):
+        form(X[:T])
+    assert 1 < len(compared) < 20
 
 
 class Keeps(Loop):

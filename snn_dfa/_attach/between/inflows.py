@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from snn_dfa._attach.between.local_functions import ALONE, LocalFunction, function_of, signed
+from snn_dfa._attach.between.local_functions import ALONE, LocalFunction, signed
 from snn_dfa._attach.between.moves import (
-    MAXIMA,
     MOVES,
     Front,
     NotLinearError,
@@ -23,11 +22,12 @@ from snn_dfa._attach.between.moves import (
     pooled,
     repeated,
 )
-from snn_dfa._attach.graph import PORT, are_packed, below_of, kept_weights, post_order, up_to_ports
+from snn_dfa._attach.between.walk import NORMS, Signature, Walk, number_of
+from snn_dfa._attach.graph import PORT, are_packed, below_of, kept_weights
 from snn_dfa.feedback import stand_in
 from snn_dfa.feedback.stand_in import Inflow
 
-__all__ = ["Gains", "NotLinearError", "Pixels", "Signature", "inflow_of", "local_functions"]
+__all__ = ["NotLinearError", "inflow_of"]
 
 
 #: Views, which keep the order of numbers, and functions of each number alone.
@@ -45,6 +45,8 @@ _PRODUCTS = {
     "AddmmBackward0", "BaddbmmBackward0", "BmmBackward0", "LinearBackward0", "MmBackward0",
     "TracedBackward", "_SpikeLinearBackward",
 }  # fmt: skip
+#: Under what names products keep their right factor.
+_RIGHT = ("_saved_mat2", "_saved_batch2")
 #: What leaves a weight's numbers as they are, on its way into a product.
 _AS_IT_IS = {
     "AliasBackward0", "CloneBackward0", "ExpandBackward0", "PermuteBackward0",
@@ -52,73 +54,10 @@ _AS_IT_IS = {
     "TransposeBackward0", "TransposeBackward1", "UnsafeViewBackward0", "UnsqueezeBackward0",
     "ViewBackward0",
 }  # fmt: skip
-#: What differs from batch to batch.
-_NORMS = {"CudnnBatchNormBackward0", "NativeBatchNormBackward0"}
 #: What may become of steps that are set side by side.
 _OF_STEPS = {"MeanBackward1", "SumBackward1", "SelectBackward0"}
 #: What becomes several values of one.
 _PARTED = {"SplitBackward0", "SplitWithSizesBackward0", "UnbindBackward0"}
-
-
-class Pixels(NamedTuple):
-    """What a maximum keeps: the shape of what came in, the places taken [N, channels, *S]."""
-
-    shape: tuple[int, ...]
-    at: Tensor
-
-
-class Gains(NamedTuple):
-    """What a batch normalisation multiplies by, [channels]; whether its mean is the batch's."""
-
-    gains: Tensor
-    of_batch: bool
-
-
-#: The functions below a value that differ by the pass: names of nodes, and what flows into them.
-Signature: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
-
-
-class _Walk:
-    """The nodes below a value, each after those below it.
-
-    Args:
-        root: The value's node.
-        layer: Into which it comes.
-        mine: Whether a port belongs to this network.
-        by_sample: Whether functions whose derivative differs by the sample are looked for.
-    """
-
-    def __init__(
-        self, root: Any, layer: str, mine: Callable[[Any], bool], *, by_sample: bool
-    ) -> None:
-        self._root, self._layer, self._mine, self._by_sample = root, layer, mine, by_sample
-        self.flows: dict[Any, bool] = {}  # made of other layers
-        self.own: dict[Any, bool] = {}  # made of the layer's earlier values
-
-    def __iter__(self) -> Iterator[tuple[Any, bool, Any]]:
-        """Yield nodes, whether each is an end, and its local function."""
-        for node, ends in post_order([self._root], up_to_ports(self._mine)):
-            if ends:
-                of = node.call.layer if type(node) is PORT else None
-                self.flows[node] = of is not None and of != self._layer
-                self.own[node] = of == self._layer
-                yield node, True, None
-            else:
-                below = below_of(node)
-                self.flows[node] = any(self.flows[n] for n in below)
-                self.own[node] = any(self.own[n] for n in below)
-                yield node, False, self._function(node) if self.flows[node] else None
-
-    def _function(self, node: Any) -> LocalFunction | None:
-        kind, below = type(node).__name__, [n for n, _ in node.next_functions]
-        flows = [n is not None and self.flows[n] for n in below]
-        own = [n is not None and self.own[n] for n in below]
-        found = function_of(node, flows, own) if self._by_sample else None
-        if found is None and kind in MAXIMA:
-            return LocalFunction((0,), False, partial(_pixels, node), replaced=True)
-        if found is None and kind in _NORMS:
-            return LocalFunction((0,), False, partial(_gains, node), replaced=True)
-        return found
 
 
 def inflow_of(
@@ -128,7 +67,7 @@ def inflow_of(
     names: Mapping[Any, str],
     step_of: Callable[[Inflow, str, tuple[int, ...]], Inflow],
     *,
-    own: Container[str],
+    own: Mapping[str, Tensor],
     by_sample: bool,
 ) -> tuple[Inflow | None, Signature]:
     """Return a value as a linear function of the layers that it was made of; ``None`` of none.
@@ -142,7 +81,7 @@ def inflow_of(
         names: Identity of a parameter, address of its memory, or shape of one in shards, to the
             name of its layer.
         step_of: Sends an inflow of a shape through the factor of a layer, as its module would.
-        own: The layers whose modules compute with a parameter as their weight.
+        own: The layers whose modules compute with a parameter as their weight, and the parameter.
         by_sample: Whether functions may have a derivative for each sample.
 
     Raises:
@@ -153,7 +92,7 @@ def inflow_of(
     weights: dict[Any, str] = {}  # below a node that no layer flows into
     computed: set[Any] = set()  # of these, those with other numbers than the weight
     signature: list[tuple[str, tuple[int, ...]]] = []
-    walk = _Walk(value.grad_fn, into, mine, by_sample=by_sample and not are_packed())
+    walk = Walk(value.grad_fn, into, mine, by_sample=by_sample and not are_packed())
     for node, ends, function in walk:
         known[node], local = None, f"{into} {len(signature)}"
         signature += [] if function is None else [(type(node).__name__, function.parts)]
@@ -174,10 +113,30 @@ def inflow_of(
         else:
             passing = [weights[n] for n in below_of(node) if n in weights]
             weight = next(iter(passing or kept_weights(node, names)), None)
-            if weight in own and not computed.isdisjoint(below_of(node)):
-                raise NotLinearError(f"a function of the weight of {weight}")
-            known[node] = _step(node, known, weight, step_of, local)
+            if weight is not None and weight in own:
+                same = computed.isdisjoint(below_of(node)) and _is_as_it_is(node, own[weight])
+                if not same:
+                    raise NotLinearError(f"a function of the weight of {weight}")
+            known[node] = _step(node, known, weight, step_of, local, of_steps=walk.several)
     return _at(known, value.grad_fn, value.output_nr), tuple(signature)
+
+
+def _is_as_it_is(node: Any, weight: Tensor) -> bool:
+    """Return whether a product takes a weight as the weight's own module would.
+
+    Of a square matrix no shape tells whether it has been transposed.
+    """
+    if are_packed() or hasattr(weight, "full_tensor"):  # in shards: the whole one has gone
+        return True
+    if type(node).__name__ == "ConvolutionBackward0":
+        return bool(node._saved_weight.shape == weight.shape)
+    name = next((n for n in _RIGHT if hasattr(node, n)), None)
+    if name is None or len({*weight.shape}) > 1 or node.next_functions[-2][0] is None:
+        return True
+    factor = getattr(node, name).detach()
+    matrix = factor.reshape(-1, *factor.shape[-2:])[0]
+    wanted = weight.detach().to(factor.dtype).t()
+    return matrix.shape != wanted.shape or torch.equal(matrix, wanted)
 
 
 def _passed(node: Any, weights: Mapping[Any, str]) -> dict[Any, str]:
@@ -186,45 +145,6 @@ def _passed(node: Any, weights: Mapping[Any, str]) -> dict[Any, str]:
     name = next((each for each in below if each), None)
     makes = type(node).__name__ in _PRODUCTS or type(node).__name__ == "ConvolutionBackward0"
     return {} if name is None or (makes and set(below) != {name}) else {node: name}
-
-
-def local_functions(
-    value: Tensor, layer: str, mine: Callable[[Any], bool], *, by_sample: bool
-) -> tuple[list[tuple[Any, LocalFunction]], bool] | None:
-    """Return the nodes below a value, in order, whose linear function differs by the pass.
-
-    Args:
-        value: What comes into a layer.
-        layer: Its name.
-        mine: Whether a port belongs to this network.
-        by_sample: See :func:`inflow_of`.
-
-    Returns:
-        The nodes, and whether an own value of the layer flows in, too; ``None`` where no other
-        layer's does.
-    """
-    walk = _Walk(value.grad_fn, layer, mine, by_sample=by_sample)
-    found = [(node, function) for node, _, function in walk if function is not None]
-    return (found, walk.own[value.grad_fn]) if walk.flows[value.grad_fn] else None
-
-
-def _pixels(node: Any) -> Pixels:
-    below, index = node.next_functions[0]
-    return Pixels(tuple(below._input_metadata[index].shape), node._saved_result1)
-
-
-def _gains(node: Any) -> Gains:
-    if node._saved_training:
-        gains = node._saved_result2.detach()
-    else:
-        gains = torch.rsqrt(node._saved_running_var.detach() + _epsilon(node))
-    weight = node._saved_weight
-    gains = gains if weight is None else gains * weight.detach()
-    return Gains(gains, node._saved_training)
-
-
-def _epsilon(node: Any) -> float:
-    return float(getattr(node, "_saved_eps", None) or node._saved_epsilon)
 
 
 def _at(known: Mapping[Any, Any], node: Any, index: int) -> Any:
@@ -255,17 +175,21 @@ def _step(
     weight: str | None,
     step_of: Callable[[Inflow, str, tuple[int, ...]], Inflow],
     local: str,
+    *,
+    of_steps: bool,
 ) -> Any:
     """Return the function of one node of what comes into it; ``local`` names its ways."""
     kind = type(node).__name__
+    if kind == "StackBackward0":
+        return _stack(node, known, of_steps=of_steps)
     if kind == "CatBackward0":
         return _cat(node, known)
-    if kind == "StackBackward0":
-        return _stack(node, known)
     if kind in ("AddBackward0", "SubBackward0"):
         return _sum(node, kind, known)
     front = known.get(node.next_functions[0][0])
     if isinstance(front, Front):
+        if kind in ("MulBackward0", "DivBackward0", "RsubBackward1", "NegBackward0"):
+            return Front(_scaled(node, kind, part) for part in front)
         return of_front(node, kind, front)
     x, shape = _single(node, kind, known)
     if weight is not None and kind == "ConvolutionBackward0":
@@ -289,7 +213,7 @@ def _single(node: Any, kind: str, known: Mapping[Any, Any]) -> tuple[Inflow, tup
 
 def _function(node: Any, kind: str, x: Inflow, shape: tuple[int, ...], local: str) -> Any:
     """Return a function of one inflow."""
-    if kind in _NORMS:
+    if kind in NORMS:
         return stand_in.gain(x, _per_channel(shape), local)
     if kind in _SAME:
         if shape != tuple(node._input_metadata[0].shape) and kind in (
@@ -314,21 +238,32 @@ def _per_channel(shape: tuple[int, ...]) -> int:
 
 
 def _cat(node: Any, known: Mapping[Any, Any]) -> Inflow:
-    if any(n is None for n, _ in node.next_functions):
+    whole = tuple(node._input_metadata[0].shape)
+    dim = signed(node._saved_dim) % len(whole)
+    shapes = [
+        None if n is None else tuple(n._input_metadata[i].shape)[dim:]
+        for n, i in node.next_functions
+    ]
+    if dim == 0 or shapes.count(None) > 1:
         raise NotLinearError("CatBackward0")
-    dim = signed(node._saved_dim)
-    if dim % len(node._input_metadata[0].shape) == 0:
-        raise NotLinearError("CatBackward0")
-    shapes = [tuple(n._input_metadata[i].shape)[dim:] for n, i in node.next_functions]
-    return stand_in.concatenate([_at(known, *pair) for pair in node.next_functions], shapes)
+    rest = whole[dim] - sum(shape[0] for shape in shapes if shape is not None)
+    each = [(rest, *whole[dim + 1 :]) if shape is None else shape for shape in shapes]
+    return stand_in.concatenate([_at(known, *pair) for pair in node.next_functions], each)
 
 
-def _stack(node: Any, known: Mapping[Any, Any]) -> Inflow:
+def _stack(node: Any, known: Mapping[Any, Any], *, of_steps: bool) -> Any:
+    """Return steps that are set side by side, or parts of one step."""
     parts = [_at(known, *pair) for pair in node.next_functions]
     there = [part for part in parts if part is not None]
     if len(there) < len(node.next_functions):
         raise NotLinearError("StackBackward0")
-    return stand_in.stack(there, signed(node._saved_dim) % len(node._input_metadata[0].shape))
+    dim = signed(node._saved_dim) % len(node._input_metadata[0].shape)
+    if of_steps or len(parts) == 1:
+        return stand_in.stack(there, dim)
+    if dim == 0:
+        return Front(there)
+    shapes = [(1, *tuple(n._input_metadata[i].shape)[dim:]) for n, i in node.next_functions]
+    return stand_in.concatenate(there, shapes)
 
 
 def _reduced(node: Any, kind: str, x: Inflow, shape: tuple[int, ...]) -> Inflow:
@@ -337,6 +272,11 @@ def _reduced(node: Any, kind: str, x: Inflow, shape: tuple[int, ...]) -> Inflow:
     dims = [signed(d) % len(shape) for d in (saved if isinstance(saved, tuple) else [saved])]
     if dims != [x.steps] or getattr(node, "_saved_keepdim", False):
         raise NotLinearError(kind)
+    if kind == "SelectBackward0":
+        flows = [{*each.sources, *each.weights} for each, _ in x.terms]
+        most = max(flows, key=len, default=set())
+        if any(not each <= most for each in flows):
+            raise NotLinearError(kind)  # values of several layers, of which one is taken
     return stand_in.reduce(x, shape[dims[0]] if kind == "SumBackward1" else 1.0)
 
 
@@ -362,9 +302,8 @@ def _scaled(node: Any, kind: str, x: Inflow) -> Inflow:
         return stand_in.multiply(x, -float(node._saved_alpha))
     if kind not in ("MulBackward0", "DivBackward0") or are_packed():
         return x
-    first = node.next_functions[0][0] is not None
-    other = node._saved_other if first else node._saved_self
-    if not isinstance(other, Tensor) or other.dim() > 0:
+    factor = number_of(node)
+    if factor is None:
         return x
-    number = float(other.detach())
+    number = float(factor)
     return stand_in.multiply(x, number if kind == "MulBackward0" else 1 / number)

@@ -94,6 +94,9 @@ def of_front(node: Any, kind: str, front: Front) -> Any:
         return list(front)
     if kind == "SelectBackward0" and node._saved_dim == 0:
         return front[signed(node._saved_index)]
+    sums = {"SumBackward1": 1.0, "MeanBackward1": 1 / len(front)}
+    if kind in sums and tuple(node._saved_dim) == (0,) and not node._saved_keepdim:
+        return stand_in.multiply(stand_in.total(front), sums[kind])
     raise NotLinearError("PermuteBackward0")
 
 
@@ -128,7 +131,7 @@ def _selected(node: Any, shape: tuple[int, ...], _: tuple[int, ...]) -> _Move:
 def _expanded(node: Any, shape: tuple[int, ...], after: tuple[int, ...]) -> _Move:
     if len(shape) != len(after):
         raise NotLinearError("ExpandBackward0")
-    first = next((i for i, n in enumerate(shape) if n != after[i]), len(shape))
+    first = next((i for i, n in enumerate(shape) if n != after[i]), 1)
     return first, lambda value: value.expand(-1, *after[first:])
 
 
@@ -156,7 +159,7 @@ def _permuted(node: Any, shape: tuple[int, ...], _: tuple[int, ...]) -> _Move:
     else:
         one, other = (signed(d) % len(shape) for d in (node._saved_dim0, node._saved_dim1))
         order[one], order[other] = other, one
-    first = next((i for i, dim in enumerate(order) if i != dim), len(order))
+    first = next((i for i, dim in enumerate(order) if i != dim), 1)
     moved = [1 + dim - first for dim in order[first:]]
     return first, lambda value: value.permute(0, *moved)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from snn_dfa._attach.between.inflows import NotLinearError, Signature, inflow_of
+from snn_dfa._attach.between.inflows import NotLinearError, inflow_of
+from snn_dfa._attach.between.walk import Signature, Structure
 from snn_dfa._attach.graph import sources_of
 from snn_dfa._attach.layers import Layers
 from snn_dfa._attach.weights import (
@@ -23,6 +25,7 @@ from snn_dfa._attach.weights import (
     weight_in_use,
 )
 from snn_dfa.errors import FeedbackError
+from snn_dfa.feedback import stand_in
 from snn_dfa.feedback.base import Shapes
 from snn_dfa.feedback.stand_in import Inflow
 
@@ -39,9 +42,19 @@ def _takes_its_parameter(module: Any) -> bool:
     return "weight" in module._parameters and computes_as(module, SYNAPSES)
 
 
-def _has_more(made: Inflow, known: Inflow) -> bool:
-    sources, before = set(made.sources), set(known.sources)
-    return sources > before or (sources == before and len(made.needs) > len(known.needs))
+#: A linear function, ``None`` if there is none, and the functions below it that have a derivative
+#: for each sample.
+_Read: TypeAlias = tuple[Inflow | None, Signature]
+
+
+def _covers(one: Inflow, other: Inflow) -> bool:
+    """Return whether all that flows into another inflow flows into one, and not the reverse."""
+    more, less = ({*each.sources, *each.weights} for each in (one, other))
+    return less < more or (less == more and len(other.needs) < len(one.needs))
+
+
+def _mean(parts: Sequence[tuple[Inflow, float]]) -> Inflow:
+    return stand_in.total([stand_in.multiply(each, share) for each, share in parts])
 
 
 class Paths:
@@ -68,6 +81,14 @@ class Paths:
         self._inflows: dict[str, Inflow] = {}
         #: Layer without an inflow -> why it has none, and the layers that it was made of.
         self._unknown: dict[str, tuple[str, list[str]]] = {}
+        self._why: dict[str, tuple[str, list[str]]] = {}  # the same, of any call
+        # Of each layer the structures of what came in since the last backward pass, with how often
+        # each did, and the functions that were read then and in the round before.
+        self._of_round: dict[str, Counter[Structure | None]] = {}
+        self._read_of: dict[str, dict[Structure | None, _Read]] = {}
+        #: How many calls of each layer may be sent an error, since the last backward pass.
+        self.hearing: Counter[str] = Counter()
+        self._chosen: dict[str, Any] = {}  # what the inflows of the last round were made of
         #: Of the functions into each layer that have a derivative for each sample.
         self.signatures: dict[str, Signature] = {}
 
@@ -86,28 +107,84 @@ class Paths:
                 if layer in self._synapses():  # a readout
                     weights = (*weights[:1], layer)
                 self._found.setdefault(source, set()).add((weights, layer))
-        self._note_inflow(layer, value, mine, by_sample=by_sample)
+        if any(self._of_round.get(layer, ())):
+            return  # it has been seen
+        made, signature = self._read(layer, value, mine, by_sample=by_sample)
+        if made is not None:
+            known = self._inflows.get(layer)
+            if known is None or _covers(made, known):
+                self._inflows[layer], self.signatures[layer] = made, signature
+        elif layer in self._why:
+            self._unknown[layer] = self._why[layer]
 
     def see(
-        self, layer: str, signature: Signature, value: Tensor, mine: Callable[[Any], bool]
-    ) -> None:
-        """Read anew what comes into a layer where it is made in another way than before.
-
-        Where a linear function needs derivatives of samples, it fits no others.
-        """
-        known = self._inflows.get(layer)
-        if known is not None and known.needs and signature != self.signatures.get(layer):
-            self._note_inflow(layer, value, mine, by_sample=True, anew=True)
-
-    def _note_inflow(
         self,
         layer: str,
+        structure: Structure | None,
         value: Tensor,
         mine: Callable[[Any], bool],
         *,
         by_sample: bool,
-        anew: bool = False,
     ) -> None:
+        """Note what comes into a call of a layer; read its linear function if it is a new one.
+
+        A program may make it in another way than in the first batch, where a branch is faded in,
+        layers are left out by chance, or each task or step has a layer of its own.
+
+        Args:
+            layer: Its name.
+            structure: ``None`` if no other layer flows in.
+            value: What comes in.
+            mine: Whether a port belongs to this network.
+            by_sample: See :func:`inflow_of`.
+        """
+        self._of_round.setdefault(layer, Counter())[structure] += 1
+        known = self._read_of.setdefault(layer, {})
+        if structure is not None and structure not in known:
+            known[structure] = self._read(layer, value, mine, by_sample=by_sample)
+
+    def next_round(self) -> None:
+        """Take what has come into layers since the last backward pass; begin to see anew."""
+        for layer in self._of_round:
+            self._choose(layer)
+            known = self._read_of[layer]
+            self._read_of[layer] = {s: known[s] for s in self._of_round[layer] if s in known}
+        self._of_round, self.hearing = {}, Counter()
+
+    def _choose(self, layer: str) -> None:
+        """Let the mean over a round's calls count; of those that flow into none the way is zero.
+
+        Of calls whose functions have other derivatives of samples the most frequent ones count, and
+        none where most have no linear function.
+        """
+        known, counts = self._read_of[layer], self._of_round[layer]
+        ways: dict[Signature, list[tuple[Inflow, int]]] = {}
+        for structure, count in counts.items():
+            inflow, signature = known.get(structure, (None, ()))
+            if inflow is not None:
+                ways.setdefault(signature, []).append((inflow, count))
+        read = sum(count for each in ways.values() for _, count in each)
+        unread = counts.total() - counts[None] - read
+        if unread >= read:
+            if unread and layer in self._why:
+                self._unknown[layer] = self._why[layer]
+            return
+        self._unknown.pop(layer, None)
+        calls = {signature: sum(n for _, n in each) for signature, each in ways.items()}
+        signature = max(reversed(ways), key=calls.__getitem__)
+        hearing = (self.hearing[source] for each, _ in ways[signature] for source in each.sources)
+        share = min(1.0, (read + unread) / min(counts.total(), max(1, *hearing)))
+        parts = [(each, share * n / calls[signature]) for each, n in ways[signature]]
+        if parts != self._chosen.get(layer):
+            alone = len(parts) == 1 and share == 1
+            mean = parts[0][0] if alone else _mean(parts)
+            self._inflows[layer], self.signatures[layer] = mean, signature
+            self._chosen[layer] = parts
+
+    def _read(
+        self, layer: str, value: Tensor, mine: Callable[[Any], bool], *, by_sample: bool
+    ) -> _Read:
+        """Return what comes into a layer as a linear function, ``None`` if there is none."""
         names, modules = self._names(), self._synapses()
         try:
             if layer not in modules:
@@ -118,19 +195,17 @@ class Paths:
                 mine,
                 names,
                 lambda x, weight, shape: _own_step(x, weight, modules[weight], shape),
-                own={n for n, m in modules.items() if _takes_its_parameter(m)},
+                own={n: m.weight for n, m in modules.items() if _takes_its_parameter(m)},
                 by_sample=by_sample,
             )
-            if made is not None:
-                if layer in modules:  # a readout
-                    made = own_step(made, layer, modules[layer], tuple(value.shape))
-                known = self._inflows.get(layer)
-                if known is None or anew or _has_more(made, known):
-                    self._inflows[layer], self.signatures[layer] = made, signature
+            if made is not None and layer in modules:  # a readout
+                made = own_step(made, layer, modules[layer], tuple(value.shape))
+            return made, signature
         except NotLinearError as error:
             of = {source for source, _ in self.sources(value, mine)} - {layer}
             if of:
-                self._unknown[layer] = str(error), sorted(of)
+                self._why[layer] = str(error), sorted(of)
+            return None, ()
 
     def _see_that_it_is_linear(self, layer: str) -> None:
         """Raise an error for a layer that does more to what comes in than a neuron does."""
@@ -198,10 +273,14 @@ class Paths:
 
     def inflows(self) -> Mapping[str, Inflow] | None:
         """Return what comes into each layer, and into each output, as a linear function."""
+        for layer in self._of_round:
+            self._choose(layer)
         return {name: each for name, each in self._inflows.items() if name not in self._unknown}
 
     def unknown(self) -> dict[str, tuple[str, list[str]]]:
         """Return the layers of which :meth:`inflows` knows nothing, why, and their sources."""
+        for layer in self._of_round:
+            self._choose(layer)
         return dict(self._unknown)
 
     @property

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from snn_dfa._attach.between.inflows import Gains, Pixels, Signature, local_functions
 from snn_dfa._attach.between.local_functions import Asked, Kept
+from snn_dfa._attach.between.walk import Gains, Pixels, Signature, Structure, local_functions
 from snn_dfa._attach.functions import Relink
 from snn_dfa._attach.graph import are_packed
 from snn_dfa.feedback.sample_ways import Backward, BatchNorm, Derivative, Taken, Way, Ways
@@ -29,15 +29,22 @@ class Passage:
     Args:
         signature: Of the functions below.
         local: What they keep, in order.
+        structure: What comes in is made of.
         own: Whether the layer's earlier values come in, too.
     """
 
-    __slots__ = ("local", "own", "signature", "tap")
+    __slots__ = ("local", "own", "signature", "structure", "tap")
 
     def __init__(
-        self, signature: Signature, local: Sequence[Pixels | Gains | Kept | Asked], *, own: bool
+        self,
+        signature: Signature,
+        local: Sequence[Pixels | Gains | Kept | Asked],
+        structure: Structure,
+        *,
+        own: bool,
     ) -> None:
         self.signature, self.local, self.own = signature, local, own
+        self.structure = structure
         #: Where the gradient at the current can be asked for; ``None`` where it cannot.
         self.tap: Any = None
 
@@ -68,9 +75,9 @@ def passage_of(
     found = local_functions(value, layer, mine, by_sample=by_sample)
     if found is None:
         return None
-    functions, own = found
+    functions, own, structure = found
     signature = tuple((type(node).__name__, each.parts) for node, each in functions)
-    return Passage(signature, [each.kept() for _, each in functions], own=own)
+    return Passage(signature, [each.kept() for _, each in functions], structure, own=own)
 
 
 def ways_of(

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import snntorch as snn
 import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from snn_dfa._attach.core import Core
 from snn_dfa._attach.credits.chunk_trace import LINEAR, ChunkTraces
-from snn_dfa._attach.credits.trace_base import TraceBase, cut, given_states
+from snn_dfa._attach.credits.trace_base import TraceBase, check_neuron, cut, given_states
 from snn_dfa._attach.functions import Traced, in_backward
 from snn_dfa._attach.hooks import place
 from snn_dfa._attach.layers import is_spiking, spiking_layers
@@ -34,12 +33,10 @@ from snn_dfa._attach.weights import (
 )
 from snn_dfa.eligibility import advance
 from snn_dfa.errors import AttachError, BackwardError
-from snn_dfa.neurons import RefractoryLeaky
-from snn_dfa.sequence import NeuronOverTime, dynamics_of, has_trace
+from snn_dfa.sequence import NeuronOverTime
 
 __all__ = ["Traces", "check", "traces_of"]
 
-_NEURONS = (snn.Leaky, snn.Synaptic, snn.RLeaky, RefractoryLeaky)
 _STATES = ("mem", "syn", "spk")
 # Between synapse and neuron: what commutes with the sum over time, exactly or (a normalisation
 # that is training) nearly.
@@ -64,31 +61,8 @@ def check(
         where = f"credit='trace': layer {name!r}"
         if not is_spiking(module) and name in outputs:
             _check_readout(module, where)
-            continue
-        if isinstance(module, NeuronOverTime):
-            _check_over_time(module, where)
-            module = module.neuron
-        elif type(module) not in _NEURONS:
-            known = ", ".join(sorted(kind.__name__ for kind in _NEURONS))
-            raise AttachError(
-                f"{where} is of type {type(module).__name__}, expected one of {known}, with one "
-                f"time step for each call; use credit='membrane'"
-            )
-        for constant in ("alpha", "beta"):
-            if getattr(module, constant, torch.ones(())).numel() > 1:
-                raise AttachError(
-                    f"{where} has a {constant} for each neuron, expected one for all, since they "
-                    f"share their inputs' traces; use credit='membrane'"
-                )
-        recurrent = getattr(module, "recurrent", None)
-        learns = [n for n, p in module.named_parameters() if p.requires_grad]
-        if isinstance(recurrent, SYNAPSES):
-            learns = [n for n in learns if not n.startswith("recurrent.")]
-        if learns:
-            raise AttachError(
-                f"{where} gives no gradient to its own parameter {learns[0]!r}, which has "
-                f"requires_grad=True; set it to False, or use credit='membrane'"
-            )
+        else:
+            check_neuron(module, where)
 
 
 def _check_readout(module: nn.Module, where: str) -> None:
@@ -99,19 +73,6 @@ def _check_readout(module: nn.Module, where: str) -> None:
             f"{where}: the output has a spiking neuron {next(iter(inside))!r} in it, expected "
             f"none, since its past has no trace; name the last neuron, or the layers after it, "
             f"with output=, or use credit='membrane'"
-        )
-
-
-def _check_over_time(module: NeuronOverTime, where: str) -> None:
-    """Refuse a neuron whose trace over a sequence is not that of its decay alone."""
-    dynamics = dynamics_of(module.neuron)
-    if dynamics is None or not has_trace(dynamics):
-        raise AttachError(
-            f"{where} is a {type(module.neuron).__name__} without a trace over a sequence, "
-            f"expected a Leaky, RefractoryLeaky or Lapicque that is scanned: nothing in it is "
-            f"quantised or inhibited, its surrogate is this library's or a fixed function of "
-            f"snnTorch's, and a Lapicque does not reset to zero; "
-            f"give the network itself, not its over_time form, or use credit='membrane'"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
+import snntorch as snn
 import torch
 from torch import Tensor, nn
 
@@ -12,12 +13,83 @@ from snn_dfa._attach.core import Core
 from snn_dfa._attach.forward import Around
 from snn_dfa._attach.hooks import After, Before
 from snn_dfa._attach.layers import spiking_layers
+from snn_dfa._attach.weights import SYNAPSES
 from snn_dfa.errors import AttachError
-from snn_dfa.sequence import state_names
+from snn_dfa.neurons import RefractoryLeaky
+from snn_dfa.sequence import NeuronOverTime, dynamics_of, has_trace, state_names
 
-__all__ = ["TraceBase", "cut", "given_states"]
+__all__ = ["TraceBase", "check_neuron", "cut", "given_states"]
 
 _STATES = ("syn", "mem")  # which the current goes into
+_NEURONS = (snn.Leaky, snn.Synaptic, snn.RLeaky, RefractoryLeaky)
+
+
+def check_neuron(module: Any, where: str) -> None:
+    """Refuse a neuron whose past no trace holds.
+
+    Args:
+        module: The neuron, or one over a sequence.
+        where: What the error begins with.
+
+    Raises:
+        AttachError: with the reason.
+    """
+    if isinstance(module, NeuronOverTime):
+        _check_over_time(module, where)
+        module = module.neuron
+    elif type(module) not in _NEURONS:
+        known = ", ".join(sorted(kind.__name__ for kind in _NEURONS))
+        raise AttachError(
+            f"{where} is of type {type(module).__name__}, expected one of {known}, with one "
+            f"time step for each call; use credit='membrane'"
+        )
+    elif _computes_otherwise(module):
+        raise AttachError(
+            f"{where} has a function of your own that computes its states, as state_quant or "
+            f"state_function, expected those of snnTorch, which traces know; use credit='membrane'"
+        )
+    for constant in ("alpha", "beta"):
+        if getattr(module, constant, torch.ones(())).numel() > 1:
+            raise AttachError(
+                f"{where} has a {constant} for each neuron, expected one for all, since they "
+                f"share their inputs' traces; use credit='membrane'"
+            )
+    recurrent = getattr(module, "recurrent", None)
+    learns = [n for n, p in module.named_parameters() if p.requires_grad]
+    if isinstance(recurrent, SYNAPSES):
+        learns = [n for n in learns if not n.startswith("recurrent.")]
+    if learns:
+        raise AttachError(
+            f"{where} gives no gradient to its own parameter {learns[0]!r}, which has "
+            f"requires_grad=True; set it to False, or use credit='membrane'"
+        )
+
+
+def _computes_otherwise(neuron: nn.Module) -> bool:
+    """Return whether functions of the user's own make the states, which a trace would leave out.
+
+    The quantisation of snnTorch passes gradients on as they are.
+    """
+    own = vars(neuron)
+    quantises = own.get("state_quant")
+    if quantises and getattr(quantises, "__module__", "") != "snntorch.functional.quant":
+        return True
+    function = getattr(own.get("state_function"), "__func__", None)
+    replaced = any(callable(own[n]) for n in own if n != "forward" and hasattr(type(neuron), n))
+    return replaced or (function is not None and function not in vars(type(neuron)).values())
+
+
+def _check_over_time(module: NeuronOverTime, where: str) -> None:
+    """Refuse a neuron whose trace over a sequence is not that of its decay alone."""
+    dynamics = dynamics_of(module.neuron)
+    if dynamics is None or not has_trace(dynamics):
+        raise AttachError(
+            f"{where} is a {type(module.neuron).__name__} without a trace over a sequence, "
+            f"expected a Leaky, RefractoryLeaky or Lapicque that is scanned: nothing in it is "
+            f"quantised or inhibited, its surrogate is this library's or a fixed function of "
+            f"snnTorch's, and a Lapicque does not reset to zero; "
+            f"give the network itself, not its over_time form, or use credit='membrane'"
+        )
 
 
 class TraceBase:
@@ -107,6 +179,7 @@ class TraceBase:
         """
         now = [(each, _learning(each)) for each in synapses]
         if begins:
+            check_neuron(self._neurons[name], f"credit='trace': layer {name!r}")
             self._learning[name] = now
         elif self._learning[name] != now:
             before, after = (

@@ -1,0 +1,190 @@
+"""The walk below a value that comes into a layer: its structure, and what differs by the pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from snn_dfa._attach.between.local_functions import LocalFunction, function_of
+from snn_dfa._attach.between.moves import MAXIMA
+from snn_dfa._attach.graph import LEAF, PORT, are_packed, post_order, up_to_ports
+
+__all__ = [
+    "NORMS",
+    "Gains",
+    "Pixels",
+    "Signature",
+    "Structure",
+    "Walk",
+    "local_functions",
+    "number_of",
+]
+
+#: What differs from batch to batch.
+NORMS = {"CudnnBatchNormBackward0", "NativeBatchNormBackward0"}
+#: Numbers of a node on which its linear function depends.
+_NUMBERS = {
+    "AddBackward0": ("alpha",), "ConstantPadNdBackward0": ("pad",), "FlipBackward0": ("dims",),
+    "PermuteBackward0": ("dims",), "RollBackward0": ("shifts", "dims"), "RsubBackward1": ("alpha",),
+    "SelectBackward0": ("dim", "index"), "SliceBackward0": ("dim", "start", "step"),
+    "SubBackward0": ("alpha",), "TransposeBackward0": ("dim0", "dim1"),
+}  # fmt: skip
+
+
+class Pixels(NamedTuple):
+    """What a maximum keeps: the shape of what came in, the places taken [N, channels, *S]."""
+
+    shape: tuple[int, ...]
+    at: Tensor
+
+
+class Gains(NamedTuple):
+    """What a batch normalisation multiplies by, [channels]; whether its mean is the batch's."""
+
+    gains: Tensor
+    of_batch: bool
+
+
+#: The functions below a value that differ by the pass: names of nodes, and what flows into them.
+Signature: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
+#: What a value is made of, in order: nodes, with numbers, layers, and parameters. Values that have
+#: the same are the same linear function.
+Structure: TypeAlias = tuple[Any, ...]
+
+
+class Walk:
+    """The nodes below a value, each after those below it.
+
+    Args:
+        root: The value's node.
+        layer: Into which it comes.
+        mine: Whether a port belongs to this network.
+        by_sample: Whether functions whose derivative differs by the sample are looked for.
+    """
+
+    def __init__(
+        self, root: Any, layer: str, mine: Callable[[Any], bool], *, by_sample: bool
+    ) -> None:
+        self._root, self._layer, self._mine, self._by_sample = root, layer, mine, by_sample
+        self.flows: dict[Any, bool] = {}  # made of other layers
+        self.calls: dict[str, Any] = {}  # of each other layer the first one
+        self.several = False  # whether a layer has more than one
+        self.structure: list[Any] = []
+        self.own: dict[Any, bool] = {}  # made of the layer's earlier values
+
+    def __iter__(self) -> Iterator[tuple[Any, bool, Any]]:
+        """Yield nodes, whether each is an end, and its local function."""
+        # Of a node its place in the structure, or of one that no layer flows into the parameters.
+        known: dict[Any, Any] = {None: None}
+        for node, ends in post_order([self._root], up_to_ports(self._mine)):
+            if ends:
+                of = node.call.layer if type(node) is PORT else None
+                self.flows[node] = of is not None and of != self._layer
+                self.own[node] = of == self._layer
+                if of is not None and self.flows[node]:
+                    self.several |= self.calls.setdefault(of, node.call) is not node.call
+                    known[node] = self._noted(of)
+                else:
+                    known[node] = _leaf(node)
+                yield node, True, None
+                continue
+            below = [n for n, _ in node.next_functions]
+            flows = [n is not None and self.flows[n] for n in below]
+            own = [n is not None and self.own[n] for n in below]
+            self.flows[node], self.own[node] = any(flows), any(own)
+            of_each = [known[n] for n in below]
+            if not self.flows[node]:
+                known[node] = frozenset().union(*[each for each in of_each if each is not None])
+                yield node, False, None
+                continue
+            kind = _kind(node)
+            # What is added that no layer flows into, as a bias or an own state, changes nothing.
+            adds = type(node).__name__ == "AddBackward0" and flows.count(True) == 1
+            if adds and node._saved_alpha == 1:
+                known[node] = of_each[flows.index(True)]
+            else:
+                known[node] = self._noted((kind, *of_each))
+            yield node, False, self._function(node, flows, own)
+
+    def _noted(self, what: Any) -> int:
+        self.structure.append(what)
+        return len(self.structure)
+
+    def _function(self, node: Any, flows: list[bool], own: list[bool]) -> LocalFunction | None:
+        kind = type(node).__name__
+        found = function_of(node, flows, own) if self._by_sample else None
+        if found is None and kind in MAXIMA:
+            return LocalFunction((0,), False, partial(_pixels, node), replaced=True)
+        if found is None and kind in NORMS:
+            return LocalFunction((0,), False, partial(_gains, node), replaced=True)
+        return found
+
+
+def _kind(node: Any) -> Any:
+    """Return what a node does, with the numbers that it does it with."""
+    kind = type(node)
+    if kind.__name__ in ("MulBackward0", "DivBackward0") and not are_packed():
+        factor = number_of(node)
+        # On a device a number is not read, which would wait for it.
+        read = factor is not None and factor.device.type == "cpu"
+        return kind, None if factor is None else float(factor) if read else factor.data_ptr()
+    names = _NUMBERS.get(kind.__name__)
+    return kind if names is None else (kind, *(getattr(node, f"_saved_{n}") for n in names))
+
+
+def _leaf(node: Any) -> frozenset[int]:
+    """Return the parameter at the end of a graph; other leaves may be new ones in each pass."""
+    is_one = type(node) is LEAF and isinstance(node.variable, Parameter)
+    return frozenset([id(node.variable)] if is_one else [])
+
+
+def number_of(node: Any) -> Tensor | None:
+    """Return the one number that a product or a quotient is with, ``None`` if there is none."""
+    first = node.next_functions[0][0] is not None
+    other = node._saved_other if first else node._saved_self
+    return other.detach() if isinstance(other, Tensor) and other.dim() == 0 else None
+
+
+def local_functions(
+    value: Tensor, layer: str, mine: Callable[[Any], bool], *, by_sample: bool
+) -> tuple[list[tuple[Any, LocalFunction]], bool, Structure] | None:
+    """Return the nodes below a value, in order, whose linear function differs by the pass.
+
+    Args:
+        value: What comes into a layer.
+        layer: Its name.
+        mine: Whether a port belongs to this network.
+        by_sample: See :func:`inflow_of`.
+
+    Returns:
+        The nodes, whether an own value of the layer flows in, too, and what the value is made of;
+        ``None`` where no other layer's value flows in.
+    """
+    walk = Walk(value.grad_fn, layer, mine, by_sample=by_sample)
+    found = [(node, function) for node, _, function in walk if function is not None]
+    root = value.grad_fn
+    return (found, walk.own[root], tuple(walk.structure)) if walk.flows[root] else None
+
+
+def _pixels(node: Any) -> Pixels:
+    below, index = node.next_functions[0]
+    return Pixels(tuple(below._input_metadata[index].shape), node._saved_result1)
+
+
+def _gains(node: Any) -> Gains:
+    if node._saved_training:
+        gains = node._saved_result2.detach()
+    else:
+        gains = torch.rsqrt(node._saved_running_var.detach() + _epsilon(node))
+    weight = node._saved_weight
+    gains = gains if weight is None else gains * weight.detach()
+    return Gains(gains, node._saved_training)
+
+
+def _epsilon(node: Any) -> float:
+    return float(getattr(node, "_saved_eps", None) or node._saved_epsilon)
