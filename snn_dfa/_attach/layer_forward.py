@@ -20,6 +20,7 @@ from snn_dfa._attach.steps.known_neurons import step_of
 from snn_dfa._attach.steps.step import Inputs
 from snn_dfa._attach.tensors import map_tensors, tensors_in
 from snn_dfa._distributed import States
+from snn_dfa.errors import BackwardError
 
 __all__ = ["LayerForward"]
 
@@ -246,6 +247,22 @@ class LayerForward(Forward):
         shown, *states = core.leave(name, (spk, *links), spk, returned, (spk, *states), record)
         return step.result(shown, states)
 
+    def _watch(self, value: Tensor) -> None:
+        """See that no loss reads a value that a hook inside a block has kept, after it was changed.
+
+        A change in place of what the block returned changes the kept value's numbers, and not its
+        graph, which ends in no port.
+        """
+        if value.grad_fn is None:
+            return
+        core, name, alias, version = self.core, self._name, value.detach(), value._version
+
+        def see(_: Tensor) -> None:
+            if core.running is None and alias._version != version:
+                raise BackwardError(messages.changed_inside(name))
+
+        value.register_hook(see)  # type: ignore[no-untyped-call]
+
     def _attributes(self) -> list[State]:
         """Return the module's attributes that hold numbers, but for the resets of the last step."""
         return [
@@ -300,6 +317,9 @@ class LayerForward(Forward):
                 returned = sum(v.requires_grad for v in values[:returned])
                 keys = [key for key, v in zip(keys, values, strict=True) if v.requires_grad]
                 values = [v for v in values if v.requires_grad]
+        if self._is_block:
+            for value in values:
+                self._watch(value)
         spikes = tensors[0] if tensors else None
         if keys and keys[0] == id(spikes):
             spikes = values[0]

@@ -11,6 +11,7 @@ from snn_dfa.errors import AttachError, FeedbackError
 __all__ = [
     "called_late",
     "changed",
+    "changed_inside",
     "exported",
     "heads",
     "hooked",
@@ -55,6 +56,15 @@ def parts_out_of_step(layer: str, output: str, calls: Mapping[str, int]) -> str:
         f"in each time step. Is an output not called at some steps? Call it, too; the loss need "
         f"not read it. Are parts of the network called for an evaluation? Do so in "
         f"torch.no_grad(). Did an exception stop the last forward pass? Then call the network again"
+    )
+
+
+def changed_inside(block: str) -> str:
+    """Say that the loss reads a value that a hook has kept inside a block, and that changed."""
+    return (
+        f"backward: the loss reads a value that something inside of {block!r} has kept, as a hook "
+        f"does, and that was changed in place after {block!r} had returned it; expected the value "
+        f"as it was. Let the loss read what {block!r} returned, or change a copy of it"
     )
 
 

@@ -103,8 +103,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 input_dropout=0.15,
                 epochs=12,
                 weight_decay=0.2,
-                feedback="weight-mirror",  # Kolen and Pollack's product is for dense layers
-                feedback_decay=0.2,  # of other feedback that learns: as the weights have it
+                feedback_decay=0.2,  # of feedback that follows no optimiser: as the weights have it
             ),
         ),
         "vgg": Recipe(
@@ -117,7 +116,6 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 flip=True,
                 input_dropout=0.0,
                 weight_decay=0.2,
-                feedback="weight-mirror",
             ),
         ),
         "events": Recipe(
@@ -238,8 +236,7 @@ def fitted(
     """Return settings made of a recipe with what it has for such data and such a network.
 
     Samples that are no images lose no features: an image's neighbouring pixels tell what a dropped
-    one was, other features have no neighbours. Feedback that is a product of factors is for dense
-    layers; a convolutional network has a weight mirror.
+    one was, other features have no neighbours.
 
     Args:
         name: Of the recipe.
@@ -256,8 +253,6 @@ def fitted(
     fitting: dict[str, Any] = {"epochs": epochs_for(name, settings, samples)}
     if image[1] == 1:
         fitting["input_dropout"] = 0.0
-    if settings.is_convolutional and settings.feedback == "kolen-pollack-product":
-        fitting["feedback"] = "weight-mirror"
     return replace(settings, **{k: v for k, v in fitting.items() if k not in given})
 
 
@@ -275,6 +270,4 @@ def describe(name: str) -> str:
                 lines[-1] += f"  # or more, to {recipe.least_updates} updates"
             if each.name == "input_dropout" and value:
                 lines[-1] += "  # of images; features of other samples are kept"
-            if value == "kolen-pollack-product":
-                lines[-1] += "  # weight-mirror with convolutions"
     return "\n".join(lines)

@@ -217,7 +217,7 @@ class Settings:
     )
     decay_every: int = _say(1, "of schedule step: number of epochs between two factors", _COUNT)
     feedback: str = _say(
-        "kolen-pollack-product",
+        "weight-mirror",
         "how the feedback matrices are drawn, or how they learn",
         _one_of(*NAMES),
     )

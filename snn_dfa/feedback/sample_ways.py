@@ -25,6 +25,7 @@ __all__ = [
     "Way",
     "Ways",
     "normalised",
+    "on_average",
     "product",
     "scaled",
     "softmax",
@@ -195,6 +196,22 @@ class BatchNorm:
         return replace(self, of_batch=False)
 
 
+def on_average(gates: Tensor) -> Tensor:
+    r"""Return each neuron's mean gate, times the sample's mean size beside that of all samples.
+
+    Args:
+        gates: [M, \*S].
+
+    Example:
+        >>> on_average(torch.tensor([[3.0, 1.0, 0.0], [1.0, 1.0, 0.0]]))
+        tensor([[2.6667, 1.3333, 0.0000],
+                [1.3333, 0.6667, 0.0000]])
+    """
+    dims = tuple(range(1, gates.dim()))
+    sizes = torch.linalg.vector_norm(gates, 1, dims, keepdim=True)
+    return gates.mean(0, keepdim=True) * (sizes / sizes.mean().clamp_min(1e-30))
+
+
 #: How samples have passed one function.
 Way: TypeAlias = Tensor | Taken | BatchNorm | Derivative | Backward
 
@@ -221,8 +238,8 @@ class Ways:
         )
 
     def mixed(self, share: float) -> Ways:
-        """Return gates that are, but for a share, the mean over samples and neurons."""
-        gates = {name: torch.lerp(gate.mean(), gate, share) for name, gate in self.gates.items()}
+        """Return gates that are, but for a share, what neuron and sample have on average."""
+        gates = {n: torch.lerp(on_average(g), g, share) for n, g in self.gates.items()}
         return Ways(gates, self.local)
 
     def mean(self) -> Ways:

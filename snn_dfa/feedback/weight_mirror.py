@@ -72,10 +72,11 @@ class WeightMirror(LearningOptions):
         lr: Not used; the rate is that of the followed optimiser.
         weight_decay: Not used.
         initial: Factor on the standard deviation of the first factors, 1 / sqrt(N_in).
-        by_sample: Share of a neuron's own gate; the rest is the layer's mean gate, so that neurons
-            far from their threshold still send errors back. 1: with one step, and V = W, the
-            gradient is that of back-propagation. 0: the linear network alone, without gates,
-            pixels and gains.
+        by_sample: Share of a neuron's own gate. The rest is what neuron and sample have on average:
+            the neuron's mean over samples, times the sample's mean over the layer's neurons,
+            divided by the mean over both. So neurons that are far from their threshold still send
+            errors back. 1: with one step, and V = W, the gradient is that of back-propagation. 0:
+            the linear network alone, without gates, pixels and gains.
 
     Raises:
         FeedbackError: if a number is out of its range.

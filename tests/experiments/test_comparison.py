@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from snn_dfa.experiments.cli import main
-from snn_dfa.experiments.recipes import Recipe, fitted
+from snn_dfa.experiments.recipes import Recipe
 from snn_dfa.experiments.settings import Settings
 from snn_dfa.experiments.studies.comparison import CONVOLUTIONAL, ROWS, kept_megabytes, runs
 from snn_dfa.experiments.studies.ladder import rungs
@@ -133,14 +133,6 @@ def test_a_product_of_factors_serves_convolutions(digits):
         shapes = {name: tuple(matrix.shape) for name, matrix in trainer.dfa.feedback.items()}
         if rule == "dfa":
             assert shapes == {"neuron1": (10, 2, 3, 3), "neuron2": (10, 8)}
-
-
-def test_recipes_give_convolutions_feedback_that_they_can_have():
-    settings, image = replace(TINY_CONV, feedback="kolen-pollack-product"), (1, 28, 28)
-    assert fitted("deep", settings, 1_000, image).feedback == "weight-mirror"
-    asked = fitted("deep", settings, 1_000, image, ["feedback"])
-    assert asked.feedback == "kolen-pollack-product"
-    assert fitted("deep", TINY, 1_000, image).feedback == "kolen-pollack-product"
 
 
 def test_rows_and_rungs_keep_the_features_of_samples_that_are_no_images():

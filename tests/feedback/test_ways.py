@@ -305,7 +305,8 @@ def by_hand(net, x, loss, steady, own):
     current2 = torch.stack([pool(step) for step in before]).detach().requires_grad_()
     spikes2 = loop(lif2, current2)
     gate = torch.autograd.grad(spikes2.sum(), current2)[0].mean(0)
-    gate = own * gate + (1 - own) * gate.mean()
+    usual = torch.outer(gate.flatten(1).mean(1), gate.mean(0).flatten()) / gate.mean()
+    gate = own * gate + (1 - own) * usual.reshape(gate.shape)
     current3 = torch.stack([last(s.flatten(1)) for s in spikes2.detach()]).requires_grad_()
     error = torch.autograd.grad(loss(loop(out, current3)), current3)[0]
     share = torch.zeros_like(before[0])  # of steps in which a pixel was its window's maximum

@@ -32,6 +32,7 @@ ROWS: Sequence[tuple[str, dict[str, Any]]] = (
     ("dfa", {"error_at": "current", "feedback": "kolen-pollack"}),
     ("dfa", {"error_at": "current", "feedback": "kolen-pollack-product"}),
     ("dfa", {"error_at": "current", "feedback": "product-feedback-alignment"}),
+    ("dfa", {"error_at": "current", "feedback": "weight-mirror"}),
     ("dfa", {"credit": "current"}),
     ("dfa", {"credit": "trace"}),
     ("sign", {}),
@@ -49,6 +50,7 @@ CONVOLUTIONAL: Sequence[tuple[str, dict[str, Any]]] = (
     ("dfa", {}),
     ("dfa", {"feedback": "channelwise"}),
     ("dfa", {"error_at": "current", "feedback": "kolen-pollack"}),
+    ("dfa", {"error_at": "current", "feedback": "weight-mirror"}),
 )
 
 

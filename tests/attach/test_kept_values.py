@@ -1,0 +1,78 @@
+"""Values inside a named block, which a hook has kept and the loss reads."""
+
+import pytest
+import snntorch as snn
+import torch
+from torch import nn
+
+from snn_dfa import DFA, BackwardError
+
+B = 5
+
+
+class Block(nn.Module):
+    """A layer and its neuron."""
+
+    def __init__(self, n_in, n):
+        super().__init__()
+        self.fc, self.lif = nn.Linear(n_in, n), snn.Leaky(beta=0.8)
+
+    def forward(self, x, mem):
+        return self.lif(self.fc(x), mem)
+
+
+class Net(nn.Module):
+    """A block, whose spikes are changed in place on their way to the output."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.block, self.factor = Block(4, 6), factor
+        self.fc, self.out = nn.Linear(6, 3), snn.Leaky(beta=0.8)
+
+    def forward(self, x):
+        spk, _ = self.block(x, self.block.lif.init_leaky())
+        if self.factor is not None:
+            spk.mul_(self.factor)
+        return self.out(self.fc(spk), self.out.init_leaky())
+
+
+def penalty_grads(factor, attach):
+    """Return what a penalty on the kept spikes adds to gradients, after the loss on the output."""
+    torch.manual_seed(0)
+    net, kept = Net(factor), []
+    net.block.lif.register_forward_hook(lambda module, args, out: kept.append(out[0]))
+    if attach:
+        DFA(net, hidden=["block"], output="out")
+    _, mem = net(2 * torch.rand(B, 4))
+    assert 0 < kept[0].mean() < 1
+    mem.square().sum().backward(retain_graph=True)
+    before = {n: p.grad.clone() for n, p in net.named_parameters()}
+    (kept[0] * torch.arange(6)).sum().backward()
+    return {n: p.grad - before[n] for n, p in net.named_parameters()}
+
+
+def test_a_kept_value_has_its_own_gradient():
+    found, wanted = penalty_grads(None, attach=True), penalty_grads(None, attach=False)
+    assert wanted["block.fc.weight"].any()
+    for name, grad in wanted.items():
+        torch.testing.assert_close(found[name], grad, rtol=1e-5, atol=1e-6)
+
+
+def test_a_kept_value_that_was_changed_in_place_is_an_error():
+    """Its graph lacks the change, so that the gradient would be another one."""
+    with pytest.raises(BackwardError, match=r"'block' has kept.*changed in place"):
+        penalty_grads(0.5, attach=True)
+
+
+def test_the_error_comes_before_a_gradient_is_written():
+    torch.manual_seed(0)
+    net, kept = Net(0.5), []
+    net.block.lif.register_forward_hook(lambda module, args, out: kept.append(out[0]))
+    with DFA(net, hidden=["block"], output="out"):
+        _, mem = net(2 * torch.rand(B, 4))
+        mem.square().sum().backward(retain_graph=True)
+        before = {n: p.grad.clone() for n, p in net.named_parameters()}
+        with pytest.raises(BackwardError, match="changed in place"):
+            kept[0].sum().backward()
+    for name, p in net.named_parameters():
+        assert torch.equal(p.grad, before[name])
