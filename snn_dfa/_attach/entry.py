@@ -8,12 +8,10 @@
 from __future__ import annotations
 
 import weakref
-from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.nn import Parameter
@@ -24,6 +22,7 @@ from snn_dfa._attach.calls import Call
 from snn_dfa._attach.functions import Bridge, Relink, second_time
 from snn_dfa._attach.graph import PORT, Origin, are_sums, origin_of
 from snn_dfa._attach.hooks import watch
+from snn_dfa._attach.insides import Insides
 from snn_dfa._attach.steps.products import Current, Made, made_of
 from snn_dfa._attach.steps.record import Earlier
 from snn_dfa.errors import AttachError, BackwardError
@@ -46,15 +45,16 @@ class Entry:
         self._core = core
         self.call: Call  # which is going on
         self._block = self._guards = False
+        self.insides = Insides(core)
         self.taken: set[str] = set()  # layers whose values another layer was given
         #: By identity of a leaf, or a view, that came into this pass from outside, its token.
         self.entrances: dict[int, Tensor] = {}
-        self._intervals: list[tuple[int, int, str]] = []  # calls whose insides may come out
         self._others: dict[int, weakref.ref[Tensor]] = {}  # leaves that are no parameters
 
     def forget(self) -> None:
         """Forget the pass that has ended."""
-        self._intervals, self.entrances = [], {}
+        self.insides.forget()
+        self.entrances = {}
 
     def begin(self, layer: str, *, learns: bool, closed: bool, block: bool) -> None:
         """Begin a call of a layer.
@@ -111,9 +111,7 @@ class Entry:
         if type(value.grad_fn) is not PORT:
             self.call.entered.append(value.grad_fn)
         origin = self._origin([value])
-        if self._intervals:
-            for node in origin.nodes:
-                self._refuse_insides(layer, node)
+        self.insides.refuse(layer, origin.nodes)
         for leaf in origin.leaves.values():
             self._note_leaf(leaf)
         own: dict[Any, Tensor] = {}
@@ -164,8 +162,7 @@ class Entry:
         found = made_of(value, layer, self.mine, core.collector.known)
         if found is None:
             return None
-        if self._intervals:
-            self._refuse_insides(layer, value.grad_fn)
+        self.insides.refuse(layer, [value.grad_fn])
         self.call.learns = True
         made, source = found
         if source is not None:
@@ -187,6 +184,13 @@ class Entry:
         self._core.paths.see(layer, structure, value, self.mine, by_sample=by_sample)
         self.call.passage = passage if self._core.asks_ways else None
         return self.call.passage
+
+    def _guarded(self, layer: str, value: Tensor) -> Tensor:
+        """Return a value on its way into a layer of unknown kind, past which no loss comes.
+
+        A layer's own state needs no guard: what lies behind it came in by guards of earlier calls.
+        """
+        return self.insides.guarded(layer, value) if self._guards else value
 
     # -- the layer's own values -------------------------------------------------------------------
 
@@ -375,61 +379,3 @@ class Entry:
         self._others = {k: self._others[k] for k, leaf in found.items() if leaf is not None}
         wanted = {k: leaf for k, leaf in found.items() if leaf is not None and leaf.requires_grad}
         return [leaf for k, leaf in wanted.items() if k not in collector.known]
-
-    # -- values inside a layer --------------------------------------------------------------------
-
-    def note_insides(self, layer: str, since: int) -> None:
-        """Note a call whose insides are not known by its nodes."""
-        self._intervals.append((since, torch.autograd._get_sequence_nr(), layer))  # type: ignore[attr-defined]
-
-    def _refuse_insides(self, layer: str, node: Any) -> None:
-        """Raise an error for a node inside a call of another layer."""
-        number = node._sequence_nr()
-        if number >= self._intervals[-1][1]:
-            return  # younger than all of these calls
-        at = bisect_right(self._intervals, (number, float("inf"), "")) - 1
-        if at >= 0 and self._intervals[at][0] <= number < self._intervals[at][1]:
-            of = self._intervals[at][2]
-            if of != layer:
-                raise AttachError(
-                    f"layer {layer!r}: a value from inside layer {of!r}, which {of!r} neither "
-                    f"returns nor keeps as an attribute, comes into it; return the value from "
-                    f"{of!r}, or name the modules inside {of!r} with hidden="
-                )
-
-    def _guarded(self, layer: str, value: Tensor) -> Tensor:
-        """Return a value on its way into a layer; backward, no loss comes by from inside it.
-
-        A layer's own state needs no guard: what lies behind it came in by guards of earlier calls.
-        """
-        if not (self._guards and value.requires_grad):
-            return value
-        guarded: Tensor = Relink.apply([value], value, partial(self._refuse_insides_read, layer))
-        return guarded
-
-    def _refuse_insides_read(self, layer: str, _: Tensor) -> None:
-        if self._core.running is None or self._core.running.losses is not None:
-            raise BackwardError(
-                f"layer {layer!r}: the loss reads a value inside the layer that the layer neither "
-                f"returns nor keeps as an attribute, so that back-propagation would go on into the "
-                f"layers before; return the value from {layer!r}, or keep it as an attribute"
-            )
-
-    def guard_output(self, values: Sequence[Tensor]) -> None:
-        """See that no loss reads an output's values before they are handed out by a port.
-
-        Hooks inside a block may keep them. Of other layers, what comes in has guards.
-        """
-        if self.call.linked and self._block and not self._core.aligned:
-            for value in values:
-                if value.requires_grad:
-                    value.register_hook(partial(self._refuse_reading, self.call.layer))  # type: ignore[no-untyped-call]
-
-    def _refuse_reading(self, layer: str | None, _: Tensor) -> None:
-        """Raise an error for a loss that reads an output's value before it is handed out."""
-        if self._core.running is None:
-            raise BackwardError(
-                f"output {layer!r}: the loss reads a value inside the layer, for instance one that "
-                f"a hook has kept, and not the value that {layer!r} returns; let the loss read the "
-                f"value that {layer!r} returns"
-            )

@@ -20,7 +20,6 @@ from snn_dfa._attach.steps.known_neurons import step_of
 from snn_dfa._attach.steps.step import Inputs
 from snn_dfa._attach.tensors import map_tensors, tensors_in
 from snn_dfa._distributed import States
-from snn_dfa.errors import BackwardError
 
 __all__ = ["LayerForward"]
 
@@ -193,7 +192,7 @@ class LayerForward(Forward):
             ends = {t.grad_fn for t in came_in if t.grad_fn is not None}
             core.entry.note_leaves(tensors_in(result), ends)
             if not self._closed:
-                core.entry.note_insides(self._name, since)
+                core.entry.insides.note(self._name, since)
         return result
 
     def _note_series(self, result: Any) -> None:
@@ -246,22 +245,6 @@ class LayerForward(Forward):
         returned = 1 if step.hides_states else 1 + len(states)
         shown, *states = core.leave(name, (spk, *links), spk, returned, (spk, *states), record)
         return step.result(shown, states)
-
-    def _watch(self, value: Tensor) -> None:
-        """See that no loss reads a value that a hook inside a block has kept, after it was changed.
-
-        A change in place of what the block returned changes the kept value's numbers, and not its
-        graph, which ends in no port.
-        """
-        if value.grad_fn is None:
-            return
-        core, name, alias, version = self.core, self._name, value.detach(), value._version
-
-        def see(_: Tensor) -> None:
-            if core.running is None and alias._version != version:
-                raise BackwardError(messages.changed_inside(name))
-
-        value.register_hook(see)  # type: ignore[no-untyped-call]
 
     def _attributes(self) -> list[State]:
         """Return the module's attributes that hold numbers, but for the resets of the last step."""
@@ -317,13 +300,11 @@ class LayerForward(Forward):
                 returned = sum(v.requires_grad for v in values[:returned])
                 keys = [key for key, v in zip(keys, values, strict=True) if v.requires_grad]
                 values = [v for v in values if v.requires_grad]
-        if self._is_block:
-            for value in values:
-                self._watch(value)
         spikes = tensors[0] if tensors else None
         if keys and keys[0] == id(spikes):
             spikes = values[0]
-        core.entry.guard_output(values)
+        if self._is_block:
+            core.entry.insides.watch(core.entry.call, values)
         given = core.leave(name, values, spikes, returned)
         if not given:
             return result

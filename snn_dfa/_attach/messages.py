@@ -21,6 +21,7 @@ __all__ = [
     "other_steps",
     "out_of_step",
     "parts_out_of_step",
+    "read_inside",
     "refuse_repetition",
     "refuse_unled",
     "refuse_without_ways",
@@ -65,6 +66,15 @@ def changed_inside(block: str) -> str:
         f"backward: the loss reads a value that something inside of {block!r} has kept, as a hook "
         f"does, and that was changed in place after {block!r} had returned it; expected the value "
         f"as it was. Let the loss read what {block!r} returned, or change a copy of it"
+    )
+
+
+def read_inside(output: str) -> str:
+    """Say that the loss reads an output's value before the output has returned it."""
+    return (
+        f"output {output!r}: the loss reads a value inside the layer, for instance one that a hook "
+        f"has kept, and not the value that {output!r} returns; let the loss read the value that "
+        f"{output!r} returns"
     )
 
 
