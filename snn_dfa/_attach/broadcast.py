@@ -101,10 +101,12 @@ class Broadcast:
         """Return how many numbers of one sample an output has.
 
         Raises:
-            OutOfStepError: if it was not called yet.
+            OutOfStepError: if it was not called yet, and its size does not tell.
         """
         if output not in self._shapes:
-            raise OutOfStepError(messages.not_yet_called(output))
+            if output not in self._layers.sizes:
+                raise OutOfStepError(messages.not_yet_called(output))
+            return self._layers.sizes[output]
         spikes, *returned = self._shapes[output]
         others = [s for s in returned if s != spikes and output not in self._layers.neurons]
         return sum(shape[dims:].numel() for shape in (spikes, *others))

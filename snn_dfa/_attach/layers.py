@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeGuard
 
 import snntorch as snn
 from torch import nn
 
 from snn_dfa._attach import messages
-from snn_dfa._attach.weights import synapses
+from snn_dfa._attach.weights import computes_as, synapses
 from snn_dfa.errors import AttachError
 from snn_dfa.sequence import NeuronOverTime, Scan
 from snn_dfa.sequence.attached import Attached
@@ -36,6 +36,7 @@ class Layers:
         outputs: The outputs; empty while no forward pass has shown which neuron is called last.
         named: Whether the user said which are hidden.
         given: Whether the user said which are the outputs.
+        sizes: How many numbers those outputs have of which it is known before they are called.
     """
 
     names: list[str]
@@ -44,6 +45,7 @@ class Layers:
     outputs: tuple[str, ...] = ()
     named: bool = False
     given: bool = False
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def hidden(self) -> list[str]:
@@ -204,8 +206,13 @@ def find_layers(
         outputs=tuple(outs),
         named=chosen is not None,
         given=bool(outs),
+        sizes={n: m.out_features for n, m in outs.items() if _is_linear(m)},
     )
     return layers, modules
+
+
+def _is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+    return computes_as(module, [nn.Linear])
 
 
 class Structure:

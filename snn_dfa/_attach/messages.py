@@ -82,8 +82,9 @@ def not_yet_called(output: str) -> str:
     """Say that the size of an output is not known."""
     return (
         f"output {output!r} was not called, and has not been called before: DFA does not know how "
-        f"many numbers it has; expected all outputs to be called in the first forward pass. Call "
-        f"{output!r} once at the beginning; the loss need not read it"
+        f"many numbers it has; expected all outputs to be called in the first forward pass. Run "
+        f"one forward pass that calls all of them, for instance on one batch before the training; "
+        f"no loss need read it"
     )
 
 

@@ -66,6 +66,10 @@ class Forward(Protocol):
     def outputs(self) -> tuple[str, ...]:
         """Names of the outputs."""
 
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """How many numbers those outputs have of which it is known before they are called."""
+
 
 class FeedbackWeights:
     r"""The feedback matrices B of one network, by layer.

@@ -21,7 +21,7 @@ __all__ = ["errors", "jacobians"]
 
 def jacobians(
     inflows: Mapping[str, Inflow],
-    outputs: Sequence[str],
+    outputs: Mapping[str, int | None],
     shapes: Mapping[str, tuple[int, ...]],
     factors: Named,
     direct: Sequence[str] = (),
@@ -35,7 +35,8 @@ def jacobians(
 
     Args:
         inflows: What comes into each layer; into outputs, too.
-        outputs: Names of the outputs, whose C numbers are set side by side.
+        outputs: Name of each output to how many numbers it has, ``None`` if that is not known.
+            Their C numbers are set side by side.
         shapes: Hidden layers in order of their calls, with the shape [C, \*S] of their matrix.
         factors: By layer with weights.
         direct: Layers that have a matrix [C, \*S] to the outputs among the factors, too.
@@ -52,7 +53,7 @@ def jacobians(
         >>> inflows = {"lif2": weigh(source("lif1"), "fc2"), "out": weigh(source("lif2"), "fc3")}
         >>> shapes = {"lif1": (1, 3), "lif2": (1, 2)}
         >>> factors = {"fc2": torch.ones(2, 3), "fc3": torch.tensor([[1.0, -3.0]])}
-        >>> jacobians(inflows, ["out"], shapes, factors)["lif1"]
+        >>> jacobians(inflows, {"out": 1}, shapes, factors)["lif1"]
         tensor([[-2., -2., -2.]])
     """
     if only:
@@ -71,7 +72,7 @@ def jacobians(
 
 def errors(
     inflows: Mapping[str, Inflow],
-    outputs: Sequence[str],
+    outputs: Mapping[str, int | None],
     shapes: Mapping[str, tuple[int, ...]],
     factors: Named,
     direct: Sequence[str],
@@ -82,7 +83,7 @@ def errors(
 
     Args:
         inflows: See :func:`jacobians`, as for all that is not named here.
-        outputs: Names.
+        outputs: Name to how many numbers.
         shapes: Of hidden layers.
         factors: By layer with weights.
         direct: Layers.
@@ -98,7 +99,7 @@ def errors(
         >>> shapes = {"lif1": (1, 3), "lif2": (1, 2)}
         >>> factors = {"fc2": torch.ones(2, 3), "fc3": torch.tensor([[1.0, -3.0]])}
         >>> ways = Ways({"lif2": torch.tensor([[1.0, 0.0], [0.0, 1.0]])})
-        >>> errors(inflows, ["out"], shapes, factors, [], torch.ones(2, 1), ways)["lif1"]
+        >>> errors(inflows, {"out": 1}, shapes, factors, [], torch.ones(2, 1), ways)["lif1"]
         tensor([[ 1.,  1.,  1.],
                 [-3., -3., -3.]])
     """
@@ -120,7 +121,7 @@ def errors(
             n: inflows[n].apply(values, known).reshape(rows, -1) if n in inflows else None
             for n in outputs
         }
-        out = _side_by_side(parts, error)
+        out = _side_by_side(parts, outputs, error)
         for name in direct:
             out = out + values[name].flatten(1) @ factors[name].flatten(1).t()
     alone = not any(isinstance(way, Backward) for way in ways.local.values())
@@ -131,24 +132,35 @@ def errors(
     }
 
 
-def _side_by_side(parts: Mapping[str, Tensor | None], error: Tensor) -> Tensor:
+def _side_by_side(
+    parts: Mapping[str, Tensor | None], sizes: Mapping[str, int | None], error: Tensor
+) -> Tensor:
     """Return the outputs [M, C]; of one that reads no layer, or no graph, the numbers are zero.
 
     Raises:
-        FeedbackError: if several do, since it is not known how many numbers each has.
+        FeedbackError: if it is not known how many numbers several of these have.
     """
-    known = [part for part in parts.values() if part is not None]
-    if not known:
+    if all(part is None for part in parts.values()):
         return torch.zeros_like(error)
-    missing = [name for name, part in parts.items() if part is None]
+    known = {n: sizes[n] if part is None else part.shape[1] for n, part in parts.items()}
+    missing = [name for name, size in known.items() if size is None]
     if len(missing) > 1:
         raise FeedbackError(
             f"feedback: no linear function of hidden layers leads into the outputs {missing}, and "
             f"one leads into others; expected at most one output without, since it is not known "
-            f"how many of the {error.shape[1]} numbers each has; use feedback='kolen-pollack'"
+            f"how many of the {error.shape[1]} numbers each has. Are they called later in the "
+            f"training? Run one forward pass that calls all outputs first. Else use "
+            f"feedback='kolen-pollack'"
         )
-    rest = error.new_zeros(len(error), error.shape[1] - sum(part.shape[1] for part in known))
-    return torch.cat([rest if part is None else part for part in parts.values()], 1)
+    rest = error.shape[1] - sum(size for size in known.values() if size is not None)
+    sides = (rest if size is None else size for size in known.values())
+    return torch.cat(
+        [
+            error.new_zeros(len(error), side) if part is None else part
+            for part, side in zip(parts.values(), sides, strict=True)
+        ],
+        1,
+    )
 
 
 def _gradients(

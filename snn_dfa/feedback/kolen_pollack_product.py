@@ -161,9 +161,9 @@ class KolenPollackProductFeedback(Learned):
         self, sent: Callable[..., dict[str, Tensor]], factors: Mapping[str, Tensor], *args: Any
     ) -> dict[str, Tensor]:
         """Return what goes back through the linear network, by one of its functions."""
-        shapes = (self._inflows, self.forward.outputs, self.path)
+        outputs = {name: self.forward.sizes.get(name) for name in self.forward.outputs}
         try:
-            return sent(*shapes, factors, self._direct, *args)
+            return sent(self._inflows, outputs, self.path, factors, self._direct, *args)
         except RuntimeError as error:  # of shapes
             raise FeedbackError(
                 f"feedback: the layers of {list(self.path)} change shapes in a way that no linear "

@@ -288,6 +288,11 @@ class Paths:
         """Names of the outputs."""
         return self._layers.outputs
 
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """How many numbers those outputs have of which it is known before they are called."""
+        return self._layers.sizes
+
     def names(self, name: str, path: Shapes) -> list[str]:
         """Return the layers with weights from a hidden layer to the output, first to last.
 
