@@ -85,12 +85,12 @@ def seeds(found: Any) -> str:
 
 #: A run of ``benchmarks/recipes.py`` to its network, or recording of events, and its rule.
 _RUNS = {
-    "deep": ("`deep`, 784-1000-250-100-10", "DFA, learned feedback, a product of factors"),
+    "deep": ("`deep`, 784-1000-250-100-10", "DFA with a weight mirror"),
     "deep-fixed": ("the same", "DFA, fixed random feedback"),
     "deep-bptt": ("the same", "back-propagation through time"),
-    "wide": ("`wide`, 784-1000-10", "DFA, learned feedback"),
-    "conv": ("`conv`, 12C5-MP2-64C5-MP2-10", "DFA, learned feedback, a weight mirror"),
-    "events": ("`events`", "DFA, whole sequences"),
+    "wide": ("`wide`, 784-1000-10", "DFA with a weight mirror"),
+    "conv": ("`conv`, 12C5-MP2-64C5-MP2-10", "DFA with a weight mirror"),
+    "events": ("`events`", "DFA with a weight mirror, whole sequences"),
     "events-matrix": ("`events`", "the same with running statistics and a learned matrix a layer"),
     "events-online": ("`events`", "DFA online, `--credit trace`, a learned matrix a layer"),
 }
