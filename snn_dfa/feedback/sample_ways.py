@@ -207,9 +207,13 @@ def on_average(gates: Tensor) -> Tensor:
         tensor([[2.6667, 1.3333, 0.0000],
                 [1.3333, 0.6667, 0.0000]])
     """
-    dims = tuple(range(1, gates.dim()))
-    sizes = torch.linalg.vector_norm(gates, 1, dims, keepdim=True)
-    return gates.mean(0, keepdim=True) * (sizes / sizes.mean().clamp_min(1e-30))
+    # In the order in which a sample lies in memory: with channels last it is many times as fast.
+    order = sorted(range(1, gates.dim()), key=gates.stride, reverse=True)
+    ordered = gates.permute(0, *order)
+    rows = ordered.reshape(len(gates), -1)
+    sizes = rows.mean(1, keepdim=True).abs()
+    usual = rows.mean(0) * (sizes / sizes.mean().clamp_min(1e-30))
+    return usual.view(ordered.shape).permute(0, *(1 + order.index(d) for d in sorted(order)))
 
 
 #: How samples have passed one function.
@@ -239,7 +243,7 @@ class Ways:
 
     def mixed(self, share: float) -> Ways:
         """Return gates that are, but for a share, what neuron and sample have on average."""
-        gates = {n: torch.lerp(on_average(g), g, share) for n, g in self.gates.items()}
+        gates = {n: on_average(g).lerp_(g, share) for n, g in self.gates.items()}
         return Ways(gates, self.local)
 
     def mean(self) -> Ways:
