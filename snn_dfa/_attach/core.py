@@ -104,7 +104,7 @@ class Core:
     @property
     def follows_ways(self) -> bool:
         """Whether the feedback is made of what comes into layers, as each pass makes it."""
-        return self.feedback.by_weight and self._rule is not None and not self.aligned
+        return self.feedback.by_weight and self._rule is not None
 
     @property
     def takes_ways(self) -> bool:

@@ -4,6 +4,7 @@ import pytest
 import snntorch as snn
 import torch
 from torch import nn
+from user_nets import Head
 
 from snn_dfa import DFA, OutOfStepError, reset
 
@@ -49,13 +50,6 @@ def test_an_output_that_is_not_called_has_no_error(options):
         assert all(g.any() for g in wanted)
         for found, want in zip(grads(task, task), wanted, strict=True):
             torch.testing.assert_close(found, want, rtol=1e-5, atol=1e-7)
-
-
-class Head(nn.Linear):
-    """A linear layer with a ``forward`` of its own, so that its size is not known beforehand."""
-
-    def forward(self, x):
-        return super().forward(x)
 
 
 def test_outputs_are_all_called_first():

@@ -5,6 +5,7 @@ import snntorch as snn
 import torch
 from torch import nn
 from torch.nn import functional
+from user_nets import Head
 
 from snn_dfa import DFA, FeedbackError, WeightMirror, over_time, reset
 from snn_dfa.feedback.sample_ways import Backward
@@ -581,13 +582,6 @@ class EarlyExit(nn.Module):
         first = self.lif1(self.fc1(x))
         second = self.lif2(self.fc2(first)).reshape(-1, 4, 2).amax(-1)
         return self.exit(first.detach()), self.last(second)
-
-
-class Head(nn.Linear):
-    """A linear layer with a ``forward`` of its own, so that its size is not known beforehand."""
-
-    def forward(self, x):
-        return super().forward(x)
 
 
 class ThreeHeads(nn.Module):

@@ -19,6 +19,13 @@ def hidden(**options):
     return lif(init_hidden=True, **options)
 
 
+class Head(nn.Linear):
+    """A linear layer with a ``forward`` of its own, so that its size is not known beforehand."""
+
+    def forward(self, x):
+        return super().forward(x)
+
+
 class Net(nn.Module):
     """Explicit states; ``change`` is what the program does to spikes and membranes of each layer."""
 

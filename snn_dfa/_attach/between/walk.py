@@ -102,13 +102,12 @@ class Walk:
                 known[node] = frozenset().union(*[each for each in of_each if each is not None])
                 yield node, False, None
                 continue
-            kind = _kind(node)
             # What is added that no layer flows into, as a bias or an own state, changes nothing.
             adds = type(node).__name__ == "AddBackward0" and flows.count(True) == 1
             if adds and node._saved_alpha == 1:
                 known[node] = of_each[flows.index(True)]
             else:
-                known[node] = self._noted((kind, *of_each))
+                known[node] = self._noted((_kind(node), *of_each))
             yield node, False, self._function(node, flows, own)
 
     def _noted(self, what: Any) -> int:
