@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from snn_dfa.errors import AttachError, OutOfStepError
 from snn_dfa.feedback import project
 from snn_dfa.feedback.apply import readout
 from snn_dfa.feedback.base import FeedbackWeights, Sent
-from snn_dfa.feedback.sample_ways import Ways
+from snn_dfa.feedback.sample_ways import Ways, course_of, sizes_of
 from snn_dfa.rules import Rule, broadcast_signal, check_finite, local
 
 __all__ = ["Broadcast", "is_steady"]
@@ -54,7 +55,7 @@ class Broadcast:
         self._errors: dict[tuple[int, ...], Tensor] = {}  # of a group of steps
         self._signals: dict[int, Tensor] = {}  # what the rule made of one of these
         # Of feedback with ways of samples: what each layer is sent, and by what the signal of each
-        # step differs from the mean, [T, B, C].
+        # step, in units of its size, differs from the mean, [T, B, C].
         self._rest: Tensor | None = None
         self._by_sample: dict[str, Sent] = {}
 
@@ -254,7 +255,12 @@ class Broadcast:
             messages.refuse_without_ways(self._feedback.needs_ways)
             return
         steps = _in_steps(self._signal(name, e, calls), calls[0].steps)
-        mean = steps.mean(0, keepdim=True) if steps.stride(0) else steps[:1]
+        mean, courses = steps[:1], dict[str, Tensor]()
+        if steps.stride(0) and len(steps) > 1:
+            mean, course = steps.mean(0, keepdim=True), course_of(sizes_of(steps))
+            by = course.to(steps.dtype).view(-1, 1, 1)
+            self._rest = torch.where(by > 0, steps / by - mean, 0)
+            courses = dict.fromkeys(self._layers.outputs, course)
         passed: dict[str, dict[Call, None]] = {}  # once, where several outputs are of one step
         for call, _ in sorted(arrived, key=lambda each: each[0].number):
             if call.layer in self._layers.outputs:
@@ -265,7 +271,8 @@ class Broadcast:
                             passed.setdefault(name, {})[each] = None
         found = {name: list(calls) for name, calls in passed.items()}
         ways = self._ways(found, steps.shape[1], dims)
-        self._rest = steps - mean if len(steps) > 1 and steps.stride(0) else None
+        known = {n: course for n, course in ways.courses.items() if len(course) == len(steps)}
+        ways = replace(ways, courses=known | courses)
         rest = None if self._rest is None else self._rest.flatten(0, 1)
         self._by_sample = self._feedback.send(mean[0], rest, ways, steady=self._steady)
 
@@ -273,7 +280,7 @@ class Broadcast:
         """Return what a layer is sent for a signal, [..., *S]."""
         if not self._by_sample:
             return project(signal, self._feedback.matrix(name, signal))
-        once, matrix, rest = self._by_sample[name]
+        once, matrix, rest, course = self._by_sample[name]
         steps = _in_steps(signal, calls[0].steps)
         if rest is not None:
             sent = rest.reshape(len(steps), *once.shape) + once
@@ -285,6 +292,8 @@ class Broadcast:
             sent = (self._rest @ rows).add_(flat)
             sent = sent.reshape(len(steps), *(once.shape[i] for i in order))
             sent = sent.permute(0, *(1 + order.index(i) for i in range(len(order))))
+        if course is not None:
+            sent = sent * course.to(sent.dtype).view(-1, *(1,) * once.dim())
         shape = (*signal.shape[:-1], *once.shape[1:])
         return sent if sent.shape == shape else sent.reshape(shape)
 

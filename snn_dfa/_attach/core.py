@@ -30,7 +30,7 @@ from snn_dfa._attach.steps.products import Notes
 from snn_dfa._attach.steps.record import Record
 from snn_dfa.errors import AttachError, OutOfStepError
 from snn_dfa.feedback.base import FeedbackWeights
-from snn_dfa.feedback.sample_ways import Ways
+from snn_dfa.feedback.sample_ways import Ways, course_of
 from snn_dfa.rules import Rule, local
 from snn_dfa.sequence import Layout
 
@@ -276,16 +276,17 @@ class Core:
             dims: How many dimensions of a call are samples and steps.
         """
         passages: dict[str, list[tuple[Passage, int]]] = {}
-        gates: dict[str, list[Tensor]] = {}
+        gates, courses = dict[str, Tensor](), dict[str, Tensor]()
         for layer, each in calls.items():
             known = [(c, c.passage) for c in each if c.passage is not None]  # others flow in there
             if known:
                 passages[layer] = [(p, c.shape[:dims].numel()) for c, p in known]
                 taps = [p.tap for _, p in known]
                 if self.running is not None and all(tap is not None for tap in taps):
-                    found = self.running.gates(each, taps, dims)
-                    gates |= {layer: found} if found else {}
-        return ways_of(passages, self.paths.signatures, gates, batch, dims)
+                    found = self.running.gate(each, taps, batch, dims)
+                    if found is not None:
+                        gates[layer], courses[layer] = found[0], course_of(found[1])
+        return Ways(gates, ways_of(passages, self.paths.signatures, batch), courses)
 
     # -- what is broadcast -------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from snn_dfa._attach.between.ways import gate_over
 from snn_dfa._attach.calls import Arrivals, Call
 from snn_dfa._attach.functions import accumulate, added, gradients, second_time
 from snn_dfa._attach.steps.products import Notes
@@ -88,31 +89,35 @@ class Run:
                 call.release()
         return total
 
-    def gates(self, calls: Sequence[Call], taps: Sequence[Any], dims: int) -> list[Tensor]:
-        """Return the gradients of the sum of a layer's spikes at its currents, or none at all.
-
-        Of a scan it is their mean over the steps.
+    def gate(
+        self, calls: Sequence[Call], taps: Sequence[Any], batch: int, dims: int
+    ) -> tuple[Tensor, Tensor] | None:
+        r"""Return what the sum of a layer's spikes gains by a change of its currents.
 
         Args:
             calls: Of the layer.
             taps: Of those into which others flow: where the gradients are asked for.
+            batch: How many samples there are.
             dims: How many dimensions of a call are samples and steps.
+
+        Returns:
+            The mean over steps [B, \*S], and the sum of the sizes of each step's, [T].
         """
         spikes = [c.spikes for c in calls if c.spikes is not None and c.spikes.requires_grad]
         if len(spikes) < len(taps):
-            return []
+            return None
         if len(calls) == 1 and isinstance(taps[0], GradientEdge):
-            gate = gate_of(spikes[0], taps[0].node, dims)
-            if gate is not None:
-                return [gate[(None,) * (dims - 1)]]  # of one step
+            found = gate_of(spikes[0], taps[0].node, dims)
+            if found is not None:
+                return found
         self.notes, self.asks = Notes(keep=False), True
         try:
             one = spikes[0].new_ones(())  # in the memory of one, which a scan reads once
-            found = gradients([(s, one.expand(s.shape)) for s in spikes], taps, keep=True)
+            grads = gradients([(s, one.expand(s.shape)) for s in spikes], taps, keep=True)
         finally:
             self.notes, self.asks = None, False
-        grads = [g for g in found if g is not None]
-        return grads if len(grads) == len(taps) else []
+        known = [g for g in grads if g is not None]
+        return gate_over(known, batch, dims) if len(known) == len(taps) else None
 
     def replay(self, replays: Sequence[tuple[Tensor, Tensor]], *, keep: bool) -> None:
         """Go on behind reentrant checkpointing, in an autograd pass of all leaves."""

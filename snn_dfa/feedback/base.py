@@ -32,11 +32,13 @@ class Sent(NamedTuple):
         matrix: [C, \*S], for the differences from it: B of the mean ways.
         rest: [T * B, \*S], the differences times that matrix, which was not made: so where they are
             fewer than outputs.
+        course: How large the errors of each step are beside their mean, [T]; ``None`` for alike.
     """
 
     mean: Tensor
     matrix: Tensor | None
     rest: Tensor | None
+    course: Tensor | None
 
 
 class Forward(Protocol):

@@ -6,7 +6,7 @@ Jacobian.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -16,7 +16,7 @@ from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback.sample_ways import Backward, Named, Ways
 from snn_dfa.feedback.stand_in import Inflow, added, linear
 
-__all__ = ["errors", "jacobians"]
+__all__ = ["courses", "errors", "jacobians"]
 
 
 def jacobians(
@@ -130,6 +130,48 @@ def errors(
         name: error.new_zeros(leaves[name].shape) if grad is None else grad
         for name, grad in zip(leaves, found, strict=True)
     }
+
+
+def courses(
+    inflows: Mapping[str, Inflow],
+    outputs: Sequence[str],
+    layers: Iterable[str],
+    at_currents: Named,
+    direct: Sequence[str] = (),
+) -> dict[str, Tensor | None]:
+    """Return how large the errors at each layer's value are at each step, beside their mean.
+
+    They are as large as at the currents of the layers into which it flows, on average.
+
+    Args:
+        inflows: What comes into each layer; into outputs, too.
+        outputs: Their names.
+        layers: Hidden ones in order of their calls.
+        at_currents: Layer, or output, to the same at its current, [T]. A hidden layer of which
+            nothing is known passes errors as it gets them.
+        direct: Layers that have a matrix to the outputs, too.
+
+    Returns:
+        Layer to [T], ``None`` where all steps are alike.
+
+    Example:
+        >>> from snn_dfa.feedback.stand_in import source, weigh
+        >>> inflows = {"lif2": weigh(source("lif1"), "fc2"), "out": weigh(source("lif2"), "fc3")}
+        >>> courses(inflows, ["out"], ["lif1", "lif2"], {"lif2": torch.tensor([1.5, 0.5])})
+        {'lif2': None, 'lif1': tensor([1.5000, 0.5000])}
+    """
+    at_values = dict[str, Tensor | None]()
+    like = next(iter(at_currents.values()), None)
+    for layer in reversed(list(layers)):
+        above = [name for name, inflow in inflows.items() if layer in inflow.sources]
+        above += outputs if layer in direct else []
+        found = [at_currents.get(name, at_values.get(name)) for name in above]
+        if like is None or all(each is None for each in found):
+            at_values[layer] = None
+        else:
+            total = sum(torch.ones_like(like) if each is None else each for each in found)
+            at_values[layer] = torch.as_tensor(total) / len(found)
+    return at_values
 
 
 def _side_by_side(

@@ -24,10 +24,12 @@ __all__ = [
     "Taken",
     "Way",
     "Ways",
+    "course_of",
     "normalised",
     "on_average",
     "product",
     "scaled",
+    "sizes_of",
     "softmax",
 ]
 
@@ -216,6 +218,23 @@ def on_average(gates: Tensor) -> Tensor:
     return usual.view(ordered.shape).permute(0, *(1 + order.index(d) for d in sorted(order)))
 
 
+def sizes_of(errors: Tensor) -> Tensor:
+    """Return the sum of the sizes of each step's errors [T, ...] as [T]."""
+    dtype = torch.promote_types(errors.dtype, torch.float32)
+    dims = tuple(range(1, errors.dim()))
+    return torch.linalg.vector_norm(errors, 1, dim=dims, dtype=dtype)
+
+
+def course_of(sizes: Tensor) -> Tensor:
+    """Return the sizes of all steps [T] beside their mean.
+
+    Example:
+        >>> course_of(torch.tensor([3.0, 2.0, 1.0]))
+        tensor([1.5000, 1.0000, 0.5000])
+    """
+    return sizes / sizes.mean().clamp_min(torch.finfo(sizes.dtype).tiny)
+
+
 #: How samples have passed one function.
 Way: TypeAlias = Tensor | Taken | BatchNorm | Derivative | Backward
 
@@ -229,26 +248,31 @@ class Ways:
         local: By layer and number. A pooling's pixels; of all samples together [1, channels, *S],
             the share of steps in which a pixel was the largest of its window. A batch
             normalisation. The derivative of another function.
+        courses: Layer, or output, to how large the errors at its current are at each step, [T] with
+            mean 1: of a layer with gates they are as large as these.
     """
 
     gates: Named = field(default_factory=dict)
     local: Mapping[str, Way] = field(default_factory=dict)
+    courses: Named = field(default_factory=dict)
 
     def into(self, layers: Container[str]) -> Ways:
         """Return those into some layers alone."""
         return Ways(
             {name: gate for name, gate in self.gates.items() if name in layers},
             {key: each for key, each in self.local.items() if key.rpartition(" ")[0] in layers},
+            self.courses,
         )
 
     def mixed(self, share: float) -> Ways:
         """Return gates that are, but for a share, what neuron and sample have on average."""
         gates = {n: on_average(g).lerp_(g, share) for n, g in self.gates.items()}
-        return Ways(gates, self.local)
+        return replace(self, gates=gates)
 
     def mean(self) -> Ways:
         """Return the means over samples."""
         return Ways(
             {name: gate.mean(0, keepdim=True) for name, gate in self.gates.items()},
             {k: t if isinstance(t, Tensor) else t.mean() for k, t in self.local.items()},
+            self.courses,
         )

@@ -15,7 +15,7 @@ from snn_dfa._distributed import whole
 from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback.base import Forward, Sent, Shapes
 from snn_dfa.feedback.draw import generator_for
-from snn_dfa.feedback.jacobians import errors, jacobians
+from snn_dfa.feedback.jacobians import courses, errors, jacobians
 from snn_dfa.feedback.kolen_pollack_product import KolenPollackProductFeedback
 from snn_dfa.feedback.learning import LearningOptions, Twin
 from snn_dfa.feedback.sample_ways import Ways
@@ -175,11 +175,13 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
         ways = ways.mixed(self._share)
         sent = self._through(errors, factors, error.to(dtype), ways)
         only = (*self.forward.outputs, *self._direct) if steady else ()
+        matrices, found = dict[str, Tensor](), dict[str, Tensor]()
         if rest is not None and len(rest) < rest.shape[1]:  # errors are fewer than outputs
             found = self._through(jacobians, factors, ways, only, rest.to(dtype))
-            return {name: Sent(each, None, found.get(name)) for name, each in sent.items()}
-        matrices = self._through(jacobians, factors, ways, only) if rest is not None else {}
-        return {name: Sent(each, matrices.get(name), None) for name, each in sent.items()}
+        elif rest is not None:
+            matrices = self._through(jacobians, factors, ways, only)
+        at = courses(self._inflows or {}, self.forward.outputs, sent, ways.courses, self._direct)
+        return {n: Sent(each, matrices.get(n), found.get(n), at[n]) for n, each in sent.items()}
 
     def _see_that_all_are_known(self, ways: Ways) -> None:
         for layer, each in (self._inflows or {}).items():

@@ -296,6 +296,12 @@ def test_batch_normalisation_takes_the_mean_error_of_the_batch_away():
 # -- a slow reference of more steps ----------------------------------------------------------------
 
 
+def relative(x):
+    """Return how large the numbers of each step are, beside those of all."""
+    sizes = torch.stack([step.abs().sum() for step in x])
+    return sizes / sizes.mean()
+
+
 def by_hand(net, x, loss, steady, own):
     """Return what comes to the first layer's weight: sums over samples, pixels and steps."""
     conv1, lif1, conv2, pool, lif2, _, last, out = net
@@ -305,7 +311,8 @@ def by_hand(net, x, loss, steady, own):
     before = torch.stack([conv2(step) for step in spikes1.detach()])
     current2 = torch.stack([pool(step) for step in before]).detach().requires_grad_()
     spikes2 = loop(lif2, current2)
-    gate = torch.autograd.grad(spikes2.sum(), current2)[0].mean(0)
+    gates = torch.autograd.grad(spikes2.sum(), current2)[0]
+    gate, course = gates.mean(0), relative(gates)
     usual = torch.outer(gate.flatten(1).mean(1), gate.mean(0).flatten()) / gate.mean()
     gate = own * gate + (1 - own) * usual.reshape(gate.shape)
     current3 = torch.stack([last(s.flatten(1)) for s in spikes2.detach()]).requires_grad_()
@@ -325,12 +332,14 @@ def by_hand(net, x, loss, steady, own):
         return functional.conv_transpose2d(wide[None], conv2.weight)[0]
 
     sent = torch.zeros_like(spikes1)
-    mean = error.mean(0)
+    mean, size = error.mean(0), relative(error)
     for b in range(B):
         for t in range(steps):
             sent[t, b] = back(mean[b], gate[b], share[b])
             if not steady:
-                sent[t, b] += back(error[t, b] - mean[b], gate.mean(0), share.mean(0))
+                rest = error[t, b] / size[t] - mean[b]
+                sent[t, b] += back(rest, gate.mean(0), share.mean(0))
+            sent[t, b] *= course[t]
     return torch.autograd.grad(spikes1, conv1.weight, sent)[0]
 
 
@@ -380,16 +389,17 @@ def test_a_product_over_several_steps_has_the_means_of_its_factors(kind):
             for f, n in ((net.l1, net.n1), (net.l2, net.n2)))  # fmt: skip
     current = (a * q)[..., :5].detach().requires_grad_()
     spikes = loop(net.n3, current)
-    gate = torch.autograd.grad(spikes.sum(), current)[0].mean(0)
+    gates = torch.autograd.grad(spikes.sum(), current)[0]
+    gate, course = gates.mean(0), relative(gates)[:, None, None]
     last = torch.stack([net.last(s) for s in spikes.detach()]).requires_grad_()
     error = torch.autograd.grad(loss(loop(net.out, last)), last)[0]
     mean, other = error.mean(0), q.detach()[..., :5].mean(0)
     sent = torch.zeros_like(a)
     sent[..., :5] = mean @ net.last.weight * gate * other
     if not steady:
-        rest = (error - mean) @ net.last.weight * gate.mean(0) * other.mean(0)
-        sent[..., :5] += rest
-    wanted = torch.autograd.grad(a, net.l1.weight, sent)[0]
+        rest = error / relative(error)[:, None, None] - mean
+        sent[..., :5] += rest @ net.last.weight * gate.mean(0) * other.mean(0)
+    wanted = torch.autograd.grad(a, net.l1.weight, sent * course)[0]
     assert wanted.any()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     dfa = DFA(net, optimizer=optimizer, feedback=WeightMirror(by_sample=1))

@@ -18,9 +18,16 @@ from snn_dfa._attach.between.local_functions import Asked, Kept
 from snn_dfa._attach.between.walk import Gains, Pixels, Signature, Structure, local_functions
 from snn_dfa._attach.functions import Relink
 from snn_dfa._attach.graph import are_packed
-from snn_dfa.feedback.sample_ways import Backward, BatchNorm, Derivative, Taken, Way, Ways
+from snn_dfa.feedback.sample_ways import (
+    Backward,
+    BatchNorm,
+    Derivative,
+    Taken,
+    Way,
+    sizes_of,
+)
 
-__all__ = ["Passage", "passage_of", "ways_of"]
+__all__ = ["Passage", "gate_over", "passage_of", "ways_of"]
 
 
 class Passage:
@@ -83,23 +90,16 @@ def passage_of(
 def ways_of(
     passages: Mapping[str, Sequence[tuple[Passage, int]]],
     signatures: Mapping[str, Signature],
-    gates: Mapping[str, Sequence[Tensor]],
     batch: int,
-    dims: int,
-) -> Ways:
-    """Return the means over steps of what samples met.
+) -> dict[str, Way]:
+    """Return the means over steps of the functions that samples met, by layer and number.
 
     Args:
         passages: Of all calls of each layer, with how many samples and steps each has.
         signatures: Of the functions into each layer, as they are in its linear function. Calls
             with others, as the first step may have, do not count.
-        gates: Gradients at the layers' currents, of the sums of their spikes.
         batch: How many samples there are.
-        dims: How many dimensions of a call are samples and steps.
     """
-    means = {}
-    for layer, grads in gates.items():
-        means[layer] = _mean([g.reshape(-1, batch, *g.shape[dims:]) for g in grads])
     local: dict[str, Way] = {}
     for layer, each in passages.items():
         known = [(p.local, rows) for p, rows in each if p.signature == signatures.get(layer)]
@@ -107,7 +107,22 @@ def ways_of(
         for i, kept in enumerate(zip(*(of for of, _ in known), strict=True)):
             found = _of_steps(kept, all_rows, batch)
             local |= {} if found is None else {f"{layer} {i}": found}
-    return Ways(means, local)
+    return local
+
+
+def gate_over(grads: Sequence[Tensor], batch: int, dims: int) -> tuple[Tensor, Tensor]:
+    r"""Return gradients at the currents of steps as their mean, and how large each step's are.
+
+    Args:
+        grads: Of each call.
+        batch: How many samples there are.
+        dims: How many dimensions of a call are samples and steps.
+
+    Returns:
+        [B, \*S] and [T].
+    """
+    parts = [g.reshape(-1, batch, *g.shape[dims:]) for g in grads]
+    return _mean(parts), torch.cat([sizes_of(each) for each in parts])
 
 
 def _of_steps(kept: Sequence[Any], rows: Sequence[int], batch: int) -> Way | None:

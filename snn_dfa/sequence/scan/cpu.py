@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from snn_dfa.sequence.numba_tools import as_array, has_numba
-from snn_dfa.sequence.scan.cpu_backward import backward_kernel
+from snn_dfa.sequence.scan.cpu_backward import backward_kernel, jobs
 from snn_dfa.sequence.scan.cpu_forward import forward_kernel
 from snn_dfa.sequence.scan.dynamics import (
     NOTHING,
@@ -117,18 +117,22 @@ def backward(
         dyn.reset, dyn.immediate_reset, dyn.resets_late, dyn.clamp, dyn.currents, kind, constant,
         _alike(dyn), at_spikes is not None, at_mems is not None, learns,
         beside.at_alpha is not None, current_dtype == torch.bfloat16,
-        margin.dtype == torch.bfloat16,
+        margin.dtype == torch.bfloat16, beside.sizes is not None,
     )  # fmt: skip
     one = np.ones((), dtype=as_array(slope).dtype)
     behind = margin if beside.mems is None else (beside.mems - dyn.threshold).to(margin.dtype)
     given = at_spikes, at_mems, beside.at_syns, beside.at_inhs
     grads = [None if grad is None else _steps(grad, dtype) for grad in given]
+    each_job = (0, 0) if beside.sizes is None else (num_steps, jobs(batch, neurons))
+    sizes = torch.empty(each_job, dtype=dtype)
     kernel(
         *_arrays(grads, 3, dtype), as_array(margin), as_array(behind), as_array(slope),
         one * steepness, one * dyn.gain, *_rows(dyn, neurons), as_array(result), as_array(sums),
         *_arrays((beside.syns,), 3, dtype), *_arrays((beside.mem, beside.syn), 2, dtype),
-        *_arrays(beside[-6:], 2, dtype),
+        *_arrays(beside[-7:-1], 2, dtype), as_array(sizes),
     )  # fmt: skip
+    if beside.sizes is not None:
+        torch.sum(sizes, 1, out=beside.sizes)
     return sums.unsqueeze(0).to(current_dtype) if constant else result
 
 

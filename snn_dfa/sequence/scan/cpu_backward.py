@@ -16,7 +16,15 @@ from snn_dfa.sequence.numba_tools import (
 )
 from snn_dfa.sequence.scan.cpu_forward import RUN
 
-__all__ = ["backward_kernel"]
+__all__ = ["backward_kernel", "jobs"]
+
+#: So many numbers are added side by side: one sum after the other would wait for each.
+_LANES = 16
+
+
+def jobs(batch: int, neurons: int) -> int:
+    """Return how many jobs the kernel has: each does all steps of some neurons of one sample."""
+    return batch * ((neurons + RUN - 1) // RUN)
 
 
 def _back_both(
@@ -45,7 +53,7 @@ def _back_both(
 def backward_kernel(
     reset: str, immediate_reset: bool, resets_late: bool, clamp: bool, currents: int, kind: str,
     constant: bool, alike: bool, has_spikes: bool, has_mems: bool, learns: bool,
-    learns_alpha: bool, bits_out: bool, margin_bits: bool,
+    learns_alpha: bool, bits_out: bool, margin_bits: bool, sized: bool,
 ) -> Callable[..., None]:  # fmt: skip
     """Return the kernel of one kind of neuron, which writes into the arrays that it is given."""
     from numba import prange
@@ -60,7 +68,7 @@ def backward_kernel(
     def kernel(
         at_spikes, at_mems, at_syns, at_inhs, margin, behind, slopes, steepness, gain,
         beta, threshold, alpha, tau, result, sums, syns, first_mem, first_syn,
-        at_mem, at_syn, at_inh, at_beta, at_threshold, at_alpha,
+        at_mem, at_syn, at_inh, at_beta, at_threshold, at_alpha, sizes,
     ):  # fmt: skip
         num_steps, batch, neurons = margin.shape
         zero, one = beta.dtype.type(0), beta.dtype.type(1)
@@ -85,6 +93,7 @@ def backward_kernel(
             sum_threshold = np.zeros(hi - lo if learns else 0, beta.dtype)
             sum_alpha = np.zeros(hi - lo if learns_alpha else 0, beta.dtype)
             syn_at_first = np.zeros(hi - lo if learns_alpha else 0, beta.dtype)
+            of_step = np.zeros(hi - lo + _LANES if sized else 0, beta.dtype)
             if learns_alpha:
                 if len(first_syn):
                     syn_at_first[:] = first_syn[b, lo:hi]
@@ -175,12 +184,20 @@ def backward_kernel(
                         later_syn[i] = (alpha_of_all if alike else alphas[i]) * delta
                         if learns_alpha:
                             sum_alpha[i] += delta * syn_before[i]
+                    if sized:
+                        of_step[i] = abs(delta)
                     if constant:
                         total[i] += delta
                     elif bits_out:
                         out[i] = write(gain * delta)
                     else:
                         out[i] = gain * delta
+                if sized:
+                    lanes = np.zeros(_LANES, beta.dtype)
+                    for i in range(0, hi - lo, _LANES):
+                        for lane in range(_LANES):
+                            lanes[lane] += of_step[i + lane]
+                    sizes[t, job] = lanes.sum()
             if constant:
                 total *= gain
                 sums[b, lo:hi] = total

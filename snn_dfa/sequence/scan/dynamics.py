@@ -64,7 +64,8 @@ class Beside(NamedTuple):
 
     It reads the first membranes ``mem`` [B, N], gradients at the synaptic currents, and, of neurons
     that learn, the series of their states, all [T, B, N]. It writes sums over steps [B, N]: the
-    gradients at the first states and at each neuron's constants.
+    gradients at the first states and at each neuron's constants; and ``sizes`` [T], how large the
+    gradients at the currents of each step are together.
     """
 
     mem: Tensor | None = None
@@ -79,6 +80,7 @@ class Beside(NamedTuple):
     at_beta: Tensor | None = None
     at_threshold: Tensor | None = None
     at_alpha: Tensor | None = None
+    sizes: Tensor | None = None
 
 
 #: From rest; nothing learns but what gives the current.

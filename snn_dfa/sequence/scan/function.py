@@ -129,10 +129,10 @@ def credit_at_current(
     return result.view(-1, *shape[1:]).expand(shape).permute(back)
 
 
-def gate_of(spikes: Tensor, current: Any, dims: int) -> Tensor | None:
-    """Return what the summed spikes of a scan gain by a change of its current, a mean over steps.
+def gate_of(spikes: Tensor, current: Any, dims: int) -> tuple[Tensor, Tensor] | None:
+    """Return what the summed spikes of a scan gain by a change of its current.
 
-    It is the scan's backward pass, of which no step is written down.
+    It is the scan's backward pass, of which the kernels on the CPU write down no step.
 
     Args:
         spikes: As the scan returned them, or a view: [T, B, ...] or [T * B, ...].
@@ -140,7 +140,8 @@ def gate_of(spikes: Tensor, current: Any, dims: int) -> Tensor | None:
         dims: 2 for [T, B, ...], 1 for [T * B, ...].
 
     Returns:
-        [B, ...]; ``None`` where the spikes were not made by a scan of that current alone.
+        The mean over steps [B, ...], and the sum of the sizes of each step's, [T]; ``None`` where
+        the spikes were not made by a scan of that current alone.
     """
     node: Any = _through_views(spikes.grad_fn)
     if type(node) is not _SCAN or node.over_resets:
@@ -149,11 +150,17 @@ def gate_of(spikes: Tensor, current: Any, dims: int) -> Tensor | None:
         return None
     (margin, mem, *_), dyn = node.saved_tensors, node.dyn
     steps, batch, neurons = margin.shape
-    ones = dyn.beta.new_ones(()).expand(margin.shape)
-    beside = () if dyn.is_leaky else (Beside(mem),)
-    found = node.kernels.backward(ones, None, margin, dyn, dyn.beta.dtype, True, *beside)
+    args = dyn.beta.new_ones(()).expand(margin.shape), None, margin, dyn, dyn.beta.dtype
+    if node.kernels is cuda:  # whose kernel writes no sizes
+        each = cuda.backward(*args, False)
+        found, sizes = each.sum(0), torch.linalg.vector_norm(each, 1, dim=(1, 2))
+    else:
+        sizes = dyn.beta.new_empty(steps)
+        beside = Beside(None if dyn.is_leaky else mem, sizes=sizes)
+        found = node.kernels.backward(*args, True, beside)
     strides = neurons, *spikes.stride()[dims:]
-    return found.div_(steps).as_strided((batch, *spikes.shape[dims:]), strides)  # as spikes lie
+    gate = found.div_(steps).as_strided((batch, *spikes.shape[dims:]), strides)  # as spikes lie
+    return gate, sizes
 
 
 def _through_views(node: Any, end: Any = None) -> Any:

@@ -168,7 +168,9 @@ def backward(
             syn = zero if beside.syn is None else beside.syn
             at_constants[2] += at_drive * (beside.syns[t - 1] if t else syn)
         at_drives.append(dyn.gain * at_drive)
-    for place, gradient in zip(beside[-6:], (*later, *at_constants), strict=True):
+    if beside.sizes is not None:
+        beside.sizes.copy_(torch.stack([each.abs().sum() for each in at_drives[::-1]]))
+    for place, gradient in zip(beside[-7:-1], (*later, *at_constants), strict=True):
         if place is not None:
             place.copy_(gradient)
     result = torch.stack(at_drives[::-1])
