@@ -252,7 +252,8 @@ class FeedbackWeights:
 
         Args:
             error: [B, C], the mean error of each sample.
-            rest: [T * B, C], by what the error of each step differs from it; ``None`` for nothing.
+            rest: [T * B, C], by what the error of each step, divided by the course of the errors,
+                differs from it; ``None`` for nothing.
             ways: How samples have passed the network.
             steady: Whether the loss is the same function of each step. Then a layer before others
                 is sent the mean alone.

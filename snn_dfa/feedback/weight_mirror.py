@@ -47,9 +47,11 @@ class WeightMirror(LearningOptions):
     - A product of two layers' values (attention, gates) is linear in each of them, given the values
       of the other one. A softmax, a layer normalisation or a slope has the derivative that it had.
 
-    The mean error over the steps goes this way once, and serves all steps. What the error of a step
-    differs from the mean goes by the matrix B of the mean gates; where the loss gives the same
-    error at all steps, to the layers before the last weights alone.
+    The mean error over the steps goes this way once. At each step it is as large as the gates of
+    this step are in the layer into which it flows, beside their mean over the steps: one number for
+    a layer and a step. What the error of a step differs from the mean, beside the size of the step's
+    errors, goes by the matrix B of the mean gates; where the loss gives the same error at all
+    steps, to the layers before the last weights alone.
 
     V learns in two ways, at each step of the optimiser that is followed:
 

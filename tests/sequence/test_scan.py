@@ -10,7 +10,7 @@ from torch import nn
 
 from snn_dfa import DFA, over_time
 from snn_dfa.sequence import dynamics_of
-from snn_dfa.sequence.scan import cpu, credit_at_current, leaky_scan, reference
+from snn_dfa.sequence.scan import cpu, credit_at_current, gate_of, leaky_scan, reference
 from snn_dfa.surrogate import exact, fast_sigmoid
 
 SG = fast_sigmoid(10)
@@ -77,6 +77,24 @@ def test_compiled_equals_plain_with_several_states_and_constants_that_learn(kind
     assert all(torch.equal(a, b) for a, b in zip(found[0][0], found[1][0], strict=True))
     for a, b in zip((*found[0][1], *found[0][2]), (*found[1][1], *found[1][2]), strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=numba)])
+@pytest.mark.parametrize("kind", SEVERAL_STATES)
+def test_gates_are_the_gradients_of_the_summed_spikes(kind, compiled, monkeypatch, generator):
+    neuron, dtype = SEVERAL_STATES[kind]
+    if not compiled:
+        monkeypatch.setattr(cpu, "available", lambda *_: False)
+    x = torch.rand(9, 2, 1050, generator=generator, dtype=dtype).requires_grad_()
+    current = x.view(18, 5, 210).view(9, 2, 5, 210)
+    spikes = leaky_scan(current, dynamics_of(neuron))[0]
+    each = torch.autograd.grad(spikes.sum(), x, retain_graph=True)[0]
+    assert each.any()
+    for dims, shaped in ((2, spikes), (1, spikes.flatten(0, 1))):
+        gate, sizes = gate_of(shaped, current.grad_fn, dims)
+        torch.testing.assert_close(gate, each.mean(0).view(2, 5, 210))
+        torch.testing.assert_close(sizes, each.abs().sum((1, 2)))
 
 
 @pytest.mark.slow

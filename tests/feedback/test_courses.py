@@ -1,0 +1,83 @@
+"""How large the errors of each step are: as large as the gates that they pass."""
+
+import pytest
+import snntorch as snn
+import torch
+from snntorch import surrogate
+from torch import nn
+
+from snn_dfa import DFA, WeightMirror, over_time, reset
+from snn_dfa.feedback.jacobians import courses
+from snn_dfa.feedback.stand_in import source, total, weigh
+
+T, B = 6, 4
+# With a slope of 1 and no reset a gate depends on the step alone, by the decays, and by what a
+# recurrent neuron gives back to itself.
+LINEAR = {
+    "spike_grad": surrogate.straight_through_estimator(), "reset_mechanism": "none",
+    "init_hidden": True,
+}  # fmt: skip
+NEURONS = {
+    "leaky": lambda: snn.Leaky(beta=0.8, **LINEAR),
+    "synaptic": lambda: snn.Synaptic(alpha=0.5, beta=0.8, **LINEAR),
+    "recurrent": lambda: snn.RLeaky(beta=0.8, V=0.5, all_to_all=False, **LINEAR),
+    "recurrent and synaptic": lambda: snn.RSynaptic(
+        alpha=0.5, beta=0.8, V=0.5, all_to_all=False, **LINEAR
+    ),
+}
+
+
+def grads_of(net, run):
+    """Return the gradients of each weight; the loss gives the same error at all steps."""
+    reset(net)
+    net.zero_grad()
+    out = run()
+    (out.sum(0) * torch.arange(1.0, 4)).sum().backward()
+    return {name: p.grad.clone() for name, p in net.named_parameters() if p.dim() == 2}
+
+
+@pytest.mark.parametrize("form", [False, True])
+@pytest.mark.parametrize("kind", NEURONS)
+def test_where_gates_depend_on_the_step_alone_it_is_back_propagation(kind, form):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(5, 8), snn.Leaky(beta=0.8, init_hidden=True), nn.Linear(8, 6), NEURONS[kind](),
+        nn.Linear(6, 3),
+    )  # fmt: skip
+    x = 3 * torch.rand(T, B, 5)
+
+    def loop():
+        return torch.stack([net(step) for step in x])
+
+    wanted, attached = grads_of(net, loop), over_time(net) if form else net
+    run = (lambda: attached(x)) if form else loop
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    dfa = DFA(attached, output="4", optimizer=optimizer, feedback=WeightMirror(by_sample=1))
+    grads_of(net, run)
+    state = dfa.state_dict()
+    for name in state["matrices"]:
+        state["matrices"][name] = net.get_parameter(f"{name}.weight").detach().clone()
+    dfa.load_state_dict(state)
+    found = grads_of(net, run)
+    for name, grad in wanted.items():
+        assert grad.any()
+        torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_that_flows_into_several_has_their_mean():
+    inflows = {
+        "lif2": weigh(source("lif1"), "fc2"),
+        "out": weigh(total([source("lif1"), source("lif2")]), "fc3"),
+    }
+    at = {"lif2": torch.tensor([1.6, 0.4]), "out": torch.tensor([1.2, 0.8])}
+    found = courses(inflows, ["out"], ["lif1", "lif2"], at)
+    torch.testing.assert_close(found["lif1"], torch.tensor([1.4, 0.6]))
+    torch.testing.assert_close(found["lif2"], torch.tensor([1.2, 0.8]))
+
+
+def test_a_layer_without_gates_passes_errors_as_it_gets_them():
+    inflows = {"lif2": weigh(source("lif1"), "fc2"), "out": weigh(source("lif2"), "fc3")}
+    at = {"out": torch.tensor([1.2, 0.8])}
+    found = courses(inflows, ["out"], ["lif1", "lif2"], at)
+    torch.testing.assert_close(found["lif1"], at["out"])
+    assert courses(inflows, ["out"], ["lif1", "lif2"], {}) == {"lif1": None, "lif2": None}
