@@ -271,7 +271,7 @@ class Broadcast:
                             passed.setdefault(name, {})[each] = None
         found = {name: list(calls) for name, calls in passed.items()}
         ways = self._ways(found, steps.shape[1], dims)
-        known = {n: course for n, course in ways.courses.items() if len(course) == len(steps)}
+        known = {n: each for n, each in ways.courses.items() if len(each) == len(steps) > 1}
         ways = replace(ways, courses=known | courses)
         rest = None if self._rest is None else self._rest.flatten(0, 1)
         self._by_sample = self._feedback.send(mean[0], rest, ways, steady=self._steady)
@@ -285,7 +285,7 @@ class Broadcast:
         if rest is not None:
             sent = rest.reshape(len(steps), *once.shape) + once
         elif matrix is None or self._rest is None:
-            sent = once.expand(len(steps), *once.shape)
+            sent = once[None]
         else:  # as spikes lie in memory, so that neurons read it as it comes
             order = _order_of(calls[0].spikes, once.dim())
             flat, rows = (t.permute(order).flatten(1) for t in (once, matrix.to(signal.dtype)))
@@ -293,7 +293,9 @@ class Broadcast:
             sent = sent.reshape(len(steps), *(once.shape[i] for i in order))
             sent = sent.permute(0, *(1 + order.index(i) for i in range(len(order))))
         if course is not None:
-            sent = sent * course.to(sent.dtype).view(-1, *(1,) * once.dim())
+            by = course.to(sent.dtype).view(-1, *(1,) * once.dim())
+            sent = sent * by if len(sent) == 1 else sent.mul_(by)
+        sent = sent.expand(len(steps), *once.shape)
         shape = (*signal.shape[:-1], *once.shape[1:])
         return sent if sent.shape == shape else sent.reshape(shape)
 
