@@ -13,11 +13,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import Parameter
 
 from snn_dfa._attach import messages
-from snn_dfa._attach.between.ways import Passage, passage_of
+from snn_dfa._attach.between.ways import passage_of
 from snn_dfa._attach.calls import Call
 from snn_dfa._attach.functions import Bridge, Relink, second_time
 from snn_dfa._attach.graph import PORT, Origin, are_sums, origin_of
@@ -174,16 +174,31 @@ class Entry:
         self.call.sources.add(call)
         self.taken.add(call.layer or "")
 
-    def passage(self, layer: str, value: Any) -> Passage | None:
-        """Note what comes into a layer; return how samples do, if the feedback has their ways."""
+    def look_at(self, layer: str, value: Any, *, alone: bool) -> None:
+        """Note what comes into a layer, and how samples do, if the feedback has their ways.
+
+        Args:
+            layer: Its name.
+            value: What comes in.
+            alone: Whether no neuron of the layer passes its spikes to others.
+        """
         if not isinstance(value, Tensor):
-            return None
+            return
         by_sample = self._core.takes_ways
-        passage = passage_of(value, layer, self.mine, by_sample=by_sample)
+        passage = passage_of(value, layer, self.mine, by_sample=by_sample, alone=alone)
         structure = None if passage is None else passage.structure
         self._core.paths.see(layer, structure, value, self.mine, by_sample=by_sample)
         self.call.passage = passage if self._core.asks_ways else None
-        return self.call.passage
+
+    def tapped(self, current: Tensor) -> Tensor:
+        """Return a current whose gradient can be asked for."""
+        if current.requires_grad:
+            current = current.view_as(current)  # behind it no hook of the program is passed
+            self.call.tap = get_gradient_edge(current)
+            return current
+        self.call.tap = link = current.new_zeros(()).expand(current.shape).requires_grad_()
+        linked: Tensor = Relink.apply([current], link)
+        return linked
 
     def _guarded(self, layer: str, value: Tensor) -> Tensor:
         """Return a value on its way into a layer of unknown kind, past which no loss comes.
@@ -268,8 +283,6 @@ class Entry:
         node: Any = value.grad_fn
         call, index = node.call, value.output_nr
         original = call.original(index)
-        if original is call.spikes and self._core.errors_of is not None:
-            return cast("Tensor", original)  # by which the output's current is known
         hooked: Tensor = original.view_as(original)
         hooks = cast("dict[int, Callable[[Tensor], Any]]", value._backward_hooks)
         for hook in hooks.values():

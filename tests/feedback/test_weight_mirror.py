@@ -51,6 +51,10 @@ OUTPUTS = {
         0.7, linear_features=3, threshold=0.4, spike_grad=fast_sigmoid(5), init_hidden=True,
         output=True),
     "reset to zero": lambda: leaky(output=True, reset_mechanism="zero"),
+    "with a resistance": lambda: snn.Lapicque(
+        R=2.0, C=3.0, time_step=1.5, threshold=0.4, spike_grad=fast_sigmoid(5), init_hidden=True,
+        output=True),
+    "with a decay that learns": lambda: leaky(output=True, learn_beta=True),
 }  # fmt: skip
 
 

@@ -12,11 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
 
 from snn_dfa._attach.between.local_functions import Asked, Kept
 from snn_dfa._attach.between.walk import Gains, Pixels, Signature, Structure, local_functions
-from snn_dfa._attach.functions import Relink
 from snn_dfa._attach.graph import are_packed
 from snn_dfa.feedback.sample_ways import Backward, BatchNorm, Derivative, Taken, Way, Ways
 
@@ -30,10 +28,10 @@ class Passage:
         signature: Of the functions below.
         local: What they keep, in order.
         structure: What comes in is made of.
-        own: Whether the layer's earlier values come in, too.
+        alone: Whether each number that comes in changes its own neuron's spikes alone.
     """
 
-    __slots__ = ("local", "own", "signature", "structure", "tap")
+    __slots__ = ("alone", "local", "signature", "structure")
 
     def __init__(
         self,
@@ -41,26 +39,14 @@ class Passage:
         local: Sequence[Pixels | Gains | Kept | Asked],
         structure: Structure,
         *,
-        own: bool,
+        alone: bool,
     ) -> None:
-        self.signature, self.local, self.own = signature, local, own
+        self.signature, self.local, self.alone = signature, local, alone
         self.structure = structure
-        #: Where the gradient at the current can be asked for; ``None`` where it cannot.
-        self.tap: Any = None
-
-    def tapped(self, current: Tensor) -> Tensor:
-        """Return the current on its way into a neuron of which each number is one's own."""
-        if current.requires_grad:
-            current = current.view_as(current)  # behind it no hook of the program is passed
-            self.tap = get_gradient_edge(current)
-            return current
-        self.tap = link = current.new_zeros(()).expand(current.shape).requires_grad_()
-        linked: Tensor = Relink.apply([current], link)
-        return linked
 
 
 def passage_of(
-    value: Tensor, layer: str, mine: Callable[[Any], bool], *, by_sample: bool
+    value: Tensor, layer: str, mine: Callable[[Any], bool], *, by_sample: bool, alone: bool
 ) -> Passage | None:
     """Return how samples come into a layer; ``None`` where no other layer's value does.
 
@@ -69,6 +55,7 @@ def passage_of(
         layer: Its name.
         mine: Whether a port belongs to this network.
         by_sample: Whether functions may have a derivative for each sample.
+        alone: Whether no neuron of the layer passes its spikes to others.
     """
     if value.grad_fn is None or are_packed():
         return None
@@ -77,7 +64,8 @@ def passage_of(
         return None
     functions, own, structure = found
     signature = tuple((type(node).__name__, each.parts) for node, each in functions)
-    return Passage(signature, [each.kept() for _, each in functions], structure, own=own)
+    kept = [each.kept() for _, each in functions]
+    return Passage(signature, kept, structure, alone=alone and not own)
 
 
 def ways_of(
