@@ -17,7 +17,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import Parameter
 
 from snn_dfa._attach import messages
-from snn_dfa._attach.between.ways import passage_of
+from snn_dfa._attach.between.walk import below_product, look_below
+from snn_dfa._attach.between.ways import Passage
 from snn_dfa._attach.calls import Call
 from snn_dfa._attach.functions import Bridge, Relink, second_time
 from snn_dfa._attach.graph import PORT, Origin, are_sums, origin_of
@@ -45,6 +46,8 @@ class Entry:
         self._core = core
         self.call: Call  # which is going on
         self._block = self._guards = False
+        #: A current that was looked at, and what made it, if a linear layer alone did.
+        self._looked_at: tuple[Tensor | None, tuple[Made, Any] | None] = (None, None)
         self.insides = Insides(core)
         self.taken: set[str] = set()  # layers whose values another layer was given
         #: By identity of a leaf, or a view, that came into this pass from outside, its token.
@@ -73,6 +76,7 @@ class Entry:
         linked = self._core.layers.may_be_output(layer)
         self.call = Call(layer, learns, linked, self._core.collector, next(self._core.numbers))
         self._block, self._guards = block, not (closed or block)
+        self._looked_at = (None, None)
 
     # -- values -----------------------------------------------------------------------------------
 
@@ -157,9 +161,7 @@ class Entry:
         core = self._core
         if core.paths.tracing:
             core.paths.note(layer, value, self.mine, by_sample=core.takes_ways)
-        if core.traced:
-            return None
-        found = made_of(value, layer, self.mine, core.collector.known)
+        found = self._product(layer, value)
         if found is None:
             return None
         self.insides.refuse(layer, [value.grad_fn])
@@ -184,11 +186,25 @@ class Entry:
         """
         if not isinstance(value, Tensor):
             return
-        by_sample = self._core.takes_ways
-        passage = passage_of(value, layer, self.mine, by_sample=by_sample, alone=alone)
-        structure = None if passage is None else passage.structure
-        self._core.paths.see(layer, structure, value, self.mine, by_sample=by_sample)
-        self.call.passage = passage if self._core.asks_ways else None
+        core = self._core
+        by_sample, made = core.takes_ways, self._product(layer, value)
+        self._looked_at = value, made
+        if made is None:
+            below = look_below(value, layer, self.mine, by_sample=by_sample)
+        else:
+            below = below_product(value, *made)
+        structure = None if below is None else below.structure
+        core.paths.see(layer, structure, value, self.mine, by_sample=by_sample)
+        if below is not None and core.asks_ways:
+            self.call.passage = Passage(below.functions, alone=alone and not below.own)
+
+    def _product(self, layer: str, value: Tensor) -> tuple[Made, Any] | None:
+        """Return what :func:`made_of` does, of a current that has been looked at at no cost."""
+        (seen, found), self._looked_at = self._looked_at, (None, None)
+        core = self._core
+        if seen is value:
+            return found
+        return None if core.traced else made_of(value, layer, self.mine, core.collector.known)
 
     def tapped(self, current: Tensor) -> Tensor:
         """Return a current whose gradient can be asked for."""

@@ -7,65 +7,33 @@ layer's own graph, before the errors are sent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from snn_dfa._attach.between.local_functions import Asked, Kept
-from snn_dfa._attach.between.walk import Gains, Pixels, Signature, Structure, local_functions
-from snn_dfa._attach.graph import are_packed
+from snn_dfa._attach.between.local_functions import Asked, Kept, LocalFunction
+from snn_dfa._attach.between.walk import Gains, Signature
 from snn_dfa.feedback.sample_ways import Backward, BatchNorm, Derivative, Taken, Way, Ways
 
-__all__ = ["Passage", "passage_of", "ways_of"]
+__all__ = ["Passage", "ways_of"]
 
 
 class Passage:
     """How samples come into one call of a layer.
 
     Args:
-        signature: Of the functions below.
-        local: What they keep, in order.
-        structure: What comes in is made of.
+        functions: Those below, with their nodes.
         alone: Whether each number that comes in changes its own neuron's spikes alone.
     """
 
-    __slots__ = ("alone", "local", "signature", "structure")
+    __slots__ = ("alone", "local", "signature")
 
-    def __init__(
-        self,
-        signature: Signature,
-        local: Sequence[Pixels | Gains | Kept | Asked],
-        structure: Structure,
-        *,
-        alone: bool,
-    ) -> None:
-        self.signature, self.local, self.alone = signature, local, alone
-        self.structure = structure
-
-
-def passage_of(
-    value: Tensor, layer: str, mine: Callable[[Any], bool], *, by_sample: bool, alone: bool
-) -> Passage | None:
-    """Return how samples come into a layer; ``None`` where no other layer's value does.
-
-    Args:
-        value: What comes into the layer, as the program made it.
-        layer: Its name.
-        mine: Whether a port belongs to this network.
-        by_sample: Whether functions may have a derivative for each sample.
-        alone: Whether no neuron of the layer passes its spikes to others.
-    """
-    if value.grad_fn is None or are_packed():
-        return None
-    found = local_functions(value, layer, mine, by_sample=by_sample)
-    if found is None:
-        return None
-    functions, own, structure = found
-    signature = tuple((type(node).__name__, each.parts) for node, each in functions)
-    kept = [each.kept() for _, each in functions]
-    return Passage(signature, kept, structure, alone=alone and not own)
+    def __init__(self, functions: Sequence[tuple[Any, LocalFunction]], *, alone: bool) -> None:
+        self.alone = alone
+        self.signature: Signature = tuple((type(n).__name__, f.parts) for n, f in functions)
+        self.local = [function.kept() for _, function in functions]  # what they keep, in order
 
 
 def ways_of(
