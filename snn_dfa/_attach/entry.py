@@ -108,7 +108,9 @@ class Entry:
         made = self._made(layer, value)
         if made is None:
             return self._guarded(layer, self._enter_graph(layer, value))
-        return self._guarded(layer, Current.apply([value], self._core.book, made, *made[1:3]))
+        guard = self._guard(layer)
+        current: Tensor = Current.apply([value], self._core.book, made, guard, *made[1:3])
+        return current
 
     def _enter_graph(self, layer: str, value: Tensor) -> Tensor:
         """Return a value with a graph of any kind, cut or bridged where layers lie behind it."""
@@ -221,7 +223,14 @@ class Entry:
 
         A layer's own state needs no guard: what lies behind it came in by guards of earlier calls.
         """
-        return self.insides.guarded(layer, value) if self._guards else value
+        if not self._guards or not value.requires_grad:
+            return value
+        guarded: Tensor = Relink.apply([value], value, self._guard(layer))
+        return guarded
+
+    def _guard(self, layer: str) -> Callable[[Tensor], None] | None:
+        """Return what sees that no loss comes by from inside a layer, if its kind is unknown."""
+        return partial(self.insides.refuse_loss, layer) if self._guards else None
 
     # -- the layer's own values -------------------------------------------------------------------
 

@@ -127,11 +127,12 @@ class LayerForward(Forward):
         cuts = credit is not None and name in credit.cuts
         before = self._attributes() if cuts else []
         # A credit that cuts makes spikes of the current; one that traces knows it by identity.
-        if cuts:
+        asks = self._asks()
+        if cuts and asks:
             args, kwargs = self._tapped(args, kwargs)
         if credit is not None:
             args, kwargs = credit.before(name, module, args, kwargs)
-        if not cuts:
+        if asks and not cuts:
             args, kwargs = self._tapped(args, kwargs)
         result = self._run(args, kwargs, held, cuts)
         states = self._attributes() if cuts else self._graphs()
@@ -152,9 +153,9 @@ class LayerForward(Forward):
         return passage is not None and passage.alone and self._name not in core.layers.outputs
 
     def _tapped(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Return the arguments, of which the first is the current, as :meth:`_asks` has it."""
-        key, current = next(iter([*enumerate(args), *kwargs.items()]), (None, None))
-        if not (isinstance(current, Tensor) and current.is_floating_point() and self._asks()):
+        """Return the arguments, of which the first is the current, whose gradient is asked for."""
+        key, current = next(iter((*enumerate(args), *kwargs.items())), (0, None))
+        if not (isinstance(current, Tensor) and current.is_floating_point()):
             return args, kwargs
         current = self.core.entry.tapped(current)
         return ((current, *args[1:]), kwargs) if args else (args, {**kwargs, key: current})
