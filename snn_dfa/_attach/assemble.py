@@ -11,7 +11,6 @@ from snn_dfa._attach.between.paths import Paths
 from snn_dfa._attach.core import Core
 from snn_dfa._attach.credits.feedback_alignment import Alignment
 from snn_dfa._attach.credits.local_gradient import LocalGradient
-from snn_dfa._attach.credits.output_current import OutputCurrents
 from snn_dfa._attach.credits.trace import traces_of
 from snn_dfa._attach.forward import Credit, parameters_of
 from snn_dfa._attach.hooks import sweep
@@ -68,10 +67,10 @@ def assemble(
     sweep(net)
     closed = {name: _is_closed(module) for name, module in modules.items()}
     local = LocalGradient(modules, layers.outputs, derivative) if credit == "current" else None
-    currents = OutputCurrents(layers) if at_current else None
     core = Core(
         layers, RULES[rule], feedback, paths, Structure(net, layers, modules),
-        parameters_of(net)(), aligned=bool(weights), traced=credit == "trace", errors_of=currents,
+        parameters_of(net)(), aligned=bool(weights), traced=credit == "trace",
+        at_current=at_current,
         layouts=[m.layout for m in net.modules() if isinstance(m, TimeAsBatch)],
     )  # fmt: skip
     parts: list[Part] = []
@@ -83,13 +82,9 @@ def assemble(
         parts.append(traces)
     states = States()
     for name, module in modules.items():
-        of_output = at_current and name in layers.neurons and layers.may_be_output(name)
         parts.append(
-            LayerForward(
-                name, module, core, closed=closed[name], credit=currents if of_output else inside,
-                states=states, until_known=of_output and not layers.outputs,
-            )
-        )  # fmt: skip
+            LayerForward(name, module, core, closed=closed[name], credit=inside, states=states)
+        )
     parts.append(NetworkForward(net, core, states, weights))
     return core, parts[::-1]
 

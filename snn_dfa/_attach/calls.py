@@ -36,7 +36,7 @@ class Call:
     __slots__ = (
         "__weakref__", "below", "collector", "entered", "later", "layer", "learns", "linked",
         "links", "number", "passage", "record", "released", "returned", "shape", "sources",
-        "spikes", "steps", "supposed", "targets", "values",
+        "spikes", "steps", "supposed", "tap", "targets", "values",
     )  # fmt: skip
 
     def __init__(
@@ -56,6 +56,8 @@ class Call:
         self.shape = torch.Size()
         self.links = False  # whether all values but the spikes are their graphs alone
         self.record: Record | None = None  # of a step that is no node of the graph
+        #: Where the gradient at the current can be asked for, of a step that is one.
+        self.tap: Any = None
         self.released = False
         self.targets: Tensor | None = None
         self.steps: int | None = None  # T, where time is part of the samples
@@ -102,7 +104,7 @@ class Call:
             return
         self.values, self.spikes, self.released = (), None, True
         self.below, self.later, self.sources = {}, [], set()
-        self.passage = self.record = None
+        self.passage = self.record = self.tap = None
         self.entered.clear()
 
     def loses(self, used: Callable[[Any], bool]) -> bool:
@@ -130,7 +132,7 @@ def _make_nodes(call: Call) -> None:
             continue
         each = todo.pop()
         if record is not None:
-            each.values, each.record = record.node(), None
+            (each.values, each.tap), each.record = record.node(), None
 
 
 #: Calls, and the gradients at their values.

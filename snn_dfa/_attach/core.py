@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ class Core:
         parameters: Those of the network, as they are now.
         aligned: Whether errors go from layer to layer, and nothing is cut.
         traced: Whether a credit looks currents up as the program made them.
-        errors_of: Takes the errors of outputs where they are to be taken; ``None`` for their
+        at_current: Whether the error of a spiking output is taken at its current, and not at its
             spikes.
         layouts: Of the forms in the network that run time as samples.
     """
@@ -65,12 +65,12 @@ class Core:
         *,
         aligned: bool,
         traced: bool,
-        errors_of: Callable[[Arrivals], Arrivals] | None,
+        at_current: bool,
         layouts: Sequence[Layout],
     ) -> None:
         self.layers, self._rule, self.feedback, self.paths = layers, rule, feedback, paths
         self._structure, self._layouts = structure, layouts
-        self.aligned, self.traced, self.errors_of = aligned, traced, errors_of
+        self.aligned, self.traced, self.at_current = aligned, traced, at_current
         self.active = True
         self.targets: Tensor | None = None
         self.running: Run | None = None
@@ -281,9 +281,9 @@ class Core:
             known = [(c, c.passage) for c in each if c.passage is not None]  # others flow in there
             if known:
                 passages[layer] = [(p, c.shape[:dims].numel()) for c, p in known]
-                taps = [p.tap for _, p in known]
-                if self.running is not None and all(tap is not None for tap in taps):
-                    found = self.running.gate(each, taps, batch, dims)
+                has_gates = layer not in self.layers.outputs and all(p.alone for _, p in known)
+                if self.running is not None and has_gates:
+                    found = self.running.gate(each, [c for c, _ in known], batch, dims)
                     if found is not None:
                         gates[layer], courses[layer] = found[0], course_of(found[1])
         return Ways(gates, ways_of(passages, self.paths.signatures, batch), courses)
@@ -314,9 +314,26 @@ class Core:
         steady = self.feedback.by_sample and is_steady(
             [a for a in arrived if a[0].layer in self.layers.outputs]
         )
-        if self.errors_of is not None:
-            arrived = self.errors_of(arrived)
+        if self.at_current:
+            arrived = self._at_currents(arrived)
         return self._broadcast(steady=steady)(arrived)
+
+    def _at_currents(self, arrived: Arrivals) -> Arrivals:
+        """Return what has arrived, with the errors of spiking outputs taken at their currents.
+
+        The error at the current of a step is dL/dI, by way of the neuron's surrogate, of its later
+        steps and of all that the loss reads of it. It is what the last weights learn from.
+        """
+        spiking = self.layers.neurons.intersection(self.layers.outputs)
+        own = [a for a in arrived if a[0].layer in spiking and any(g is not None for g in a[1])]
+        assert self.running is not None
+        errors = self.running.at_currents(own, [call for call, _ in own])
+        found = {
+            id(c): [e, *[None] * (len(c.values) - 1)]
+            for (c, _), e in zip(own, errors, strict=True)
+            if e is not None and e.shape == c.shape
+        }
+        return [(c, found.get(id(c), grads)) for c, grads in arrived]
 
     def _settle(self, arrived: Arrivals) -> None:
         """Settle who is the output, and end a pass that is made without the network's forward.

@@ -13,11 +13,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import Parameter
 
 from snn_dfa._attach import messages
-from snn_dfa._attach.between.ways import Passage, passage_of
+from snn_dfa._attach.between.walk import below_product, look_below
+from snn_dfa._attach.between.ways import Passage
 from snn_dfa._attach.calls import Call
 from snn_dfa._attach.functions import Bridge, Relink, second_time
 from snn_dfa._attach.graph import PORT, Origin, are_sums, origin_of
@@ -45,6 +46,8 @@ class Entry:
         self._core = core
         self.call: Call  # which is going on
         self._block = self._guards = False
+        #: A current that was looked at, and what made it, if a linear layer alone did.
+        self._looked_at: tuple[Tensor | None, tuple[Made, Any] | None] = (None, None)
         self.insides = Insides(core)
         self.taken: set[str] = set()  # layers whose values another layer was given
         #: By identity of a leaf, or a view, that came into this pass from outside, its token.
@@ -73,6 +76,7 @@ class Entry:
         linked = self._core.layers.may_be_output(layer)
         self.call = Call(layer, learns, linked, self._core.collector, next(self._core.numbers))
         self._block, self._guards = block, not (closed or block)
+        self._looked_at = (None, None)
 
     # -- values -----------------------------------------------------------------------------------
 
@@ -104,7 +108,9 @@ class Entry:
         made = self._made(layer, value)
         if made is None:
             return self._guarded(layer, self._enter_graph(layer, value))
-        return self._guarded(layer, Current.apply([value], self._core.book, made, *made[1:3]))
+        guard = self._guard(layer)
+        current: Tensor = Current.apply([value], self._core.book, made, guard, *made[1:3])
+        return current
 
     def _enter_graph(self, layer: str, value: Tensor) -> Tensor:
         """Return a value with a graph of any kind, cut or bridged where layers lie behind it."""
@@ -157,9 +163,7 @@ class Entry:
         core = self._core
         if core.paths.tracing:
             core.paths.note(layer, value, self.mine, by_sample=core.takes_ways)
-        if core.traced:
-            return None
-        found = made_of(value, layer, self.mine, core.collector.known)
+        found = self._product(layer, value)
         if found is None:
             return None
         self.insides.refuse(layer, [value.grad_fn])
@@ -174,23 +178,59 @@ class Entry:
         self.call.sources.add(call)
         self.taken.add(call.layer or "")
 
-    def passage(self, layer: str, value: Any) -> Passage | None:
-        """Note what comes into a layer; return how samples do, if the feedback has their ways."""
+    def look_at(self, layer: str, value: Any, *, alone: bool) -> None:
+        """Note what comes into a layer, and how samples do, if the feedback has their ways.
+
+        Args:
+            layer: Its name.
+            value: What comes in.
+            alone: Whether no neuron of the layer passes its spikes to others.
+        """
         if not isinstance(value, Tensor):
-            return None
-        by_sample = self._core.takes_ways
-        passage = passage_of(value, layer, self.mine, by_sample=by_sample)
-        structure = None if passage is None else passage.structure
-        self._core.paths.see(layer, structure, value, self.mine, by_sample=by_sample)
-        self.call.passage = passage if self._core.asks_ways else None
-        return self.call.passage
+            return
+        core = self._core
+        by_sample, made = core.takes_ways, self._product(layer, value)
+        self._looked_at = value, made
+        if made is None:
+            below = look_below(value, layer, self.mine, by_sample=by_sample)
+        else:
+            below = below_product(value, *made)
+        structure = None if below is None else below.structure
+        core.paths.see(layer, structure, value, self.mine, by_sample=by_sample)
+        if below is not None and core.asks_ways:
+            self.call.passage = Passage(below.functions, alone=alone and not below.own)
+
+    def _product(self, layer: str, value: Tensor) -> tuple[Made, Any] | None:
+        """Return what :func:`made_of` does, of a current that has been looked at at no cost."""
+        (seen, found), self._looked_at = self._looked_at, (None, None)
+        core = self._core
+        if seen is value:
+            return found
+        return None if core.traced else made_of(value, layer, self.mine, core.collector.known)
+
+    def tapped(self, current: Tensor) -> Tensor:
+        """Return a current whose gradient can be asked for."""
+        if current.requires_grad:
+            current = current.view_as(current)  # behind it no hook of the program is passed
+            self.call.tap = get_gradient_edge(current)
+            return current
+        self.call.tap = link = current.new_zeros(()).expand(current.shape).requires_grad_()
+        linked: Tensor = Relink.apply([current], link)
+        return linked
 
     def _guarded(self, layer: str, value: Tensor) -> Tensor:
         """Return a value on its way into a layer of unknown kind, past which no loss comes.
 
         A layer's own state needs no guard: what lies behind it came in by guards of earlier calls.
         """
-        return self.insides.guarded(layer, value) if self._guards else value
+        if not self._guards or not value.requires_grad:
+            return value
+        guarded: Tensor = Relink.apply([value], value, self._guard(layer))
+        return guarded
+
+    def _guard(self, layer: str) -> Callable[[Tensor], None] | None:
+        """Return what sees that no loss comes by from inside a layer, if its kind is unknown."""
+        return partial(self.insides.refuse_loss, layer) if self._guards else None
 
     # -- the layer's own values -------------------------------------------------------------------
 
@@ -268,8 +308,6 @@ class Entry:
         node: Any = value.grad_fn
         call, index = node.call, value.output_nr
         original = call.original(index)
-        if original is call.spikes and self._core.errors_of is not None:
-            return cast("Tensor", original)  # by which the output's current is known
         hooked: Tensor = original.view_as(original)
         hooks = cast("dict[int, Callable[[Tensor], Any]]", value._backward_hooks)
         for hook in hooks.values():

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from snn_dfa._attach import messages
 from snn_dfa._attach.calls import Call
-from snn_dfa._attach.functions import Relink
 from snn_dfa.errors import AttachError, BackwardError
 
 if TYPE_CHECKING:
@@ -67,14 +66,8 @@ class Insides:
         at = bisect_right(self._calls, (number, float("inf"), "")) - 1
         return self._calls[at][2] if at >= 0 and number < self._calls[at][1] else None
 
-    def guarded(self, layer: str, value: Tensor) -> Tensor:
-        """Return a value on its way into a layer; backward, no loss comes by from inside it."""
-        if not value.requires_grad:
-            return value
-        guarded: Tensor = Relink.apply([value], value, partial(self._refuse_loss, layer))
-        return guarded
-
-    def _refuse_loss(self, layer: str, _: Tensor) -> None:
+    def refuse_loss(self, layer: str, _: Tensor) -> None:
+        """Raise an error for a loss that has come through a layer, by a value from inside it."""
         if self._core.running is None or self._core.running.losses is not None:
             raise BackwardError(
                 f"layer {layer!r}: the loss reads a value inside the layer that the layer neither "

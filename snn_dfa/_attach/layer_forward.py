@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from snn_dfa._attach import messages
-from snn_dfa._attach.between.ways import Passage
 from snn_dfa._attach.core import Core
 from snn_dfa._attach.forward import Credit, Forward, Held
 from snn_dfa._attach.functions import in_backward
@@ -46,7 +45,6 @@ class LayerForward(Forward):
         closed: Whether values come out by the result and the module's own attributes alone.
         credit: Replaces what autograd does inside; ``None`` to leave it.
         states: Sees that no membrane is one of another process.
-        until_known: Whether the credit is that of an output, and taken off once others are.
     """
 
     def __init__(
@@ -58,11 +56,9 @@ class LayerForward(Forward):
         closed: bool,
         credit: Credit | None,
         states: States,
-        until_known: bool = False,
     ) -> None:
         self._series = Series(module, core)
         super().__init__(module, core)
-        self._until_known = until_known
         self._name, self._credit, self._states = name, credit, states
         self._are_tensors = _AreTensors()
         self._is_neuron = name in core.layers.neurons
@@ -95,8 +91,6 @@ class LayerForward(Forward):
             return self.plain(*args, **kwargs)
         if self._is_neuron and not args and _CURRENT in kwargs:
             args = (kwargs.pop(_CURRENT),)
-        if self._until_known and core.layers.outputs:
-            self._settle()
         if any([now != tuple(store.values()) for store, now in self._inside]):
             self._look(closed=False)  # a parametrisation, say, has come in since
         if self._is_neuron:
@@ -119,19 +113,12 @@ class LayerForward(Forward):
             self._states.note(self._name, self.module)
         return result
 
-    def _settle(self) -> None:
-        """Take an output's credit off a layer that has turned out to be hidden."""
-        self._until_known = False
-        if self._name not in self.core.layers.outputs:
-            self._credit = None
-            self._step = step_of(self.module) if self._closed else None
-
     def _call(self, args: Any, kwargs: Any) -> Any:
         entry, name, module = self.core.entry, self._name, self.module
         enter, credit = self._enter, self._credit
         held = [(store, key, old, enter(old)) for store, key, old in self._graphs()]
-        asks = args and self.core.follows_ways
-        passage = entry.passage(name, args[0]) if asks else None
+        if args and self.core.follows_ways:
+            entry.look_at(name, args[0], alone=self._is_gate)
         args = map_tensors(enter, args)
         if kwargs:
             kwargs = map_tensors(enter, kwargs)
@@ -140,12 +127,13 @@ class LayerForward(Forward):
         cuts = credit is not None and name in credit.cuts
         before = self._attributes() if cuts else []
         # A credit that cuts makes spikes of the current; one that traces knows it by identity.
-        if cuts and passage is not None:
-            args = self._tapped(passage, args)
+        asks = self._asks()
+        if cuts and asks:
+            args, kwargs = self._tapped(args, kwargs)
         if credit is not None:
             args, kwargs = credit.before(name, module, args, kwargs)
-        if not cuts and passage is not None:
-            args = self._tapped(passage, args)
+        if asks and not cuts:
+            args, kwargs = self._tapped(args, kwargs)
         result = self._run(args, kwargs, held, cuts)
         states = self._attributes() if cuts else self._graphs()
         if states:
@@ -157,15 +145,20 @@ class LayerForward(Forward):
     def _enter(self, t: Tensor) -> Tensor:
         return self.core.entry.enter(self._name, t) if t.requires_grad else t
 
-    def _tapped(self, passage: Passage, args: Any) -> Any:
-        """Return the arguments, with the current as :meth:`_tap` gives it."""
-        return (self._tap(passage, args[0]), *args[1:])
+    def _asks(self) -> bool:
+        """Return whether the gradient at this call's current may be asked for."""
+        core, passage = self.core, self.core.entry.call.passage
+        if core.at_current and self._is_neuron and core.layers.may_be_output(self._name):
+            return True
+        return passage is not None and passage.alone and self._name not in core.layers.outputs
 
-    def _tap(self, passage: Passage, current: Tensor) -> Tensor:
-        """Return a current whose gradient can be asked for, where each number is one neuron's."""
-        if passage.own or not self._is_gate or self._name in self.core.layers.outputs:
-            return current
-        return passage.tapped(current)
+    def _tapped(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Return the arguments, of which the first is the current, whose gradient is asked for."""
+        key, current = next(iter((*enumerate(args), *kwargs.items())), (0, None))
+        if not (isinstance(current, Tensor) and current.is_floating_point()):
+            return args, kwargs
+        current = self.core.entry.tapped(current)
+        return ((current, *args[1:]), kwargs) if args else (args, {**kwargs, key: current})
 
     def _run(self, args: Any, kwargs: Any, held: Sequence[Held], cuts: bool) -> Any:
         """Run the module; note what it learns from inside; put back states that it left alone."""
@@ -220,15 +213,14 @@ class LayerForward(Forward):
         entry = core.entry
         assert step is not None
         current, made = inputs.current, None
-        passage = entry.passage(name, current) if core.follows_ways else None
-        scales = step.scales
+        if core.follows_ways:
+            entry.look_at(name, current, alone=self._is_gate)
+        asks, scales = self._asks(), step.scales
         if current.requires_grad and scales:
             current = entry.enter(name, current)
         elif current.requires_grad:
             current, made = entry.enter_current(name, current)
-        if scales:
-            current = step.scaled(current)
-        inputs.current = current if passage is None else self._tap(passage, current)
+        inputs.current = current
         states, before = inputs.states, inputs.before
         for i, state in enumerate(states):
             if state.requires_grad:
@@ -237,8 +229,12 @@ class LayerForward(Forward):
         if inputs.recurrent is not None:
             spk = inputs.recurrent
             inputs.recurrent = step.recurrent(entry.enter(name, spk) if spk.requires_grad else spk)
-        may_record = passage is None and not are_packed()
+        may_record = inputs.may_record and not (scales or are_packed())
+        if not may_record:
+            inputs.current = step.scaled(entry.tapped(current) if asks else current)
         spk, states, links, record = step.compute(inputs, made, may_record=may_record)
+        if made is None and not (asks or any(before)):
+            record = None  # nothing is learned by it
         if not (record is not None or spk.requires_grad or entry.call.linked):
             core.leave(name, (), spk, 0)
             return step.result(spk, states)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -90,34 +90,49 @@ class Run:
         return total
 
     def gate(
-        self, calls: Sequence[Call], taps: Sequence[Any], batch: int, dims: int
+        self, calls: Sequence[Call], asked: Sequence[Call], batch: int, dims: int
     ) -> tuple[Tensor, Tensor] | None:
         r"""Return what the sum of a layer's spikes gains by a change of its currents.
 
         Args:
             calls: Of the layer.
-            taps: Of those into which others flow: where the gradients are asked for.
+            asked: Those into which others flow.
             batch: How many samples there are.
             dims: How many dimensions of a call are samples and steps.
 
         Returns:
             The mean over steps [B, \*S], and the sum of the sizes of each step's, [T].
         """
-        spikes = [c.spikes for c in calls if c.spikes is not None and c.spikes.requires_grad]
-        if len(spikes) < len(taps):
+        heard = [(c, c.values[0]) for c in calls if c.values and c.hears]
+        if len(heard) < len(asked):
             return None
-        if len(calls) == 1 and isinstance(taps[0], GradientEdge):
-            found = gate_of(spikes[0], taps[0].node, dims)
-            if found is not None:
-                return found
+        if len(calls) == 1 and isinstance(asked[0].tap, GradientEdge):
+            gate = gate_of(heard[0][1], asked[0].tap.node, dims)
+            if gate is not None:
+                return gate
+        one = heard[0][1].new_ones(())  # in the memory of one, which a scan reads once
+        found = self.at_currents([(c, (one.expand(s.shape),)) for c, s in heard], asked)
+        grads = [g for g in found if g is not None]
+        return gate_over(grads, batch, dims) if len(grads) == len(asked) else None
+
+    def at_currents(self, arrived: Arrivals, asked: Sequence[Call]) -> list[Tensor | None]:
+        """Return the gradients at the currents of some calls of a layer; nothing learns by them.
+
+        Args:
+            arrived: The gradients at the values of the layer's calls.
+            asked: The calls.
+        """
+        found: dict[Call, Tensor | None] = {}
         self.notes, self.asks = Notes(keep=False), True
         try:
-            one = spikes[0].new_ones(())  # in the memory of one, which a scan reads once
-            grads = gradients([(s, one.expand(s.shape)) for s in spikes], taps, keep=True)
+            others, _ = _through_records(arrived, found.__setitem__)
+            taps = {c: c.tap for c in asked if c.tap is not None}
+            if taps and (roots := _roots(others)):
+                at = gradients(roots, list(taps.values()), keep=True)
+                found |= zip(taps, at, strict=True)
         finally:
             self.notes, self.asks = None, False
-        known = [g for g in grads if g is not None]
-        return gate_over(known, batch, dims) if len(known) == len(taps) else None
+        return [found.get(call) for call in asked]
 
     def replay(self, replays: Sequence[tuple[Tensor, Tensor]], *, keep: bool) -> None:
         """Go on behind reentrant checkpointing, in an autograd pass of all leaves."""
@@ -129,11 +144,14 @@ class Run:
             self._core.running = None
 
 
-def _through_records(arrived: Arrivals) -> tuple[Arrivals, list[Call]]:
+def _through_records(
+    arrived: Arrivals, see: Callable[[Call, Tensor], object] = lambda *_: None
+) -> tuple[Arrivals, list[Call]]:
     """Go back through steps that are no nodes, from the last one on.
 
     Args:
         arrived: The gradients at all calls.
+        see: Called with each of these steps' calls and the error at its current.
 
     Returns:
         What arrives at other calls, and the calls that were gone through.
@@ -166,7 +184,9 @@ def _through_records(arrived: Arrivals) -> tuple[Arrivals, list[Call]]:
         call, (at_spikes, *at_states) = at.pop(-heapq.heappop(todo))
         passed.append(call)
         assert call.record is not None
-        for (earlier, index), sent in call.record.back(at_spikes, at_states):
+        total, before = call.record.back(at_spikes, at_states)
+        see(call, total)
+        for (earlier, index), sent in before:
             send(earlier, index, sent)
     return others, passed
 

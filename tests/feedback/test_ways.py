@@ -45,6 +45,16 @@ def dense():
     )
 
 
+def with_resistance():
+    """A neuron that multiplies its current by numbers, and whose threshold learns."""
+    net = dense()
+    net[4] = snn.Lapicque(
+        R=2.0, C=1.5, time_step=0.5, threshold=0.2, learn_threshold=True,
+        spike_grad=fast_sigmoid(5), init_hidden=True,
+    )  # fmt: skip
+    return net
+
+
 def readout():
     return dense()[:-1]
 
@@ -123,7 +133,7 @@ def score(spk):
 
 
 CASES = [pytest.param(Residual, {}, marks=pytest.mark.slow), (dense, {}), (Decoder, {}),
-    (Heads, {"output": ["one", "two"]}), *(
+    (with_resistance, {}), (Heads, {"output": ["one", "two"]}), *(
     (readout, {"output": "5", "credit": c}) for c in ("membrane", "current", "trace"))]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 from snn_dfa import (
     DFA,
     AttachError,
+    BackwardError,
     FeedbackError,
     KolenPollackProduct,
     WeightMirror,
@@ -51,6 +52,10 @@ OUTPUTS = {
         0.7, linear_features=3, threshold=0.4, spike_grad=fast_sigmoid(5), init_hidden=True,
         output=True),
     "reset to zero": lambda: leaky(output=True, reset_mechanism="zero"),
+    "with a resistance": lambda: snn.Lapicque(
+        R=2.0, C=3.0, time_step=1.5, threshold=0.4, spike_grad=fast_sigmoid(5), init_hidden=True,
+        output=True),
+    "with a decay that learns": lambda: leaky(output=True, learn_beta=True),
 }  # fmt: skip
 
 
@@ -92,6 +97,36 @@ def test_with_one_hidden_layer_and_its_weights_it_is_back_propagation(output, fr
             found = grads_of(net, x)
             for name, grad in wanted.items():
                 torch.testing.assert_close(found[name], grad, rtol=1e-10, atol=1e-10)
+
+
+class Watched(nn.Sequential):
+    """An output whose spikes go back into it, with a hook on them."""
+
+    def forward(self, x):
+        spk, mem, out = torch.zeros(B, 3), torch.zeros(B, 3), []
+        for step in x:
+            spk, mem = self[3](self[2](self[1](self[0](step))), spk, mem)
+            if spk.requires_grad:
+                spk.register_hook(self.hook)
+            out.append(spk)
+        return torch.stack(out)
+
+
+def test_a_hook_on_an_outputs_spikes_may_look_and_not_change_what_goes_back():
+    torch.manual_seed(0)
+    output = snn.RLeaky(0.7, linear_features=3, threshold=0.4, spike_grad=fast_sigmoid(5))
+    net, x = Watched(nn.Linear(5, 6), leaky(), nn.Linear(6, 3), output), torch.rand(T, B, 5)
+    optimizer, seen = torch.optim.SGD(net.parameters(), lr=0.1), []
+    DFA(net, optimizer=optimizer)
+    net.hook = lambda grad: seen.append(grad)  # returns None
+    for _ in range(2):
+        reset(net)
+        net(x).sum().backward()
+    assert len(seen) == 2 * T
+    reset(net)
+    net.hook = lambda grad: 2 * grad
+    with pytest.raises(BackwardError, match="a hook"):
+        net(x).sum().backward()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -84,8 +84,8 @@ class Paths:
         self._why: dict[str, tuple[str, list[str]]] = {}  # the same, of any call
         # Of each layer the structures of what came in since the last backward pass, with how often
         # each did, and the functions that were read then and in the round before.
-        self._of_round: dict[str, Counter[Structure | None]] = {}
-        self._read_of: dict[str, dict[Structure | None, _Read]] = {}
+        self._of_round: dict[str, Counter[Structure | None]] = defaultdict(Counter)
+        self._read_of: dict[str, dict[Structure | None, _Read]] = defaultdict(dict)
         #: How many calls of each layer may be sent an error, since the last backward pass.
         self.hearing: Counter[str] = Counter()
         self._chosen: dict[str, Any] = {}  # what the inflows of the last round were made of
@@ -138,8 +138,8 @@ class Paths:
             mine: Whether a port belongs to this network.
             by_sample: See :func:`inflow_of`.
         """
-        self._of_round.setdefault(layer, Counter())[structure] += 1
-        known = self._read_of.setdefault(layer, {})
+        self._of_round[layer][structure] += 1
+        known = self._read_of[layer]
         if structure is not None and structure not in known:
             known[structure] = self._read(layer, value, mine, by_sample=by_sample)
 
@@ -149,7 +149,8 @@ class Paths:
             self._choose(layer)
             known = self._read_of[layer]
             self._read_of[layer] = {s: known[s] for s in self._of_round[layer] if s in known}
-        self._of_round, self.hearing = {}, Counter()
+        self._of_round.clear()
+        self.hearing.clear()
 
     def _choose(self, layer: str) -> None:
         """Let the mean over a round's calls count; of those that flow into none the way is zero.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -13,15 +13,18 @@ from torch.nn import Parameter
 from snn_dfa._attach.between.local_functions import LocalFunction, function_of
 from snn_dfa._attach.between.moves import MAXIMA
 from snn_dfa._attach.graph import LEAF, PORT, are_packed, post_order, up_to_ports
+from snn_dfa._attach.steps.products import Made
 
 __all__ = [
     "NORMS",
+    "Below",
     "Gains",
     "Pixels",
     "Signature",
     "Structure",
     "Walk",
-    "local_functions",
+    "below_product",
+    "look_below",
     "number_of",
 ]
 
@@ -149,25 +152,52 @@ def number_of(node: Any) -> Tensor | None:
     return other.detach() if isinstance(other, Tensor) and other.dim() == 0 else None
 
 
-def local_functions(
+class Below(NamedTuple):
+    """What lies below a value that other layers flow into.
+
+    Args:
+        functions: The nodes, in order, whose linear function differs by the pass.
+        own: Whether an own value of the layer flows in, too.
+        structure: What the value is made of.
+    """
+
+    functions: Sequence[tuple[Any, LocalFunction]]
+    own: bool
+    structure: Structure
+
+
+def look_below(
     value: Tensor, layer: str, mine: Callable[[Any], bool], *, by_sample: bool
-) -> tuple[list[tuple[Any, LocalFunction]], bool, Structure] | None:
-    """Return the nodes below a value, in order, whose linear function differs by the pass.
+) -> Below | None:
+    """Return what lies below a value; ``None`` where no other layer's value flows in.
 
     Args:
         value: What comes into a layer.
         layer: Its name.
         mine: Whether a port belongs to this network.
         by_sample: See :func:`inflow_of`.
-
-    Returns:
-        The nodes, whether an own value of the layer flows in, too, and what the value is made of;
-        ``None`` where no other layer's value flows in.
     """
-    walk = Walk(value.grad_fn, layer, mine, by_sample=by_sample)
-    found = [(node, function) for node, _, function in walk if function is not None]
     root = value.grad_fn
-    return (found, walk.own[root], tuple(walk.structure)) if walk.flows[root] else None
+    if root is None or are_packed():
+        return None
+    walk = Walk(root, layer, mine, by_sample=by_sample)
+    found = [(node, function) for node, _, function in walk if function is not None]
+    return Below(found, walk.own[root], tuple(walk.structure)) if walk.flows[root] else None
+
+
+def below_product(value: Tensor, made: Made, port: Any) -> Below | None:
+    """Return the same of a value that a linear layer alone made, from what is known of it.
+
+    Args:
+        value: What comes into a layer.
+        made: What it was made of.
+        port: Which its input came through, if any.
+    """
+    if port is None:
+        return None
+    parameters = [frozenset([id(p)] * isinstance(p, Parameter)) for p in (made.bias, made.weight)]
+    of_each = (parameters[0], 1, parameters[1]) if made.bias is not None else (1, parameters[1])
+    return Below((), False, (port.call.layer, (type(value.grad_fn), *of_each)))
 
 
 def _pixels(node: Any) -> Pixels:

@@ -7,17 +7,14 @@ layer's own graph, before the errors are sent.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
 
-from snn_dfa._attach.between.local_functions import Asked, Kept
-from snn_dfa._attach.between.walk import Gains, Pixels, Signature, Structure, local_functions
-from snn_dfa._attach.functions import Relink
-from snn_dfa._attach.graph import are_packed
+from snn_dfa._attach.between.local_functions import Asked, Kept, LocalFunction
+from snn_dfa._attach.between.walk import Gains, Signature
 from snn_dfa.feedback.sample_ways import (
     Backward,
     BatchNorm,
@@ -27,64 +24,23 @@ from snn_dfa.feedback.sample_ways import (
     sizes_of,
 )
 
-__all__ = ["Passage", "gate_over", "passage_of", "ways_of"]
+__all__ = ["Passage", "gate_over", "ways_of"]
 
 
 class Passage:
     """How samples come into one call of a layer.
 
     Args:
-        signature: Of the functions below.
-        local: What they keep, in order.
-        structure: What comes in is made of.
-        own: Whether the layer's earlier values come in, too.
+        functions: Those below, with their nodes.
+        alone: Whether each number that comes in changes its own neuron's spikes alone.
     """
 
-    __slots__ = ("local", "own", "signature", "structure", "tap")
+    __slots__ = ("alone", "local", "signature")
 
-    def __init__(
-        self,
-        signature: Signature,
-        local: Sequence[Pixels | Gains | Kept | Asked],
-        structure: Structure,
-        *,
-        own: bool,
-    ) -> None:
-        self.signature, self.local, self.own = signature, local, own
-        self.structure = structure
-        #: Where the gradient at the current can be asked for; ``None`` where it cannot.
-        self.tap: Any = None
-
-    def tapped(self, current: Tensor) -> Tensor:
-        """Return the current on its way into a neuron of which each number is one's own."""
-        if current.requires_grad:
-            current = current.view_as(current)  # behind it no hook of the program is passed
-            self.tap = get_gradient_edge(current)
-            return current
-        self.tap = link = current.new_zeros(()).expand(current.shape).requires_grad_()
-        linked: Tensor = Relink.apply([current], link)
-        return linked
-
-
-def passage_of(
-    value: Tensor, layer: str, mine: Callable[[Any], bool], *, by_sample: bool
-) -> Passage | None:
-    """Return how samples come into a layer; ``None`` where no other layer's value does.
-
-    Args:
-        value: What comes into the layer, as the program made it.
-        layer: Its name.
-        mine: Whether a port belongs to this network.
-        by_sample: Whether functions may have a derivative for each sample.
-    """
-    if value.grad_fn is None or are_packed():
-        return None
-    found = local_functions(value, layer, mine, by_sample=by_sample)
-    if found is None:
-        return None
-    functions, own, structure = found
-    signature = tuple((type(node).__name__, each.parts) for node, each in functions)
-    return Passage(signature, [each.kept() for _, each in functions], structure, own=own)
+    def __init__(self, functions: Sequence[tuple[Any, LocalFunction]], *, alone: bool) -> None:
+        self.alone = alone
+        self.signature: Signature = tuple((type(n).__name__, f.parts) for n, f in functions)
+        self.local = [function.kept() for _, function in functions]  # what they keep, in order
 
 
 def ways_of(

@@ -165,20 +165,26 @@ def settle(notes: Notes | None, made: Made, error: Tensor) -> tuple[Tensor | Non
 class Current(Function):
     """A current, as a function of weight and bias whose gradients are taken later.
 
-    ``Current.apply([value], book, made, weight, bias)`` returns the value, [B, N].
+    ``Current.apply([value], book, made, see, weight, bias)`` returns the value, [B, N]. Backward:
+    ``see(grad)``, if there is one, before the gradient is noted. It may raise an error.
     """
 
     @staticmethod
-    def forward(ctx: Any, value: list[Tensor], book: Book, made: Made, *_: Tensor | None) -> Tensor:
-        ctx.book, ctx.made = book, made
+    def forward(
+        ctx: Any, value: list[Tensor], book: Book, made: Made,
+        see: Callable[[Tensor], None] | None, *_: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        ctx.book, ctx.made, ctx.see = book, made, see
         return value[0].detach()
 
     @staticmethod
     @first_order
     def backward(ctx: Any, error: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.see is not None:
+            ctx.see(error)
         if not any(ctx.needs_input_grad):
-            return (None,) * 5
-        return None, None, None, *settle(ctx.book(), ctx.made, error)
+            return (None,) * 6
+        return None, None, None, None, *settle(ctx.book(), ctx.made, error)
 
 
 def _summed(steps: Sequence[tuple[Made, Tensor]]) -> tuple[Tensor, Tensor]:

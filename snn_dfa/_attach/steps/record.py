@@ -48,8 +48,8 @@ class Record:
 
     def back(
         self, at_spikes: Tensor | None, at_states: Sequence[Tensor | None]
-    ) -> list[tuple[Earlier, Tensor]]:
-        """Note the error at the current; return the gradients at the last states that learn.
+    ) -> tuple[Tensor, list[tuple[Earlier, Tensor]]]:
+        """Note the error at the current; return it, and the gradients at the states that learn.
 
         Raises:
             BackwardError: if what the step has read was changed in place.
@@ -59,25 +59,26 @@ class Record:
         if self.made is not None:
             settle(self.book(), self.made, total)
         pairs = zip(self.before, last, strict=True)
-        return [(each, g) for each, g in pairs if each is not None and g is not None]
+        return total, [(each, g) for each, g in pairs if each is not None and g is not None]
 
-    def node(self) -> tuple[Tensor, ...]:
-        """Return spikes and links of the states with a graph."""
+    def node(self) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Return spikes and links of the states with a graph, and a leaf for the current."""
         self._see_unchanged()
         weight, bias = (None, None) if self.made is None else self.made[1:3]
         links = [None if b is None else b[0].values[b[1]] for b in self.before]
+        tap = self.spk.new_zeros(()).expand(self.spk.shape).requires_grad_()
         # What was made learned then, also if it has been frozen since.
         frozen = [t for t in (weight, bias) if t is not None and not t.requires_grad]
         for t in frozen:
             t.requires_grad_()
         try:
             found: tuple[Tensor, ...] = CompiledStep.apply(
-                [self.spk], self.kept, self.book, self.made, None, None, weight, bias, *links
+                [self.spk], self.kept, self.book, self.made, tap, None, weight, bias, *links
             )
         finally:
             for t in frozen:
                 t.requires_grad_(False)
-        return found
+        return found, tap
 
     def _versions(self) -> list[int]:
         """Return the version counters of what the program has, too."""

@@ -51,6 +51,12 @@ class Inputs:
     counter: Tensor | None  # of a neuron with a refractory period
 
     @property
+    def may_record(self) -> bool:
+        """Whether a kernel knows the step, and nothing that it is made of has a graph."""
+        graphs = any([t.requires_grad for t in (self.current, *self.states)])
+        return self.constants is not None and self.recurrent is None and not graphs
+
+    @property
     def links(self) -> list[Tensor | None]:
         """The graphs of the states whose values have none."""
         return [None if each is None else each[0].original(each[1]) for each in self.before]
@@ -214,11 +220,9 @@ class Step:
             own["reset"] = late
         if counted is not None:
             self._neuron._buffers["counter"] = counted
-        graphs = recurrent is not None or any([t.requires_grad for t in (current, *states)])
-        if may_record and not graphs and form.book is not None:
+        if may_record and form.book is not None:
             record = Record(spk, kept, made, inputs.before, form.book)
-            learns = made is not None or any(inputs.before)
-            return Result(spk, new, [spk] * len(new), record if learns else None)
+            return Result(spk, new, [spk] * len(new), record)
         weight, bias = (None, None) if made is None else made[1:3]
         into = [
             t if t.requires_grad else link for t, link in zip(states, inputs.links, strict=True)

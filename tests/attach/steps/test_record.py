@@ -1,5 +1,7 @@
 """Steps that are no nodes: what they have read must be there unchanged in the backward pass."""
 
+import itertools
+
 import pytest
 import snntorch as snn
 import torch
@@ -101,3 +103,50 @@ def test_what_a_neuron_of_the_users_has_read_is_an_error_too(change):
 def test_a_changed_copy_is_none(penalty):
     net = gradients(leave, penalty)
     assert all(p.grad is not None for p in net.parameters())
+
+
+class Returning(nn.Module):
+    """Three layers, whose membranes go back as they are, or through a function in one step."""
+
+    def __init__(self, through):
+        super().__init__()
+        sizes, self.through = (4, 5, 6, 2), through
+        self.fcs = nn.ModuleList(nn.Linear(*pair) for pair in itertools.pairwise(sizes))
+        self.lifs = nn.ModuleList(snn.Leaky(0.9, 0.3, fast_sigmoid(5)) for _ in self.fcs)
+
+    def forward(self, x):
+        mems, out = [x[0].new_zeros(3, fc.out_features) for fc in self.fcs], []
+        for t, spk in enumerate(x):
+            if t == 2 and self.through:
+                mems = [torch.tanh(mem) for mem in mems]
+            for i, (fc, lif) in enumerate(zip(self.fcs, self.lifs, strict=True)):
+                spk, mems[i] = lif(fc(spk), mems[i])
+            out += [spk, mems[-1]]
+        return torch.stack(out)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("through", [False, True], ids=["record", "node"])
+def test_records_answer_what_is_asked_of_them_as_nodes_do(through, frozen, monkeypatch):
+    """The errors at an output's currents, and gates of hidden layers, which learned feedback has."""
+
+    def gradients_of():
+        torch.manual_seed(0)
+        net = Returning(through).double()
+        net.fcs[-1].requires_grad_(not frozen)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        DFA(net, optimizer=optimizer)
+        for _ in range(3):
+            optimizer.zero_grad()
+            out = net(3 * torch.rand(4, 3, 4, dtype=torch.float64))
+            (out.square() * torch.rand(out.shape, dtype=out.dtype)).sum().backward()
+            optimizer.step()
+        return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+
+    found = gradients_of()
+    assert all(grad.any() for grad in found.values())
+    monkeypatch.setattr("snn_dfa._attach.steps.step.suits", lambda current: False)
+    wanted = gradients_of()
+    assert wanted.keys() == found.keys()
+    for name, grad in wanted.items():
+        torch.testing.assert_close(found[name], grad, rtol=1e-10, atol=1e-12)
