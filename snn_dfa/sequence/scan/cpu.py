@@ -5,6 +5,7 @@ The kernels are in ``cpu_forward.py`` and ``cpu_backward.py``; here tensors beco
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,21 +44,27 @@ def available(current: Tensor, dyn: Dynamics) -> bool:
 
 def _alike(dyn: Dynamics) -> bool:
     """Whether all neurons have the same constants."""
-    return all(c is None or c.numel() == 1 for c in (dyn.beta, dyn.threshold, dyn.alpha, dyn.tau))
+    return all(c is None or c.numel() == 1 for c in _constants(dyn))
+
+
+def _constants(dyn: Dynamics) -> tuple[Tensor | None, ...]:
+    return dyn.beta, dyn.threshold, dyn.alpha, dyn.tau
 
 
 def _rows(dyn: Dynamics, neurons: int) -> list[Any]:
     """Return beta, threshold, alpha and tau of each neuron; those that are not there are empty."""
-    return [
-        as_array(dyn.beta.new_empty(0) if c is None else c.detach().expand(neurons).contiguous())
-        for c in (dyn.beta, dyn.threshold, dyn.alpha, dyn.tau)
-    ]
+    of_each = (c if c is None else c.expand(neurons) for c in _constants(dyn))
+    return _arrays(list(of_each), 1, dyn.beta.dtype)
 
 
 def _arrays(tensors: Sequence[Tensor | None], dims: int, dtype: torch.dtype) -> list[Any]:
     """Return tensors as kernels read them and write into them; one that is not there is empty."""
-    nothing = torch.empty((0,) * dims, dtype=dtype)
-    return [as_array(nothing if t is None else t.contiguous()) for t in tensors]
+    return [_nothing(dims, dtype) if t is None else as_array(t.contiguous()) for t in tensors]
+
+
+@functools.cache
+def _nothing(dims: int, dtype: torch.dtype) -> Any:
+    return as_array(torch.empty((0,) * dims, dtype=dtype))
 
 
 def forward(
