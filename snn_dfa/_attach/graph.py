@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
+from torch.autograd.graph import GradientEdge, Node
 from torch.nn.modules._functions import BackwardHookFunction
 from torch.utils.checkpoint import CheckpointFunction
 
@@ -21,6 +22,7 @@ __all__ = [
     "Uses",
     "are_packed",
     "are_sums",
+    "begun_at",
     "below_of",
     "kept_weights",
     "origin_of",
@@ -38,6 +40,9 @@ _HOOKED: Any = BackwardHookFunction._backward_cls
 _REENTRANT: Any = CheckpointFunction._backward_cls
 #: Nodes that a walk does not merely pass.
 _SPECIAL = frozenset({PORT, LEAF, _HOOKED, _REENTRANT})
+
+#: The function by which every pass of autograd begins.
+_BEGINS: Any = torch.autograd.graph._engine_run_backward.__code__
 
 #: Nodes of products, and under what names they keep the factors.
 _WEIGHT_OF = {
@@ -77,6 +82,21 @@ def post_order(
         else:
             todo.append((node, True))
             todo += [(n, False) for n in below(node)]
+
+
+def begun_at() -> Iterator[list[Any]]:
+    """Yield the nodes at which each pass of autograd that is going on began.
+
+    A pass tells a node whether another one is run, and not whether one is left out. So the pass is
+    looked up where it was called, which is another thread than that of nodes on a GPU.
+    """
+    for frame in sys._current_frames().values():
+        at: Any = frame
+        while at is not None:
+            if at.f_code is _BEGINS:
+                roots = at.f_locals["t_outputs"]
+                yield [t.node if isinstance(t, GradientEdge) else t.grad_fn for t in roots]
+            at = at.f_back
 
 
 def up_to_ports(mine: Callable[[Any], bool]) -> Callable[[Any], bool]:

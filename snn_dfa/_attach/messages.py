@@ -15,6 +15,7 @@ __all__ = [
     "exported",
     "heads",
     "hooked",
+    "left_out",
     "not_yet_called",
     "other_call",
     "other_order",
@@ -75,6 +76,15 @@ def read_inside(output: str) -> str:
         f"output {output!r}: the loss reads a value inside the layer, for instance one that a hook "
         f"has kept, and not the value that {output!r} returns; let the loss read the value that "
         f"{output!r} returns"
+    )
+
+
+def left_out(layer: str | None) -> str:
+    """Say that the loss reads a value that autograd does not go to."""
+    return (
+        f"layer {layer!r}: the loss reads a value of the layer, as a penalty on spikes does; "
+        f"torch.autograd.grad and backward(inputs=...) do not go there, so that a part of the "
+        f"gradient would be missing; call loss.backward() and read .grad"
     )
 
 
