@@ -34,9 +34,9 @@ class Call:
     """
 
     __slots__ = (
-        "__weakref__", "below", "collector", "entered", "later", "layer", "learns", "linked",
-        "links", "number", "passage", "record", "released", "returned", "shape", "sources",
-        "spikes", "steps", "supposed", "targets", "values",
+        "__weakref__", "below", "came_in", "collector", "entered", "later", "layer", "learns",
+        "linked", "links", "number", "passage", "record", "released", "returned", "shape",
+        "sources", "spikes", "steps", "supposed", "targets", "values",
     )  # fmt: skip
 
     def __init__(
@@ -54,6 +54,7 @@ class Call:
         self.returned = 0
         self.spikes: Tensor | None = None  # the first tensor that was returned
         self.shape = torch.Size()
+        self.came_in = torch.Size()  # the shape of the first tensor; of layers that are no neurons
         self.links = False  # whether all values but the spikes are their graphs alone
         self.record: Record | None = None  # of a step that is no node of the graph
         self.released = False
@@ -77,6 +78,11 @@ class Call:
     def steps_below(self) -> list[dict[str, Call]]:
         """The hidden calls of each step that an output's call belongs with."""
         return [self.below, *self.later]
+
+    def keeps(self, dims: tuple[int, ...]) -> bool:
+        """Return whether what came in and what was returned begin with these dimensions."""
+        shapes = self.came_in, self.shape
+        return all(s[: len(dims)] == dims and len(s) > len(dims) for s in shapes)
 
     def is_lost(self, collector: Collector) -> bool:
         """Return whether the graph is used up, or ends at parameters that this pass has not.
@@ -296,7 +302,8 @@ class Pass:
         for name in single:
             (call,) = self.calls[name]
             reads = Counter(each.layer for each in call.sources)
-            if max(reads.values(), default=0) == len(steps) and call.shape[:2] != all_steps:
+            reads_all = max(reads.values(), default=0) == len(steps)
+            if reads_all and call.shape[:2] != all_steps and not call.keeps(all_steps[::-1]):
                 call.below, *call.later = steps
                 once.add(name)
         return once
