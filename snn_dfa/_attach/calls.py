@@ -79,10 +79,16 @@ class Call:
         """The hidden calls of each step that an output's call belongs with."""
         return [self.below, *self.later]
 
-    def keeps(self, dims: tuple[int, ...]) -> bool:
-        """Return whether what came in and what was returned begin with these dimensions."""
-        shapes = self.came_in, self.shape
-        return all(s[: len(dims)] == dims and len(s) > len(dims) for s in shapes)
+    def is_of_each(self, steps: int, samples: int) -> bool:
+        """Return whether a readout was given all steps, and has returned a value of each.
+
+        A mean of the steps [B, F] may have as many samples and numbers, and so its result [B, C].
+        """
+        dims, came_in = (steps, samples), self.came_in or self.shape
+        if len(came_in) < 3:
+            return False
+        batch_first = len(self.shape) > 2 and came_in[:2] == self.shape[:2] == dims[::-1]
+        return batch_first or came_in[:2] == self.shape[:2] == dims
 
     def is_lost(self, collector: Collector) -> bool:
         """Return whether the graph is used up, or ends at parameters that this pass has not.
@@ -297,13 +303,13 @@ class Pass:
         steps = [
             dict(zip(hidden, step, strict=True)) for step in zip(*hidden.values(), strict=True)
         ]
-        all_steps = len(steps), *next(iter(steps[0].values())).shape[:1]  # [T, B]
+        samples = next(iter(steps[0].values())).shape[:1].numel()
         once = set()
         for name in single:
             (call,) = self.calls[name]
             reads = Counter(each.layer for each in call.sources)
             reads_all = max(reads.values(), default=0) == len(steps)
-            if reads_all and call.shape[:2] != all_steps and not call.keeps(all_steps[::-1]):
+            if reads_all and not call.is_of_each(len(steps), samples):
                 call.below, *call.later = steps
                 once.add(name)
         return once

@@ -134,7 +134,8 @@ def test_one_that_is_given_all_steps_is_not_one_of_their_mean(dim):
             net(X[:, :1].expand(T, batch, 4))
 
 
-def test_one_may_have_as_many_inputs_and_outputs_as_there_are_steps():
+@pytest.mark.parametrize("batch", [B, T])
+def test_one_may_have_as_many_samples_inputs_and_outputs_as_there_are_steps(batch):
     class Square(Net):
         def __init__(self, once):
             super().__init__(once, layers=1)
@@ -143,7 +144,7 @@ def test_one_may_have_as_many_inputs_and_outputs_as_there_are_steps():
 
     net = Square(MEANS["batch first"])
     with DFA(net, output=["head", "value"]) as dfa:
-        sum(each.square().sum() for each in net(X)).backward()
+        sum(each.square().sum() for each in net(X[:, :1].expand(T, batch, 4))).backward()
         assert dfa.feedback["neurons.0"].shape == (T + 1, T)
 
 
