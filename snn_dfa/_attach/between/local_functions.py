@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 from snn_dfa.feedback.sample_ways import normalised, product, scaled, softmax
 
@@ -43,6 +44,8 @@ _OTHERS = {
     "SortBackward0", "StdBackward0", "TopkBackward0", "UnfoldBackward0",
     "UpsampleBicubic2DBackward0", "UpsampleLinear1DBackward0", "VarBackward0", "WhereBackward0",
 }  # fmt: skip
+#: Where functions are that do not compute a value, or are products with weights.
+_NOT_WRITTEN = ("torch.", "snn_dfa._attach.", "snn_dfa.sequence.")
 _LAYER_NORM, _GROUP_NORM = "NativeLayerNormBackward0", "NativeGroupNormBackward0"
 _PRODUCTS = ("MulBackward0", "DivBackward0")
 _UNSIGNED = 1 << 63  # autograd shows a negative dimension as one without a sign
@@ -99,7 +102,7 @@ def function_of(node: Any, flows: Sequence[bool], own: Sequence[bool]) -> LocalF
         if _learns(node, others, own):
             return None  # a matrix that learns, and no layer's
         return LocalFunction(parts, True, partial(_matrices, node, parts))
-    if kind in _OTHERS:
+    if kind in _OTHERS or _is_written(node):
         known = not _learns(node, others, own) and _keeps_samples(node, parts)
         return LocalFunction(parts, True, partial(_asked, node, parts)) if known else None
     if parts != (0,):
@@ -117,6 +120,14 @@ def function_of(node: Any, flows: Sequence[bool], own: Sequence[bool]) -> LocalF
     if kind == "NativeBatchNormBackward0" and shape[0] == 1 and node._saved_training:
         return LocalFunction(parts, False, partial(_norm, node, kind))  # of each sample's channels
     return None
+
+
+def _is_written(node: Any) -> bool:
+    """Return whether a node is a ``torch.autograd.Function`` of a program, with one result."""
+    kind: Any = type(node)
+    if not issubclass(kind, BackwardCFunction) or len(node._input_metadata) > 1:
+        return False
+    return not kind._forward_cls.__module__.startswith(_NOT_WRITTEN)
 
 
 def _learns(node: Any, others: Sequence[int], own: Sequence[bool]) -> bool:
@@ -204,11 +215,12 @@ def _matrices(node: Any, parts: Sequence[int]) -> Kept:
 
 def _asked(node: Any, parts: Sequence[int]) -> Asked:
     first, *others = node._input_metadata
+    run = getattr(node, "apply", node)  # one that is written in Python cannot be called itself
 
     def back(error: Tensor) -> list[Tensor]:
         with torch.no_grad():
             given = error.to(first.dtype).reshape(tuple(first.shape))
-            found = node(given, *[None] * len(others))
+            found = run(given, *[None] * len(others))
         found = found if isinstance(found, tuple) else (found,)
         return [found[i].to(error.dtype) for i in parts]
 
