@@ -50,11 +50,12 @@ class Entry:
         #: By identity of a leaf, or a view, that came into this pass from outside, its token.
         self.entrances: dict[int, Tensor] = {}
         self._others: dict[int, weakref.ref[Tensor]] = {}  # leaves that are no parameters
+        self._of_steps: dict[Any, Any] = {}  # what nodes of several steps keep for errors
 
     def forget(self) -> None:
         """Forget the pass that has ended."""
         self.insides.forget()
-        self.entrances = {}
+        self.entrances, self._of_steps = {}, {}
 
     def begin(self, layer: str, *, learns: bool, closed: bool, block: bool) -> None:
         """Begin a call of a layer.
@@ -179,7 +180,7 @@ class Entry:
         if not isinstance(value, Tensor):
             return None
         by_sample = self._core.takes_ways
-        passage = passage_of(value, layer, self.mine, by_sample=by_sample)
+        passage = passage_of(value, layer, self.mine, self._of_steps, by_sample=by_sample)
         structure = None if passage is None else passage.structure
         self._core.paths.see(layer, structure, value, self.mine, by_sample=by_sample)
         self.call.passage = passage if self._core.asks_ways else None

@@ -17,7 +17,7 @@ from torch.autograd.function import BackwardCFunction
 
 from snn_dfa.feedback.sample_ways import normalised, product, scaled, softmax
 
-__all__ = ["ALONE", "Asked", "Kept", "LocalFunction", "function_of", "signed"]
+__all__ = ["ALONE", "Asked", "Kept", "LocalFunction", "function_of", "of_steps", "signed"]
 
 #: Functions of each number alone. A feedback without ways of samples takes them as they are.
 ALONE = {
@@ -64,9 +64,15 @@ class Kept(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """A node that says itself what errors [T * B, ...] become."""
+    """A node that says itself what errors [T * B, ...] become.
+
+    Args:
+        back: From errors of the node to those before it.
+        steps: How many calls' rows have been set side by side in it.
+    """
 
     back: Callable[[Tensor], Sequence[Tensor]]
+    steps: int = 1
 
 
 class LocalFunction(NamedTuple):
@@ -120,6 +126,44 @@ def function_of(node: Any, flows: Sequence[bool], own: Sequence[bool]) -> LocalF
     if kind == "NativeBatchNormBackward0" and shape[0] == 1 and node._saved_training:
         return LocalFunction(parts, False, partial(_norm, node, kind))  # of each sample's channels
     return None
+
+
+def of_steps(function: LocalFunction, node: Any, steps: tuple[int, int]) -> LocalFunction | None:
+    """Return the function of a node whose rows are those of several steps.
+
+    Args:
+        function: That of all rows.
+        node: The node.
+        steps: T and B.
+    """
+    rows = node._input_metadata[0].shape[0]
+    apart = rows % math.prod(steps) > 0  # [T, B, ...]
+    if apart and not _is_of_each(node, steps):
+        return None
+
+    def mean(t: Tensor) -> Tensor:
+        return t.mean(0) if apart else t.reshape(steps[0], -1, *t.shape[1:]).mean(0)
+
+    def kept() -> Any:
+        found = function.kept()
+        if isinstance(found, Kept):
+            return Kept(found.back, tuple(mean(t) for t in found.tensors))
+        return found._replace(steps=steps[0]) if isinstance(found, Asked) else found
+
+    return function._replace(kept=kept)
+
+
+def _is_of_each(node: Any, steps: tuple[int, int]) -> bool:
+    """Return whether a function of [T, B, ...] is one of each sample alone."""
+    kind, shape = type(node).__name__, tuple(node._input_metadata[0].shape)
+    if kind in _PRODUCTS:
+        parts = [i for i, (n, _) in enumerate(node.next_functions) if n is not None]
+        return all(_shape(node, i)[:2] == steps for i in parts)
+    if kind == "SoftmaxBackward0":
+        return signed(node._saved_dim) % len(shape) > 1
+    if kind == _LAYER_NORM:
+        return len(node._saved_normalized_shape) < len(shape) - 1
+    return kind in ALONE or kind in _ALONE
 
 
 def _is_written(node: Any) -> bool:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from snn_dfa._attach.between.local_functions import LocalFunction, function_of
+from snn_dfa._attach.between.local_functions import LocalFunction, function_of, of_steps
 from snn_dfa._attach.between.moves import MAXIMA
+from snn_dfa._attach.between.rows import side_by_side, takes_rows
 from snn_dfa._attach.graph import LEAF, PORT, are_packed, post_order, up_to_ports
 
 __all__ = [
@@ -76,6 +77,8 @@ class Walk:
         self.several = False  # whether a layer has more than one
         self.structure: list[Any] = []
         self.own: dict[Any, bool] = {}  # made of the layer's earlier values
+        #: T and B of nodes whose rows are those of several steps, as of a layer before another one.
+        self.stacked: dict[Any, tuple[int, int]] = {}
 
     def __iter__(self) -> Iterator[tuple[Any, bool, Any]]:
         """Yield nodes, whether each is an end, and its local function."""
@@ -102,21 +105,47 @@ class Walk:
                 known[node] = frozenset().union(*[each for each in of_each if each is not None])
                 yield node, False, None
                 continue
+            self._see_steps(node)
             # What is added that no layer flows into, as a bias or an own state, changes nothing.
             adds = type(node).__name__ == "AddBackward0" and flows.count(True) == 1
             if adds and node._saved_alpha == 1:
                 known[node] = of_each[flows.index(True)]
             else:
-                known[node] = self._noted((_kind(node), *of_each))
+                known[node] = self._noted((self._kind(node), *of_each))
             yield node, False, self._function(node, flows, own)
 
     def _noted(self, what: Any) -> int:
         self.structure.append(what)
         return len(self.structure)
 
+    def _see_steps(self, node: Any) -> None:
+        """Note whether the rows of a node are those of several steps."""
+        steps = self.steps_below(node)
+        if steps is None:
+            steps = side_by_side(node, several=self.several)
+        elif takes_rows(node):
+            steps = None
+        if steps is not None:
+            self.stacked[node] = steps
+
+    def steps_below(self, node: Any) -> tuple[int, int] | None:
+        """Return T and B of what comes into a node, if its rows are those of several steps."""
+        if not self.stacked:
+            return None
+        found = (self.stacked.get(n) for n, _ in node.next_functions)
+        return next((each for each in found if each is not None), None)
+
+    def _kind(self, node: Any) -> Any:
+        """Return what a node does; which of several steps it takes is nothing that it does."""
+        is_step = self.steps_below(node) is not None and takes_rows(node)
+        return type(node) if is_step else _kind(node)
+
     def _function(self, node: Any, flows: list[bool], own: list[bool]) -> LocalFunction | None:
         kind = type(node).__name__
         found = function_of(node, flows, own) if self._by_sample else None
+        steps = self.steps_below(node)
+        if found is not None and steps is not None:
+            found = of_steps(found, node, steps)
         if found is None and kind in MAXIMA:
             return LocalFunction((0,), False, partial(_pixels, node), replaced=True)
         if found is None and kind in NORMS:
@@ -150,24 +179,40 @@ def number_of(node: Any) -> Tensor | None:
 
 
 def local_functions(
-    value: Tensor, layer: str, mine: Callable[[Any], bool], *, by_sample: bool
-) -> tuple[list[tuple[Any, LocalFunction]], bool, Structure] | None:
+    value: Tensor,
+    layer: str,
+    mine: Callable[[Any], bool],
+    seen: dict[Any, Any],
+    *,
+    by_sample: bool,
+) -> tuple[list[tuple[Any, LocalFunction]], list[Any], bool, Structure] | None:
     """Return the nodes below a value, in order, whose linear function differs by the pass.
 
     Args:
         value: What comes into a layer.
         layer: Its name.
         mine: Whether a port belongs to this network.
+        seen: Of the pass, by node of several steps what it keeps; it is extended.
         by_sample: See :func:`inflow_of`.
 
     Returns:
-        The nodes, whether an own value of the layer flows in, too, and what the value is made of;
-        ``None`` where no other layer's value flows in.
+        The nodes, what each keeps, whether an own value of the layer flows in, too, and what the
+        value is made of; ``None`` where no other layer's value flows in.
     """
     walk = Walk(value.grad_fn, layer, mine, by_sample=by_sample)
     found = [(node, function) for node, _, function in walk if function is not None]
     root = value.grad_fn
-    return (found, walk.own[root], tuple(walk.structure)) if walk.flows[root] else None
+    if not walk.flows[root]:
+        return None
+    kept = []
+    for node, function in found:
+        if walk.steps_below(node) is None:
+            kept.append(function.kept())
+            continue
+        if node not in seen:  # once for all steps
+            seen[node] = function.kept()
+        kept.append(seen[node])
+    return found, kept, walk.own[root], tuple(walk.structure)
 
 
 def _pixels(node: Any) -> Pixels:

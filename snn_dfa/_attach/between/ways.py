@@ -60,7 +60,12 @@ class Passage:
 
 
 def passage_of(
-    value: Tensor, layer: str, mine: Callable[[Any], bool], *, by_sample: bool
+    value: Tensor,
+    layer: str,
+    mine: Callable[[Any], bool],
+    seen: dict[Any, Any],
+    *,
+    by_sample: bool,
 ) -> Passage | None:
     """Return how samples come into a layer; ``None`` where no other layer's value does.
 
@@ -68,16 +73,17 @@ def passage_of(
         value: What comes into the layer, as the program made it.
         layer: Its name.
         mine: Whether a port belongs to this network.
+        seen: See :func:`local_functions`.
         by_sample: Whether functions may have a derivative for each sample.
     """
     if value.grad_fn is None or are_packed():
         return None
-    found = local_functions(value, layer, mine, by_sample=by_sample)
+    found = local_functions(value, layer, mine, seen, by_sample=by_sample)
     if found is None:
         return None
-    functions, own, structure = found
+    functions, kept, own, structure = found
     signature = tuple((type(node).__name__, each.parts) for node, each in functions)
-    return Passage(signature, [each.kept() for _, each in functions], structure, own=own)
+    return Passage(signature, kept, structure, own=own)
 
 
 def ways_of(
@@ -112,11 +118,14 @@ def ways_of(
 
 def _of_steps(kept: Sequence[Any], rows: Sequence[int], batch: int) -> Way | None:
     """Return a normalisation of mean gains, the places taken in each step, or a mean derivative."""
+    # What is of all steps at once comes with each of them, and counts once.
+    each_once = {id(each): (each, n) for each, n in zip(kept, rows, strict=True)}.values()
+    kept, rows = [each for each, _ in each_once], [n for _, n in each_once]
     if isinstance(kept[0], Gains):
         gains = torch.stack([each.gains for each in kept]).mean(0)
         return BatchNorm(gains, kept[0].of_batch)
     if isinstance(kept[0], Asked):
-        calls = [(n // batch, each.back) for n, each in zip(rows, kept, strict=True)]
+        calls = [(each.steps * n // batch, each.back) for n, each in zip(rows, kept, strict=True)]
         return Backward(batch, calls)
     if isinstance(kept[0], Kept):
         every = zip(*(each.tensors for each in kept), strict=True)
