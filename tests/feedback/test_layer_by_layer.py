@@ -32,7 +32,8 @@ class Dense(nn.Module):
     def middle(self, z):
         gate = self.norm(self.b(z.flip(-1))).softmax(-1)
         parts = self.d(torch.cat([z[..., 6:], z[..., :6]], -1)).unflatten(-1, (3, 4)).mT
-        return z + gate * functional.gelu(parts.flatten(-2)) + self.narrow(z[..., 2:10])
+        both = torch.stack([z, functional.gelu(parts.flatten(-2))], -2)
+        return both[..., 0, :] + gate * both[..., 1, :] + self.narrow(z[..., 2:10])
 
 
 class Images(nn.Module):

@@ -187,7 +187,8 @@ def _step(
     if steps is None and node in walk.stacked:
         return _side_by_side(node, known, walk)
     if kind == "StackBackward0":
-        return _stack(node, known, of_steps=walk.several)
+        made = _stack(node, known, of_steps=walk.several and steps is None)
+        return made if steps is None else as_rows(made, kind)
     if kind == "CatBackward0":
         return _cat(node, known, None if steps is None else 0)
     if kind in ("AddBackward0", "SubBackward0"):
