@@ -67,6 +67,17 @@ def apart(function, z):
     return [current[t] for current in [function(z)] for t in range(len(z))]
 
 
+class Lines(Dense):
+    """Linear functions alone, for values of samples that come first."""
+
+    def functions(self):
+        return self.a, lambda z: z + self.b(z.flip(-1)), lambda z: 0.5 * self.c(z) - self.d(z)
+
+
+def batch_first(function, z):
+    return function(z).unbind(1)
+
+
 class Net(nn.Module):
     """Step by step, or with ``before`` layer by layer, as it computes what lies before a layer."""
 
@@ -80,9 +91,12 @@ class Net(nn.Module):
         layers = list(zip(self.made.functions(), self.neurons, strict=True))
         if self.before is None:
             return torch.stack([self.out(self.step(layers, z)) for z in x]).mean(0)
-        for function, neuron in layers:
-            x = torch.stack([neuron(current) for current in self.before(function, x)])
-        return self.out(x.mean(0))
+        dim = 1 if self.before is batch_first else 0
+        for i, (function, neuron) in enumerate(layers):
+            before = merged if i == 0 else self.before  # the input is [T, B, ...]
+            spikes = [neuron(current) for current in before(function, x)]
+            x = torch.stack(spikes, dim)
+        return self.out(x.mean(dim))
 
     def step(self, layers, z):
         for function, neuron in layers:
@@ -103,13 +117,49 @@ def gradients(made, before, steps=T):
     return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
 
 
-CASES = [(Dense, merged), (Dense, in_chunks), (Dense, apart), (Images, merged), (Images, in_chunks)]
+CASES = [
+    (Dense, merged), (Dense, in_chunks), (Dense, apart), (Images, merged), (Images, in_chunks),
+    (Lines, batch_first), (Lines, apart),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("made", "before"), CASES)
 @pytest.mark.parametrize("steps", [T, 1])
 def test_layer_by_layer_learns_as_step_by_step(made, before, steps):
     wanted, found = gradients(made, None, steps), gradients(made, before, steps)
-    assert all(grad.any() for name, grad in wanted.items() if name.endswith("weight"))
+    assert len(wanted) > 8
+    assert all(grad.any() for grad in wanted.values())
     for name, grad in wanted.items():
         torch.testing.assert_close(found[name], grad, rtol=1e-8, atol=1e-12)
+
+
+class Mixed(Net):
+    """All steps of the second layer make each of its currents, or the one readout."""
+
+    def __init__(self, readout):
+        super().__init__(Lines, None)
+        self.mix, self.readout = nn.Conv1d(12, 12, 3, padding=1), readout
+        self.out = nn.Linear(12 * T if readout else 12, 3)
+
+    def forward(self, x):
+        reset(self)
+        first, second, third = self.neurons
+        spikes = [second(self.made.b(first(self.made.a(step)))) for step in x]
+        if self.readout:
+            return self.out(torch.stack(spikes, 1).flatten(1))
+        currents = self.mix(torch.stack(spikes, -1)).unbind(-1)
+        return torch.stack([self.out(third(current)) for current in currents]).mean(0)
+
+
+@pytest.mark.parametrize("readout", [True, False])
+def test_where_steps_are_mixed_the_layers_before_have_a_matrix_of_their_own(readout):
+    torch.manual_seed(0)
+    net = Mixed(readout)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    dfa = DFA(net, output="out", optimizer=optimizer)
+    for _ in range(3):
+        optimizer.zero_grad()
+        net(2 * torch.rand(T, B, 6)).square().sum().backward()
+        optimizer.step()
+    assert dfa.feedback["neurons.1"].shape == (3, 12)
+    assert net.made.b.weight.grad.any()

@@ -203,8 +203,8 @@ def _step(
         return _of_one(node, kind, x, shape, weight, step_of, local)
     if node not in walk.stacked:
         return taken(node, kind, x, shape, steps)
-    if shape[0] != math.prod(steps) and kind not in (*_SAME, *_PRODUCTS):
-        see_that_samples_stay(node, kind, shape)
+    alone = kind in _SAME or kind in _PRODUCTS
+    see_that_samples_stay(node, kind, shape, steps, alone=alone)
     made = _of_one(node, kind, replace(x, steps=None), shape, weight, step_of, local)
     return as_rows(made, kind)
 
@@ -219,6 +219,9 @@ def _of_one(
     local: str,
 ) -> Any:
     """Return the function of a node of one inflow of a shape."""
+    alike = kind in _SAME and shape == tuple(node._input_metadata[0].shape)
+    if x.steps is not None and kind not in _OF_STEPS and not alike:
+        raise NotLinearError(kind)  # of several steps at once
     if weight is not None and kind == "ConvolutionBackward0":
         dims = len(node._saved_stride)
         options = [getattr(node, f"_saved_{name}") for name in (

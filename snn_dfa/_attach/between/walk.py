@@ -12,7 +12,7 @@ from torch.nn import Parameter
 
 from snn_dfa._attach.between.local_functions import LocalFunction, function_of, of_steps
 from snn_dfa._attach.between.moves import MAXIMA
-from snn_dfa._attach.between.rows import side_by_side, takes_rows
+from snn_dfa._attach.between.rows import Rows, side_by_side, takes_rows
 from snn_dfa._attach.graph import LEAF, PORT, are_packed, post_order, up_to_ports
 
 __all__ = [
@@ -77,8 +77,8 @@ class Walk:
         self.several = False  # whether a layer has more than one
         self.structure: list[Any] = []
         self.own: dict[Any, bool] = {}  # made of the layer's earlier values
-        #: T and B of nodes whose rows are those of several steps, as of a layer before another one.
-        self.stacked: dict[Any, tuple[int, int]] = {}
+        #: Of nodes whose rows are those of several steps, as of a layer before another one.
+        self.stacked: dict[Any, Rows] = {}
 
     def __iter__(self) -> Iterator[tuple[Any, bool, Any]]:
         """Yield nodes, whether each is an end, and its local function."""
@@ -120,16 +120,16 @@ class Walk:
 
     def _see_steps(self, node: Any) -> None:
         """Note whether the rows of a node are those of several steps."""
-        steps = self.steps_below(node)
-        if steps is None:
-            steps = side_by_side(node, several=self.several)
-        elif takes_rows(node):
-            steps = None
-        if steps is not None:
-            self.stacked[node] = steps
+        rows = self.steps_below(node)
+        if rows is None:
+            rows = side_by_side(node, several=self.several)
+        elif takes_rows(node, rows):
+            rows = None
+        if rows is not None:
+            self.stacked[node] = rows
 
-    def steps_below(self, node: Any) -> tuple[int, int] | None:
-        """Return T and B of what comes into a node, if its rows are those of several steps."""
+    def steps_below(self, node: Any) -> Rows | None:
+        """Return how steps lie in what comes into a node, if it is of several of them."""
         if not self.stacked:
             return None
         found = (self.stacked.get(n) for n, _ in node.next_functions)
@@ -137,15 +137,17 @@ class Walk:
 
     def _kind(self, node: Any) -> Any:
         """Return what a node does; which of several steps it takes is nothing that it does."""
-        is_step = self.steps_below(node) is not None and takes_rows(node)
-        return type(node) if is_step else _kind(node)
+        rows = self.steps_below(node)
+        return type(node) if rows is not None and takes_rows(node, rows) else _kind(node)
 
     def _function(self, node: Any, flows: list[bool], own: list[bool]) -> LocalFunction | None:
         kind = type(node).__name__
         found = function_of(node, flows, own) if self._by_sample else None
-        steps = self.steps_below(node)
-        if found is not None and steps is not None:
-            found = of_steps(found, node, steps)
+        rows = self.steps_below(node)
+        if found is not None and rows is not None:
+            found = of_steps(found, node, rows.sizes) if rows.first else None
+        if rows is not None and not rows.first and kind not in NORMS:
+            return None  # of a sample's steps the order is another one
         if found is None and kind in MAXIMA:
             return LocalFunction((0,), False, partial(_pixels, node), replaced=True)
         if found is None and kind in NORMS:
