@@ -117,8 +117,8 @@ class DFA:
         dfa = DFA(net, optimizer=optimizer)
 
     Every error is raised before a gradient is written. ``torch.autograd.grad`` and
-    ``backward(inputs=...)`` see what the network returns, and no value of a hidden layer that is
-    read off the network afterwards: for a loss on such a value call ``loss.backward()``.
+    ``backward(inputs=...)`` do not go to a hidden layer's own values, and raise an error where the
+    loss reads one beside the output, as a penalty on spikes: call ``loss.backward()``.
 
     Sources: Nøkland 2016, arXiv 1609.01596 (DFA); Frenkel et al. 2021, arXiv 1909.01311 (sDFA,
     DRTP); Kaiser et al. 2020, arXiv 1811.10766 (DECOLLE); Lillicrap et al. 2016, Nat. Commun. 7,

@@ -34,9 +34,9 @@ class Call:
     """
 
     __slots__ = (
-        "__weakref__", "below", "collector", "entered", "later", "layer", "learns", "linked",
-        "links", "number", "passage", "record", "released", "returned", "shape", "sources",
-        "spikes", "steps", "supposed", "tap", "targets", "values",
+        "__weakref__", "below", "came_in", "collector", "entered", "later", "layer", "learns",
+        "linked", "links", "number", "passage", "record", "released", "returned", "shape",
+        "sources", "spikes", "steps", "supposed", "tap", "targets", "values",
     )  # fmt: skip
 
     def __init__(
@@ -54,6 +54,7 @@ class Call:
         self.returned = 0
         self.spikes: Tensor | None = None  # the first tensor that was returned
         self.shape = torch.Size()
+        self.came_in = torch.Size()  # the shape of the first tensor; of layers that are no neurons
         self.links = False  # whether all values but the spikes are their graphs alone
         self.record: Record | None = None  # of a step that is no node of the graph
         #: Where the gradient at the current can be asked for, of a step that is one.
@@ -79,6 +80,17 @@ class Call:
     def steps_below(self) -> list[dict[str, Call]]:
         """The hidden calls of each step that an output's call belongs with."""
         return [self.below, *self.later]
+
+    def is_of_each(self, steps: int, samples: int) -> bool:
+        """Return whether a readout was given all steps, and has returned a value of each.
+
+        A mean of the steps [B, F] may have as many samples and numbers, and so its result [B, C].
+        """
+        dims, came_in = (steps, samples), self.came_in or self.shape
+        if len(came_in) < 3:
+            return False
+        batch_first = len(self.shape) > 2 and came_in[:2] == self.shape[:2] == dims[::-1]
+        return batch_first or came_in[:2] == self.shape[:2] == dims
 
     def is_lost(self, collector: Collector) -> bool:
         """Return whether the graph is used up, or ends at parameters that this pass has not.
@@ -293,12 +305,13 @@ class Pass:
         steps = [
             dict(zip(hidden, step, strict=True)) for step in zip(*hidden.values(), strict=True)
         ]
-        all_steps = len(steps), *next(iter(steps[0].values())).shape[:1]  # [T, B]
+        samples = next(iter(steps[0].values())).shape[:1].numel()
         once = set()
         for name in single:
             (call,) = self.calls[name]
             reads = Counter(each.layer for each in call.sources)
-            if max(reads.values(), default=0) == len(steps) and call.shape[:2] != all_steps:
+            reads_all = max(reads.values(), default=0) == len(steps)
+            if reads_all and not call.is_of_each(len(steps), samples):
                 call.below, *call.later = steps
                 once.add(name)
         return once

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
 
+from snn_dfa._attach import messages
 from snn_dfa._attach.calls import Arrivals, Call
 from snn_dfa._attach.functions import (
     Token,
@@ -24,6 +25,7 @@ from snn_dfa._attach.functions import (
     second_time,
     will_pass,
 )
+from snn_dfa._attach.graph import PORT, begun_at, post_order
 from snn_dfa._attach.run import Run
 from snn_dfa.errors import BackwardError
 
@@ -278,6 +280,7 @@ class Collector:
             raise _not_passed()
         if not self._results:
             # Asked for the gradients at some tensors, autograd does not run `gather`.
+            self._see_left_out()
             self._partial = True
             try:
                 self.finish()
@@ -287,6 +290,22 @@ class Collector:
         results = (None, *results) if results else nothing
         self._silence([p for p, g in zip(self.parameters, results[1:], strict=True) if g is None])
         return results
+
+    def _see_left_out(self) -> None:
+        """Raise an error for a value of a layer that the loss reads, and that autograd leaves out.
+
+        Of a hidden layer nothing leads to the parameters.
+        """
+        if will_pass(self.gather.grad_fn):
+            return
+        for roots in begun_at():
+            found = post_order(roots, lambda node: type(node) is PORT)
+            ports = [node for node, _ in found if type(node) is PORT]
+            passed = [node for node in ports if will_pass(node)]
+            if any(node.call.collector is self for node in passed):
+                left_out = [n.call for n in ports if n not in passed and n.call.learns]
+                if left_out:
+                    raise BackwardError(messages.left_out(left_out[0].layer))
 
     def _see_entrance(self, entrance: weakref.ref[Tensor]) -> None:
         """See that a leaf from outside gets its gradient when all has arrived, and none here."""

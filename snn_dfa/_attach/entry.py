@@ -53,11 +53,12 @@ class Entry:
         #: By identity of a leaf, or a view, that came into this pass from outside, its token.
         self.entrances: dict[int, Tensor] = {}
         self._others: dict[int, weakref.ref[Tensor]] = {}  # leaves that are no parameters
+        self._of_steps: dict[Any, Any] = {}  # what nodes of several steps keep for errors
 
     def forget(self) -> None:
         """Forget the pass that has ended."""
         self.insides.forget()
-        self.entrances = {}
+        self.entrances, self._of_steps = {}, {}
 
     def begin(self, layer: str, *, learns: bool, closed: bool, block: bool) -> None:
         """Begin a call of a layer.
@@ -198,7 +199,9 @@ class Entry:
         structure = None if below is None else below.structure
         core.paths.see(layer, structure, value, self.mine, by_sample=by_sample)
         if below is not None and core.asks_ways:
-            self.call.passage = Passage(below.functions, alone=alone and not below.own)
+            self.call.passage = Passage(
+                below.functions, self._of_steps, alone=alone and not below.own
+            )
 
     def _product(self, layer: str, value: Tensor) -> tuple[Made, Any] | None:
         """Return what :func:`made_of` does, of a current that has been looked at at no cost."""

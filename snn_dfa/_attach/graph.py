@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node
+from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import GradientEdge, Node
 from torch.nn.modules._functions import BackwardHookFunction
 from torch.utils.checkpoint import CheckpointFunction
 
@@ -21,6 +23,7 @@ __all__ = [
     "Uses",
     "are_packed",
     "are_sums",
+    "begun_at",
     "below_of",
     "kept_weights",
     "origin_of",
@@ -39,12 +42,20 @@ _REENTRANT: Any = CheckpointFunction._backward_cls
 #: Nodes that a walk does not merely pass.
 _SPECIAL = frozenset({PORT, LEAF, _HOOKED, _REENTRANT})
 
+#: The function by which every pass of autograd begins.
+_BEGINS: Any = torch.autograd.graph._engine_run_backward.__code__
+
 #: Nodes of products, and under what names they keep the factors.
 _WEIGHT_OF = {
     "AddmmBackward0": ("_saved_mat2", "_saved_mat1"),
     "MmBackward0": ("_saved_mat2", "_saved_self"),
     "ConvolutionBackward0": ("_saved_weight",),
 }
+#: How the names of nodes begin in which a matrix multiplies a value.
+_MATRIX = (
+    "Addmm", "Addmv", "Baddbmm", "Bmm", "Convolution", "CudnnRnn", "MkldnnRnn", "Mm", "Mv",
+    "Trilinear",
+)  # fmt: skip
 #: Where a value comes from: a layer, and the first and the last layer with weights after it.
 Source: TypeAlias = tuple[str, tuple[str, ...]]
 
@@ -77,6 +88,21 @@ def post_order(
         else:
             todo.append((node, True))
             todo += [(n, False) for n in below(node)]
+
+
+def begun_at() -> Iterator[list[Any]]:
+    """Yield the nodes at which each pass of autograd that is going on began.
+
+    A pass tells a node whether another one is run, and not whether one is left out. So the pass is
+    looked up where it was called, which is another thread than that of nodes on a GPU.
+    """
+    for frame in sys._current_frames().values():
+        at: Any = frame
+        while at is not None:
+            if at.f_code is _BEGINS:
+                roots = at.f_locals["t_outputs"]
+                yield [t.node if isinstance(t, GradientEdge) else t.grad_fn for t in roots]
+            at = at.f_back
 
 
 def up_to_ports(mine: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -140,7 +166,11 @@ def origin_of(
 
 
 def sources_of(
-    value: Tensor, mine: Callable[[Any], bool], weights: Mapping[Any, str]
+    value: Tensor,
+    mine: Callable[[Any], bool],
+    weights: Mapping[Any, str],
+    *,
+    by_product: bool = False,
 ) -> frozenset[Source]:
     """Return the layers that a value was made of, with the first and last weights after each.
 
@@ -152,13 +182,16 @@ def sources_of(
         mine: Whether a port belongs to this network.
         weights: Identity of a parameter, address of its memory, or shape of one in shards, to the
             name of its layer.
+        by_product: Whether the node has to be a product of matrices, or a function of the user's:
+            a parameter that is added, or that multiplies each number alone, is no weight then.
     """
     known: dict[Node, frozenset[Source]] = {}
     passing: dict[Node, frozenset[str]] = {}  # weights below a node that no source lies below
     root: Any = value.grad_fn
     for node, ends in post_order([root], up_to_ports(mine)):
         if not ends:
-            known[node], passing[node] = _joined(node, known, passing, weights)
+            named = {} if by_product and not _is_product(node) else weights
+            known[node], passing[node] = _joined(node, known, passing, named)
         elif type(node) is PORT:
             layer = node.call.layer
             known[node] = frozenset() if layer is None else frozenset([(layer, ())])
@@ -180,11 +213,17 @@ def _joined(
     names = frozenset(name for n in below for name in passing.get(n, ()))
     if not sources:
         return sources, names
+    if not weights:
+        return sources, frozenset()
     if not names:
         names = frozenset(kept_weights(node, weights))
     for name in sorted(names):
         sources = frozenset((layer, (*way[:1], name)) for layer, way in sources)
     return sources, frozenset()
+
+
+def _is_product(node: Any) -> bool:
+    return type(node).__name__.startswith(_MATRIX) or isinstance(node, BackwardCFunction)
 
 
 def kept_weights(node: Any, weights: Mapping[Any, str]) -> list[str]:

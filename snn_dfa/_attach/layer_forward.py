@@ -178,7 +178,7 @@ class LayerForward(Forward):
             for store, key, old, new in held:
                 if not done or store.get(key) is new:
                     store[key] = old
-        self._note_series(result)
+        self._note_series(args, result)
         if not self._closed or self._has_own_surrogate():
             came_in = [*tensors_in(args), *[new for *_, new in held]]
             came_in += tensors_in(kwargs) if kwargs else []
@@ -188,11 +188,13 @@ class LayerForward(Forward):
                 core.entry.insides.note(self._name, since)
         return result
 
-    def _note_series(self, result: Any) -> None:
-        """Note whether a block has returned a whole sequence."""
+    def _note_series(self, args: Any, result: Any) -> None:
+        """Note what came into a module, and whether it has returned a whole sequence."""
         if not self._is_neuron and (values := tensors_in(result)):
+            core = self.core
+            core.entry.call.came_in = next((t.shape for t in tensors_in(args)), values[0].shape)
             is_one = self._series.is_returned(values[0].shape)
-            sequences = self.core.layers.sequences
+            sequences = core.layers.sequences
             (sequences.add if is_one else sequences.discard)(self._name)
 
     def _learns(self) -> bool:

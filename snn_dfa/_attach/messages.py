@@ -15,6 +15,7 @@ __all__ = [
     "exported",
     "heads",
     "hooked",
+    "left_out",
     "not_yet_called",
     "other_call",
     "other_order",
@@ -37,10 +38,11 @@ def out_of_step(hidden: str, output: str | None, calls: Mapping[str, int]) -> st
         f"hidden layer {hidden!r} was called {calls.get(hidden, 0)} times and the output "
         f"{output!r} {calls.get(output or '', 0)} times in one forward pass; expected equally many "
         f"calls, one for each time step. Is a readout called once, on the mean of all steps? Name "
-        f"it with output=...; all hidden layers must be called equally often then. Does each layer "
-        f"run all steps before the next layer begins? Name the modules that return whole "
-        f"sequences, hidden=[...]. Is {output!r} not the output of the network? Name the "
-        f"output, output=..., and the hidden layers that are called as often, hidden=[...]. Is "
+        f"it with output=...; all hidden layers must be called equally often then. Is it called "
+        f"once, on the values of all steps? Call it at each step. Does each layer run all steps "
+        f"before the next layer begins? Name the modules that return whole sequences, "
+        f"hidden=[...]. Is {output!r} not the output of the network? Name the output, output=..., "
+        f"and the hidden layers that are called as often, hidden=[...]. Is "
         f"{hidden!r} not called at some steps? Name the other hidden layers, hidden=[...]; "
         f"{hidden!r} then learns with the layer after it. Does the network call one neuron for "
         f"several layers? Give each layer a neuron of its own. Did an exception stop the last "
@@ -75,6 +77,15 @@ def read_inside(output: str) -> str:
         f"output {output!r}: the loss reads a value inside the layer, for instance one that a hook "
         f"has kept, and not the value that {output!r} returns; let the loss read the value that "
         f"{output!r} returns"
+    )
+
+
+def left_out(layer: str | None) -> str:
+    """Say that the loss reads a value that autograd does not go to."""
+    return (
+        f"layer {layer!r}: the loss reads a value of the layer, as a penalty on spikes does; "
+        f"torch.autograd.grad and backward(inputs=...) do not go there, so that a part of the "
+        f"gradient would be missing; call loss.backward() and read .grad"
     )
 
 
@@ -158,7 +169,8 @@ def unnamed_readout(name: str, output: str) -> str:
         f"which layer is the output? The last spiking neuron {output!r} is followed by {name!r}, "
         f"a layer with weights. If {name!r} is the last layer of the network, call "
         f"DFA(net, output={name!r}). If more layers follow, name the last one, or the module that "
-        f"holds them all. If {name!r} is an extra head, call DFA(net, output={output!r})"
+        f"holds them all. If {name!r} is a parameter, move the product with it into a module, and "
+        f"name that. If {name!r} is an extra head, call DFA(net, output={output!r})"
     )
 
 

@@ -118,19 +118,34 @@ def test_it_has_to_be_named_and_to_come_last():
         net(X)
 
 
-def test_one_that_is_given_all_steps_is_not_one_of_their_mean():
+@pytest.mark.parametrize("dim", [0, 1])
+def test_one_that_is_given_all_steps_is_not_one_of_their_mean(dim):
     class AllSteps(Net):
         def forward(self, x):
             mem, out = self.neurons[0].init_leaky(), []
             for step in x:
                 spk, mem = self.neurons[0](self.weights[0](step), mem)
                 out.append(spk)
-            return self.head(torch.stack(out)).mean(0)
+            return self.head(torch.stack(out, dim)).mean(dim)
 
     for batch in (B, T):
         net = AllSteps(None, layers=1)
-        with DFA(net, output="head"), pytest.raises(OutOfStepError):
+        with DFA(net, output="head"), pytest.raises(OutOfStepError, match="Call it at each step"):
             net(X[:, :1].expand(T, batch, 4))
+
+
+@pytest.mark.parametrize("batch", [B, T])
+def test_one_may_have_as_many_samples_inputs_and_outputs_as_there_are_steps(batch):
+    class Square(Net):
+        def __init__(self, once):
+            super().__init__(once, layers=1)
+            self.weights[0], self.head = nn.Linear(4, T).double(), nn.Linear(T, T).double()
+            self.value = nn.Linear(T, 1).double()
+
+    net = Square(MEANS["batch first"])
+    with DFA(net, output=["head", "value"]) as dfa:
+        sum(each.square().sum() for each in net(X[:, :1].expand(T, batch, 4))).backward()
+        assert dfa.feedback["neurons.0"].shape == (T + 1, T)
 
 
 @pytest.mark.slow

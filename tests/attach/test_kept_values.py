@@ -7,7 +7,7 @@ from torch import nn
 
 from snn_dfa import DFA, BackwardError
 
-B = 5
+T, B = 4, 5
 
 
 class Block(nn.Module):
@@ -70,3 +70,44 @@ def test_a_kept_value_that_was_changed_in_place_is_an_error_before_a_gradient_is
         kept.sum().backward()
     for name, p in net.named_parameters():
         assert torch.equal(p.grad, before[name])
+
+
+class Keeps(nn.Module):
+    """Keeps the hidden layer's last spikes on itself."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc, self.lif = nn.Linear(4, 6), snn.Leaky(beta=0.8)
+        self.fc_out, self.out = nn.Linear(6, 3), snn.Leaky(beta=0.8)
+
+    def forward(self, x):
+        mem, mem_out, steps = self.lif.init_leaky(), self.out.init_leaky(), []
+        for x_t in x:
+            self.last, mem = self.lif(self.fc(x_t), mem)
+            steps.append(self.out(self.fc_out(self.last), mem_out)[0])
+        return torch.stack(steps).sum(0)
+
+
+def ask(loss, params):
+    torch.autograd.grad(loss, params)
+
+
+def ask_backward(loss, params):
+    loss.backward(inputs=params)
+
+
+@pytest.mark.parametrize("asked", [ask, ask_backward])
+def test_asked_for_gradients_lack_no_penalty_on_a_kept_value(asked):
+    """Autograd leaves out what does not lead to the parameters, as a hidden layer's values."""
+    net, x = Keeps(), 3 * torch.rand(T, B, 4)
+    DFA(net)
+    params = list(net.parameters())
+    net(x).sum().backward()
+    net.zero_grad()
+    out = net(x).square().sum()
+    assert 0 < net.last.mean() < 1
+    with pytest.raises(BackwardError, match=r"'lif': the loss reads.*call loss\.backward\(\)"):
+        asked(out + net.last.mean(), params)
+    assert all(p.grad is None for p in params)
+    asked(net(x).square().sum() + net.last.detach().mean(), params)

@@ -71,6 +71,55 @@ def test_a_second_output_is_refused_by_name_and_may_be_left_to_its_own_loss():
         assert not torch.equal(net.fc1.weight.grad, both)  # the other head is a penalty on lif1
 
 
+class OwnLinear(nn.Module):
+    def __init__(self, n_in, n_out):
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(n_out, n_in))
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.matrix)
+
+
+class Lstm(nn.LSTM):
+    def forward(self, x):
+        return super().forward(x)[0]
+
+
+class Readout(nn.Module):
+    """Spikes, a readout of them all, and one that is multiplied by a factor for each step."""
+
+    def __init__(self, readout):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc1, self.lif1, self.fc2, self.lif2 = nn.Linear(X, N), lif(), nn.Linear(N, N), lif()
+        self.readout, self.gain = readout, nn.Parameter(torch.ones(T, 1, 1))
+
+    def forward(self, x):
+        mem1, mem2, out = self.lif1.reset_mem(), self.lif2.reset_mem(), []
+        for step in x:
+            spk, mem1 = self.lif1(self.fc1(step), mem1)
+            spk, mem2 = self.lif2(self.fc2(spk), mem2)
+            out.append(spk)
+        return self.readout(torch.stack(out)) * self.gain
+
+
+@pytest.mark.parametrize("readout", [nn.Linear(N, 3), OwnLinear(N, 3), Lstm(N, 3)], ids=str)
+def test_weights_of_any_module_behind_the_last_neuron_are_seen(readout):
+    net, x = Readout(readout), torch.rand(T, B, X) * 3
+    with DFA(net), pytest.raises(AttachError, match=r"which layer is the output\? .*'readout'"):
+        net(x).sum().backward()
+    assert all(p.grad is None for p in net.parameters())
+    with DFA(net, output="lif2"):
+        net(x).sum().backward()
+
+
+def test_a_parameter_that_multiplies_each_number_is_no_readout():
+    net = Readout(nn.Identity())
+    with DFA(net):
+        net(torch.rand(T, B, X) * 3).sum().backward()
+    assert net.gain.grad.any()
+
+
 class Reused(Net):
     """The neuron of the first layer is called again in place of the second one's."""
 

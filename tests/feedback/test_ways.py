@@ -259,7 +259,39 @@ def moves(net, a, q):
     return net.patch(torch.maximum(z[0], z[2]) + z[1] * q[:, :1])
 
 
-BETWEEN = ((heads, queries), (gates, squeeze), (norms, numbers), (moves,))
+class Reversed(torch.autograd.Function):
+    """Gradient reversal, of which nothing can be seen in what it returns."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return -ctx.factor * grad, None
+
+
+class Rounded(torch.autograd.Function):
+    """A product that is rounded, with a gradient that goes straight through."""
+
+    @staticmethod
+    def forward(ctx, x, y):
+        ctx.save_for_backward(x, y)
+        return (4 * x * y).round() / 4
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, y = ctx.saved_tensors
+        return grad * y, grad * x
+
+
+def written(net, a, q):
+    steep = fast_sigmoid(5)(a + q - 0.5)  # a neuron that is no module, and no layer
+    return net.fc(Reversed.apply(a, 0.7) + steep) + Rounded.apply(net.fc(a), net.fc(q))
+
+
+BETWEEN = ((heads, queries), (gates, squeeze), (norms, numbers), (moves,), (written,))
 
 
 @pytest.mark.parametrize("functions", BETWEEN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ from snn_dfa._attach.between.moves import (
     pooled,
     repeated,
 )
+from snn_dfa._attach.between.rows import PARTED, as_rows, see_that_samples_stay, taken
 from snn_dfa._attach.between.walk import NORMS, Signature, Walk, number_of
 from snn_dfa._attach.graph import PORT, are_packed, below_of, kept_weights
 from snn_dfa.feedback import stand_in
@@ -56,8 +58,6 @@ _AS_IT_IS = {
 }  # fmt: skip
 #: What may become of steps that are set side by side.
 _OF_STEPS = {"MeanBackward1", "SumBackward1", "SelectBackward0"}
-#: What becomes several values of one.
-_PARTED = {"SplitBackward0", "SplitWithSizesBackward0", "UnbindBackward0"}
 
 
 def inflow_of(
@@ -94,7 +94,7 @@ def inflow_of(
     signature: list[tuple[str, tuple[int, ...]]] = []
     walk = Walk(value.grad_fn, into, mine, by_sample=by_sample and not are_packed())
     for node, ends, function in walk:
-        known[node], local = None, f"{into} {len(signature)}"
+        known[node], local = None, "" if function is None else f"{into} {len(signature)}"
         signature += [] if function is None else [(type(node).__name__, function.parts)]
         if type(node) is PORT and ends:
             if walk.flows[node]:
@@ -109,7 +109,8 @@ def inflow_of(
             if changes or not computed.isdisjoint(below_of(node)):
                 computed.add(node)
         elif function is not None and not function.replaced:
-            known[node] = _local(node, function, known, local)
+            of_rows = walk.steps_below(node) is not None
+            known[node] = _local(node, function, known, local, of_rows=of_rows)
         else:
             passing = [weights[n] for n in below_of(node) if n in weights]
             weight = next(iter(passing or kept_weights(node, names)), None)
@@ -117,7 +118,7 @@ def inflow_of(
                 same = computed.isdisjoint(below_of(node)) and _is_as_it_is(node, own[weight])
                 if not same:
                     raise NotLinearError(f"a function of the weight of {weight}")
-            known[node] = _step(node, known, weight, step_of, local, of_steps=walk.several)
+            known[node] = _step(node, known, weight, step_of, local, walk)
     return _at(known, value.grad_fn, value.output_nr), tuple(signature)
 
 
@@ -155,18 +156,21 @@ def _at(known: Mapping[Any, Any], node: Any, index: int) -> Any:
     return found[index] if isinstance(found, list) else found
 
 
-def _local(node: Any, function: LocalFunction, known: Mapping[Any, Any], name: str) -> Inflow:
-    """Return a function whose derivative is kept in each pass."""
+def _local(
+    node: Any, function: LocalFunction, known: Mapping[Any, Any], name: str, *, of_rows: bool
+) -> Inflow:
+    """Return a function whose derivative is kept in each pass; ``of_rows`` of several steps."""
     parts, sizes = [], []
     for i in function.parts:
         below, index = node.next_functions[i]
         part = _at(known, below, index)
-        if part is None or part.steps is not None:
+        if part is None or (part.steps is not None and not of_rows):
             raise NotLinearError(type(node).__name__)
-        parts.append(part)
+        parts.append(replace(part, steps=None))
         sizes.append(math.prod(below._input_metadata[index].shape))
     size = math.prod(node._input_metadata[0].shape)
-    return stand_in.local(parts, sizes, size, name, needed=function.needed)
+    made = stand_in.local(parts, sizes, size, name, needed=function.needed)
+    return replace(made, steps=0) if of_rows else made
 
 
 def _step(
@@ -175,15 +179,18 @@ def _step(
     weight: str | None,
     step_of: Callable[[Inflow, str, tuple[int, ...]], Inflow],
     local: str,
-    *,
-    of_steps: bool,
+    walk: Walk,
 ) -> Any:
     """Return the function of one node of what comes into it; ``local`` names its ways."""
     kind = type(node).__name__
+    steps = walk.steps_below(node)
+    if steps is None and node in walk.stacked:
+        return _side_by_side(node, known, walk)
     if kind == "StackBackward0":
-        return _stack(node, known, of_steps=of_steps)
+        made = _stack(node, known, of_steps=walk.several and steps is None)
+        return made if steps is None else as_rows(made, kind)
     if kind == "CatBackward0":
-        return _cat(node, known)
+        return _cat(node, known, None if steps is None else 0)
     if kind in ("AddBackward0", "SubBackward0"):
         return _sum(node, kind, known)
     front = known.get(node.next_functions[0][0])
@@ -192,6 +199,29 @@ def _step(
             return Front(_scaled(node, kind, part) for part in front)
         return of_front(node, kind, front)
     x, shape = _single(node, kind, known)
+    if steps is None:
+        return _of_one(node, kind, x, shape, weight, step_of, local)
+    if node not in walk.stacked:
+        return taken(node, kind, x, shape, steps)
+    alone = kind in _SAME or kind in _PRODUCTS
+    see_that_samples_stay(node, kind, shape, steps, alone=alone)
+    made = _of_one(node, kind, replace(x, steps=None), shape, weight, step_of, local)
+    return as_rows(made, kind)
+
+
+def _of_one(
+    node: Any,
+    kind: str,
+    x: Inflow,
+    shape: tuple[int, ...],
+    weight: str | None,
+    step_of: Callable[[Inflow, str, tuple[int, ...]], Inflow],
+    local: str,
+) -> Any:
+    """Return the function of a node of one inflow of a shape."""
+    alike = kind in _SAME and shape == tuple(node._input_metadata[0].shape)
+    if x.steps is not None and kind not in _OF_STEPS and not alike:
+        raise NotLinearError(kind)  # of several steps at once
     if weight is not None and kind == "ConvolutionBackward0":
         dims = len(node._saved_stride)
         options = [getattr(node, f"_saved_{name}") for name in (
@@ -224,7 +254,7 @@ def _function(node: Any, kind: str, x: Inflow, shape: tuple[int, ...], local: st
         return _scaled(node, kind, x)
     if kind in _OF_STEPS and x.steps is not None:
         return _reduced(node, kind, x, shape)
-    if kind in _PARTED:
+    if kind in PARTED:
         return parted(node, kind, x, shape)
     if kind == "PermuteBackward0" and signed(node._saved_dims[0]) % len(shape):
         return fronted(node, kind, x, shape)
@@ -237,7 +267,18 @@ def _per_channel(shape: tuple[int, ...]) -> int:
     return math.prod(shape[2:])
 
 
-def _cat(node: Any, known: Mapping[Any, Any]) -> Inflow:
+def _side_by_side(node: Any, known: Mapping[Any, Any], walk: Walk) -> Inflow:
+    """Return steps that are set side by side as rows."""
+    parts = [_at(known, *pair) for pair in node.next_functions]
+    there = [part for part in parts if part is not None]
+    if len(there) < len(parts):
+        raise NotLinearError(type(node).__name__)
+    if len({frozenset((*part.sources, *part.weights)) for part in there}) > 1:
+        walk.stacked.pop(node)  # values of several layers: what takes one of them is not known
+    return stand_in.stack(there, 0)
+
+
+def _cat(node: Any, known: Mapping[Any, Any], steps: int | None) -> Inflow:
     whole = tuple(node._input_metadata[0].shape)
     dim = signed(node._saved_dim) % len(whole)
     shapes = [
@@ -248,7 +289,8 @@ def _cat(node: Any, known: Mapping[Any, Any]) -> Inflow:
         raise NotLinearError("CatBackward0")
     rest = whole[dim] - sum(shape[0] for shape in shapes if shape is not None)
     each = [(rest, *whole[dim + 1 :]) if shape is None else shape for shape in shapes]
-    return stand_in.concatenate([_at(known, *pair) for pair in node.next_functions], each)
+    parts = [_at(known, *pair) for pair in node.next_functions]
+    return replace(stand_in.concatenate(parts, each), steps=steps)
 
 
 def _stack(node: Any, known: Mapping[Any, Any], *, of_steps: bool) -> Any:

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 from snn_dfa.feedback.sample_ways import normalised, product, scaled, softmax
 
-__all__ = ["ALONE", "Asked", "Kept", "LocalFunction", "function_of", "signed"]
+__all__ = ["ALONE", "Asked", "Kept", "LocalFunction", "function_of", "of_steps", "signed"]
 
 #: Functions of each number alone. A feedback without ways of samples takes them as they are.
 ALONE = {
@@ -43,6 +44,8 @@ _OTHERS = {
     "SortBackward0", "StdBackward0", "TopkBackward0", "UnfoldBackward0",
     "UpsampleBicubic2DBackward0", "UpsampleLinear1DBackward0", "VarBackward0", "WhereBackward0",
 }  # fmt: skip
+#: Where functions are that do not compute a value, or are products with weights.
+_NOT_WRITTEN = ("torch.", "snn_dfa._attach.", "snn_dfa.sequence.")
 _LAYER_NORM, _GROUP_NORM = "NativeLayerNormBackward0", "NativeGroupNormBackward0"
 _PRODUCTS = ("MulBackward0", "DivBackward0")
 _UNSIGNED = 1 << 63  # autograd shows a negative dimension as one without a sign
@@ -61,9 +64,15 @@ class Kept(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """A node that says itself what errors [T * B, ...] become."""
+    """A node that says itself what errors [T * B, ...] become.
+
+    Args:
+        back: From errors of the node to those before it.
+        steps: How many calls' rows have been set side by side in it.
+    """
 
     back: Callable[[Tensor], Sequence[Tensor]]
+    steps: int = 1
 
 
 class LocalFunction(NamedTuple):
@@ -99,7 +108,7 @@ def function_of(node: Any, flows: Sequence[bool], own: Sequence[bool]) -> LocalF
         if _learns(node, others, own):
             return None  # a matrix that learns, and no layer's
         return LocalFunction(parts, True, partial(_matrices, node, parts))
-    if kind in _OTHERS:
+    if kind in _OTHERS or _is_written(node):
         known = not _learns(node, others, own) and _keeps_samples(node, parts)
         return LocalFunction(parts, True, partial(_asked, node, parts)) if known else None
     if parts != (0,):
@@ -117,6 +126,52 @@ def function_of(node: Any, flows: Sequence[bool], own: Sequence[bool]) -> LocalF
     if kind == "NativeBatchNormBackward0" and shape[0] == 1 and node._saved_training:
         return LocalFunction(parts, False, partial(_norm, node, kind))  # of each sample's channels
     return None
+
+
+def of_steps(function: LocalFunction, node: Any, steps: tuple[int, int]) -> LocalFunction | None:
+    """Return the function of a node whose rows are those of several steps.
+
+    Args:
+        function: That of all rows.
+        node: The node.
+        steps: T and B.
+    """
+    rows = node._input_metadata[0].shape[0]
+    apart = rows % math.prod(steps) > 0  # [T, B, ...]
+    if apart and not _is_of_each(node, steps):
+        return None
+
+    def mean(t: Tensor) -> Tensor:
+        return t.mean(0) if apart else t.reshape(steps[0], -1, *t.shape[1:]).mean(0)
+
+    def kept() -> Any:
+        found = function.kept()
+        if isinstance(found, Kept):
+            return Kept(found.back, tuple(mean(t) for t in found.tensors))
+        return found._replace(steps=steps[0]) if isinstance(found, Asked) else found
+
+    return function._replace(kept=kept)
+
+
+def _is_of_each(node: Any, steps: tuple[int, int]) -> bool:
+    """Return whether a function of [T, B, ...] is one of each sample alone."""
+    kind, shape = type(node).__name__, tuple(node._input_metadata[0].shape)
+    if kind in _PRODUCTS:
+        parts = [i for i, (n, _) in enumerate(node.next_functions) if n is not None]
+        return all(_shape(node, i)[:2] == steps for i in parts)
+    if kind == "SoftmaxBackward0":
+        return signed(node._saved_dim) % len(shape) > 1
+    if kind == _LAYER_NORM:
+        return len(node._saved_normalized_shape) < len(shape) - 1
+    return kind in ALONE or kind in _ALONE
+
+
+def _is_written(node: Any) -> bool:
+    """Return whether a node is a ``torch.autograd.Function`` of a program, with one result."""
+    kind: Any = type(node)
+    if not issubclass(kind, BackwardCFunction) or len(node._input_metadata) > 1:
+        return False
+    return not kind._forward_cls.__module__.startswith(_NOT_WRITTEN)
 
 
 def _learns(node: Any, others: Sequence[int], own: Sequence[bool]) -> bool:
@@ -204,11 +259,12 @@ def _matrices(node: Any, parts: Sequence[int]) -> Kept:
 
 def _asked(node: Any, parts: Sequence[int]) -> Asked:
     first, *others = node._input_metadata
+    run = getattr(node, "apply", node)  # one that is written in Python cannot be called itself
 
     def back(error: Tensor) -> list[Tensor]:
         with torch.no_grad():
             given = error.to(first.dtype).reshape(tuple(first.shape))
-            found = node(given, *[None] * len(others))
+            found = run(given, *[None] * len(others))
         found = found if isinstance(found, tuple) else (found,)
         return [found[i].to(error.dtype) for i in parts]
 

@@ -220,7 +220,8 @@ class Paths:
 
     def note_read(self, value: Tensor, mine: Callable[[Any], bool]) -> None:
         """Note where a value was made that the network returned and the loss reads."""
-        for source, weights in self.sources(value, mine):
+        other = sources_of(value, mine, self._matrices(), by_product=True)
+        for source, weights in (*other, *self.sources(value, mine)):
             if weights:
                 self.heads[weights[0]] = source
 
@@ -244,6 +245,19 @@ class Paths:
                 names.setdefault(id(parameter), name)
                 if parameter.data_ptr():
                     names.setdefault(parameter.data_ptr(), name)
+        return names
+
+    def _matrices(self) -> dict[Any, str]:
+        """Return identity of each matrix that is no layer's, with the name of its module.
+
+        One of a module that holds neurons, too, as of the network, has its own name.
+        """
+        net, known, names = self._net(), self._names(), dict[Any, str]()
+        for path, parameter in [] if net is None else net.named_parameters():
+            if not is_lazy(parameter) and parameter.dim() > 1 and id(parameter) not in known:
+                holder = path.rpartition(".")[0]
+                alone = holder and not any(n.startswith(f"{holder}.") for n in self._layers.neurons)
+                names[id(parameter)] = holder if alone else path
         return names
 
     def _synapses(self) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from snn_dfa._attach.between.local_functions import LocalFunction, function_of
+from snn_dfa._attach.between.local_functions import LocalFunction, function_of, of_steps
 from snn_dfa._attach.between.moves import MAXIMA
+from snn_dfa._attach.between.rows import Rows, side_by_side, takes_rows
 from snn_dfa._attach.graph import LEAF, PORT, are_packed, post_order, up_to_ports
 from snn_dfa._attach.steps.products import Made
 
@@ -79,6 +80,8 @@ class Walk:
         self.several = False  # whether a layer has more than one
         self.structure: list[Any] = []
         self.own: dict[Any, bool] = {}  # made of the layer's earlier values
+        #: Of nodes whose rows are those of several steps, as of a layer before another one.
+        self.stacked: dict[Any, Rows] = {}
 
     def __iter__(self) -> Iterator[tuple[Any, bool, Any]]:
         """Yield nodes, whether each is an end, and its local function."""
@@ -105,21 +108,49 @@ class Walk:
                 known[node] = frozenset().union(*[each for each in of_each if each is not None])
                 yield node, False, None
                 continue
+            self._see_steps(node)
             # What is added that no layer flows into, as a bias or an own state, changes nothing.
             adds = type(node).__name__ == "AddBackward0" and flows.count(True) == 1
             if adds and node._saved_alpha == 1:
                 known[node] = of_each[flows.index(True)]
             else:
-                known[node] = self._noted((_kind(node), *of_each))
+                known[node] = self._noted((self._kind(node), *of_each))
             yield node, False, self._function(node, flows, own)
 
     def _noted(self, what: Any) -> int:
         self.structure.append(what)
         return len(self.structure)
 
+    def _see_steps(self, node: Any) -> None:
+        """Note whether the rows of a node are those of several steps."""
+        rows = self.steps_below(node)
+        if rows is None:
+            rows = side_by_side(node, several=self.several)
+        elif takes_rows(node, rows):
+            rows = None
+        if rows is not None:
+            self.stacked[node] = rows
+
+    def steps_below(self, node: Any) -> Rows | None:
+        """Return how steps lie in what comes into a node, if it is of several of them."""
+        if not self.stacked:
+            return None
+        found = (self.stacked.get(n) for n, _ in node.next_functions)
+        return next((each for each in found if each is not None), None)
+
+    def _kind(self, node: Any) -> Any:
+        """Return what a node does; which of several steps it takes is nothing that it does."""
+        rows = self.steps_below(node)
+        return type(node) if rows is not None and takes_rows(node, rows) else _kind(node)
+
     def _function(self, node: Any, flows: list[bool], own: list[bool]) -> LocalFunction | None:
         kind = type(node).__name__
         found = function_of(node, flows, own) if self._by_sample else None
+        rows = self.steps_below(node)
+        if found is not None and rows is not None:
+            found = of_steps(found, node, rows.sizes) if rows.first else None
+        if rows is not None and not rows.first and kind not in NORMS:
+            return None  # of a sample's steps the order is another one
         if found is None and kind in MAXIMA:
             return LocalFunction((0,), False, partial(_pixels, node), replaced=True)
         if found is None and kind in NORMS:
@@ -156,12 +187,13 @@ class Below(NamedTuple):
     """What lies below a value that other layers flow into.
 
     Args:
-        functions: The nodes, in order, whose linear function differs by the pass.
+        functions: The nodes, in order, whose linear function differs by the pass; and whether each
+            is of several steps.
         own: Whether an own value of the layer flows in, too.
         structure: What the value is made of.
     """
 
-    functions: Sequence[tuple[Any, LocalFunction]]
+    functions: Sequence[tuple[Any, LocalFunction, bool]]
     own: bool
     structure: Structure
 
@@ -181,7 +213,11 @@ def look_below(
     if root is None or are_packed():
         return None
     walk = Walk(root, layer, mine, by_sample=by_sample)
-    found = [(node, function) for node, _, function in walk if function is not None]
+    found = [
+        (node, function, walk.steps_below(node) is not None)
+        for node, _, function in walk
+        if function is not None
+    ]
     return Below(found, walk.own[root], tuple(walk.structure)) if walk.flows[root] else None
 
 

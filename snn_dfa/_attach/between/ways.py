@@ -31,16 +31,30 @@ class Passage:
     """How samples come into one call of a layer.
 
     Args:
-        functions: Those below, with their nodes.
+        functions: Those below, with their nodes, and whether they are of several steps.
+        seen: Of the pass, by node of several steps what it keeps; it is extended.
         alone: Whether each number that comes in changes its own neuron's spikes alone.
     """
 
     __slots__ = ("alone", "local", "signature")
 
-    def __init__(self, functions: Sequence[tuple[Any, LocalFunction]], *, alone: bool) -> None:
+    def __init__(
+        self,
+        functions: Sequence[tuple[Any, LocalFunction, bool]],
+        seen: dict[Any, Any],
+        *,
+        alone: bool,
+    ) -> None:
         self.alone = alone
-        self.signature: Signature = tuple((type(n).__name__, f.parts) for n, f in functions)
-        self.local = [function.kept() for _, function in functions]  # what they keep, in order
+        self.signature: Signature = tuple((type(n).__name__, f.parts) for n, f, _ in functions)
+        self.local = []  # what they keep, in order
+        for node, function, several in functions:
+            if not several:
+                self.local.append(function.kept())
+                continue
+            if node not in seen:  # once for all steps
+                seen[node] = function.kept()
+            self.local.append(seen[node])
 
 
 def ways_of(
@@ -83,11 +97,14 @@ def gate_over(grads: Sequence[Tensor], batch: int, dims: int) -> tuple[Tensor, T
 
 def _of_steps(kept: Sequence[Any], rows: Sequence[int], batch: int) -> Way | None:
     """Return a normalisation of mean gains, the places taken in each step, or a mean derivative."""
+    # What is of all steps at once comes with each of them, and counts once.
+    each_once = {id(each): (each, n) for each, n in zip(kept, rows, strict=True)}.values()
+    kept, rows = [each for each, _ in each_once], [n for _, n in each_once]
     if isinstance(kept[0], Gains):
         gains = torch.stack([each.gains for each in kept]).mean(0)
         return BatchNorm(gains, kept[0].of_batch)
     if isinstance(kept[0], Asked):
-        calls = [(n // batch, each.back) for n, each in zip(rows, kept, strict=True)]
+        calls = [(each.steps * n // batch, each.back) for n, each in zip(rows, kept, strict=True)]
         return Backward(batch, calls)
     if isinstance(kept[0], Kept):
         every = zip(*(each.tensors for each in kept), strict=True)

@@ -1,0 +1,118 @@
+"""Steps that a program sets side by side as rows, where it runs one layer after the other.
+
+A layer that is called at each of T steps has T values [B, ...]. Set side by side they are
+[T, B, ...], [T * B, ...] or [B, T, ...], and what lies before the next layer is computed for all of
+them at once. So a value stands for that of one step, until one of the steps is taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from snn_dfa._attach.between.local_functions import signed
+from snn_dfa._attach.between.moves import MOVES, Front, NotLinearError
+from snn_dfa.feedback import stand_in
+from snn_dfa.feedback.stand_in import Inflow
+
+__all__ = [
+    "PARTED",
+    "Rows",
+    "as_rows",
+    "see_that_samples_stay",
+    "side_by_side",
+    "taken",
+    "takes_rows",
+]
+
+#: What becomes several values of one.
+PARTED = {"SplitBackward0", "SplitWithSizesBackward0", "UnbindBackward0"}
+#: What takes some of several steps, or their mean.
+_TAKE = PARTED | {"MeanBackward1", "SelectBackward0", "SumBackward1"}
+
+
+class Rows(NamedTuple):
+    """How steps lie side by side: how many, with how many samples, and whether steps come first."""
+
+    steps: int
+    samples: int
+    first: bool = True
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """The first two dimensions of values whose steps have one of their own."""
+        return (self.steps, self.samples) if self.first else (self.samples, self.steps)
+
+
+def side_by_side(node: Any, *, several: bool) -> Rows | None:
+    """Return how a node sets values of several steps side by side, if it does.
+
+    Args:
+        node: The node.
+        several: Whether a layer has been called more than once.
+    """
+    if type(node).__name__ not in ("StackBackward0", "CatBackward0"):
+        return None
+    parts, shape = node.next_functions, tuple(node._input_metadata[0].shape)
+    dim = signed(node._saved_dim) % len(shape)
+    apart = type(node).__name__ == "StackBackward0" or all(
+        type(n).__name__ == "UnsqueezeBackward0" and n._saved_dim == dim for n, _ in parts
+    )
+    if dim > apart or not (several or len(parts) == 1):
+        return None
+    if not apart or len(shape) == 1:
+        return Rows(len(parts), shape[0] // len(parts))
+    return Rows(len(parts), shape[1 - dim], first=dim == 0)
+
+
+def takes_rows(node: Any, rows: Rows) -> bool:
+    """Return whether a node takes steps, or their mean."""
+    dim = getattr(node, "_saved_dim", None) if type(node).__name__ in _TAKE else None
+    return dim is not None and int(not rows.first) in (dim if isinstance(dim, tuple) else (dim,))
+
+
+def see_that_samples_stay(
+    node: Any, kind: str, shape: tuple[int, ...], rows: Rows, *, alone: bool
+) -> None:
+    """Raise an error for a function that is none of each sample and step alone.
+
+    Args:
+        node: Of the function.
+        kind: Its name.
+        shape: Of what comes in.
+        rows: How steps lie in it.
+        alone: Whether it is a function of each number, or of the last dimension.
+    """
+    after, count = tuple(node._input_metadata[0].shape), rows.steps * rows.samples
+    is_one = shape[0] % count == 0  # steps and samples are one dimension, with parts of a sample
+    first = 2 if alone or is_one else 0
+    if kind in MOVES and not is_one:
+        first, _ = MOVES[kind](node, shape, after)
+    if first < 2 or not all(s[0] % count == 0 or s[:2] == rows.sizes for s in (shape, after)):
+        raise NotLinearError(kind)
+
+
+def as_rows(made: Any, kind: str) -> Inflow | list[Inflow]:
+    """Return what a function made of the steps' rows, as that of one step."""
+    if isinstance(made, Front):
+        raise NotLinearError(kind)
+    if isinstance(made, list):
+        return [replace(each, steps=0) for each in made]
+    one: Inflow = replace(made, steps=0)
+    return one
+
+
+def taken(
+    node: Any, kind: str, x: Inflow, shape: tuple[int, ...], rows: Rows
+) -> Inflow | list[Inflow]:
+    """Return one of several steps whose rows were set side by side, or all, or their mean."""
+    apart, dim = shape[:2] == rows.sizes, int(not rows.first)
+    if kind in PARTED:
+        found = {metadata.shape[0] for metadata in node._input_metadata}
+        if kind == "UnbindBackward0" or (rows.first and found == {shape[0] // rows.steps}):
+            return [stand_in.reduce(x) for _ in node._input_metadata]
+        raise NotLinearError(kind)
+    alone = kind == "SelectBackward0" or tuple(node._saved_dim) == (dim,)
+    if not apart or not alone or getattr(node, "_saved_keepdim", False):
+        raise NotLinearError(kind)
+    return stand_in.reduce(x, rows.steps if kind == "SumBackward1" else 1.0)

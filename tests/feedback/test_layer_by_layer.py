@@ -1,0 +1,165 @@
+"""A network that runs all steps of a layer before the next layer begins has the gradients of its loop."""
+
+import pytest
+import snntorch as snn
+import torch
+from torch import nn
+from torch.nn import functional
+
+from snn_dfa import DFA, reset
+from snn_dfa.surrogate import fast_sigmoid
+
+T, B = 4, 3
+
+
+def leaky():
+    return snn.Leaky(0.8, threshold=0.3, spike_grad=fast_sigmoid(5), init_hidden=True)
+
+
+class Dense(nn.Module):
+    """What lies before each of three neurons, for values of any leading dimensions."""
+
+    shape, count = (6,), 12
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.Linear(n, 12) for n in (6, 12, 12, 12))
+        self.norm, self.narrow = nn.LayerNorm(12), nn.Linear(8, 12)
+
+    def functions(self):
+        return self.a, self.middle, lambda z: 0.5 * self.c(z) - torch.tanh(self.d(z)) * 2
+
+    def middle(self, z):
+        gate = self.norm(self.b(z.flip(-1))).softmax(-1)
+        parts = self.d(torch.cat([z[..., 6:], z[..., :6]], -1)).unflatten(-1, (3, 4)).mT
+        both = torch.stack([z, functional.gelu(parts.flatten(-2))], -2)
+        return both[..., 0, :] + gate * both[..., 1, :] + self.narrow(z[..., 2:10])
+
+
+class Images(nn.Module):
+    """The same with convolutions, pooling and normalisation."""
+
+    shape, count = (2, 8, 8), 12
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.deep = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.norm, self.fc, self.qkv = nn.BatchNorm2d(4), nn.Linear(64, 12), nn.Linear(4, 12)
+
+    def functions(self):
+        return self.conv, self.middle, lambda z: self.fc(z.flatten(1))
+
+    def middle(self, z):
+        z = self.norm(self.deep(functional.max_pool2d(z, 2)))
+        q, k, v = self.qkv(z.flatten(2).mT).chunk(3, -1)
+        return z + ((q @ k.mT).softmax(-1) @ v).mT.reshape(z.shape)
+
+
+def merged(function, z):
+    return function(z.flatten(0, 1)).unflatten(0, z.shape[:2])
+
+
+def in_chunks(function, z):
+    return function(z.reshape(-1, *z.shape[2:])).chunk(len(z))
+
+
+def apart(function, z):
+    return [current[t] for current in [function(z)] for t in range(len(z))]
+
+
+class Lines(Dense):
+    """Linear functions alone, for values of samples that come first."""
+
+    def functions(self):
+        return self.a, lambda z: z + self.b(z.flip(-1)), lambda z: 0.5 * self.c(z) - self.d(z)
+
+
+def batch_first(function, z):
+    return function(z).unbind(1)
+
+
+class Net(nn.Module):
+    """Step by step, or with ``before`` layer by layer, as it computes what lies before a layer."""
+
+    def __init__(self, made, before):
+        super().__init__()
+        self.made, self.neurons = made(), nn.ModuleList(leaky() for _ in range(3))
+        self.out, self.before = nn.Linear(made.count, 3), before
+
+    def forward(self, x):
+        reset(self)
+        layers = list(zip(self.made.functions(), self.neurons, strict=True))
+        if self.before is None:
+            return torch.stack([self.out(self.step(layers, z)) for z in x]).mean(0)
+        dim = 1 if self.before is batch_first else 0
+        for i, (function, neuron) in enumerate(layers):
+            before = merged if i == 0 else self.before  # the input is [T, B, ...]
+            spikes = [neuron(current) for current in before(function, x)]
+            x = torch.stack(spikes, dim)
+        return self.out(x.mean(dim))
+
+    def step(self, layers, z):
+        for function, neuron in layers:
+            z = neuron(function(z))
+        return z
+
+
+def gradients(made, before, steps=T):
+    torch.manual_seed(0)
+    net = Net(made, before).double().eval()
+    x = 2 * torch.rand(steps, B, *made.shape, dtype=torch.float64)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    DFA(net, output="out", optimizer=optimizer)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (net(x) * torch.arange(1.0, 4)).sin().sum().backward()
+        optimizer.step()
+    return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+
+
+CASES = [
+    (Dense, merged), (Dense, in_chunks), (Dense, apart), (Images, merged), (Images, in_chunks),
+    (Lines, batch_first), (Lines, apart),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("made", "before"), CASES)
+@pytest.mark.parametrize("steps", [T, 1])
+def test_layer_by_layer_learns_as_step_by_step(made, before, steps):
+    wanted, found = gradients(made, None, steps), gradients(made, before, steps)
+    assert len(wanted) > 8
+    assert all(grad.any() for grad in wanted.values())
+    for name, grad in wanted.items():
+        torch.testing.assert_close(found[name], grad, rtol=1e-8, atol=1e-12)
+
+
+class Mixed(Net):
+    """All steps of the second layer make each of its currents, or the one readout."""
+
+    def __init__(self, readout):
+        super().__init__(Lines, None)
+        self.mix, self.readout = nn.Conv1d(12, 12, 3, padding=1), readout
+        self.out = nn.Linear(12 * T if readout else 12, 3)
+
+    def forward(self, x):
+        reset(self)
+        first, second, third = self.neurons
+        spikes = [second(self.made.b(first(self.made.a(step)))) for step in x]
+        if self.readout:
+            return self.out(torch.stack(spikes, 1).flatten(1))
+        currents = self.mix(torch.stack(spikes, -1)).unbind(-1)
+        return torch.stack([self.out(third(current)) for current in currents]).mean(0)
+
+
+@pytest.mark.parametrize("readout", [True, False])
+def test_where_steps_are_mixed_the_layers_before_have_a_matrix_of_their_own(readout):
+    torch.manual_seed(0)
+    net = Mixed(readout)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    dfa = DFA(net, output="out", optimizer=optimizer)
+    for _ in range(3):
+        optimizer.zero_grad()
+        net(2 * torch.rand(T, B, 6)).square().sum().backward()
+        optimizer.step()
+    assert dfa.feedback["neurons.1"].shape == (3, 12)
+    assert net.made.b.weight.grad.any()
