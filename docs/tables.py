@@ -452,6 +452,33 @@ def scores(found: Any, first: str = "task") -> str:
     return _table((first, *map(_short, rules)), "l" + "r" * len(rules), rows)
 
 
+def zhang(found: Any) -> str:
+    """Return what each slope reaches on validation in ``benchmarks/zhang.py``, with seed 0."""
+    runs = ((*run.split(":"), its["0"]) for run, its in found.items())
+    ordered = sorted(runs, key=lambda run: [float(number) for number in run[1:4]])
+    looks = ("right output silent", "hidden below", "angle")
+    rows = (
+        (*setting, slope, f"{max(its['validation']):.1f}", *(f"{its[look]:.1f}" for look in looks))
+        for slope, *setting, its in ordered
+    )
+    head = ("temperature", "feedback", "rate", "slope", "validation", *looks)
+    return _table(head, "rrrlrrrr", rows)
+
+
+def zhang_seeds(found: Any) -> str:
+    """Return the test accuracies there of the runs that have several seeds."""
+    rows = []
+    for run, its in found.items():
+        slope, *setting = run.split(":")
+        tests = [seed["test"] for seed in its.values() if len(its) > 1]
+        if tests:
+            each = ", ".join(f"{accuracy:.2f}" for accuracy in tests)
+            figures = (f"{of(tests):.2f}" for of in (fmean, stdev, max, min))
+            rows.append((slope, ", ".join(setting), each, *figures))
+    head = ("slope", "temperature, feedback, rate", "seeds", "mean", "deviation", "best", "worst")
+    return _table(head, "llrrrrr", rows)
+
+
 #: Name of a table to what makes it from which files.
 TABLES: dict[str, tuple[str | tuple[str, ...], Callable[..., str]]] = {
     "results": (
@@ -499,6 +526,8 @@ TABLES: dict[str, tuple[str | tuple[str, ...], Callable[..., str]]] = {
         partial(scores, first="network"),
     ),
     "learned_cost": ("benchmarks/results/learned_cost.json", learned_cost),
+    "zhang": ("benchmarks/results/zhang.json", zhang),
+    "zhang_seeds": ("benchmarks/results/zhang.json", zhang_seeds),
     "loop": ("benchmarks/results/loop.json", loop),
     "loop_neurons": ("benchmarks/results/loop.json", loop_neurons),
 }
