@@ -56,11 +56,11 @@ _ZHANG: dict[str, Any] = {
     "spike_size": 4.0,  # as long as the refractory period: A.6 to A.8 hold for such spikes
     "steps": 400,
     "run_in": 80,
-    "temperature": 1.0,
+    "temperature": 10.0,  # at 1 an output may fall silent for good under the exact slope
     "epochs": 20,
     "batch_size": 100,
     "optimizer": "sgd",
-    "lr": 50.0,
+    "lr": 1000.0,
     "per_input": True,
     "schedule": "step",
     "lr_decay": 1.0,
@@ -165,7 +165,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         ),
         "zhang2024-augmented": Recipe(
             "the same with an arbitrary slope in place of the exact one: augmented DFA",
-            Settings(**_ZHANG, surrogate="fast-sigmoid", slope=1.0),
+            # The exact slope far from the threshold, and as much below it; eight times as high.
+            Settings(**{**_ZHANG, "lr": 125.0}, surrogate="fast-sigmoid", slope=0.125),
             least_updates=0,
         ),
         "notebook": Recipe(

@@ -20,6 +20,7 @@ from snn_dfa.experiments.train.metrics import seconds_to
 from snn_dfa.experiments.train.network import build
 from snn_dfa.experiments.train.optimization import make_loss, make_optimizer, make_scheduler
 from snn_dfa.experiments.train.trainer import Trainer
+from snn_dfa.surrogate import exact_derivative, fast_sigmoid_derivative
 
 
 def run(*args):
@@ -118,10 +119,26 @@ def test_small_images_are_padded_for_the_convolutional_recipe(tmp_path):
 
 
 @pytest.mark.slow
-def test_zhangs_set_up_learns(tmp_path):
+@pytest.mark.parametrize("recipe", ["zhang2024", "zhang2024-augmented"])
+def test_zhangs_set_up_learns(tmp_path, recipe):
     options = ("--steps", 120, "--run-in", 40, "--epochs", 2, "--batch-size", 20)
-    assert run("train", "--recipe", "zhang2024", *options, "--out", tmp_path) == 0
-    assert json.loads((tmp_path / "metrics.json").read_text())["dfa"]["test_accuracy"] > 0.5
+    assert run("train", "--recipe", recipe, *options, "--out", tmp_path) == 0
+    assert json.loads((tmp_path / "metrics.json").read_text())["dfa"]["test_accuracy"] > 0.8
+
+
+def test_zhangs_recipes_take_equal_steps_above_the_threshold_and_one_below_it():
+    exact, augmented = (RECIPES[f"zhang2024{end}"].settings for end in ("", "-augmented"))
+    x = torch.tensor([2.0, 20.0, 200.0])
+    steps = [
+        settings.lr * slope
+        for settings, slope in (
+            (exact, exact_derivative(x, exact.threshold[0], exact.tau, exact.t_ref)),
+            (augmented, fast_sigmoid_derivative(x, augmented.slope)),
+        )
+    ]
+    torch.testing.assert_close(*steps, rtol=0.05, atol=0)
+    assert not exact_derivative(-x, exact.threshold[0], exact.tau, exact.t_ref).any()
+    assert (fast_sigmoid_derivative(-x, augmented.slope) > 0).all()
 
 
 # -- several seeds ---------------------------------------------------------------------------------
