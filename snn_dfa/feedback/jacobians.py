@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from snn_dfa.errors import FeedbackError
-from snn_dfa.feedback.sample_ways import Backward, Named, Ways
+from snn_dfa.feedback.sample_ways import Backward, Named, Ways, course_of
 from snn_dfa.feedback.stand_in import Inflow, added, linear
 
 __all__ = ["courses", "errors", "jacobians"]
@@ -141,7 +141,8 @@ def courses(
 ) -> dict[str, Tensor | None]:
     """Return how large the errors at each layer's value are at each step, beside their mean.
 
-    They are as large as at the currents of the layers into which it flows, on average.
+    They are as large as at the currents of the layers into which it flows, on average. Of a layer
+    that passes nothing at any step all sizes are zero, and it does not count.
 
     Args:
         inflows: What comes into each layer; into outputs, too.
@@ -170,7 +171,7 @@ def courses(
             at_values[layer] = None
         else:
             total = sum(torch.ones_like(like) if each is None else each for each in found)
-            at_values[layer] = torch.as_tensor(total) / len(found)
+            at_values[layer] = course_of(torch.as_tensor(total))
     return at_values
 
 

@@ -226,7 +226,7 @@ def sizes_of(errors: Tensor) -> Tensor:
 
 
 def course_of(sizes: Tensor) -> Tensor:
-    """Return the sizes of all steps [T] beside their mean.
+    """Return the sizes of all steps [T] beside their mean; zeros where all are zero.
 
     Example:
         >>> course_of(torch.tensor([3.0, 2.0, 1.0]))
@@ -249,7 +249,7 @@ class Ways:
             the share of steps in which a pixel was the largest of its window. A batch
             normalisation. The derivative of another function.
         courses: Layer, or output, to how large the errors at its current are at each step, [T] with
-            mean 1: of a layer with gates they are as large as these.
+            mean 1 or 0: of a layer with gates they are as large as these.
     """
 
     gates: Named = field(default_factory=dict)

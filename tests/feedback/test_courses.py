@@ -81,3 +81,64 @@ def test_a_layer_without_gates_passes_errors_as_it_gets_them():
     found = courses(inflows, ["out"], ["lif1", "lif2"], at)
     torch.testing.assert_close(found["lif1"], at["out"])
     assert courses(inflows, ["out"], ["lif1", "lif2"], {}) == {"lif1": None, "lif2": None}
+
+
+def test_a_layer_that_passes_nothing_does_not_count():
+    inflows = {
+        "lif2": weigh(source("lif1"), "fc2"),
+        "out": weigh(total([source("lif1"), source("lif2")]), "fc3"),
+    }
+    at = {"lif2": torch.zeros(2), "out": torch.tensor([1.2, 0.8])}
+    torch.testing.assert_close(courses(inflows, ["out"], ["lif1", "lif2"], at)["lif1"], at["out"])
+
+
+class Box(torch.autograd.Function):
+    """A spike whose slope is zero away from the threshold."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return (x > 0).to(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * (ctx.saved_tensors[0].abs() < 0.3)
+
+
+class Branch(nn.Module):
+    """A layer flows into the output, and by a second layer that passes no error at any step."""
+
+    def __init__(self, cut):
+        super().__init__()
+        torch.manual_seed(0)
+        self.cut, self.fc1, self.fc2, self.last = (
+            cut,
+            *(nn.Linear(*n) for n in ((5, 8), (8, 6), (14, 3))),
+        )
+        self.lif1, self.out = (snn.Leaky(0.8, 0.3, init_hidden=True, output=True) for _ in range(2))
+        self.lif2 = snn.Leaky(0.8, 50.0, spike_grad=Box.apply, init_hidden=True)
+
+    def forward(self, x):
+        reset(self)
+        mems = []
+        for step in x:
+            spk = self.lif1(self.fc1(step))[0]
+            second = self.lif2(self.fc2(spk))
+            second = torch.zeros_like(second) if self.cut else second
+            mems.append(self.out(self.last(torch.cat([spk, second], 1)))[1])
+        return torch.stack(mems)
+
+
+def test_a_layer_that_passes_nothing_does_not_change_the_errors_of_others():
+    found = []
+    for cut in (False, True):
+        net = Branch(cut)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+        DFA(net, output="out", optimizer=optimizer, feedback=WeightMirror(by_sample=1))
+        for _ in range(2):
+            net.zero_grad()
+            net(3 * torch.rand(T, B, 5)).square().sum().backward()
+            optimizer.step()
+        found.append(net.fc1.weight.grad)
+    assert found[0].any()
+    torch.testing.assert_close(*found)
