@@ -51,6 +51,8 @@ SEVERAL_STATES = {
     "synaptic": (snn.Synaptic(f64(0.4), f64(0.7), f64(0.5), SG, reset_mechanism="zero",
                               learn_alpha=True, **LEARNS), torch.float64),
     "alpha": (snn.Alpha(torch.tensor([0.8]), torch.tensor([0.5]), 0.1, SG), torch.float32),
+    "with a resistance": (
+        snn.Lapicque(R=2.0, C=1.5, time_step=0.5, threshold=0.4, spike_grad=SG), torch.float32),
 }  # fmt: skip
 
 

@@ -197,7 +197,7 @@ def backward_kernel(
                     for i in range(0, hi - lo, _LANES):
                         for lane in range(_LANES):
                             lanes[lane] += of_step[i + lane]
-                    sizes[t, job] = lanes.sum()
+                    sizes[t, job] = gain * lanes.sum()
             if constant:
                 total *= gain
                 sums[b, lo:hi] = total
