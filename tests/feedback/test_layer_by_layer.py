@@ -78,6 +78,10 @@ def batch_first(function, z):
     return function(z).unbind(1)
 
 
+def from_the_end(function, z):
+    return function(z).unbind(-3)
+
+
 class Net(nn.Module):
     """Step by step, or with ``before`` layer by layer, as it computes what lies before a layer."""
 
@@ -91,7 +95,7 @@ class Net(nn.Module):
         layers = list(zip(self.made.functions(), self.neurons, strict=True))
         if self.before is None:
             return torch.stack([self.out(self.step(layers, z)) for z in x]).mean(0)
-        dim = 1 if self.before is batch_first else 0
+        dim = {batch_first: 1, from_the_end: -3}.get(self.before, 0)
         for i, (function, neuron) in enumerate(layers):
             before = merged if i == 0 else self.before  # the input is [T, B, ...]
             spikes = [neuron(current) for current in before(function, x)]
@@ -119,7 +123,7 @@ def gradients(made, before, steps=T):
 
 CASES = [
     (Dense, merged), (Dense, in_chunks), (Dense, apart), (Images, merged), (Images, in_chunks),
-    (Lines, batch_first), (Lines, apart),
+    (Lines, batch_first), (Lines, apart), (Lines, from_the_end),
 ]  # fmt: skip
 
 

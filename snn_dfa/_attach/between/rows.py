@@ -67,8 +67,15 @@ def side_by_side(node: Any, *, several: bool) -> Rows | None:
 
 def takes_rows(node: Any, rows: Rows) -> bool:
     """Return whether a node takes steps, or their mean."""
-    dim = getattr(node, "_saved_dim", None) if type(node).__name__ in _TAKE else None
-    return dim is not None and int(not rows.first) in (dim if isinstance(dim, tuple) else (dim,))
+    return type(node).__name__ in _TAKE and int(not rows.first) in _dims_of(node)
+
+
+def _dims_of(node: Any) -> list[int]:
+    """Return the dimensions along which a node takes some of its input, or a mean."""
+    below, index = node.next_functions[0]
+    dims, rank = node._saved_dim, len(below._input_metadata[index].shape)
+    dims = dims if isinstance(dims, tuple) else (dims,)
+    return [signed(dim) % rank for dim in dims if dim is not None]
 
 
 def see_that_samples_stay(
@@ -106,13 +113,13 @@ def taken(
     node: Any, kind: str, x: Inflow, shape: tuple[int, ...], rows: Rows
 ) -> Inflow | list[Inflow]:
     """Return one of several steps whose rows were set side by side, or all, or their mean."""
-    apart, dim = shape[:2] == rows.sizes, int(not rows.first)
+    apart = shape[:2] == rows.sizes
     if kind in PARTED:
         found = {metadata.shape[0] for metadata in node._input_metadata}
         if kind == "UnbindBackward0" or (rows.first and found == {shape[0] // rows.steps}):
             return [stand_in.reduce(x) for _ in node._input_metadata]
         raise NotLinearError(kind)
-    alone = kind == "SelectBackward0" or tuple(node._saved_dim) == (dim,)
+    alone = kind == "SelectBackward0" or len(node._saved_dim) == 1
     if not apart or not alone or getattr(node, "_saved_keepdim", False):
         raise NotLinearError(kind)
     return stand_in.reduce(x, rows.steps if kind == "SumBackward1" else 1.0)
