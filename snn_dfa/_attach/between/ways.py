@@ -32,7 +32,8 @@ class Passage:
 
     Args:
         functions: Those below, with their nodes, and whether they are of several steps.
-        seen: Of the pass, by node of several steps what it keeps; it is extended.
+        seen: Of the pass, by node of several steps and by what flows in what it keeps; it is
+            extended.
         alone: Whether each number that comes in changes its own neuron's spikes alone.
     """
 
@@ -52,9 +53,10 @@ class Passage:
             if not several:
                 self.local.append(function.kept())
                 continue
-            if node not in seen:  # once for all steps
-                seen[node] = function.kept()
-            self.local.append(seen[node])
+            key = node, function.parts
+            if key not in seen:  # once for all steps
+                seen[key] = function.kept()
+            self.local.append(seen[key])
 
 
 def ways_of(

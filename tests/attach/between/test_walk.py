@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 from snn_dfa import DFA, reset
+from snn_dfa._attach.between.local_functions import function_of
 from snn_dfa._attach.between.walk import below_product, look_below
+from snn_dfa._attach.between.ways import Passage
 from snn_dfa._attach.entry import Entry
 
 T, B = 3, 2
@@ -63,3 +65,16 @@ def test_a_product_and_what_is_made_of_it_are_two_functions():
     net(torch.rand(T, B, 4)).sum().backward()
     mean = (1 + 2 * (T - 1)) / T * net[2].weight
     torch.testing.assert_close(dfa.feedback["1"], mean, rtol=0.1, atol=0.1)
+
+
+def test_what_a_node_of_several_steps_keeps_is_of_what_flows_in_there():
+    """Of a product of two layers' values each layer has another factor."""
+    a, b = torch.rand(T, B, 4).requires_grad_(), torch.rand(T, B, 4).requires_grad_()
+    node, seen = (a * b).grad_fn, {}
+    of_a, again, of_b = (
+        Passage([(node, function_of(node, flows, (False, False)), True)], seen, alone=True)
+        for flows in ((True, False), (True, False), (False, True))
+    )
+    assert torch.equal(of_a.local[0].tensors[0], b)
+    assert again.local[0] is of_a.local[0]
+    assert torch.equal(of_b.local[0].tensors[0], a)
