@@ -97,11 +97,6 @@ class Core:
         return self._rule is None and not self.aligned
 
     @property
-    def asks_ways(self) -> bool:
-        """Whether the feedback has ways of samples."""
-        return self.feedback.by_sample and self._rule is not None
-
-    @property
     def follows_ways(self) -> bool:
         """Whether the feedback is made of what comes into layers, as each pass makes it."""
         return self.feedback.by_weight and self._rule is not None
@@ -109,12 +104,13 @@ class Core:
     @property
     def takes_ways(self) -> bool:
         """Whether errors take the ways of samples, so that functions may have a derivative each."""
-        return self.asks_ways and self._rule is not local
+        return self.feedback.by_sample and self._rule not in (None, local)
 
     @property
     def asks(self) -> bool:
         """Whether the layers' own graphs are asked for gates, and no gradient is made."""
-        return self.running is not None and self.running.asks
+        notes = self.book()
+        return notes is not None and not notes.keep
 
     @property
     def task(self) -> int:

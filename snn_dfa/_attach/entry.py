@@ -198,10 +198,9 @@ class Entry:
             below = below_product(value, *made)
         structure = None if below is None else below.structure
         core.paths.see(layer, structure, value, self.mine, by_sample=by_sample)
-        if below is not None and core.asks_ways:
-            self.call.passage = Passage(
-                below.functions, self._of_steps, alone=alone and not below.own
-            )
+        if below is not None and by_sample:
+            alone = alone and not below.own
+            self.call.passage = Passage(below.functions, self._of_steps, alone=alone)
 
     def _product(self, layer: str, value: Tensor) -> tuple[Made, Any] | None:
         """Return what :func:`made_of` does, of a current that has been looked at at no cost."""

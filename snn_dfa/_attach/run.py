@@ -40,7 +40,6 @@ class Run:
         self.losses: Arrivals | None = None
         #: Errors at currents, of which weights learn in the end.
         self.notes: Notes | None = None
-        self.asks = False  # the layers' own graphs are asked for gates, and no gradient is made
 
     def gradients(self, arrived: Arrivals, *, keep: bool, twice: bool) -> list[Tensor | None]:
         """Return the gradients of the leaves.
@@ -123,7 +122,7 @@ class Run:
             asked: The calls.
         """
         found: dict[Call, Tensor | None] = {}
-        self.notes, self.asks = Notes(keep=False), True
+        self.notes = Notes(keep=False)
         try:
             others, _ = _through_records(arrived, found.__setitem__)
             taps = {c: c.tap for c in asked if c.tap is not None}
@@ -131,7 +130,7 @@ class Run:
                 at = gradients(roots, list(taps.values()), keep=True)
                 found |= zip(taps, at, strict=True)
         finally:
-            self.notes, self.asks = None, False
+            self.notes = None
         return [found.get(call) for call in asked]
 
     def replay(self, replays: Sequence[tuple[Tensor, Tensor]], *, keep: bool) -> None:

@@ -94,18 +94,18 @@ class Notes:
     """The errors at currents that have come in one backward pass, by the weight.
 
     Args:
-        keep: Whether gradients are made of them.
+        keep: Whether gradients are made of them, and layers' own graphs are not merely asked.
     """
 
     def __init__(self, keep: bool = True) -> None:
-        self._keep = keep
+        self.keep = keep
         self._steps: dict[tuple[int, int], list[tuple[Made, Tensor]]] = {}
         self._noted: dict[tuple[int, int], int] = {}  # how many numbers
         self._found: dict[int, Tensor] = {}  # by identity of a weight or bias
 
     def take(self, made: Made, error: Tensor) -> None:
         """Note the error [B, N] at a current."""
-        if not self._keep:
+        if not self.keep:
             return
         key = id(made.weight), id(made.bias)
         self._steps.setdefault(key, []).append((made, error))
