@@ -48,6 +48,7 @@ _BEGINS: Any = torch.autograd.graph._engine_run_backward.__code__
 #: Nodes of products, and under what names they keep the factors.
 _WEIGHT_OF = {
     "AddmmBackward0": ("_saved_mat2", "_saved_mat1"),
+    "BmmBackward0": ("_saved_mat2",),  # of values [B, T, N] that are transposed
     "MmBackward0": ("_saved_mat2", "_saved_self"),
     "ConvolutionBackward0": ("_saved_weight",),
 }

@@ -74,6 +74,18 @@ class Lines(Dense):
         return self.a, lambda z: z + self.b(z.flip(-1)), lambda z: 0.5 * self.c(z) - self.d(z)
 
 
+class Frozen(Lines):
+    """A frozen weight, which the graph has expanded for all steps and samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.still = nn.Linear(3, 3).requires_grad_(requires_grad=False)
+
+    def functions(self):
+        first, second, third = super().functions()
+        return first, lambda z: second(self.still(z.unflatten(-1, (3, 4)).mT).flatten(-2)), third
+
+
 def batch_first(function, z):
     return function(z).unbind(1)
 
@@ -123,7 +135,7 @@ def gradients(made, before, steps=T):
 
 CASES = [
     (Dense, merged), (Dense, in_chunks), (Dense, apart), (Images, merged), (Images, in_chunks),
-    (Lines, batch_first), (Lines, apart), (Lines, from_the_end),
+    (Lines, batch_first), (Lines, apart), (Lines, from_the_end), (Frozen, apart), (Frozen, merged),
 ]  # fmt: skip
 
 

@@ -299,6 +299,94 @@ def test_a_square_weight_as_its_module_uses_it_is_a_factor():
     assert assert_back_propagation(net, [None])[0]["l1.weight"].any()
 
 
+#: Products that are those of expanded matrices in autograd's graph.
+FROZEN = {
+    "of a layer": lambda n, a, q: n.one(n.still(a.reshape(-1, 6, 4).mT).flatten(1)),
+    "without a bias": lambda n, a, q: n.one(
+        functional.linear(a.reshape(-1, 6, 4).mT, n.still.weight).flatten(1) * q),
+    "of heads": lambda n, a, q: n.one(n.still(a.reshape(-1, 2, 6, 2).mT).mT.flatten(1)),
+}  # fmt: skip
+OF_NO_LAYER = {
+    "a parameter": lambda n, a, q: functional.linear(a.reshape(-1, 6, 4).mT, n.kept),
+    "a buffer": lambda n, a, q: functional.linear(a.reshape(-1, 6, 4).mT, n.kept * 2),
+    "to the left": lambda n, a, q: n.kept @ a.reshape(-1, 6, 4),
+    "to the left, as a layer": lambda n, a, q: n.still.weight @ a.reshape(-1, 6, 4),
+}
+
+
+def with_frozen(function):
+    torch.manual_seed(0)
+    net = Between(function)
+    net.still, net.kept = nn.Linear(6, 6), nn.Parameter(torch.randn(6, 6) / 3)
+    for parameter in (*net.still.parameters(), net.kept):
+        parameter.requires_grad_(False)
+    return net.double()
+
+
+@pytest.mark.parametrize("product", FROZEN)
+def test_a_frozen_weight_that_is_expanded_is_a_factor(product):
+    """Errors go back through the factor, and not through the weight itself."""
+    net = with_frozen(FROZEN[product])
+    assert assert_back_propagation(net, [None])[0]["l1.weight"].any()
+    net = with_frozen(FROZEN[product])
+    dfa, _optimizer = attached(net)
+    grads_of(net)
+    state = dfa.state_dict()
+    state["matrices"]["still"].zero_()
+    dfa.load_state_dict(state)
+    assert not grads_of(net)["l1.weight"].any()
+
+
+def test_a_frozen_layer_between_sequences_sends_back_what_it_did_when_it_learnt():
+    def gradients(*, learns):
+        torch.manual_seed(0)
+        options = {"beta": 0.7, "threshold": 0.2, "spike_grad": fast_sigmoid(5)}
+        n1, n2 = (snn.StateLeaky(channels=k, **options) for k in (24, 24))
+
+        class Sequence(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.l1, self.n1, self.still = nn.Linear(8, 24), n1, nn.Linear(6, 6)
+                self.n2, self.last = n2, nn.Linear(24, 3)
+
+            def forward(self, x):
+                z = self.n1(self.l1(x))[0].unflatten(-1, (6, 4)).mT
+                return self.last(self.n2(self.still(z).flatten(-2))[0])
+
+        net = Sequence().double()
+        net.still.requires_grad_(requires_grad=learns)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        dfa = DFA(net, output="last", optimizer=optimizer)
+        for _ in range(2):
+            net.zero_grad()
+            net(SEVERAL).sin().sum().backward()
+            with_weights(dfa, net)
+        assert not dfa.state_dict()["learner"]["own"]
+        return {n: p.grad for n, p in net.named_parameters() if not n.startswith("still")}
+
+    wanted, found = gradients(learns=True), gradients(learns=False)
+    for name, grad in wanted.items():
+        assert grad.any()
+        torch.testing.assert_close(found[name], grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("samples", [4, 1])
+@pytest.mark.parametrize("product", OF_NO_LAYER)
+def test_a_frozen_weight_of_no_layer_sends_no_error_back(product, samples):
+    function = OF_NO_LAYER[product]
+    net = with_frozen(lambda n, a, q: n.one(function(n, a, q).flatten(1)))
+    dfa, _optimizer = attached(net)
+    grads_of(net, X[:, :samples])
+    assert set(dfa.state_dict()["learner"]["own"]) == {"n1"}
+
+
+def test_a_fixed_matrix_that_joins_parts_of_a_sample_sends_errors_back():
+    """As the neighbours in a graph, which are no weights."""
+    net = with_frozen(lambda n, a, q: n.one((n.graph @ a.reshape(-1, 6, 4)).flatten(1)))
+    net.register_buffer("graph", torch.rand(6, 6, dtype=torch.float64))
+    assert assert_back_propagation(net, [None])[0]["l1.weight"].any()
+
+
 @pytest.mark.parametrize("order", [[True, True, False, False], [False, False, True, True]])
 def test_a_way_that_is_not_known_in_some_batches(order):
     """A matrix of a layer's own rests while there is a way, and goes on after it."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
+from torch.nn import Parameter
 
 from snn_dfa.feedback.sample_ways import normalised, product, scaled, softmax
 
@@ -105,8 +106,8 @@ def function_of(node: Any, flows: Sequence[bool], own: Sequence[bool]) -> LocalF
     if kind in _PRODUCTS:
         return _scaling(node, kind, parts)
     if kind == "BmmBackward0":
-        if _learns(node, others, own):
-            return None  # a matrix that learns, and no layer's
+        if _learns(node, others, own) or _is_weight(node, others):
+            return None  # a matrix that learns, and no layer's, or a frozen weight
         return LocalFunction(parts, True, partial(_matrices, node, parts))
     if kind in _OTHERS or _is_written(node):
         known = not _learns(node, others, own) and _keeps_samples(node, parts)
@@ -177,6 +178,20 @@ def _is_written(node: Any) -> bool:
 def _learns(node: Any, others: Sequence[int], own: Sequence[bool]) -> bool:
     """Return whether one of some things that come into a node learns, and is no layer's."""
     return any(node.next_functions[i][0] is not None and not own[i] for i in others)
+
+
+def _is_weight(node: Any, others: Sequence[int]) -> bool:
+    """Return whether a product of matrices is with a frozen weight, which samples share."""
+    for i in others:
+        matrix = None if node.next_functions[i][0] is not None else _sides(node)[i]
+        if matrix is None:
+            continue
+        of = matrix if matrix._base is None else matrix._base
+        # Of one sample the shape alone tells that a matrix was expanded, as functional.linear does.
+        shared = matrix.stride(0) == 0 or sorted(of.shape) == sorted(matrix.shape[1:])
+        if isinstance(of, Parameter) or (i == 1 and shared):
+            return True
+    return False
 
 
 def _keeps_samples(node: Any, parts: Sequence[int]) -> bool:
@@ -252,9 +267,12 @@ def _alone(node: Any) -> Kept:
 
 
 def _matrices(node: Any, parts: Sequence[int]) -> Kept:
-    values = node._saved_mat2, node._saved_self
     sides = "".join("lr"[i] for i in parts)
-    return Kept(partial(product, sides), tuple(values[i].detach() for i in parts))
+    return Kept(partial(product, sides), tuple(_sides(node)[1 - i].detach() for i in parts))
+
+
+def _sides(node: Any) -> tuple[Any, Any]:
+    return node._saved_self, node._saved_mat2
 
 
 def _asked(node: Any, parts: Sequence[int]) -> Asked:

@@ -131,7 +131,7 @@ def _selected(node: Any, shape: tuple[int, ...], _: tuple[int, ...]) -> _Move:
 def _expanded(node: Any, shape: tuple[int, ...], after: tuple[int, ...]) -> _Move:
     if len(shape) != len(after):
         raise NotLinearError("ExpandBackward0")
-    first = next((i for i, n in enumerate(shape) if n != after[i]), 1)
+    first = next((i for i, n in enumerate(shape) if n != after[i]), len(shape))
     return first, lambda value: value.expand(-1, *after[first:])
 
 
