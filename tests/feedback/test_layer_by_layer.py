@@ -94,8 +94,20 @@ def from_the_end(function, z):
     return function(z).unbind(-3)
 
 
+def filled(spikes, dim):
+    """Put steps into a tensor in place, as ``rec[t] = spk`` or ``rec[:, t] = spk``."""
+    sizes = list(spikes[0].shape)
+    rec = torch.empty(*sizes[:dim], len(spikes), *sizes[dim:], dtype=spikes[0].dtype)
+    steps = range(len(spikes))
+    for t in reversed(steps) if dim else steps:
+        rec[(slice(None),) * dim + (t,)] = spikes[t]
+    return rec
+
+
 class Net(nn.Module):
     """Step by step, or with ``before`` layer by layer, as it computes what lies before a layer."""
+
+    join = staticmethod(torch.stack)
 
     def __init__(self, made, before):
         super().__init__()
@@ -111,7 +123,7 @@ class Net(nn.Module):
         for i, (function, neuron) in enumerate(layers):
             before = merged if i == 0 else self.before  # the input is [T, B, ...]
             spikes = [neuron(current) for current in before(function, x)]
-            x = torch.stack(spikes, dim)
+            x = self.join(spikes, dim)
         return self.out(x.mean(dim))
 
     def step(self, layers, z):
@@ -120,9 +132,10 @@ class Net(nn.Module):
         return z
 
 
-def gradients(made, before, steps=T):
+def gradients(made, before, steps=T, join=torch.stack):
     torch.manual_seed(0)
     net = Net(made, before).double().eval()
+    net.join = join
     x = 2 * torch.rand(steps, B, *made.shape, dtype=torch.float64)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
     DFA(net, output="out", optimizer=optimizer)
@@ -147,6 +160,16 @@ def test_layer_by_layer_learns_as_step_by_step(made, before, steps):
     assert all(grad.any() for grad in wanted.values())
     for name, grad in wanted.items():
         torch.testing.assert_close(found[name], grad, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize(("made", "before"), CASES)
+@pytest.mark.parametrize("steps", [T, B, 1])
+def test_steps_that_are_put_into_a_tensor_in_place_are_as_stacked_ones(made, before, steps):
+    wanted = gradients(made, before, steps)
+    found = gradients(made, before, steps, filled)
+    assert all(grad.any() for grad in wanted.values())
+    for name, grad in wanted.items():
+        torch.testing.assert_close(found[name], grad, rtol=1e-9, atol=1e-12)
 
 
 class Mixed(Net):
@@ -179,3 +202,115 @@ def test_where_steps_are_mixed_the_layers_before_have_a_matrix_of_their_own(read
         optimizer.step()
     assert dfa.feedback["neurons.1"].shape == (3, 12)
     assert net.made.b.weight.grad.any()
+
+
+def in_part(spikes, b):
+    rec = torch.zeros(T, B, 12)
+    for t, spk in enumerate(spikes[:-1]):
+        rec[t + 1] = spk
+    return b(rec)
+
+
+def twice(spikes, b):
+    rec = torch.zeros(T, B, 12)
+    for t, spk in enumerate(spikes):
+        rec[max(t - 1, 0)] = spk
+    return b(rec)
+
+
+def slices(spikes, b):
+    rec = torch.zeros(T, B, 12)
+    for t, spk in enumerate(spikes):
+        rec[t, :, :6] = spk[:, :6]
+    return b(rec)
+
+
+def multiplied(spikes, b):
+    rec = torch.full((T, B, 12), 2.0)
+    for t, spk in enumerate(spikes):
+        rec[t].mul_(spk)
+    return b(rec)
+
+
+def read_early(spikes, b):
+    rec, currents = torch.zeros(T, B, 12), []
+    for t, spk in enumerate(spikes):
+        currents.append(b(rec[t - 1].clone()))
+        rec[t] = spk
+    return currents
+
+
+def out_of_order(spikes, b):
+    rec = torch.zeros(T, B, 12)
+    for t in (1, 0, *range(2, T)):
+        rec[t] = spikes[t]
+    return b(rec)
+
+
+def changed(spikes, b):
+    rec = filled(spikes, 0)
+    rec[0] = rec[1]
+    return b(rec)
+
+
+def neurons_by_one(spikes, b):
+    rec = torch.zeros(B, 12)
+    for i in range(12):
+        rec[:, i] = spikes[0][:, i]
+    return [b(rec)] * T
+
+
+OTHERS = (in_part, twice, slices, multiplied, read_early, out_of_order, changed, neurons_by_one)
+
+
+@pytest.mark.parametrize("fill", OTHERS)
+def test_a_tensor_that_is_filled_in_another_way_gives_matrices_of_their_own(fill):
+    class Filling(Net):
+        def forward(self, x):
+            reset(self)
+            first, second, _ = self.neurons
+            currents = fill([first(self.made.a(step)) for step in x], self.made.b)
+            return torch.stack([self.out(second(current)) for current in currents]).mean(0)
+
+    torch.manual_seed(0)
+    net = Filling(Lines, None)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    dfa = DFA(net, output="out", optimizer=optimizer)
+    for _ in range(3):
+        optimizer.zero_grad()
+        net(2 * torch.rand(T, B, 6)).square().sum().backward()
+        optimizer.step()
+    assert set(dfa.state_dict()["learner"]["own"]) == {"neurons.0"}
+    assert net.made.a.weight.grad.any()
+
+
+def test_a_loss_reads_spikes_that_were_put_into_a_tensor():
+    """To see where they lie uses nothing up and runs no hook on them."""
+
+    class Penalised(Net):
+        def forward(self, x):
+            reset(self)
+            first, second, _ = self.neurons
+            spikes = [first(self.made.a(step)) for step in x]
+            for spk in spikes:
+                spk.register_hook(self.seen.append)
+            self.spikes = self.join(spikes, 0)
+            currents = self.made.b(self.spikes)
+            return torch.stack([self.out(second(current)) for current in currents]).mean(0)
+
+    found = []
+    for join in (torch.stack, filled):
+        torch.manual_seed(0)
+        net = Penalised(Lines, None).double()
+        net.join, net.seen = join, []
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+        DFA(net, output="out", optimizer=optimizer)
+        for _ in range(2):
+            optimizer.zero_grad()
+            out = net(2 * torch.rand(T, B, 6, dtype=torch.float64))
+            assert len(net.seen) in (0, T)
+            (out.square().sum() + net.spikes.sin().sum()).backward()
+            optimizer.step()
+        found.append(net.made.a.weight.grad)
+    assert found[0].any()
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)

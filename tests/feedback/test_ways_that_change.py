@@ -240,6 +240,19 @@ def test_layers_that_are_set_side_by_side_are_no_steps(stack):
     assert wanted[0]["l1.weight"].any()
 
 
+def test_layers_that_are_put_into_a_tensor_are_no_steps():
+    def function(net, a, q):
+        both = torch.empty(len(a), 2, 24, dtype=a.dtype)
+        both[:, 0], both[:, 1] = a, q
+        return net.one(both).mean(1)
+
+    torch.manual_seed(0)
+    net = Between(function).double()
+    dfa, _optimizer = attached(net)
+    grads_of(net)
+    assert set(dfa.state_dict()["learner"]["own"]) == {"n1", "n2"}
+
+
 def test_one_of_several_layers_steps_gives_matrices_of_their_own():
     """Of values of two layers and two steps the one that is taken is not known."""
 

@@ -23,7 +23,14 @@ from snn_dfa._attach.between.moves import (
     pooled,
     repeated,
 )
-from snn_dfa._attach.between.rows import PARTED, as_rows, see_that_samples_stay, taken
+from snn_dfa._attach.between.rows import (
+    FILLED,
+    PARTED,
+    as_rows,
+    parts_of,
+    see_that_samples_stay,
+    taken,
+)
 from snn_dfa._attach.between.walk import NORMS, Signature, Walk, number_of
 from snn_dfa._attach.graph import PORT, are_packed, below_of, kept_weights
 from snn_dfa.feedback import stand_in
@@ -151,6 +158,8 @@ def _passed(node: Any, weights: Mapping[Any, str]) -> dict[Any, str]:
 def _at(known: Mapping[Any, Any], node: Any, index: int) -> Any:
     """Return the inflow of one of the values of a node."""
     found: Any = known.get(node)
+    if isinstance(found, NotLinearError):
+        raise found
     if isinstance(found, Front):
         raise NotLinearError("PermuteBackward0")
     return found[index] if isinstance(found, list) else found
@@ -186,6 +195,8 @@ def _step(
     steps = walk.steps_below(node)
     if steps is None and node in walk.stacked:
         return _side_by_side(node, known, walk)
+    if kind == FILLED:
+        return NotLinearError(kind)  # not full yet: an error where something else takes it
     if kind == "StackBackward0":
         made = _stack(node, known, of_steps=walk.several and steps is None)
         return made if steps is None else as_rows(made, kind)
@@ -269,7 +280,7 @@ def _per_channel(shape: tuple[int, ...]) -> int:
 
 def _side_by_side(node: Any, known: Mapping[Any, Any], walk: Walk) -> Inflow:
     """Return steps that are set side by side as rows."""
-    parts = [_at(known, *pair) for pair in node.next_functions]
+    parts = [_at(known, *pair) for pair in parts_of(node, walk.stacked[node])]
     there = [part for part in parts if part is not None]
     if len(there) < len(parts):
         raise NotLinearError(type(node).__name__)

@@ -1,14 +1,20 @@
 """Steps that a program sets side by side as rows, where it runs one layer after the other.
 
-A layer that is called at each of T steps has T values [B, ...]. Set side by side they are
-[T, B, ...], [T * B, ...] or [B, T, ...], and what lies before the next layer is computed for all of
-them at once. So a value stands for that of one step, until one of the steps is taken.
+A layer that is called at each of T steps has T values [B, ...]. Set side by side, or put one by one
+into an empty tensor, they are [T, B, ...], [T * B, ...] or [B, T, ...], and what lies before the
+next layer is computed for all of them at once. So a value stands for that of one step, until one of
+the steps is taken.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from snn_dfa._attach.between.local_functions import signed
 from snn_dfa._attach.between.moves import MOVES, Front, NotLinearError
@@ -16,15 +22,19 @@ from snn_dfa.feedback import stand_in
 from snn_dfa.feedback.stand_in import Inflow
 
 __all__ = [
+    "FILLED",
     "PARTED",
     "Rows",
     "as_rows",
+    "parts_of",
     "see_that_samples_stay",
     "side_by_side",
     "taken",
     "takes_rows",
 ]
 
+#: What puts a value into a tensor in place.
+FILLED = "CopySlices"
 #: What becomes several values of one.
 PARTED = {"SplitBackward0", "SplitWithSizesBackward0", "UnbindBackward0"}
 #: What takes some of several steps, or their mean.
@@ -44,13 +54,16 @@ class Rows(NamedTuple):
         return (self.steps, self.samples) if self.first else (self.samples, self.steps)
 
 
-def side_by_side(node: Any, *, several: bool) -> Rows | None:
+def side_by_side(node: Any, *, several: bool, count: int = 0) -> Rows | None:
     """Return how a node sets values of several steps side by side, if it does.
 
     Args:
         node: The node.
         several: Whether a layer has been called more than once.
+        count: How many values have been put into an empty tensor in place, with the node's.
     """
+    if count:
+        return _filled(node, count) if several or count == 1 else None
     if type(node).__name__ not in ("StackBackward0", "CatBackward0"):
         return None
     parts, shape = node.next_functions, tuple(node._input_metadata[0].shape)
@@ -63,6 +76,65 @@ def side_by_side(node: Any, *, several: bool) -> Rows | None:
     if not apart or len(shape) == 1:
         return Rows(len(parts), shape[0] // len(parts))
     return Rows(len(parts), shape[1 - dim], first=dim == 0)
+
+
+def _filled(node: Any, count: int) -> Rows | None:
+    """Return how values lie in a tensor if each is one step, and they are as many as its steps."""
+    shape, (below, index) = tuple(node._input_metadata[0].shape), node.next_functions[1]
+    of = None if below is None else tuple(below._input_metadata[index].shape)
+    dims = [
+        dim
+        for dim in range(min(2, len(shape) - 1))
+        if count == shape[dim] and of == (*shape[:dim], *shape[dim + 1 :])
+    ]
+    if len(dims) > 1 and count > 1:  # as many steps as samples
+        left = _kept(node, _ones(node))
+        dims = [] if left is None else [int(bool(left[0].any() and left[-1].any()))]
+    return Rows(count, shape[1 - dims[0]], first=dims[0] == 0) if dims else None
+
+
+def _ones(node: Any) -> Tensor:
+    metadata = node._input_metadata[0]
+    return torch.ones(tuple(metadata.shape), dtype=metadata.dtype, device=metadata.device)
+
+
+def _kept(node: Any, error: Tensor) -> Tensor | None:
+    """Return the part of an error that is of what had been in a tensor before a node changed it.
+
+    Nothing is known where an earlier backward pass has used the node up.
+    """
+    before = [GradientEdge(*node.next_functions[0])]
+    try:
+        return torch.autograd.grad(GradientEdge(node, 0), before, error, retain_graph=True)[0]
+    except RuntimeError:
+        return None
+
+
+def parts_of(node: Any, rows: Rows) -> Sequence[tuple[Any, int]]:
+    """Return the edges to the values that a node has set side by side.
+
+    Raises:
+        NotLinearError: if a tensor was not filled with steps, one after the other.
+    """
+    if type(node).__name__ != FILLED:
+        found: Sequence[tuple[Any, int]] = node.next_functions
+        return found
+    edges, left, last = [], _ones(node), rows.steps - 1
+    # A node does not say where it has put a value, but passes no error on that is of this place.
+    # Nor is it asked where an error of the value goes, which a hook of the program's would see.
+    for k in range(last):
+        kept = _kept(node, left)
+        if kept is None:
+            raise NotLinearError(FILLED)
+        if k == 0:
+            forward = not kept.select(int(not rows.first), last).any()
+        left = left.clone()
+        left.select(int(not rows.first), last - k if forward else k).zero_()
+        if not torch.equal(kept, left):
+            raise NotLinearError(FILLED)
+        edges.append(node.next_functions[1])
+        node = node.next_functions[0][0]
+    return [*edges, node.next_functions[1]]
 
 
 def takes_rows(node: Any, rows: Rows) -> bool:

@@ -12,7 +12,7 @@ from torch.nn import Parameter
 
 from snn_dfa._attach.between.local_functions import LocalFunction, function_of, of_steps
 from snn_dfa._attach.between.moves import MAXIMA
-from snn_dfa._attach.between.rows import Rows, side_by_side, takes_rows
+from snn_dfa._attach.between.rows import FILLED, Rows, side_by_side, takes_rows
 from snn_dfa._attach.graph import LEAF, PORT, are_packed, post_order, up_to_ports
 from snn_dfa._attach.steps.products import Made
 
@@ -82,6 +82,7 @@ class Walk:
         self.own: dict[Any, bool] = {}  # made of the layer's earlier values
         #: Of nodes whose rows are those of several steps, as of a layer before another one.
         self.stacked: dict[Any, Rows] = {}
+        self._filled: dict[Any, int] = {}  # of tensors that are filled how many values they have
 
     def __iter__(self) -> Iterator[tuple[Any, bool, Any]]:
         """Yield nodes, whether each is an end, and its local function."""
@@ -125,11 +126,21 @@ class Walk:
         """Note whether the rows of a node are those of several steps."""
         rows = self.steps_below(node)
         if rows is None:
-            rows = side_by_side(node, several=self.several)
+            count = self._count(node)
+            rows = side_by_side(node, several=self.several, count=count)
         elif takes_rows(node, rows):
             rows = None
         if rows is not None:
             self.stacked[node] = rows
+
+    def _count(self, node: Any) -> int:
+        """Return how many values have been put into an empty tensor in place, with a node's."""
+        if type(node).__name__ != FILLED:
+            return 0
+        below = node.next_functions[0][0]
+        if below is None or below in self._filled:
+            self._filled[node] = self._filled.get(below, 0) + 1
+        return self._filled.get(node, 0)
 
     def steps_below(self, node: Any) -> Rows | None:
         """Return how steps lie in what comes into a node, if it is of several of them."""
