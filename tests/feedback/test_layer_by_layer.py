@@ -86,6 +86,16 @@ class Frozen(Lines):
         return first, lambda z: second(self.still(z.unflatten(-1, (3, 4)).mT).flatten(-2)), third
 
 
+class Lerped(Dense):
+    """Two branches, by a number and by a gate."""
+
+    def functions(self):
+        return self.a, self.middle, lambda z: torch.lerp(self.c(z), self.d(z), 0.3)
+
+    def middle(self, z):
+        return torch.lerp(self.b(z), z, torch.sigmoid(self.d(z)))
+
+
 def batch_first(function, z):
     return function(z).unbind(1)
 
@@ -149,6 +159,7 @@ def gradients(made, before, steps=T, join=torch.stack):
 CASES = [
     (Dense, merged), (Dense, in_chunks), (Dense, apart), (Images, merged), (Images, in_chunks),
     (Lines, batch_first), (Lines, apart), (Lines, from_the_end), (Frozen, apart), (Frozen, merged),
+    (Lerped, apart), (Lerped, merged),
 ]  # fmt: skip
 
 

@@ -86,6 +86,13 @@ WAYS = {
         lambda n, a, q: n.one(a * n.switch) + n.two(q), (torch.tensor(2.0), torch.tensor(0.1))),
     "a sum with a factor": (
         lambda n, a, q: torch.add(n.one(a), n.two(q), alpha=n.switch), (1.0, 3.0)),
+    "by lerp": (lambda n, a, q: torch.lerp(n.one(a), n.two(q), n.switch), (0.3, 0.9)),
+    "by lerp with gains": (
+        lambda n, a, q: n.one(a).lerp(n.two(q), torch.linspace(0, n.switch, 5).double()), (0.3, 0.9)),
+    "by lerp with a gate": (
+        lambda n, a, q: n.one(a).lerp(n.two(q), torch.sigmoid(n.switch * n.two(a))), (0.5, 2.0)),
+    "by lerp of one": (
+        lambda n, a, q: n.one(a.detach()).lerp(n.two(q), n.l1.bias[:5].sigmoid() * n.switch), (0.5,)),
     "a layer for each task": (lambda n, a, q: (n.two if n.switch else n.one)(a), (False, True)),
     "a source for each task": (lambda n, a, q: n.one(q if n.switch else a), (False, True)),
     "a branch that comes in": (

@@ -202,7 +202,7 @@ def _step(
         return made if steps is None else as_rows(made, kind)
     if kind == "CatBackward0":
         return _cat(node, known, None if steps is None else 0)
-    if kind in ("AddBackward0", "SubBackward0"):
+    if kind in ("AddBackward0", "LerpBackward0", "SubBackward0"):
         return _sum(node, kind, known)
     front = known.get(node.next_functions[0][0])
     if isinstance(front, Front):
@@ -334,7 +334,11 @@ def _reduced(node: Any, kind: str, x: Inflow, shape: tuple[int, ...]) -> Inflow:
 
 
 def _sum(node: Any, kind: str, known: Mapping[Any, Any]) -> Inflow:
-    signs = (1.0, -float(node._saved_alpha) if kind == "SubBackward0" else float(node._saved_alpha))
+    if kind == "LerpBackward0":
+        signs = 1 - float(node._saved_weight), float(node._saved_weight)
+    else:
+        alpha = float(node._saved_alpha)
+        signs = 1.0, -alpha if kind == "SubBackward0" else alpha
     parts, shape = [], tuple(node._input_metadata[0].shape)
     for (below, index), sign in zip(node.next_functions, signs, strict=True):
         flow = _at(known, below, index)

@@ -49,6 +49,7 @@ _OTHERS = {
 _NOT_WRITTEN = ("torch.", "snn_dfa._attach.", "snn_dfa.sequence.")
 _LAYER_NORM, _GROUP_NORM = "NativeLayerNormBackward0", "NativeGroupNormBackward0"
 _PRODUCTS = ("MulBackward0", "DivBackward0")
+_LERP = "LerpBackward1"  # with gains of each number, not one number
 _UNSIGNED = 1 << 63  # autograd shows a negative dimension as one without a sign
 
 
@@ -109,8 +110,9 @@ def function_of(node: Any, flows: Sequence[bool], own: Sequence[bool]) -> LocalF
         if _learns(node, others, own) or _is_weight(node, others):
             return None  # a matrix that learns, and no layer's, or a frozen weight
         return LocalFunction(parts, True, partial(_matrices, node, parts))
-    if kind in _OTHERS or _is_written(node):
-        known = not _learns(node, others, own) and _keeps_samples(node, parts)
+    if kind in _OTHERS or kind == _LERP or _is_written(node):
+        learns = kind != _LERP and _learns(node, others, own)
+        known = not learns and _keeps_samples(node, parts)
         return LocalFunction(parts, True, partial(_asked, node, parts)) if known else None
     if parts != (0,):
         return None
@@ -157,7 +159,7 @@ def of_steps(function: LocalFunction, node: Any, steps: tuple[int, int]) -> Loca
 def _is_of_each(node: Any, steps: tuple[int, int]) -> bool:
     """Return whether a function of [T, B, ...] is one of each sample alone."""
     kind, shape = type(node).__name__, tuple(node._input_metadata[0].shape)
-    if kind in _PRODUCTS:
+    if kind in (*_PRODUCTS, _LERP):
         parts = [i for i, (n, _) in enumerate(node.next_functions) if n is not None]
         return all(_shape(node, i)[:2] == steps for i in parts)
     if kind == "SoftmaxBackward0":

@@ -34,7 +34,8 @@ NORMS = {"CudnnBatchNormBackward0", "NativeBatchNormBackward0"}
 #: Numbers of a node on which its linear function depends.
 _NUMBERS = {
     "AddBackward0": ("alpha",), "ConstantPadNdBackward0": ("pad",), "FlipBackward0": ("dims",),
-    "PermuteBackward0": ("dims",), "RollBackward0": ("shifts", "dims"), "RsubBackward1": ("alpha",),
+    "LerpBackward0": ("weight",), "PermuteBackward0": ("dims",),
+    "RollBackward0": ("shifts", "dims"), "RsubBackward1": ("alpha",),
     "SelectBackward0": ("dim", "index"), "SliceBackward0": ("dim", "start", "step"),
     "SubBackward0": ("alpha",), "TransposeBackward0": ("dim0", "dim1"),
 }  # fmt: skip
