@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from snn_dfa._attach.between.ways import Passage
     from snn_dfa._attach.collector import Collector
 
-__all__ = ["Arrivals", "Call", "Pass"]
+__all__ = ["Arrivals", "Call", "Pass", "with_earlier"]
 
 
 class Call:
@@ -34,8 +34,8 @@ class Call:
     """
 
     __slots__ = (
-        "__weakref__", "below", "came_in", "collector", "entered", "later", "layer", "learns",
-        "linked", "links", "number", "passage", "record", "released", "returned", "shape",
+        "__weakref__", "below", "came_in", "collector", "earlier", "entered", "later", "layer",
+        "learns", "linked", "links", "number", "passage", "record", "released", "returned", "shape",
         "sources", "spikes", "steps", "supposed", "tap", "targets", "values",
     )  # fmt: skip
 
@@ -45,8 +45,8 @@ class Call:
         self.layer, self.collector, self.number = layer, collector, number
         self.learns, self.linked = learns, linked
         self.sources: set[Call] = set()  # the calls of other layers that its input was made of
-        #: Nodes that the call learns through, and the lists of the calls that it goes on from.
-        self.entered: list[Any] = []
+        self.entered: list[Any] = []  # nodes that the call learns through
+        self.earlier: list[Call] = []  # from whose values it goes on
         self.passage: Passage | None = None  # how samples came in, where the feedback asks
         #: The tensors that have a port; where the spikes have one, they come first. ``returned``
         #: counts those that were returned; the others are states.
@@ -117,19 +117,22 @@ class Call:
         self.values, self.spikes, self.released = (), None, True
         self.below, self.later, self.sources = {}, [], set()
         self.passage = self.record = self.tap = None
-        self.entered.clear()
+        self.entered, self.earlier = [], []
 
     def loses(self, used: Callable[[Any], bool]) -> bool:
         """Return whether a node that the layer learns through is used, now or in earlier calls."""
-        todo, seen = [self.entered], set[int]()
-        while todo:
-            entered = todo.pop()
-            if id(entered) not in seen:
-                seen.add(id(entered))
-                todo += [each for each in entered if type(each) is list]
-                if any(used(each) for each in entered if type(each) is not list):
-                    return True
-        return False
+        return any(used(node) for call in with_earlier([self]) for node in call.entered)
+
+
+def with_earlier(calls: Iterable[Call]) -> list[Call]:
+    """Return calls, and those from whose values they go on."""
+    todo, found = list(calls), dict[Call, None]()
+    while todo:
+        call = todo.pop()
+        if call not in found:
+            found[call] = None
+            todo += call.earlier
+    return list(found)
 
 
 def _make_nodes(call: Call) -> None:

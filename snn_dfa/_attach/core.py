@@ -20,7 +20,7 @@ from snn_dfa._attach import messages
 from snn_dfa._attach.between.paths import Paths
 from snn_dfa._attach.between.ways import Passage, ways_of
 from snn_dfa._attach.broadcast import Broadcast, is_steady
-from snn_dfa._attach.calls import Arrivals, Call, Pass
+from snn_dfa._attach.calls import Arrivals, Call, Pass, with_earlier
 from snn_dfa._attach.collector import Collector
 from snn_dfa._attach.entry import Entry
 from snn_dfa._attach.functions import Port
@@ -311,7 +311,8 @@ class Core:
             [a for a in arrived if a[0].layer in self.layers.outputs]
         )
         if self.at_current:
-            arrived = self._at_currents(arrived)
+            came, arrived = len(arrived), self._at_currents(arrived)
+            steady &= len(arrived) == came  # the loss reads all steps
         return self._broadcast(steady=steady)(arrived)
 
     def _at_currents(self, arrived: Arrivals) -> Arrivals:
@@ -322,14 +323,16 @@ class Core:
         """
         spiking = self.layers.neurons.intersection(self.layers.outputs)
         own = [a for a in arrived if a[0].layer in spiking and any(g is not None for g in a[1])]
+        # Of a loss on the last membrane, say, nothing arrives at the calls before.
+        asked = [c for c in with_earlier(call for call, _ in own) if c.layer in spiking]
         assert self.running is not None
-        errors = self.running.at_currents(own, [call for call, _ in own])
-        found = {
-            id(c): [e, *[None] * (len(c.values) - 1)]
-            for (c, _), e in zip(own, errors, strict=True)
+        errors = self.running.at_currents(own, asked)
+        found: dict[Call, Sequence[Tensor | None]] = {
+            c: [e, *[None] * (len(c.values) - 1)]
+            for c, e in zip(asked, errors, strict=True)
             if e is not None and e.shape == c.shape
         }
-        return [(c, found.get(id(c), grads)) for c, grads in arrived]
+        return [a for a in arrived if a[0] not in found] + list(found.items())
 
     def _settle(self, arrived: Arrivals) -> None:
         """Settle who is the output, and end a pass that is made without the network's forward.

@@ -357,9 +357,7 @@ class Entry:
     def _go_on(self, earlier: Call) -> None:
         """Note that the call goes on from an earlier one's values."""
         self.call.learns |= earlier.learns
-        entered = self.call.entered
-        if earlier.entered and not (entered and entered[-1] is earlier.entered):
-            entered.append(earlier.entered)
+        self.call.earlier.append(earlier)
 
     # -- leaves -----------------------------------------------------------------------------------
 

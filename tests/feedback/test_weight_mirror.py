@@ -99,6 +99,40 @@ def test_with_one_hidden_layer_and_its_weights_it_is_back_propagation(output, fr
                 torch.testing.assert_close(found[name], grad, rtol=1e-10, atol=1e-10)
 
 
+class LastOnly(nn.Sequential):
+    """Returns what the output returned last."""
+
+    def forward(self, x):
+        for step in x:
+            out = super().forward(step)
+        return out
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_a_loss_on_the_last_step_alone_has_errors_at_the_currents_before(output, inside):
+    """The output's membrane carries them there, whether or not the loss is given these steps."""
+    torch.manual_seed(0)
+    net = LastOnly(nn.Linear(5, 6), leaky(), nn.Linear(6, 3), OUTPUTS[output]()).double()
+    x = 2 * torch.rand(T, B, 5, dtype=torch.float64)
+
+    def last_grads():
+        reset(net)
+        net.zero_grad()
+        for steps in [x] if inside else x[:, None]:
+            out = net(steps)
+        (out[-1] * torch.arange(1.0, 4)).sin().sum().backward()
+        return {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+
+    wanted = last_grads()
+    with DFA(net, feedback={"1": net[2].weight.detach()}, error_at="current"):
+        for _ in range(2):
+            found = last_grads()
+            assert found["0.weight"].any()
+            for name, grad in wanted.items():
+                torch.testing.assert_close(found[name], grad, rtol=1e-10, atol=1e-10)
+
+
 class Watched(nn.Sequential):
     """An output whose spikes go back into it, with a hook on them."""
 
