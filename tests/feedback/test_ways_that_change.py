@@ -329,6 +329,7 @@ FROZEN = {
 OF_NO_LAYER = {
     "a parameter": lambda n, a, q: functional.linear(a.reshape(-1, 6, 4).mT, n.kept),
     "a buffer": lambda n, a, q: functional.linear(a.reshape(-1, 6, 4).mT, n.kept * 2),
+    "of each head": lambda n, a, q: a.reshape(-1, 4, 2, 3).transpose(1, 2) @ n.heads,
     "to the left": lambda n, a, q: n.kept @ a.reshape(-1, 6, 4),
     "to the left, as a layer": lambda n, a, q: n.still.weight @ a.reshape(-1, 6, 4),
 }
@@ -338,7 +339,8 @@ def with_frozen(function):
     torch.manual_seed(0)
     net = Between(function)
     net.still, net.kept = nn.Linear(6, 6), nn.Parameter(torch.randn(6, 6) / 3)
-    for parameter in (*net.still.parameters(), net.kept):
+    net.heads = nn.Parameter(torch.randn(2, 3, 3))
+    for parameter in (*net.still.parameters(), net.kept, net.heads):
         parameter.requires_grad_(False)
     return net.double()
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snn_dfa._attach.between.local_functions import ALONE, LocalFunction, signed
+from snn_dfa._attach.between.local_functions import ALONE, LocalFunction, repeats_a_weight, signed
 from snn_dfa._attach.between.moves import (
     MOVES,
     Front,
@@ -169,6 +169,8 @@ def _local(
     node: Any, function: LocalFunction, known: Mapping[Any, Any], name: str, *, of_rows: bool
 ) -> Inflow:
     """Return a function whose derivative is kept in each pass; ``of_rows`` of several steps."""
+    if repeats_a_weight(node):
+        raise NotLinearError(type(node).__name__)
     parts, sizes = [], []
     for i in function.parts:
         below, index = node.next_functions[i]

@@ -18,7 +18,16 @@ from torch.nn import Parameter
 
 from snn_dfa.feedback.sample_ways import normalised, product, scaled, softmax
 
-__all__ = ["ALONE", "Asked", "Kept", "LocalFunction", "function_of", "of_steps", "signed"]
+__all__ = [
+    "ALONE",
+    "Asked",
+    "Kept",
+    "LocalFunction",
+    "function_of",
+    "of_steps",
+    "repeats_a_weight",
+    "signed",
+]
 
 #: Functions of each number alone. A feedback without ways of samples takes them as they are.
 ALONE = {
@@ -194,6 +203,18 @@ def _is_weight(node: Any, others: Sequence[int]) -> bool:
         if isinstance(of, Parameter) or (i == 1 and shared):
             return True
     return False
+
+
+def repeats_a_weight(node: Any) -> bool:
+    """Return whether a product is with frozen matrices, copied for each sample, as of each head.
+
+    It compares numbers, and is asked when a function is read, not in each pass.
+    """
+    if type(node).__name__ != "BmmBackward0" or node.next_functions[1][0] is not None:
+        return False
+    matrices = node._saved_mat2
+    heads = (n for n in range(1, len(matrices)) if len(matrices) % n == 0)
+    return bool(matrices.any()) and any(torch.equal(matrices[n:], matrices[:-n]) for n in heads)
 
 
 def _keeps_samples(node: Any, parts: Sequence[int]) -> bool:
