@@ -201,16 +201,22 @@ class Mixed(Net):
         return torch.stack([self.out(third(current)) for current in currents]).mean(0)
 
 
-@pytest.mark.parametrize("readout", [True, False])
-def test_where_steps_are_mixed_the_layers_before_have_a_matrix_of_their_own(readout):
-    torch.manual_seed(0)
-    net = Mixed(readout)
+def trained(net):
+    """Return DFA of a network after three steps of its optimiser."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
     dfa = DFA(net, output="out", optimizer=optimizer)
     for _ in range(3):
         optimizer.zero_grad()
         net(2 * torch.rand(T, B, 6)).square().sum().backward()
         optimizer.step()
+    return dfa
+
+
+@pytest.mark.parametrize("readout", [True, False])
+def test_where_steps_are_mixed_the_layers_before_have_a_matrix_of_their_own(readout):
+    torch.manual_seed(0)
+    net = Mixed(readout)
+    dfa = trained(net)
     assert dfa.feedback["neurons.1"].shape == (3, 12)
     assert net.made.b.weight.grad.any()
 
@@ -285,12 +291,7 @@ def test_a_tensor_that_is_filled_in_another_way_gives_matrices_of_their_own(fill
 
     torch.manual_seed(0)
     net = Filling(Lines, None)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
-    dfa = DFA(net, output="out", optimizer=optimizer)
-    for _ in range(3):
-        optimizer.zero_grad()
-        net(2 * torch.rand(T, B, 6)).square().sum().backward()
-        optimizer.step()
+    dfa = trained(net)
     assert set(dfa.state_dict()["learner"]["own"]) == {"neurons.0"}
     assert net.made.a.weight.grad.any()
 
