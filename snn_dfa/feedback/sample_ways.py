@@ -257,11 +257,10 @@ class Ways:
     courses: Named = field(default_factory=dict)
 
     def into(self, layers: Container[str]) -> Ways:
-        """Return those into some layers alone."""
+        """Return those into some layers alone, without courses."""
         return Ways(
             {name: gate for name, gate in self.gates.items() if name in layers},
             {key: each for key, each in self.local.items() if key.rpartition(" ")[0] in layers},
-            self.courses,
         )
 
     def mixed(self, share: float) -> Ways:
@@ -270,9 +269,8 @@ class Ways:
         return replace(self, gates=gates)
 
     def mean(self) -> Ways:
-        """Return the means over samples."""
+        """Return the means over samples, without courses."""
         return Ways(
             {name: gate.mean(0, keepdim=True) for name, gate in self.gates.items()},
             {k: t if isinstance(t, Tensor) else t.mean() for k, t in self.local.items()},
-            self.courses,
         )

@@ -27,6 +27,7 @@ from snn_dfa._attach.between.rows import (
     FILLED,
     PARTED,
     as_rows,
+    dims_of,
     parts_of,
     see_that_samples_stay,
     taken,
@@ -323,8 +324,7 @@ def _stack(node: Any, known: Mapping[Any, Any], *, of_steps: bool) -> Any:
 
 def _reduced(node: Any, kind: str, x: Inflow, shape: tuple[int, ...]) -> Inflow:
     """Return the mean or the sum over steps that are set side by side, or one of them."""
-    saved = node._saved_dim
-    dims = [signed(d) % len(shape) for d in (saved if isinstance(saved, tuple) else [saved])]
+    dims = dims_of(node)
     if dims != [x.steps] or getattr(node, "_saved_keepdim", False):
         raise NotLinearError(kind)
     if kind == "SelectBackward0":

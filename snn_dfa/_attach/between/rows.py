@@ -26,6 +26,7 @@ __all__ = [
     "PARTED",
     "Rows",
     "as_rows",
+    "dims_of",
     "parts_of",
     "see_that_samples_stay",
     "side_by_side",
@@ -139,10 +140,10 @@ def parts_of(node: Any, rows: Rows) -> Sequence[tuple[Any, int]]:
 
 def takes_rows(node: Any, rows: Rows) -> bool:
     """Return whether a node takes steps, or their mean."""
-    return type(node).__name__ in _TAKE and int(not rows.first) in _dims_of(node)
+    return type(node).__name__ in _TAKE and int(not rows.first) in dims_of(node)
 
 
-def _dims_of(node: Any) -> list[int]:
+def dims_of(node: Any) -> list[int]:
     """Return the dimensions along which a node takes some of its input, or a mean."""
     below, index = node.next_functions[0]
     dims, rank = node._saved_dim, len(below._input_metadata[index].shape)
