@@ -4,7 +4,8 @@
     python benchmarks/other_tasks.py --tasks text,attention --rules bptt,dfa --seeds 3
 
 ``regression``: a membrane follows a sine whose height is the input; explicit states, decays that
-learn. ``autoencoder``: convolutions, and transposed ones back to an image of 64 pixels.
+learn. ``delays``: two membranes follow products of inputs of two to six steps before; three hidden
+layers. ``autoencoder``: convolutions, and transposed ones back to an image of 64 pixels.
 ``text``: which of four lists a fifth of twenty words comes from; an embedding and `snn.Synaptic`.
 ``segmentation``: the class of each of 256 pixels; two paths that are joined.
 ``attention``: spikes of queries, keys and values over the patches of a digit.
@@ -41,11 +42,29 @@ def leaky(beta: float = 0.8, **options: Any) -> nn.Module:
     return snn.Leaky(beta=beta, init_hidden=True, spike_grad=fast_sigmoid(25), **options)
 
 
-# -- networks: from a step, or for regression from all steps, to what the loss reads ---------------
+# -- networks: from a step, or for sequences from all steps, to what the loss reads ----------------
 
 
-class Regression(nn.Module):
-    """Explicit states, decays that learn; the output never fires."""
+class Sequence(nn.Module):
+    """A network that returns the membranes of all steps, [T, B, C], of an output that never fires.
+
+    Subclasses have ``weights``, ``neurons``, ``last`` and ``out``.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return membranes [T, B, C]."""
+        states = [neuron.init_leaky() for neuron in (*self.neurons, self.out)]
+        membranes = []
+        for spk in x:
+            for i, (weight, neuron) in enumerate(zip(self.weights, self.neurons, strict=True)):
+                spk, states[i] = neuron(weight(spk), states[i])
+            _, states[-1] = self.out(self.last(spk), states[-1])
+            membranes.append(states[-1])
+        return torch.stack(membranes)
+
+
+class Regression(Sequence):
+    """Explicit states, decays that learn."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,16 +76,18 @@ class Regression(nn.Module):
         self.last = nn.Linear(128, 1)
         self.out = snn.Leaky(beta=torch.rand(1), learn_beta=True, reset_mechanism="none")
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return membranes [T, B, 1]."""
-        states = [neuron.init_leaky() for neuron in (*self.neurons, self.out)]
-        membranes = []
-        for spk in x:
-            for i, (weight, neuron) in enumerate(zip(self.weights, self.neurons, strict=True)):
-                spk, states[i] = neuron(weight(spk), states[i])
-            _, states[-1] = self.out(self.last(spk), states[-1])
-            membranes.append(states[-1])
-        return torch.stack(membranes)
+
+class Delays(Sequence):
+    """Three hidden layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = (4, 100, 100, 100)
+        self.weights = nn.ModuleList(map(nn.Linear, sizes[:-1], sizes[1:]))
+        self.neurons = nn.ModuleList(
+            snn.Leaky(beta=0.9, spike_grad=fast_sigmoid(25)) for _ in self.weights
+        )
+        self.last, self.out = nn.Linear(100, 2), snn.Leaky(beta=0.8, reset_mechanism="none")
 
 
 class Autoencoder(nn.Module):
@@ -189,6 +210,18 @@ def sines() -> Data:
     return (x[:, :384], y[:, :384]), (x[:, 384:], y[:, 384:])
 
 
+def waves() -> Data:
+    """Return four sines [T, B, 4] and two sums of products of what they were before."""
+    time = torch.arange(40.0)[:, None, None]
+    x = ((0.1 + 0.3 * torch.rand(768, 4)) * time + 2 * torch.pi * torch.rand(768, 4)).sin()
+    first, second, third, fourth = (
+        torch.cat([torch.zeros(delay, 768), x[:-delay, :, i]])
+        for i, delay in enumerate((2, 4, 3, 6))
+    )
+    y = torch.stack([first * second, third + fourth**2 / 2 - 0.25], 2)
+    return (2 * x[:, :512], y[:, :512]), (2 * x[:, 512:], y[:, 512:])
+
+
 def words() -> Data:
     """Return words [T, B] and lists [B]."""
     y, x = torch.randint(4, (1600,)), torch.randint(200, (20, 1600))
@@ -256,6 +289,7 @@ def _class_of(_: Tensor, y: Tensor) -> Tensor:
 _COUNTS: Mapping[str, Any] = {"population_code": True, "num_classes": 10}
 TASKS: Mapping[str, Task] = {
     "regression": Task(Regression, sines, functional.mse_loss, _error, None, 30, 5e-3),
+    "delays": Task(Delays, waves, functional.mse_loss, _error, None, 25),
     "autoencoder": Task(
         Autoencoder, lambda: digits(lambda x, _: x, 1, 8, 8),
         lambda out, y: functional.mse_loss(out[-1], y), lambda out, y: _error(out[-1], y), 8,
@@ -278,7 +312,7 @@ TASKS: Mapping[str, Task] = {
 def run_steps(task: Task, net: nn.Module, x: Tensor) -> Tensor:
     """Return what the network returns at all steps, [T, B, ...]."""
     reset(net)
-    if isinstance(net, Regression):
+    if isinstance(net, Sequence):
         return net(x)
     return torch.stack([net(step) for step in (x if task.steps is None else [x] * task.steps)])
 
@@ -291,7 +325,7 @@ def run(name: str, rule: str, seed: int) -> float:
     net = task.network()
     optimizer = torch.optim.Adam(net.parameters(), lr=task.rate)
     attached = attach(rule, net, optimizer)
-    dims = [1 if task.steps is None else 0, int(name == "regression")]  # of samples
+    dims = [1 if task.steps is None else 0, int(isinstance(net, Sequence))]  # of samples
     for _ in range(task.epochs):
         net.train()
         for rows in torch.randperm(x.shape[dims[0]]).split(64):

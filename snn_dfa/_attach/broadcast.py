@@ -17,6 +17,7 @@ from snn_dfa.feedback.apply import readout
 from snn_dfa.feedback.base import FeedbackWeights, Sent
 from snn_dfa.feedback.sample_ways import Ways, course_of, sizes_of
 from snn_dfa.rules import Rule, broadcast_signal, check_finite, local
+from snn_dfa.sequence.scan import InSteps
 
 __all__ = ["Broadcast", "is_steady"]
 
@@ -55,7 +56,7 @@ class Broadcast:
         self._errors: dict[tuple[int, ...], Tensor] = {}  # of a group of steps
         self._signals: dict[int, Tensor] = {}  # what the rule made of one of these
         # Of feedback with ways of samples: what each layer is sent, and by what the signal of each
-        # step, in units of its size, differs from the mean, [T, B, C].
+        # step differs from the mean one, which is taken as large as that step's, [T, B, C].
         self._rest: Tensor | None = None
         self._by_sample: dict[str, Sent] = {}
 
@@ -259,7 +260,7 @@ class Broadcast:
         if steps.stride(0) and len(steps) > 1:
             mean, course = steps.mean(0, keepdim=True), course_of(sizes_of(steps))
             by = course.to(steps.dtype).view(-1, 1, 1)
-            self._rest = torch.where(by > 0, steps / by - mean, 0)
+            self._rest = torch.addcmul(steps, by, mean, value=-1)
             courses = dict.fromkeys(self._layers.outputs, course)
         passed: dict[str, dict[Call, None]] = {}  # once, where several outputs are of one step
         for call, _ in sorted(arrived, key=lambda each: each[0].number):
@@ -283,19 +284,14 @@ class Broadcast:
         once, matrix, rest, course = self._by_sample[name]
         steps = _in_steps(signal, calls[0].steps)
         if rest is not None:
-            sent = rest.reshape(len(steps), *once.shape) + once
-        elif matrix is None or self._rest is None:
-            sent = once[None]
-        else:  # as spikes lie in memory, so that neurons read it as it comes
-            order = _order_of(calls[0].spikes, once.dim())
-            flat, rows = (t.permute(order).flatten(1) for t in (once, matrix.to(signal.dtype)))
-            sent = (self._rest @ rows).add_(flat)
-            sent = sent.reshape(len(steps), *(once.shape[i] for i in order))
-            sent = sent.permute(0, *(1 + order.index(i) for i in range(len(order))))
-        if course is not None:
-            by = course.to(sent.dtype).view(-1, *(1,) * once.dim())
-            sent = sent * by if len(sent) == 1 else sent.mul_(by)
-        sent = sent.expand(len(steps), *once.shape)
+            sent = _added(rest.reshape(len(steps), *once.shape), once, course)
+        elif matrix is not None and self._rest is not None:
+            sent = _added(_through(self._rest, matrix, calls[0].spikes), once, course)
+        elif course is None:
+            sent = once.expand(len(steps), *once.shape)
+        else:  # of several calls each is sent its own step
+            sent = InSteps.of(once, course.to(once.dtype))
+            sent = sent if len(calls) == 1 else sent.product()
         shape = (*signal.shape[:-1], *once.shape[1:])
         return sent if sent.shape == shape else sent.reshape(shape)
 
@@ -357,6 +353,21 @@ def _in_steps(signal: Tensor, steps: int | None) -> Tensor:
     if steps is not None:
         return signal.reshape(-1, signal.shape[-2] // steps, signal.shape[-1])
     return signal if signal.dim() == 3 else signal.reshape(-1, *signal.shape[-2:])
+
+
+def _through(errors: Tensor, matrix: Tensor, spikes: Tensor | None) -> Tensor:
+    r"""Return errors [T, B, C] times B [C, \*S], as spikes lie in memory: so neurons read them."""
+    order = _order_of(spikes, matrix.dim())
+    rows = matrix.permute(order)
+    sent = (errors @ rows.flatten(1).to(errors.dtype)).view(*errors.shape[:2], *rows.shape[1:])
+    return sent.permute(0, *(1 + order.index(i) for i in range(len(order))))
+
+
+def _added(sent: Tensor, once: Tensor, course: Tensor | None) -> Tensor:
+    r"""Return what is sent, [T, B, \*S], with one part for all steps added by its course."""
+    if course is None:
+        return sent.add_(once)
+    return sent.addcmul_(course.to(once.dtype).view(-1, *(1,) * once.dim()), once)
 
 
 def _order_of(spikes: Tensor | None, dims: int) -> list[int]:

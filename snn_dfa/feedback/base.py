@@ -32,7 +32,7 @@ class Sent(NamedTuple):
         matrix: [C, \*S], for the differences from it: B of the mean ways.
         rest: [T * B, \*S], the differences times that matrix, which was not made: so where they are
             fewer than outputs.
-        course: How large the errors of each step are beside their mean, [T]; ``None`` for alike.
+        course: What the mean error is multiplied by at each step, [T]; ``None`` for 1.
     """
 
     mean: Tensor
@@ -252,8 +252,8 @@ class FeedbackWeights:
 
         Args:
             error: [B, C], the mean error of each sample.
-            rest: [T * B, C], by what the error of each step, divided by the course of the errors,
-                differs from it; ``None`` for nothing.
+            rest: [T * B, C], by what the error of each step differs from it, where that is taken
+                as large as the errors of the step; ``None`` for nothing.
             ways: How samples have passed the network.
             steady: Whether the loss is the same function of each step. Then a layer before others
                 is sent the mean alone.

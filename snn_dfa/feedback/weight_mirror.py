@@ -49,9 +49,9 @@ class WeightMirror(LearningOptions):
 
     The mean error over the steps goes this way once. At each step it is as large as the gates of
     this step are in the layer into which it flows, beside their mean over the steps: one number for
-    a layer and a step. Errors that differ from step to step are divided by their own sizes. What
-    then differs from the mean goes by the matrix B of the mean gates; where the loss gives the same
-    error at all steps, to the layers before the last weights alone.
+    a layer and a step. What a step's error differs by from the mean error, which is taken as large
+    as the errors of that step, goes by the matrix B of the mean gates; where the loss gives the
+    same error at all steps, to the layers before the last weights alone.
 
     V learns in two ways, at each step of the optimiser that is followed:
 

@@ -377,11 +377,10 @@ def by_hand(net, x, loss, steady, own):
     mean, size = error.mean(0), relative(error)
     for b in range(B):
         for t in range(steps):
-            sent[t, b] = back(mean[b], gate[b], share[b])
+            sent[t, b] = course[t] * back(mean[b], gate[b], share[b])
             if not steady:
-                rest = error[t, b] / size[t] - mean[b]
+                rest = error[t, b] - size[t] * mean[b]
                 sent[t, b] += back(rest, gate.mean(0), share.mean(0))
-            sent[t, b] *= course[t]
     return torch.autograd.grad(spikes1, conv1.weight, sent)[0]
 
 
@@ -437,11 +436,11 @@ def test_a_product_over_several_steps_has_the_means_of_its_factors(kind):
     error = torch.autograd.grad(loss(loop(net.out, last)), last)[0]
     mean, other = error.mean(0), q.detach()[..., :5].mean(0)
     sent = torch.zeros_like(a)
-    sent[..., :5] = mean @ net.last.weight * gate * other
+    sent[..., :5] = course * (mean @ net.last.weight * gate * other)
     if not steady:
-        rest = error / relative(error)[:, None, None] - mean
+        rest = error - relative(error)[:, None, None] * mean
         sent[..., :5] += rest @ net.last.weight * gate.mean(0) * other.mean(0)
-    wanted = torch.autograd.grad(a, net.l1.weight, sent * course)[0]
+    wanted = torch.autograd.grad(a, net.l1.weight, sent)[0]
     assert wanted.any()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     dfa = DFA(net, optimizer=optimizer, feedback=WeightMirror(by_sample=1))

@@ -6,5 +6,6 @@ with Triton.
 """
 
 from snn_dfa.sequence.scan.function import Dynamics, credit_at_current, gate_of, leaky_scan
+from snn_dfa.sequence.scan.in_steps import InSteps
 
-__all__ = ["Dynamics", "credit_at_current", "gate_of", "leaky_scan"]
+__all__ = ["Dynamics", "InSteps", "credit_at_current", "gate_of", "leaky_scan"]

@@ -136,7 +136,7 @@ def backward(
         *_arrays(grads, 3, dtype), as_array(margin), as_array(behind), as_array(slope),
         one * steepness, one * dyn.gain, *_rows(dyn, neurons), as_array(result), as_array(sums),
         *_arrays((beside.syns,), 3, dtype), *_arrays((beside.mem, beside.syn), 2, dtype),
-        *_arrays(beside[-7:-1], 2, dtype), as_array(sizes),
+        *_arrays(beside.sums, 2, dtype), *_arrays((beside.factors,), 1, dtype), as_array(sizes),
     )  # fmt: skip
     if beside.sizes is not None:
         torch.sum(sizes, 1, out=beside.sizes)

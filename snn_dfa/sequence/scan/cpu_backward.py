@@ -68,7 +68,7 @@ def backward_kernel(
     def kernel(
         at_spikes, at_mems, at_syns, at_inhs, margin, behind, slopes, steepness, gain,
         beta, threshold, alpha, tau, result, sums, syns, first_mem, first_syn,
-        at_mem, at_syn, at_inh, at_beta, at_threshold, at_alpha, sizes,
+        at_mem, at_syn, at_inh, at_beta, at_threshold, at_alpha, factors, sizes,
     ):  # fmt: skip
         num_steps, batch, neurons = margin.shape
         zero, one = beta.dtype.type(0), beta.dtype.type(1)
@@ -109,6 +109,7 @@ def backward_kernel(
                     before = behind[t - 1, b, lo:hi] if t else at_first
                 if not kind:
                     given = slopes[t, b, lo:hi]
+                factor = factors[t] if len(factors) else one
                 if has_spikes:
                     spike_row = at_spikes[min(t, last_s), b, lo:hi]
                 if has_mems:
@@ -141,7 +142,7 @@ def backward_kernel(
                     m = later[i]
                     if has_mems:
                         m = m + mem_row[i]
-                    at_spike = spike_row[i] if has_spikes else zero
+                    at_spike = factor * spike_row[i] if has_spikes else zero
                     delta = m
                     if immediate_reset and to_zero:
                         u = zero if x == minus_infinity else x + theta

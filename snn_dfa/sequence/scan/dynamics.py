@@ -63,9 +63,10 @@ class Beside(NamedTuple):
     """What a backward pass reads and writes beside spikes, membranes and current; ``None``: none.
 
     It reads the first membranes ``mem`` [B, N], gradients at the synaptic currents, and, of neurons
-    that learn, the series of their states, all [T, B, N]. It writes sums over steps [B, N]: the
-    gradients at the first states and at each neuron's constants; and ``sizes`` [T], how large the
-    gradients at the currents of each step are together.
+    that learn, the series of their states, all [T, B, N]; and ``factors`` [T], by which gradients
+    at the spikes of each step are multiplied. It writes sums over steps [B, N]: the gradients at
+    the first states and at each neuron's constants; and ``sizes`` [T], how large the gradients at
+    the currents of each step are together.
     """
 
     mem: Tensor | None = None
@@ -80,7 +81,14 @@ class Beside(NamedTuple):
     at_beta: Tensor | None = None
     at_threshold: Tensor | None = None
     at_alpha: Tensor | None = None
+    factors: Tensor | None = None
     sizes: Tensor | None = None
+
+    @property
+    def sums(self) -> tuple[Tensor | None, ...]:
+        """What is written, [B, N] each."""
+        constants = self.at_beta, self.at_threshold, self.at_alpha
+        return self.at_mem, self.at_syn, self.at_inh, *constants
 
 
 #: From rest; nothing learns but what gives the current.

@@ -18,6 +18,7 @@ from snn_dfa.sequence.scan.dynamics import (
     States,
     one_step_if_constant,
 )
+from snn_dfa.sequence.scan.in_steps import InSteps
 from snn_dfa.surrogate import Surrogate
 
 __all__ = ["Dynamics", "credit_at_current", "gate_of", "leaky_scan"]
@@ -290,6 +291,8 @@ class _LeakyScan(torch.autograd.Function):
         margin, mem, wait, syn, mems, syns = ctx.saved_tensors
         at_start = ctx.needs_input_grad[1:4]
         dtype, dyn = ctx.dyn.beta.dtype if any(at_start) else ctx.dtype, ctx.dyn
+        apart = ctx.kernels is not cuda and not ctx.over_resets  # both need the product
+        at_spikes, factors = _in_steps(at_spikes, apart=apart)
         if ctx.over_resets:
             if at_mems is not None and (dyn.immediate_reset or dyn.clamp):
                 # What a reset or a held membrane does in its own step, and then the decay.
@@ -299,10 +302,11 @@ class _LeakyScan(torch.autograd.Function):
             dyn = dataclasses.replace(dyn, reset="none", immediate_reset=False, clamp=False)
         args = (at_spikes, at_mems, margin, dyn, dtype, ctx.constant)
         if dyn.is_leaky and not ctx.learns:
-            result, found = ctx.kernels.backward(*args), NOTHING
+            found = NOTHING if factors is None else Beside(factors=factors)
         else:
-            found = Beside(mem, at_syns, at_inhs, mems, syns, syn, *_sums(ctx, margin))
-            result = ctx.kernels.backward(*args, found)
+            sums = _sums(ctx, margin)
+            found = Beside(mem, at_syns, at_inhs, mems, syns, syn, *sums)._replace(factors=factors)
+        result = ctx.kernels.backward(*args, *(() if found is NOTHING else (found,)))
         at_mem = found.at_mem
         if at_start[0] and at_mem is None:
             at_mem = _at_start(result[0], mem, wait, dyn)
@@ -317,6 +321,15 @@ class _LeakyScan(torch.autograd.Function):
 
 
 _SCAN: Any = _LeakyScan._backward_cls
+
+
+def _in_steps(at_spikes: Tensor | None, *, apart: bool) -> tuple[Tensor | None, Tensor | None]:
+    """Return gradients at spikes, and the factor of each step; ``apart`` is whether it may stay."""
+    if not isinstance(at_spikes, InSteps):
+        return at_spikes, None
+    if not apart:
+        return at_spikes.product(), None
+    return at_spikes.once.expand(at_spikes.shape), at_spikes.factors
 
 
 def _places(current: Tensor, dyn: Dynamics, want_last: bool) -> tuple[Tensor | None, ...]:

@@ -146,7 +146,7 @@ def backward(
         dyn: The neuron.
         current_dtype: Of the result.
         constant: Whether the current was the same at every step.
-        beside: What else is read and written. Nothing of it for refractory neurons.
+        beside: What else is read and written. Of refractory neurons it has factors at most.
     """
     num_steps, dtype = len(margin), dyn.beta.dtype
     zero = margin.new_zeros(margin.shape[1:], dtype=dtype)
@@ -159,6 +159,7 @@ def backward(
         gap = gaps[t - 1].to(dtype) if t else at_start  # of the membrane that the step begins with
         late = (gap > 0).to(dtype) if dyn.resets_late else zero
         s = zero if at_spikes is None else at_spikes[t].to(dtype)
+        s = s if beside.factors is None else beside.factors[t] * s
         grads = at_mems, beside.at_syns, beside.at_inhs
         later = _sum(later, [None if grad is None else grad[t] for grad in grads])
         delta, at_threshold = _at_membrane(s, later[0], x, late, dyn)
@@ -170,7 +171,7 @@ def backward(
         at_drives.append(dyn.gain * at_drive)
     if beside.sizes is not None:
         beside.sizes.copy_(torch.stack([each.abs().sum() for each in at_drives[::-1]]))
-    for place, gradient in zip(beside[-7:-1], (*later, *at_constants), strict=True):
+    for place, gradient in zip(beside.sums, (*later, *at_constants), strict=True):
         if place is not None:
             place.copy_(gradient)
     result = torch.stack(at_drives[::-1])
