@@ -263,6 +263,11 @@ class FeedbackWeights:
     # -- learning ----------------------------------------------------------------------------------
 
     @property
+    def with_own_matrix(self) -> tuple[str, ...]:
+        """Hidden layers whose B is no product of factors, where it is one of others."""
+        return ()
+
+    @property
     def accumulates(self) -> bool:
         """Whether the backward pass has to call :meth:`accumulate`, which needs the spikes."""
         return False

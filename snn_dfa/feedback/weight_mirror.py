@@ -210,6 +210,11 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
             )
 
     @property
+    def with_own_matrix(self) -> tuple[str, ...]:
+        """Layers before a function that has no way back."""
+        return self._direct
+
+    @property
     def accumulates(self) -> bool:
         """Whether a layer has a matrix of its own, which learns from the layer's spikes."""
         return bool(self._direct)

@@ -124,6 +124,9 @@ def test_a_function_of_a_weight_gives_the_layers_before_it_matrices_of_their_own
     dfa, _ = train(Net())
     factors = dfa.state_dict()["matrices"]
     assert "net.4" not in factors
+    own = tuple(dfa.state_dict()["learner"]["own"])
+    assert own
+    assert repr(dfa).endswith(f"own_matrix={own})")
 
 
 def by_hand(optimizer, net):
