@@ -17,7 +17,7 @@ from snn_dfa.feedback.apply import readout
 from snn_dfa.feedback.base import FeedbackWeights, Sent
 from snn_dfa.feedback.sample_ways import Ways, course_of, sizes_of
 from snn_dfa.rules import Rule, broadcast_signal, check_finite, local
-from snn_dfa.sequence.scan import InSteps
+from snn_dfa.sequence.scan import InSteps, is_scanned
 
 __all__ = ["Broadcast", "is_steady"]
 
@@ -289,9 +289,10 @@ class Broadcast:
             sent = _added(_through(self._rest, matrix, calls[0].spikes), once, course)
         elif course is None:
             sent = once.expand(len(steps), *once.shape)
-        else:  # of several calls each is sent its own step
+        else:  # the parts are for scans; hooks and functions in a block see what they know
             sent = InSteps.of(once, course.to(once.dtype))
-            sent = sent if len(calls) == 1 else sent.product()
+            parts = name in self._layers.neurons and is_scanned(calls[0].spikes)
+            sent = sent if parts and len(calls) == 1 else sent.product()
         shape = (*signal.shape[:-1], *once.shape[1:])
         return sent if sent.shape == shape else sent.reshape(shape)
 

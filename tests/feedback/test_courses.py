@@ -142,3 +142,81 @@ def test_a_layer_that_passes_nothing_does_not_change_the_errors_of_others():
         found.append(net.fc1.weight.grad)
     assert found[0].any()
     torch.testing.assert_close(*found)
+
+
+# -- an error that is the same at all steps but for a number ---------------------------------------
+
+
+class Halved(torch.autograd.Function):
+    """A user's own function, which hands its gradient to NumPy."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.from_numpy(grad.numpy() / 2)
+
+
+def hooked(spk):
+    """A hook that changes the gradient in place."""
+    if spk.requires_grad:
+        spk.register_hook(lambda grad: grad.mul_(0.5))
+    return spk
+
+
+class Block(nn.Module):
+    def __init__(self, end):
+        super().__init__()
+        self.fc, self.lif, self.end = nn.Linear(5, 8), leaky(), end
+
+    def forward(self, x):
+        return self.end(self.lif(self.fc(x)))
+
+
+class Pair(nn.Sequential):
+    """The same as a block that is no layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.lif = nn.Linear(5, 8), leaky()
+
+
+def leaky():
+    return snn.Leaky(beta=0.8, threshold=0.3, init_hidden=True)
+
+
+def first_gradient(block, form, **options):
+    """Return the gradient of the first of three layers, with the weights as factors."""
+    torch.manual_seed(0)
+    net = nn.Sequential(block(), nn.Linear(8, 6), leaky(), nn.Linear(6, 3), leaky())
+    x = 3 * torch.rand(T, B, 5)
+    run = over_time(net) if form else net
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    dfa = DFA(run, output="4", optimizer=optimizer, **options)
+    weights = {"1": net[1].weight, "3": net[3].weight}
+    for _ in range(2):
+        reset(net)
+        net.zero_grad()
+        out = run(x) if form else torch.stack([net(step) for step in x])
+        (out.sum(0) - 2).square().sum().backward()
+        state = dfa.state_dict()
+        state["matrices"] |= {name: weights[name].detach().clone() for name in state["matrices"]}
+        dfa.load_state_dict(state)
+    return net[0].get_submodule("fc").weight.grad
+
+
+@pytest.mark.parametrize("form", [False, True])
+@pytest.mark.parametrize("end", [Halved.apply, hooked])
+def test_functions_and_hooks_in_a_block_get_a_plain_gradient(end, form):
+    wanted = first_gradient(lambda: Block(nn.Identity()), form, hidden=["0", "2"])
+    assert wanted.any()
+    found = first_gradient(lambda: Block(end), form, hidden=["0", "2"])
+    torch.testing.assert_close(found, wanted / 2)
+
+
+def test_the_credit_current_takes_it():
+    loop, form = (first_gradient(Pair, form, credit="current") for form in (False, True))
+    assert loop.any()
+    torch.testing.assert_close(form, loop)

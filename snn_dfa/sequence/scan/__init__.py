@@ -5,7 +5,13 @@ reference and the fallback. ``cpu.py`` has the same for the CPU with numba, ``cu
 with Triton.
 """
 
-from snn_dfa.sequence.scan.function import Dynamics, credit_at_current, gate_of, leaky_scan
+from snn_dfa.sequence.scan.function import (
+    Dynamics,
+    credit_at_current,
+    gate_of,
+    is_scanned,
+    leaky_scan,
+)
 from snn_dfa.sequence.scan.in_steps import InSteps
 
-__all__ = ["Dynamics", "InSteps", "credit_at_current", "gate_of", "leaky_scan"]
+__all__ = ["Dynamics", "InSteps", "credit_at_current", "gate_of", "is_scanned", "leaky_scan"]

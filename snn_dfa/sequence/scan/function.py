@@ -21,7 +21,7 @@ from snn_dfa.sequence.scan.dynamics import (
 from snn_dfa.sequence.scan.in_steps import InSteps
 from snn_dfa.surrogate import Surrogate
 
-__all__ = ["Dynamics", "credit_at_current", "gate_of", "leaky_scan"]
+__all__ = ["Dynamics", "credit_at_current", "gate_of", "is_scanned", "leaky_scan"]
 
 
 _VIEWS = {"PermuteBackward0", "ReshapeAliasBackward0", "UnsafeViewBackward0", "ViewBackward0"}
@@ -162,6 +162,22 @@ def gate_of(spikes: Tensor, current: Any, dims: int) -> tuple[Tensor, Tensor] | 
     strides = neurons, *spikes.stride()[dims:]
     gate = found.div_(steps).as_strided((batch, *spikes.shape[dims:]), strides)  # as spikes lie
     return gate, sizes
+
+
+def is_scanned(spikes: Tensor | None) -> bool:
+    """Return whether a gradient at spikes goes to a scan, and passes views alone on its way.
+
+    Args:
+        spikes: [T, B, ...] or [T * B, ...].
+
+    Example:
+        >>> from snn_dfa.surrogate import fast_sigmoid
+        >>> dyn = Dynamics(torch.tensor(0.5), torch.tensor(1.0), fast_sigmoid(10))
+        >>> spikes = leaky_scan(torch.ones(4, 1, 1, requires_grad=True), dyn)[0]
+        >>> is_scanned(spikes.flatten(0, 1)), is_scanned(2 * spikes)
+        (True, False)
+    """
+    return spikes is not None and type(_through_views(spikes.grad_fn)) is _SCAN
 
 
 def _through_views(node: Any, end: Any = None) -> Any:

@@ -16,7 +16,8 @@ class InSteps(Tensor):
     r"""One tensor [B, \*S] for all steps, times a factor for each: [T, B, \*S] or [T * B, \*S].
 
     A scan reads the one tensor and the factors, so that a gradient of all steps is never written
-    down. All that calculates with this one calculates with the product.
+    down. All that calculates with this one calculates with the product. It is for scans alone: a
+    change in place is lost, and it has no memory that NumPy could read.
 
     Args:
         once: [B, \*S].
@@ -68,7 +69,7 @@ def _viewed(error: InSteps, sizes: list[int]) -> InSteps | None:
     steps, batch = len(error.factors), len(error.once)
     if list(sizes[:2]) == [steps, batch]:
         sample = sizes[2:]
-    elif sizes[0] == steps * batch:
+    elif list(sizes[:1]) == [steps * batch]:
         sample = sizes[1:]
     else:
         return None
