@@ -14,6 +14,7 @@ from snn_dfa._attach.forward import Credit, Forward, Held
 from snn_dfa._attach.functions import in_backward
 from snn_dfa._attach.graph import are_packed
 from snn_dfa._attach.hooks import eager
+from snn_dfa._attach.layers import has_hidden_state
 from snn_dfa._attach.series import Series
 from snn_dfa._attach.steps.known_neurons import step_of
 from snn_dfa._attach.steps.step import Inputs
@@ -96,7 +97,8 @@ class LayerForward(Forward):
         if self._is_neuron:
             core.now.last = self._name
         if in_backward():
-            messages.refuse_repetition(self._name, self.module, whole=core.now.repeats)
+            goes_on = has_hidden_state(self.module)
+            messages.refuse_repetition(self._name, whole=core.now.repeats, goes_on=goes_on)
         several = self._states.several
         if several:
             self._states.check(self._name, self.module)

@@ -17,8 +17,8 @@ from snn_dfa.sequence import NeuronOverTime, Scan
 from snn_dfa.sequence.attached import Attached
 
 __all__ = [
-    "Layers", "Structure", "find_layers", "is_attached", "is_spiking", "spiking_layers",
-    "takes_sequences",
+    "Layers", "Structure", "find_layers", "has_hidden_state", "is_attached", "is_spiking",
+    "spiking_layers", "takes_sequences",
 ]  # fmt: skip
 
 # They take a whole sequence [T, B, ...] in one call, where the other neurons take a step [B, ...].
@@ -71,6 +71,13 @@ def spiking_layers(net: nn.Module) -> dict[str, nn.Module]:
 def takes_sequences(module: nn.Module) -> bool:
     """Return whether a layer takes a whole sequence [T, B, ...] in one call."""
     return isinstance(module, _SEQUENCE_NEURONS)
+
+
+def has_hidden_state(module: nn.Module) -> bool:
+    """Return whether a call of a layer begins with what the last one has left in it."""
+    if isinstance(module, NeuronOverTime):
+        return module.stateful
+    return bool(getattr(module, "init_hidden", False))
 
 
 def is_attached(net: nn.Module) -> bool:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from torch import nn
-
 from snn_dfa.errors import AttachError, FeedbackError
 
 __all__ = [
@@ -198,13 +196,13 @@ def changed(gone: Sequence[str], new: Sequence[str]) -> str:
     )
 
 
-def refuse_repetition(name: str, module: nn.Module, *, whole: bool) -> None:
+def refuse_repetition(name: str, *, whole: bool, goes_on: bool) -> None:
     """Raise an error for a call that activation checkpointing repeats, where it is another call.
 
     Args:
         name: Of the layer.
-        module: The layer.
         whole: Whether the whole network's pass is repeated.
+        goes_on: Whether the layer's call begins with a state that is hidden in it.
 
     Raises:
         AttachError: if only some layers are repeated, or the layer's state is hidden in it.
@@ -215,10 +213,11 @@ def refuse_repetition(name: str, module: nn.Module, *, whole: bool) -> None:
             f"{said}its spikes already belong to a step of the output; checkpoint the whole "
             f"network, or layers without spiking neurons"
         )
-    if getattr(module, "init_hidden", False):
+    if goes_on:
         raise AttachError(
             f"{said}its hidden state would then start from another membrane; pass the states "
-            f"explicitly, use over_time, or checkpoint layers without spiking neurons"
+            f"explicitly, use over_time without stateful=True, or checkpoint layers without "
+            f"spiking neurons"
         )
 
 

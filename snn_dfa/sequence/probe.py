@@ -82,12 +82,18 @@ def _aside(x: Tensor) -> Iterator[None]:
             torch.no_grad(),
             torch.random.fork_rng(devices=devices),
             torch.autocast(x.device.type, enabled=False),
+            # Activation checkpointing keeps nothing of this, and does none of it again.
+            torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is),
         ):
             yield
     finally:
         random.setstate(own)
         np.random.set_state(numbers)  # noqa: NPY002
         neurons[:] = all_neurons
+
+
+def _as_it_is(kept: Tensor) -> Tensor:
+    return kept
 
 
 # -- where the loop is -----------------------------------------------------------------------------

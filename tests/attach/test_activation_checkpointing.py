@@ -91,6 +91,49 @@ def test_a_network_over_time_may_be_checkpointed(reentrant, options):
     assert_close(*found)
 
 
+class Own(nn.Module):
+    """A network that is no ``nn.Sequential``, of which the first call is compared with its loop."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = network()
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("options", [{}, {"feedback": "kolen-pollack"}])
+def test_a_network_of_ones_own_over_time_may_be_checkpointed(reentrant, options):
+    found = []
+    for again in (False, True):
+        form = over_time(Own())
+        optimizer = torch.optim.SGD(form.parameters(), lr=0.1)
+        DFA(form, output="layers.5", optimizer=optimizer if options else None, **options)
+        x = X.clone().requires_grad_(reentrant)
+        for _ in range(2):
+            optimizer.zero_grad()
+            out = checkpoint(form, x, use_reentrant=reentrant) if again else form(x)
+            loss_of(out).backward()
+            optimizer.step()
+        found.append(grads(form))
+    assert all(grad.any() for grad in found[0])
+    assert_close(*found)
+
+
+@pytest.mark.parametrize("make", [network, Own])
+def test_a_checkpointed_network_over_time_that_goes_on_is_refused(make):
+    """Its states would begin, the second time, where the first time ended."""
+    form = over_time(make(), stateful=True)
+    DFA(form, output="5" if make is network else "layers.5")
+    loss = loss_of(checkpoint(form, X, use_reentrant=False))
+    with pytest.raises(AttachError, match="use over_time without stateful=True"):
+        loss.backward()
+    assert not any(p.grad is not None for p in form.parameters())
+
+
 def test_feedback_that_learns_with_repeated_passes_is_refused():
     form = over_time(network())
     DFA(form, output="5", feedback="kolen-pollack")
