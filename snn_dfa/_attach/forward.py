@@ -54,7 +54,7 @@ class Forward(Attached):
     def __init__(self, module: nn.Module, core: Core) -> None:
         self.module, self.core = module, core
         self._had = "forward" in vars(module)
-        self.plain: Callable[..., Any] = module.forward
+        self.plain = module.forward
         module.forward = self  # type: ignore[assignment]
 
     @property

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import snntorch as snn
@@ -18,6 +18,7 @@ from snn_dfa.feedback import stand_in
 from snn_dfa.feedback.apply import correlation
 from snn_dfa.feedback.stand_in import Inflow
 from snn_dfa.sequence import AtOnce
+from snn_dfa.sequence.attached import Attached
 
 __all__ = [
     "SYNAPSES",
@@ -34,6 +35,7 @@ __all__ = [
     "synapse",
     "synapses",
     "weight_in_use",
+    "weight_of",
     "within_layers",
 ]
 
@@ -106,6 +108,7 @@ def computes_as(module: nn.Module, kinds: Sequence[type[nn.Module]]) -> bool:
     """Return whether a module is of one of some classes, and computes what that class does."""
     kind = next((each for each in kinds if isinstance(module, each)), None)
     own = vars(module).get("forward")  # in a copy of an attached network the plain one
+    own = own.plain if isinstance(own, Attached) else own
     if kind is None or not (own is None or getattr(own, "__func__", None) is kind.forward):
         return False
     if type(module).__module__.startswith("snn_dfa."):
@@ -155,6 +158,30 @@ class _Taken(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+@contextmanager
+def _at_rest(module: nn.Module) -> Iterator[None]:
+    """Let what makes a layer's weight of parameters draw nothing, and note nothing.
+
+    In training it may do so each time that the weight is read, as spectral normalisation does.
+    """
+    made = getattr(module, "parametrizations", None)
+    training = [] if made is None else [part for part in made.modules() if part.training]
+    try:
+        for part in training:
+            part.training = False
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def weight_of(module: Any) -> Tensor:
+    """Return a layer's weight, of which nothing is changed by that."""
+    with _at_rest(module):
+        weight: Tensor = module.weight
+    return weight
+
+
 def weight_in_use(module: Any, name: str) -> Tensor:
     """Return the weight with which a layer computes.
 
@@ -168,14 +195,14 @@ def weight_in_use(module: Any, name: str) -> Tensor:
     Raises:
         FeedbackError: if it computes in a way that is not known.
     """
+    own = weight_of(module)
     if computes_as(module, SYNAPSES):
-        known: Tensor = module.weight
-        return known
-    own = module.weight
-    twin, error = copy.copy(module), ""
+        return own
+    twin, error = object.__new__(type(module)), ""
+    vars(twin).update(vars(module))
     twin._buffers = {k: b if b is None else b.clone() for k, b in module._buffers.items()}
     devices = [own.device] if own.is_cuda else []
-    with torch.no_grad(), torch.random.fork_rng(devices), _Taken() as taken:
+    with torch.no_grad(), torch.random.fork_rng(devices), _at_rest(module), _Taken() as taken:
         try:
             type(module).forward(twin, _zeros(module).to(own))
         except Exception as raised:
@@ -241,7 +268,7 @@ def gradient_at_weight(module: Any, x: Tensor, error: Tensor) -> Tensor:
     if isinstance(module, nn.Linear):
         return correlation(error, x)
     with torch.enable_grad():
-        weight = torch.zeros_like(module.weight, dtype=error.dtype, requires_grad=True)
+        weight = torch.zeros_like(weight_of(module), dtype=error.dtype, requires_grad=True)
         out = answer(module, x, weight, size=error.shape)
     return torch.autograd.grad(out, weight, error)[0]
 

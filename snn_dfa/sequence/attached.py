@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import nn
 
 from snn_dfa.errors import AttachError
@@ -11,6 +14,9 @@ __all__ = ["Attached", "has_hooks", "see_that_no_hook_is_left_out", "see_that_no
 
 class Attached:
     """What stands in place of a module's ``forward`` while a rule is attached to the module."""
+
+    #: What it stands for.
+    plain: Callable[..., Any]
 
     @property
     def at_work(self) -> bool:

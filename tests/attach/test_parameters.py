@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 from torch import nn
-from user_nets import Net, X, assert_alike, gradients
+from user_nets import Net, X, assert_alike, gradients, hidden
 
-from snn_dfa import DFA, BackwardError
+from snn_dfa import DFA, BackwardError, reset
 
 
 def test_a_surrogate_that_learns():
@@ -176,3 +176,74 @@ def test_a_weight_that_each_reading_changes():
     with DFA(twin, output="lif2"):
         for _ in range(2):
             assert torch.equal(twin(X), net(X))
+
+
+class Dropped(nn.Module):
+    """Connections that are left out by chance while the network trains."""
+
+    def forward(self, weight):
+        return nn.functional.dropout(weight, 0.3, self.training)
+
+
+def dropped(module):
+    nn.utils.parametrize.register_parametrization(module, "weight", Dropped())
+
+
+@pytest.mark.parametrize("make", [nn.utils.parametrizations.spectral_norm, dropped])
+@pytest.mark.parametrize("learned", [True, False])
+def test_feedback_that_reads_such_a_weight_changes_nothing(make, learned):
+    found = []
+    for attached in (True, False):
+        torch.manual_seed(0)
+        net = Net()
+        make(net.fc2)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+        options = {"optimizer": optimizer} if learned else {"feedback": "transpose"}
+        dfa = DFA(net, output="lif2", **options) if attached else None
+        outs = []
+        for _ in range(3):
+            outs.append(net(X))
+            (outs[-1] - 1).square().sum().backward()
+            optimizer.step()
+        if dfa is not None:
+            dfa.remove()
+        found.append([*outs, *net.state_dict().values()])
+    assert found[0][0].any()
+    for mine, plain in zip(*found, strict=True):
+        assert torch.equal(mine, plain)
+
+
+def of_head(make, steps=2, **options):
+    """Return the first gradient of a network that ends in weights, after steps of an optimiser."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), hidden(), nn.Linear(8, 2))
+    make(net[2])
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+    if options.get("feedback") != "transpose":
+        options["optimizer"] = optimizer
+    dfa = DFA(net, output="2", **options)
+    for _ in range(steps):
+        reset(net)
+        optimizer.zero_grad()
+        sum(net(step) for step in X).square().sum().backward()
+        optimizer.step()
+    dfa.remove()
+    return net, net[0].weight.grad
+
+
+MADE = (nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.orthogonal)
+
+
+@pytest.mark.parametrize("make", MADE)
+def test_a_weight_that_is_made_of_others_may_be_the_output(make):
+    """The transposed weight of a head alone is back-propagation."""
+    net, found = of_head(make, 1, feedback="transpose")
+    net, _ = of_head(make, 0, feedback="transpose")
+    sum(net(step) for step in X).square().sum().backward()
+    assert found.any()
+    torch.testing.assert_close(found, net[0].weight.grad)
+
+
+@pytest.mark.parametrize("make", [*MADE, nn.utils.parametrizations.spectral_norm, dropped])
+def test_an_output_that_is_made_of_others_is_mirrored(make):
+    assert of_head(make)[1].any()

@@ -23,6 +23,7 @@ from snn_dfa._attach.weights import (
     synapse,
     synapses,
     weight_in_use,
+    weight_of,
 )
 from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback import stand_in
@@ -327,7 +328,7 @@ class Paths:
             weights, to = paths[0] if len(paths) == 1 else ((), at)
             after = math.prod(path[to][1:]) if to in path else path[name][0]
             dense = len(weights) == 1 and isinstance(known.get(weights[0]), nn.Linear)
-            if not dense or to in passed or known[weights[0]].weight.shape != (after, neurons):
+            if not dense or to in passed or weight_of(known[weights[0]]).shape != (after, neurons):
                 seen = [f"{' and '.join(map(repr, w)) or 'no weights'} to {t!r}" for w, t in paths]
                 raise FeedbackError(
                     f"feedback: a product of weights or factors needs one nn.Linear from the "
