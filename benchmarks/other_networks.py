@@ -1,4 +1,4 @@
-"""How well one line trains ten networks of other kinds on scikit-learn's digits.
+"""How well one line trains eleven networks of other kinds on scikit-learn's digits.
 
     python benchmarks/other_networks.py
     python benchmarks/other_networks.py --networks gated,mixer --rules bptt,dfa --seeds 3
@@ -9,7 +9,8 @@ layers over patches and over features. ``unet``: half the size and back, with a 
 ``separable``: depthwise convolutions. ``populations``: 300 excitatory and 100 inhibitory neurons
 that hear each other, and read rows. ``branches``: convolutions of three sizes side by side, group
 normalisation. ``highway``: four layers, each with a gate between itself and the one before.
-``film``: one population scales and shifts the currents of another.
+``film``: one population scales and shifts the currents of another. ``multihead``: one block
+around `nn.MultiheadAttention`, whose matrices are no layer's.
 
 Adam at 1e-3, batches of 64, 10 epochs, cross entropy of the mean output over the steps; nothing is
 chosen. 1,350 images to learn from, 447 to test: right answers in percent after the last epoch.
@@ -238,6 +239,27 @@ class Highway(nn.Module):
         return self.out(self.fc2(x))[1]
 
 
+class MultiHead(nn.Module):
+    """Attention by PyTorch's own module, then two layers; both beside a path that skips them."""
+
+    def __init__(self, size: int = 32) -> None:
+        super().__init__()
+        self.embed, self.place = nn.Linear(4, size), nn.Parameter(0.3 * torch.randn(16, size))
+        self.attention = nn.MultiheadAttention(size, 2, batch_first=True)
+        self.norm1, self.norm2 = nn.LayerNorm(size), nn.LayerNorm(size)
+        self.up, self.down = nn.Linear(size, 2 * size), nn.Linear(2 * size, size)
+        self.neurons = nn.ModuleList(leaky(0.7) for _ in range(4))
+        self.last, self.out = nn.Linear(size, 10), leaky(0.9, output=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return membranes [B, 10]."""
+        lif0, lif1, lif2, lif3 = self.neurons
+        h = lif0(self.embed(3 * patches(x)) + self.place)
+        h = h + lif1(self.norm1(self.attention(h, h, h, need_weights=False)[0]))
+        h = h + lif3(self.norm2(self.down(lif2(self.up(h)))))
+        return self.out(self.last(h.mean(1)))[1]
+
+
 class Film(nn.Module):
     """The left half of an image scales and shifts what is made of the right half."""
 
@@ -259,7 +281,7 @@ class Film(nn.Module):
 NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
     "transformer": Transformer, "gated": Gated, "squeeze": Squeeze, "mixer": Mixer, "unet": UNet,
     "separable": separable, "populations": Populations, "branches": Branches, "highway": Highway,
-    "film": Film,
+    "film": Film, "multihead": MultiHead,
 }  # fmt: skip
 
 

@@ -353,7 +353,8 @@ class DFA:
         shown = {k: v for k, v in self._options.items() if v not in (None, "spikes")}
         options = ", ".join(f"{k}={v!r}" for k, v in shown.items())
         state = f"output={self.output!r}, hidden={self.hidden}" if self._attached else "removed"
-        own = self._feedback.with_own_matrix
+        own, no_way = self._feedback.with_own_matrix, self._feedback.without_way
+        state += f", no_way={no_way}" if no_way else ""
         state += f", own_matrix={own}" if own else ""
         return f"DFA({options}, feedback={self._feedback.type_name!r}, {state})"
 

@@ -263,6 +263,11 @@ class FeedbackWeights:
     # -- learning ----------------------------------------------------------------------------------
 
     @property
+    def without_way(self) -> dict[str, str]:
+        """Layers into which a function leads that passes no error, with its name."""
+        return {}
+
+    @property
     def with_own_matrix(self) -> tuple[str, ...]:
         """Hidden layers whose B is no product of factors, where it is one of others."""
         return ()

@@ -19,7 +19,7 @@ from snn_dfa.feedback.jacobians import jacobians
 from snn_dfa.feedback.learning import Learned, LearningOptions
 from snn_dfa.feedback.stand_in import Inflow
 
-__all__ = ["KolenPollackProduct", "KolenPollackProductFeedback"]
+__all__ = ["KolenPollackProduct", "KolenPollackProductFeedback", "leading"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class KolenPollackProductFeedback(Learned):
         if inflows is None:
             layers = list(self.shapes)
         else:
-            inflows = _leading(inflows, (*self.forward.outputs, *self._direct))
+            inflows = leading(inflows, (*self.forward.outputs, *self._direct))
             layers = list(dict.fromkeys(w for each in inflows.values() for w in each.weights))
         for layer in layers:
             known = self.matrices.get(layer)
@@ -217,7 +217,7 @@ class KolenPollackProductFeedback(Learned):
         self._weight(name, matrix.shape)
 
 
-def _leading(inflows: Mapping[str, Inflow], ends: Iterable[str]) -> dict[str, Inflow]:
+def leading(inflows: Mapping[str, Inflow], ends: Iterable[str]) -> dict[str, Inflow]:
     """Return the inflows on the ways to some layers, from the first on."""
     todo, leading = list(ends), set[str]()
     while todo:

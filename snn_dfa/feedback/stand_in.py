@@ -35,6 +35,7 @@ __all__ = [
     "local",
     "mean",
     "multiply",
+    "nothing",
     "pool",
     "reduce",
     "source",
@@ -61,6 +62,8 @@ class Inflow:
             is that of one of them.
         needs: Names of the functions in :attr:`Ways.local` that pass nothing where these are not
             known.
+        lost: Of functions that pass nothing since they are not known, the first one's name, and the
+            layers whose values come by such functions alone.
     """
 
     apply: Callable[[Named, Known], Tensor]
@@ -69,6 +72,7 @@ class Inflow:
     terms: tuple[tuple[Inflow, float], ...] = ()
     steps: int | None = None
     needs: tuple[str, ...] = ()
+    lost: tuple[str, tuple[str, ...]] | None = None
 
     def made(self, apply: Callable[[Named, Known], Tensor]) -> Inflow:
         """Return another function of the same values and factors."""
@@ -118,6 +122,16 @@ def added(*values: Tensor) -> Tensor:
 def source(layer: str) -> Inflow:
     """Return a layer's own value."""
     return Inflow(lambda values, _: values[layer], (layer,))
+
+
+def nothing(sample: Sequence[int]) -> Inflow:
+    """Return what passes nothing, of a sample's shape."""
+
+    def apply(values: Named, _: Known) -> Tensor:
+        like = next(iter(values.values()))
+        return like.new_zeros(()).expand(len(like), *sample)
+
+    return Inflow(apply)
 
 
 def total(parts: Sequence[Inflow]) -> Inflow:

@@ -16,7 +16,7 @@ from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback.base import Forward, Sent, Shapes
 from snn_dfa.feedback.draw import generator_for
 from snn_dfa.feedback.jacobians import courses, errors, jacobians
-from snn_dfa.feedback.kolen_pollack_product import KolenPollackProductFeedback
+from snn_dfa.feedback.kolen_pollack_product import KolenPollackProductFeedback, leading
 from snn_dfa.feedback.learning import LearningOptions, Twin
 from snn_dfa.feedback.sample_ways import Ways
 
@@ -66,9 +66,9 @@ class WeightMirror(LearningOptions):
     is used backwards: the layer answers forwards, as it does in use.
 
     ``dfa.feedback`` has the B of the linear network without the ways of samples; nothing passes a
-    product there. Where a function without a way leads into a layer (a product with a matrix that
-    learns and is no layer's), the layers before it have a matrix of their own, which learns as with
-    :class:`KolenPollack`.
+    product there. A function without a way (a product with a matrix that learns and is no layer's)
+    passes nothing. Layers from which no other way leads to the output have a matrix of their own,
+    which learns as with :class:`KolenPollack`.
 
     Args:
         lr: Not used; the rate is that of the followed optimiser.
@@ -130,6 +130,7 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
         self._met: set[str] = set()  # factors that noise has driven
         # Layers that have had a matrix of their own, which rests while a way is known.
         self._own: dict[str, None] = {}
+        self._no_way: dict[str, str] = {}
         # Of the weights, and how often they have changed in a row without a step of these factors.
         self._versions: list[int] = []
         self._missed = 0
@@ -142,9 +143,13 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
                 self.matrices[name] = torch.zeros(self.path[name], dtype=torch.float32)
 
     def _note_unknown(self, unknown: Mapping[str, tuple[str, list[str]]]) -> None:
+        # One with a way beside is sent errors by that alone: a matrix of its own points elsewhere.
+        known = leading(self.forward.inflows() or {}, self.forward.outputs)
+        with_way = {source for inflow in known.values() for source in inflow.sources}
         sources = dict.fromkeys(name for _, each in unknown.values() for name in each)
-        self._direct = tuple(name for name in sources if name in self.path)
+        self._direct = tuple(n for n in sources if n in self.path and n not in with_way)
         self._own |= dict.fromkeys(self._direct)
+        self._no_way = {name: why for name, (why, _) in unknown.items()}
 
     def _weight(self, layer: str, shape: torch.Size | None) -> Tensor:
         weight = self.forward.weight(layer)
@@ -210,8 +215,13 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
             )
 
     @property
+    def without_way(self) -> dict[str, str]:
+        """Layers into which a function leads that has no way back."""
+        return dict(self._no_way)
+
+    @property
     def with_own_matrix(self) -> tuple[str, ...]:
-        """Layers before a function that has no way back."""
+        """Layers before such functions alone."""
         return self._direct
 
     @property

@@ -254,17 +254,52 @@ def test_what_is_not_linear():
     ):
         loop(net, torch.rand(T, B, 5))
     net.own = nn.Parameter(torch.rand(6, 6))  # no layer's, and never read backwards
-    dfa = DFA(net, optimizer=optimizer)  # the layer before it has a matrix of its own
+    dfa = DFA(net, optimizer=optimizer)  # the layer before it has another way, past that matrix
+    factors, own = learnt(net, dfa, optimizer)
+    assert (list(factors), own) == (["l3", "last"], {})
+    above = factors["last"] @ factors["l3"]  # n1 is joined to n2's spikes
+    torch.testing.assert_close(dfa.feedback["n1"], above[:, 6:])
+    torch.testing.assert_close(dfa.feedback["n2"], above[:, :6])
+    assert repr(dfa).endswith("no_way={'n2': 'MmBackward0'})")
+
+
+def learnt(net, dfa, optimizer):
+    """Return the factors after three steps, and the layers' own matrices."""
     for _ in range(3):
         loss_of(*loop(net, torch.rand(T, B, 5))).backward()
         optimizer.step()
     state = dfa.state_dict()
-    factors = state["matrices"] | state["learner"]["own"]
-    assert list(factors) == ["l3", "last", "n1"]
-    above = factors["last"] @ factors["l3"]  # n1 is joined to n2's spikes, and follows them
-    torch.testing.assert_close(dfa.feedback["n1"], factors["n1"] + above[:, 6:])
-    torch.testing.assert_close(dfa.feedback["n2"], above[:, :6])
-    assert (factors["n1"] != 0).any()
+    return state["matrices"], state["learner"]["own"]
+
+
+def test_of_a_sum_the_parts_that_are_linear_pass_errors():
+    class Sum(Branching):
+        def __init__(self):
+            super().__init__()
+            self.l0, self.n0 = nn.Linear(5, 6), leaky()
+            self.own = nn.Parameter(torch.rand(6, 6))
+
+        def forward(self, x):
+            a, other = self.n1(self.l1(x)), self.n0(self.l0(x))
+            b = self.n2(self.l2(a) + (a - other) @ self.own)
+            return self.out(self.last(self.n3(self.l3(torch.cat([b, a], -1)))))
+
+    net = Sum()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    dfa = DFA(net, optimizer=optimizer)
+    factors, own = learnt(net, dfa, optimizer)
+    assert (list(factors), list(own)) == (["l2", "l3", "last"], ["n0"])
+    above = factors["last"] @ factors["l3"]
+    torch.testing.assert_close(dfa.feedback["n1"], above[:, 6:] + above[:, :6] @ factors["l2"])
+    torch.testing.assert_close(dfa.feedback["n0"], own["n0"])
+    assert own["n0"].any()
+    assert repr(dfa).endswith("no_way={'n2': 'MmBackward0'}, own_matrix=('n0',))")
+    dfa.remove()
+    with (
+        DFA(net, optimizer=optimizer, feedback=KolenPollackProduct()),
+        pytest.raises(FeedbackError, match="layer 'n2' passes 'MmBackward0'"),
+    ):
+        loop(net, torch.rand(T, B, 5))
 
 
 # -- how factors learn -----------------------------------------------------------------------------

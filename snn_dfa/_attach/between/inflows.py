@@ -93,13 +93,15 @@ def inflow_of(
         by_sample: Whether functions may have a derivative for each sample.
 
     Raises:
-        NotLinearError: with the name of a node that is not known.
+        NotLinearError: with the name of a node that is not known, where all that flows in passes
+            such nodes. Where something comes by others, too, they pass nothing.
     """
     known: dict[Any, Any] = {}
     sources: dict[str, Inflow] = {}
     weights: dict[Any, str] = {}  # below a node that no layer flows into
     computed: set[Any] = set()  # of these, those with other numbers than the weight
     signature: list[tuple[str, tuple[int, ...]]] = []
+    unread: NotLinearError | None = None
     walk = Walk(value.grad_fn, into, mine, by_sample=by_sample and not are_packed())
     for node, ends, function in walk:
         known[node], local = None, "" if function is None else f"{into} {len(signature)}"
@@ -116,18 +118,52 @@ def inflow_of(
             changes = type(node).__name__ not in _AS_IT_IS
             if changes or not computed.isdisjoint(below_of(node)):
                 computed.add(node)
-        elif function is not None and not function.replaced:
-            of_rows = walk.steps_below(node) is not None
-            known[node] = _local(node, function, known, local, of_rows=of_rows)
         else:
-            passing = [weights[n] for n in below_of(node) if n in weights]
-            weight = next(iter(passing or kept_weights(node, names)), None)
-            if weight is not None and weight in own:
-                same = computed.isdisjoint(below_of(node)) and _is_as_it_is(node, own[weight])
-                if not same:
-                    raise NotLinearError(f"a function of the weight of {weight}")
-            known[node] = _step(node, known, weight, step_of, local, walk)
-    return _at(known, value.grad_fn, value.output_nr), tuple(signature)
+            try:
+                if function is not None and not function.replaced:
+                    of_rows = walk.steps_below(node) is not None
+                    known[node] = _local(node, function, known, local, of_rows=of_rows)
+                else:
+                    weight = _weight(node, weights, names, own, computed)
+                    known[node] = _step(node, known, weight, step_of, local, walk)
+            except NotLinearError as error:
+                unread = unread or error
+                known[node] = stand_in.nothing(tuple(node._input_metadata[0].shape)[1:])
+    made = _at(known, value.grad_fn, value.output_nr)
+    if unread is not None and made is not None:
+        made = _without(unread, made, sources, several=walk.several)
+    return made, tuple(signature)
+
+
+def _without(
+    unread: NotLinearError, made: Inflow, sources: Mapping[str, Inflow], *, several: bool
+) -> Inflow:
+    """Return what comes in past a node that is not known, with what it lacks by that.
+
+    Raises:
+        NotLinearError: if nothing comes in, or it is of several steps, whose order may be lost.
+    """
+    if several or not made.sources:
+        raise unread
+    only = tuple(layer for layer in sources if layer not in made.sources)
+    return replace(made, lost=(str(unread), only))
+
+
+def _weight(
+    node: Any,
+    weights: Mapping[Any, str],
+    names: Mapping[Any, str],
+    own: Mapping[str, Tensor],
+    computed: set[Any],
+) -> str | None:
+    """Return the layer whose weight a node takes, ``None`` of none."""
+    passing = [weights[n] for n in below_of(node) if n in weights]
+    weight = next(iter(passing or kept_weights(node, names)), None)
+    if weight is not None and weight in own:
+        same = computed.isdisjoint(below_of(node)) and _is_as_it_is(node, own[weight])
+        if not same:
+            raise NotLinearError(f"a function of the weight of {weight}")
+    return weight
 
 
 def _is_as_it_is(node: Any, weight: Tensor) -> bool:

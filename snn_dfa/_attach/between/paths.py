@@ -6,6 +6,7 @@ import math
 import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -55,7 +56,11 @@ def _covers(one: Inflow, other: Inflow) -> bool:
 
 
 def _mean(parts: Sequence[tuple[Inflow, float]]) -> Inflow:
-    return stand_in.total([stand_in.multiply(each, share) for each, share in parts])
+    lost = [each.lost for each, _ in parts if each.lost is not None]
+    made = stand_in.total([stand_in.multiply(each, share) for each, share in parts])
+    only = dict.fromkeys(layer for _, layers in lost for layer in layers)
+    only = dict.fromkeys(layer for layer in only if layer not in made.sources)
+    return replace(made, lost=(lost[0][0], tuple(only))) if lost else made
 
 
 class Paths:
@@ -294,10 +299,11 @@ class Paths:
         return {name: each for name, each in self._inflows.items() if name not in self._unknown}
 
     def unknown(self) -> dict[str, tuple[str, list[str]]]:
-        """Return the layers of which :meth:`inflows` knows nothing, why, and their sources."""
+        """Return the layers of which :meth:`inflows` does not know all, why, and what it lacks."""
         for layer in self._of_round:
             self._choose(layer)
-        return dict(self._unknown)
+        partly = {n: each.lost for n, each in self._inflows.items() if each.lost is not None}
+        return {n: (why, list(of)) for n, (why, of) in partly.items()} | self._unknown
 
     @property
     def outputs(self) -> tuple[str, ...]:
