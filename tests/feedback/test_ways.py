@@ -450,6 +450,31 @@ def test_a_product_over_several_steps_has_the_means_of_its_factors(kind):
     torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("steps", [1, 4])
+def test_masks_and_whole_numbers_have_the_means_of_the_same_numbers(kind, form, steps):
+    def mask(dtype):
+        """One that a neuron's current makes, and one that is the same for all samples."""
+        always = torch.arange(24) % 3 > 0
+        return lambda net, a, q: net.fc(a * (q + a > 0).to(dtype) * always.to(dtype))
+
+    found = []
+    for dtype in (torch.float64, torch.bool, torch.int64):
+        torch.manual_seed(0)
+        net = Between([mask(dtype)]).double()
+        x, loss = 2 * torch.rand(steps, B, 8, dtype=torch.float64), LOSSES[kind][0]
+        run, optimizer = form(net), torch.optim.SGD(net.parameters(), lr=0.1)
+        dfa = DFA(run, optimizer=optimizer)
+        call = run if form is at_once else lambda x, net=net: loop(net, x)
+        loss(call(x)).backward()
+        with_weights(dfa, net)
+        found.append(grads_of(net, call, x, loss)["l1.weight"])
+    assert found[0].any()
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
+
+
 def test_of_what_samples_ask_errors_more_than_samples_take_one_each():
     back = Backward(2, [(1, lambda e: [e * torch.tensor([[1.0], [2.0]])])])
     assert back.send(torch.ones(3, 4))[0].tolist() == [[1.0] * 4, [2.0] * 4, [1.0] * 4]

@@ -124,13 +124,15 @@ def _of_samples(calls: Sequence[Tensor], rows: Sequence[int], batch: int) -> Ten
     """Return the mean over the steps of calls, [batch, ...]."""
     found = (by_rows(t, n) for t, n in zip(calls, rows, strict=True))
     steps = [t.reshape(-1, batch, *t.shape[1:]) for t in found]
-    return steps[0][0] if len(steps) == len(steps[0]) == 1 else _mean(steps)
+    alone = len(steps) == len(steps[0]) == 1 and steps[0].is_floating_point()
+    return steps[0][0] if alone else _mean(steps)
 
 
 def _mean(calls: Sequence[Tensor]) -> Tensor:
     """Return the mean over the steps of calls, which are their first dimension."""
-    # Summed as each part lies in memory: so it is fastest.
-    sums = (torch.sum(each, 0, out=torch.empty_like(each[0])) for each in calls)
+    # Summed as each part lies in memory: so it is fastest. Masks and whole numbers have means, too.
+    kind = calls[0].dtype if calls[0].is_floating_point() else torch.float64
+    sums = (torch.sum(t, 0, dtype=kind, out=torch.empty_like(t[0], dtype=kind)) for t in calls)
     total = next(sums)
     for part in sums:
         total += part
