@@ -475,6 +475,19 @@ def test_masks_and_whole_numbers_have_the_means_of_the_same_numbers(kind, form, 
         torch.testing.assert_close(other, found[0])
 
 
+def test_layers_before_a_complex_number_have_a_matrix_of_their_own():
+    torch.manual_seed(0)
+    net = Between([lambda net, a, q: net.fc((torch.complex(a, q) * (1 + 1j)).imag)])
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    DFA(net, optimizer=optimizer)
+    x = 2 * torch.rand(4, B, 8)
+    for _ in range(2):
+        grads = grads_of(net, lambda x: loop(net, x), x, score)
+        optimizer.step()
+    assert grads["l1.weight"].any()
+    assert grads["l2.weight"].any()
+
+
 def test_of_what_samples_ask_errors_more_than_samples_take_one_each():
     back = Backward(2, [(1, lambda e: [e * torch.tensor([[1.0], [2.0]])])])
     assert back.send(torch.ones(3, 4))[0].tolist() == [[1.0] * 4, [2.0] * 4, [1.0] * 4]

@@ -400,5 +400,7 @@ def _scaled(node: Any, kind: str, x: Inflow) -> Inflow:
     factor = number_of(node)
     if factor is None:
         return x
+    if factor.is_complex():
+        raise NotLinearError(kind)
     number = float(factor)
     return stand_in.multiply(x, number if kind == "MulBackward0" else 1 / number)

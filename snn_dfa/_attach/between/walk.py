@@ -177,7 +177,7 @@ def _kind(node: Any) -> Any:
         factor = number_of(node)
         # On a device a number is not read, which would wait for it.
         read = factor is not None and factor.device.type == "cpu"
-        return kind, None if factor is None else float(factor) if read else factor.data_ptr()
+        return kind, None if factor is None else factor.item() if read else factor.data_ptr()
     names = _NUMBERS.get(kind.__name__)
     return kind if names is None else (kind, *(getattr(node, f"_saved_{n}") for n in names))
 
