@@ -143,10 +143,12 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
                 self.matrices[name] = torch.zeros(self.path[name], dtype=torch.float32)
 
     def _note_unknown(self, unknown: Mapping[str, tuple[str, list[str]]]) -> None:
-        # One with a way beside is sent errors by that alone: a matrix of its own points elsewhere.
-        known = leading(self.forward.inflows() or {}, self.forward.outputs)
-        with_way = {source for inflow in known.values() for source in inflow.sources}
         sources = dict.fromkeys(name for _, each in unknown.values() for name in each)
+        with_way: set[str] = set()
+        if sources:
+            # One with a way beside is sent errors by that alone: its own matrix points elsewhere.
+            known = leading(self.forward.inflows() or {}, self.forward.outputs)
+            with_way = {source for inflow in known.values() for source in inflow.sources}
         self._direct = tuple(n for n in sources if n in self.path and n not in with_way)
         self._own |= dict.fromkeys(self._direct)
         self._no_way = {name: why for name, (why, _) in unknown.items()}

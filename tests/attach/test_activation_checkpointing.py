@@ -70,6 +70,16 @@ def test_hidden_states_of_a_checkpointed_network_are_refused():
         loss.backward()
 
 
+def train(form, optimizer, again, reentrant):
+    """Take two steps, with passes that are repeated or not."""
+    x = X.clone().requires_grad_(reentrant)
+    for _ in range(2):
+        optimizer.zero_grad()
+        out = checkpoint(form, x, use_reentrant=reentrant) if again else form(x)
+        loss_of(out).backward()
+        optimizer.step()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("options", [{}, {"credit": "current"}, {"feedback": "kolen-pollack"}])
@@ -81,12 +91,7 @@ def test_a_network_over_time_may_be_checkpointed(reentrant, options):
         optimizer = torch.optim.SGD(form.parameters(), lr=0.1)
         if "feedback" in options:
             dfa.follow(optimizer)
-        x = X.clone().requires_grad_(reentrant)
-        for _ in range(2):
-            optimizer.zero_grad()
-            out = checkpoint(form, x, use_reentrant=reentrant) if again else form(x)
-            loss_of(out).backward()
-            optimizer.step()
+        train(form, optimizer, again, reentrant)
         found.append([*grads(form), *(m.clone() for m in dfa.feedback.values())])
     assert_close(*found)
 
@@ -112,12 +117,7 @@ def test_a_network_of_ones_own_over_time_may_be_checkpointed(reentrant, options)
         form = over_time(Own())
         optimizer = torch.optim.SGD(form.parameters(), lr=0.1)
         DFA(form, output="layers.5", optimizer=optimizer if options else None, **options)
-        x = X.clone().requires_grad_(reentrant)
-        for _ in range(2):
-            optimizer.zero_grad()
-            out = checkpoint(form, x, use_reentrant=reentrant) if again else form(x)
-            loss_of(out).backward()
-            optimizer.step()
+        train(form, optimizer, again, reentrant)
         found.append(grads(form))
     assert all(grad.any() for grad in found[0])
     assert_close(*found)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from snn_dfa.sequence.scan import cpu, cuda, reference
 from snn_dfa.sequence.scan.dynamics import (
-    NOTHING,
     Beside,
     Dynamics,
     States,
@@ -318,11 +317,12 @@ class _LeakyScan(torch.autograd.Function):
             dyn = dataclasses.replace(dyn, reset="none", immediate_reset=False, clamp=False)
         args = (at_spikes, at_mems, margin, dyn, dtype, ctx.constant)
         if dyn.is_leaky and not ctx.learns:
-            found = NOTHING if factors is None else Beside(factors=factors)
+            found = Beside(factors=factors)
         else:
             sums = _sums(ctx, margin)
             found = Beside(mem, at_syns, at_inhs, mems, syns, syn, *sums)._replace(factors=factors)
-        result = ctx.kernels.backward(*args, *(() if found is NOTHING else (found,)))
+        beside = () if ctx.kernels is cuda else (found,)  # those on CUDA know nothing beside
+        result = ctx.kernels.backward(*args, *beside)
         at_mem = found.at_mem
         if at_start[0] and at_mem is None:
             at_mem = _at_start(result[0], mem, wait, dyn)
