@@ -160,10 +160,16 @@ class Settings:
     max_rate: float = _say(
         1.0, "input of a white pixel: spikes in each step, or current", _ABOVE_ZERO
     )
+    readout: str = _say(
+        "spikes",
+        "what the network returns at each step: spikes of output neurons, or the current of the "
+        "last weights, without neurons",
+        _one_of("spikes", "current"),
+    )
     loss: str = _say(
         "count",
-        "cross entropy of the output's spike counts (count), or of their shares of all spikes "
-        "(share)",
+        "cross entropy of the output's spike counts, or summed currents (count), or of the "
+        "counts' shares of all spikes (share)",
         _one_of("count", "share"),
     )
     temperature: float = _say(
@@ -294,10 +300,9 @@ class Settings:
             "1 with other --encoding than events",
         )  # fmt: skip
         yield self.dt > self.tau, "dt", f"at most the {self.tau:g} ms of --tau"
-        yield (
-            self.loss == "share" and self.label_smoothing > 0, "label_smoothing",
-            "0 with --loss share",
-        )  # fmt: skip
+        shares = self.loss == "share"
+        yield shares and self.readout != "spikes", "readout", "spikes with --loss share"
+        yield shares and self.label_smoothing > 0, "label_smoothing", "0 with --loss share"
         yield self.momentum > 0 and self.optimizer != "sgd", "momentum", "0 without --optimizer sgd"
         yield self.normalize and self.batch_size == 1, "batch_size", "two or more with --normalize"
 

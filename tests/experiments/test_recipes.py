@@ -271,6 +271,22 @@ def test_the_losses_by_hand():
     torch.testing.assert_close(make_loss(Settings(loss="share", temperature=0.5))(spk, y), wanted)
 
 
+@pytest.mark.parametrize("rule", ["bptt", "dfa", "fa", "shallow"])
+def test_the_output_may_be_a_current_without_neurons(digits, rule):
+    settings = Settings(hidden=(16,), steps=4, epochs=1, readout="current", temperature=4.0)
+    trainer = Trainer(settings, rule, digits)
+    assert isinstance(trainer.net[-1], nn.Linear)
+    (line,) = trainer.fit()
+    x = encode(digits.val.x, settings, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        spikes = over_time(trainer.net[:-1])(x)
+        mean = torch.stack([trainer.net[-1](spk) for spk in spikes]).mean(0)
+    assert spikes.sum() > 0
+    wanted = nn.functional.cross_entropy(mean, digits.val.y).item()
+    assert line["val_loss"] == pytest.approx(wanted, rel=1e-5)
+    assert set(trainer.blocks()) == {"neuron1"}
+
+
 @pytest.mark.slow
 def test_a_run_of_one_cycle_resumes_from_its_file(tmp_path, digits):
     """Killed after its first epoch, with feedback that learns, it ends as an unbroken run."""

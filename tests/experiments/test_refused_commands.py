@@ -59,6 +59,10 @@ def run(*args):
             "--dt: expected at most the 20 ms of --tau, got 30.0",
         ),
         (
+            ["train", "--loss", "share", "--readout", "current"],
+            "--readout: expected spikes with --loss share, got 'current'",
+        ),
+        (
             ["train", "--loss", "share", "--label-smoothing", "0.1"],
             "--label-smoothing: expected 0 with --loss share, got 0.1",
         ),

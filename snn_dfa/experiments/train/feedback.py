@@ -13,7 +13,7 @@ from snn_dfa.experiments.settings import Settings, UsageError
 from snn_dfa.feedback import LEARNED, Feedback
 from snn_dfa.rules import canonical
 
-__all__ = ["RULES", "attach", "feedback_of", "rule_called"]
+__all__ = ["RULES", "attach", "feedback_of", "last_of", "rule_called"]
 
 #: Name on the command line to the rule of :class:`DFA`; back-propagation attaches nothing.
 RULES: dict[str, str | None] = {
@@ -44,7 +44,8 @@ def attach(settings: Settings, rule: str, net: nn.Module) -> DFA | None:
     broadcast = RULES[rule]
     if broadcast is None:
         return None
-    *hidden, last = (n for n in net._modules if n.startswith("neuron"))
+    last = last_of(net)
+    hidden = [n for n in net._modules if n.startswith("neuron") and n != last]
     at_current = settings.error_at == "current"
     try:
         return DFA(
@@ -59,6 +60,12 @@ def attach(settings: Settings, rule: str, net: nn.Module) -> DFA | None:
         )
     except (AttachError, FeedbackError) as error:  # a rule that the feedback or credit is not for
         raise UsageError(f"rule {rule}: {error}") from error
+
+
+def last_of(net: nn.Module) -> str:
+    """Return the name of what the network's output is of: neurons, or weights without neurons."""
+    *_, last = (n for n in net._modules if n.startswith(("linear", "neuron")))
+    return last
 
 
 def feedback_of(settings: Settings) -> Feedback:

@@ -22,6 +22,8 @@ __all__ = ["build"]
 def build(settings: Settings, image: tuple[int, ...], classes: int) -> nn.Sequential:
     """Build weights, normalisation of the current, neurons for each layer; the last one plain.
 
+    The last one has no neurons where the readout is the current.
+
     Inputs of a spiking layer are never negative, so that a mean error pushes all weights of a
     neuron the same way, until it is silent or fires at every step and learning ends.
     Normalising the current before the neuron removes that direction.
@@ -79,6 +81,8 @@ def _layers(
         yield "norm", _normalisation(settings, block)
     if block.pool:
         yield "pool", nn.MaxPool2d(block.pool)
+    if number == count - 1 and settings.readout == "current":
+        return
     threshold = settings.threshold[number if len(settings.threshold) > 1 else 0]
     size = settings.spike_size if number < count - 1 else 1.0
     recurrent = settings.neuron == "recurrent" and number < count - 1

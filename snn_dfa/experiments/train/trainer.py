@@ -14,7 +14,7 @@ from snn_dfa.experiments.data import Part, Splits
 from snn_dfa.experiments.data.inputs import drop_pixels, encode, random_flip, random_shift
 from snn_dfa.experiments.ranks import local_slice, ranks
 from snn_dfa.experiments.settings import Settings, UsageError
-from snn_dfa.experiments.train.feedback import RULES, attach
+from snn_dfa.experiments.train.feedback import RULES, attach, last_of
 from snn_dfa.experiments.train.network import build
 from snn_dfa.experiments.train.optimization import make_loss, make_optimizer, make_scheduler
 from snn_dfa.experiments.train.passes import make_losses
@@ -89,9 +89,8 @@ class Trainer(Training):
 
     def blocks(self) -> dict[str, tuple[str, ...]]:
         """Return the parameters of each hidden block of the network; nothing is changed by it."""
-        (*_, last) = (name for name in self.net._modules if name.startswith("neuron"))
         x, _ = self._sample(2)
-        return blocks(self.net, lambda net: net(x[0].float()), last)
+        return blocks(self.net, lambda net: net(x[0].float()), last_of(self.net))
 
     def _method(self) -> tuple[str, str, str]:
         return RULES[self.rule] or "bptt", self.settings.credit, self.settings.feedback
