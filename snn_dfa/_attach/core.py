@@ -25,6 +25,7 @@ from snn_dfa._attach.collector import Collector
 from snn_dfa._attach.entry import Entry
 from snn_dfa._attach.functions import Port
 from snn_dfa._attach.layers import Layers, Structure
+from snn_dfa._attach.leaves import Leaves
 from snn_dfa._attach.run import Run
 from snn_dfa._attach.steps.products import Notes
 from snn_dfa._attach.steps.record import Record
@@ -81,6 +82,7 @@ class Core:
         self._seen: list[tuple[torch.Size, ...]] = []  # shapes for which there is feedback
         self._kinds: Any = None  # stream and parameters of the last pass
         self.entry = Entry(self)
+        self.leaves = Leaves(self)
         self.collector: Collector
         self._before: list[weakref.ref[Collector]] = []  # of passes with other parameters
         #: Hooks of parameters that autograd is to call none of, and what they were.
@@ -131,7 +133,7 @@ class Core:
             # A state may have a graph that leads to parameters which are frozen now.
             for p in self.collector.parameters:
                 if p.is_leaf and not p.requires_grad:
-                    self.entry.note_other(p)
+                    self.leaves.note_other(p)
             found = (ref() for ref in self._before)
             self._before = [c.me for c in found if c is not None] + [self.collector.me]
         # First let go of the nodes that autograd has for the old ones: it keeps one for each
@@ -214,7 +216,7 @@ class Core:
     def _port(self, call: Call, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
         if not call.values:
             return ()
-        tokens = [self.collector.gather, *self.entry.entrances.values()]
+        tokens = [self.collector.gather, *self.leaves.entrances]
         tokens += [self.collector.deliver] * call.linked
         ports: tuple[Tensor, ...] = Port.apply(call, values, *tokens)
         return ports

@@ -7,14 +7,12 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.nn import Parameter
 
 from snn_dfa._attach import messages
 from snn_dfa._attach.between.walk import below_product, look_below
@@ -50,15 +48,13 @@ class Entry:
         self._looked_at: tuple[Tensor | None, tuple[Made, Any] | None] = (None, None)
         self.insides = Insides(core)
         self.taken: set[str] = set()  # layers whose values another layer was given
-        #: By identity of a leaf, or a view, that came into this pass from outside, its token.
-        self.entrances: dict[int, Tensor] = {}
-        self._others: dict[int, weakref.ref[Tensor]] = {}  # leaves that are no parameters
         self._of_steps: dict[Any, Any] = {}  # what nodes of several steps keep for errors
 
     def forget(self) -> None:
         """Forget the pass that has ended."""
         self.insides.forget()
-        self.entrances, self._of_steps = {}, {}
+        self._core.leaves.forget()
+        self._of_steps = {}
 
     def begin(self, layer: str, *, learns: bool, closed: bool, block: bool) -> None:
         """Begin a call of a layer.
@@ -247,7 +243,7 @@ class Entry:
         """Note that another attached network has made what comes in."""
         other: Collector = call.collector
         other.read_by(self._core.collector, call)
-        self.entrances[id(other)] = other.deliver  # so that autograd finds a way to its parameters
+        self._core.leaves.note_network(other)
 
     def is_of_ports(self, value: Tensor) -> bool:
         """Return whether autograd may go from a value to ports by itself.
@@ -395,25 +391,4 @@ class Entry:
             self._note_leaf(leaf)
 
     def _note_leaf(self, leaf: Tensor) -> None:
-        own = leaf is self._core.leaf or leaf is self._core.trap
-        self.call.learns |= not own
-        if id(leaf) not in self._core.collector.known and not own:
-            self.note_other(leaf)
-            if not isinstance(leaf, Parameter) and leaf.dim():
-                self.note_entrance(leaf)
-
-    def note_other(self, leaf: Tensor) -> None:
-        """Note a leaf that layers learn from and that is none of the parameters of this pass."""
-        self._others[id(leaf)] = weakref.ref(leaf)
-
-    def note_entrance(self, value: Tensor) -> None:
-        """Note a leaf, or a view of one, that comes from outside: autograd may be asked for it."""
-        if id(value) not in self.entrances:
-            self.entrances[id(value)] = self._core.collector.entrance(value)
-
-    def others(self, collector: Collector) -> list[Tensor]:
-        """Return the leaves that layers learn from, parameters of the network apart."""
-        found = {key: ref() for key, ref in self._others.items()}
-        self._others = {k: self._others[k] for k, leaf in found.items() if leaf is not None}
-        wanted = {k: leaf for k, leaf in found.items() if leaf is not None and leaf.requires_grad}
-        return [leaf for k, leaf in wanted.items() if k not in collector.known]
+        self.call.learns |= self._core.leaves.note(leaf)

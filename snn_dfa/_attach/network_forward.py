@@ -116,7 +116,7 @@ class NetworkForward(Forward):
         if t.grad_fn is None:
             return t
         if t._is_view() and t._base is not None and t._base.is_leaf and not self.core.aligned:
-            self.core.entry.note_entrance(t)
+            self.core.leaves.note_entrance(t)
         original = self.core.entry.own(None, t)
         return t if original is None else original
 

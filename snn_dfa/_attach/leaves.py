@@ -1,0 +1,67 @@
+"""The leaves of the graph that layers learn from and that are no parameters of the network."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from torch.nn import Parameter
+
+if TYPE_CHECKING:
+    from snn_dfa._attach.collector import Collector
+    from snn_dfa._attach.core import Core
+
+__all__ = ["Leaves"]
+
+
+class Leaves:
+    """Notes leaves from outside, and what autograd finds a way to them by.
+
+    Args:
+        core: The attachment.
+    """
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._others: dict[int, weakref.ref[Tensor]] = {}
+        self._entrances: dict[int, Tensor] = {}
+
+    @property
+    def entrances(self) -> list[Tensor]:
+        """What ports of this pass lead to, beside the parameters of the network."""
+        return list(self._entrances.values())
+
+    def forget(self) -> None:
+        """Forget the pass that has ended; what layers learn from may be read once more."""
+        self._entrances = {}
+
+    def note(self, leaf: Tensor) -> bool:
+        """Note a leaf that came into a layer; return whether it learns."""
+        if leaf is self._core.leaf or leaf is self._core.trap:
+            return False
+        if id(leaf) not in self._core.collector.known:
+            self.note_other(leaf)
+            if not isinstance(leaf, Parameter) and leaf.dim():
+                self.note_entrance(leaf)
+        return True
+
+    def note_other(self, leaf: Tensor) -> None:
+        """Note a leaf that layers learn from and that is none of the parameters of this pass."""
+        self._others[id(leaf)] = weakref.ref(leaf)
+
+    def note_entrance(self, value: Tensor) -> None:
+        """Note a leaf, or a view of one, that comes from outside: autograd may be asked for it."""
+        if id(value) not in self._entrances:
+            self._entrances[id(value)] = self._core.collector.entrance(value)
+
+    def note_network(self, other: Collector) -> None:
+        """Note another attached network, so that autograd finds a way to its parameters."""
+        self._entrances[id(other)] = other.deliver
+
+    def others(self, collector: Collector) -> list[Tensor]:
+        """Return the leaves that layers learn from, parameters of a pass apart."""
+        found = {key: ref() for key, ref in self._others.items()}
+        self._others = {k: self._others[k] for k, leaf in found.items() if leaf is not None}
+        wanted = {k: leaf for k, leaf in found.items() if leaf is not None and leaf.requires_grad}
+        return [leaf for k, leaf in wanted.items() if k not in collector.known]
