@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -35,8 +34,8 @@ class Call:
 
     __slots__ = (
         "__weakref__", "below", "came_in", "collector", "earlier", "entered", "later", "layer",
-        "learns", "linked", "links", "number", "passage", "record", "released", "returned", "shape",
-        "sources", "spikes", "steps", "supposed", "tap", "targets", "values",
+        "learns", "leaves", "linked", "links", "number", "passage", "record", "released",
+        "returned", "shape", "sources", "spikes", "steps", "supposed", "tap", "targets", "values",
     )  # fmt: skip
 
     def __init__(
@@ -46,6 +45,7 @@ class Call:
         self.learns, self.linked = learns, linked
         self.sources: set[Call] = set()  # the calls of other layers that its input was made of
         self.entered: list[Any] = []  # nodes that the call learns through
+        self.leaves: set[int] = set()  # identity of those that its input was made of, layers apart
         self.earlier: list[Call] = []  # from whose values it goes on
         self.passage: Passage | None = None  # how samples came in, where the feedback asks
         #: The tensors that have a port; where the spikes have one, they come first. ``returned``
@@ -63,7 +63,7 @@ class Call:
         self.targets: Tensor | None = None
         self.steps: int | None = None  # T, where time is part of the samples
         self.below: dict[str, Call] = {}
-        #: Of an output that is called once for all steps: the hidden calls of the later steps.
+        #: Of an output that is called once for several steps: the hidden calls of the later ones.
         self.later: list[dict[str, Call]] = []
         self.supposed = False  # an output has the call by order alone, and does not read it
 
@@ -124,6 +124,15 @@ class Call:
         return any(used(node) for call in with_earlier([self]) for node in call.entered)
 
 
+def _are_steps(calls: Sequence[Call]) -> bool:
+    """Return whether a layer may have been called once a step, and not for several layers.
+
+    One neuron that stands for several layers gets the current of other weights in each call.
+    """
+    told = [call.leaves for call in calls if call.leaves]
+    return not told or bool(set.intersection(*told))
+
+
 def with_earlier(calls: Iterable[Call]) -> list[Call]:
     """Return calls, and those from whose values they go on."""
     todo, found = list(calls), dict[Call, None]()
@@ -160,7 +169,7 @@ class Pass:
 
     Args:
         whole: Whether the pass is one call of the network. Then an output that the user named may
-            be called once, for all steps, as a readout of mean spikes is.
+            be called once, as a readout of mean spikes or of the last ones is.
         repeats: Whether activation checkpointing does a pass again.
     """
 
@@ -299,7 +308,7 @@ class Pass:
                         raise OutOfStepError(messages.other_order(name, output))
 
     def _called_once(self, layers: Layers) -> set[str]:
-        """Return the outputs that were called once, and read every call of another layer."""
+        """Return the outputs that were called once, each with the steps that it reads."""
         single = {n for n in layers.outputs if len(self.calls.get(n, ())) == 1}
         others = [n for n in layers.names if n in self.calls and n not in single]
         hidden = {n: self.calls[n] for n in others if n not in layers.outputs}
@@ -312,10 +321,17 @@ class Pass:
         once = set()
         for name in single:
             (call,) = self.calls[name]
-            reads = Counter(each.layer for each in call.sources)
-            reads_all = max(reads.values(), default=0) == len(steps)
-            if reads_all and not call.is_of_each(len(steps), samples):
-                call.below, *call.later = steps
+            of_each = [
+                {i for i, each in enumerate(calls) if each in call.sources}
+                for calls in hidden.values()
+            ]
+            read = max(of_each, key=len)
+            if not read or any(not each <= read for each in of_each):
+                continue  # it reads layers at other steps than each other
+            if len(read) < len(steps) and not all(map(_are_steps, hidden.values())):
+                continue
+            if not any(call.is_of_each(each, samples) for each in (len(read), len(steps))):
+                call.below, *call.later = [steps[i] for i in sorted(read)]
                 once.add(name)
         return once
 

@@ -114,6 +114,7 @@ class Entry:
         if type(value.grad_fn) is not PORT:
             self.call.entered.append(value.grad_fn)
         origin = self._origin([value])
+        self.call.leaves.update(origin.leaves)
         self.insides.refuse(layer, origin.nodes)
         for leaf in origin.leaves.values():
             self._note_leaf(leaf)
@@ -166,6 +167,7 @@ class Entry:
         self.insides.refuse(layer, [value.grad_fn])
         self.call.learns = True
         made, source = found
+        self.call.leaves.add(id(made.weight))
         if source is not None:
             self.note_read(source.call)
         return made

@@ -35,9 +35,10 @@ def out_of_step(hidden: str, output: str | None, calls: Mapping[str, int]) -> st
     return (
         f"hidden layer {hidden!r} was called {calls.get(hidden, 0)} times and the output "
         f"{output!r} {calls.get(output or '', 0)} times in one forward pass; expected equally many "
-        f"calls, one for each time step. Is a readout called once, on the mean of all steps? Name "
-        f"it with output=...; all hidden layers must be called equally often then. Is it called "
-        f"once, on the values of all steps? Call it at each step. Does each layer run all steps "
+        f"calls, one for each time step. Is a readout called once, on the last step or on a mean? "
+        f"Name it with output=...; all hidden layers must be called equally often then, and those "
+        f"that it reads be read at the same steps. Is it called once, on the values of all steps? "
+        f"Call it at each step. Does each layer run all steps "
         f"before the next layer begins? Name the modules that return whole sequences, "
         f"hidden=[...]. Is {output!r} not the output of the network? Name the output, output=..., "
         f"and the hidden layers that are called as often, hidden=[...]. Is "

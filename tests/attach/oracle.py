@@ -44,6 +44,7 @@ class Call:
     forward_pass: int
     spikes: Edge | None  # the first tensor that was returned; None if it has no graph
     shape: torch.Size
+    start: int  # number of its first node
     values: dict[Edge, None] = field(default_factory=dict)  # returned or kept, of the spikes' shape
 
 
@@ -136,7 +137,7 @@ class Oracle:
         if not returned:
             raise OracleError(f"{name!r} returned no tensor")
         spikes = returned[0]
-        call = Call(name, self.forward_pass, edge_of(spikes), spikes.shape)
+        call = Call(name, self.forward_pass, edge_of(spikes), spikes.shape, start)
         kept = [t for _, _, t in attributes(module)]
         for t in returned + kept:
             # An attribute that this call did not make is an earlier call's value.
@@ -206,12 +207,23 @@ class Oracle:
             for name in self.hidden:
                 if name not in feedback:
                     continue
-                if any(e is not None for e in errors) and len(errors) != len(calls[name]):
+                once = len(errors) == 1 and self._reads_the_last(calls)
+                of_steps = calls[name][-1:] if once else calls[name]
+                if any(e is not None for e in errors) and len(errors) != len(of_steps):
                     raise OracleError(f"{name!r} is out of step with the output")
-                for call, e in zip(calls[name], errors, strict=False):
+                for call, e in zip(of_steps, errors, strict=False):
                     if e is not None and call.spikes is not None:
                         sent = (e @ feedback[name].flatten(1)).reshape(call.shape)
                         _add(starts[name], call.spikes, sent)
+
+    def _reads_the_last(self, calls: Mapping[str, list[Call]]) -> bool:
+        """Return whether the outputs were called once, after the last call of each hidden layer.
+
+        Then e belongs with these calls: as if the outputs were called at each step, and the loss
+        read the last one.
+        """
+        starts = [call.start for o in self.outputs for call in calls[o]]
+        return all(call.start < min(starts) for h in self.hidden for call in calls[h])
 
     def _errors(
         self, outputs: list[list[Call]], arrived: Mapping[Edge, Tensor]

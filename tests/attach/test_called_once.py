@@ -1,4 +1,4 @@
-"""A readout that is called once for all steps: as if it were called at each, and its results averaged."""
+"""A readout that is called once: as if it were called at each step that it reads, and its results averaged."""
 
 from functools import partial
 
@@ -17,19 +17,27 @@ MEANS = {
     "batch first": lambda spikes: torch.stack(spikes, 1).sum(1) / len(spikes),
     "running sum": lambda spikes: sum(spikes[1:], spikes[0]) / len(spikes),
 }
+LAST = {
+    "last spikes": (1, lambda spikes: spikes[-1]),
+    "mean of the last two": (2, lambda spikes: (spikes[-1] + spikes[-2]) / 2),
+}
 lif = partial(snn.Leaky, 0.8, threshold=0.3, spike_grad=fast_sigmoid(5))
 
 
 class Net(nn.Module):
-    """One or two hidden layers; the heads read mean spikes, in a way ``once``, or each step's."""
+    """One or two hidden layers; the heads read spikes in a way ``once``, or those of each step.
 
-    def __init__(self, once, layers=2):
+    Then the means count of what they make of the ``last`` steps, of all of them if it is zero. They
+    read the membrane if ``mem``.
+    """
+
+    def __init__(self, once, layers=2, last=0, mem=False):
         super().__init__()
         torch.manual_seed(0)
         self.weights = nn.ModuleList(nn.Linear(n, 8) for n in (4, 8)[:layers])
         self.neurons = nn.ModuleList(lif() for _ in range(layers))
         self.head, self.value = nn.Linear(8, 2), nn.Linear(8, 1)
-        self.once = once
+        self.once, self.last, self.mem = once, last, mem
         self.double()
 
     def forward(self, x):
@@ -37,15 +45,16 @@ class Net(nn.Module):
         for spk in x:
             for i, (weight, neuron) in enumerate(zip(self.weights, self.neurons, strict=True)):
                 spk, mems[i] = neuron(weight(spk), mems[i])
-            out.append(spk)
+            out.append(mems[-1] if self.mem else spk)
         if self.once:
-            mean = self.once(out)
-            return self.head(mean), self.value(mean)
-        return tuple(torch.stack([h(spk) for spk in out]).mean(0) for h in (self.head, self.value))
+            read = self.once(out)
+            return self.head(read), self.value(read)
+        made = ([h(each) for each in out] for h in (self.head, self.value))
+        return tuple(torch.stack(each[-self.last :]).mean(0) for each in made)
 
 
-def gradients(once, layers=2, batches=1, **options):
-    net = Net(once, layers)
+def gradients(once, layers=2, last=0, mem=False, batches=1, **options):
+    net = Net(once, layers, last, mem)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
     learns = options.pop("learns", False)
     DFA(net, **options, **({"optimizer": optimizer} if learns else {}))
@@ -83,6 +92,51 @@ def test_it_learns_as_a_readout_of_each_step_whose_results_are_averaged(options)
     assert wanted["weights.0.weight"].any()
     for name, grad in wanted.items():
         torch.testing.assert_close(got[name], grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("last", "once"), LAST.values(), ids=LAST)
+@pytest.mark.parametrize("mem", [False, True])
+@pytest.mark.parametrize(
+    "options", [{}, {"credit": "trace"}, {"rule": "fa"}, {"output": ["head", "value"]}, LEARNS],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:the loss reads layer")
+def test_one_of_the_last_steps_learns_as_one_of_each_step_of_which_the_last_count(
+    last, once, mem, options
+):
+    options = {"output": "head", "mem": mem, "last": last} | options
+    wanted, got = (gradients(each, **options) for each in (None, once))
+    assert wanted["weights.0.weight"].any()
+    for name, grad in wanted.items():
+        torch.testing.assert_close(got[name], grad, rtol=1e-9, atol=1e-12)
+
+
+def test_one_that_reads_layers_at_other_steps_than_each_other_raises_an_error():
+    class Apart(Net):
+        def forward(self, x):
+            first, mem = self.neurons[0](self.weights[0](x[0]), self.neurons[0].init_leaky())
+            self.neurons[1](self.weights[1](first))
+            spk, _ = self.neurons[0](self.weights[0](x[1]), mem)
+            return self.head(first + self.neurons[1](self.weights[1](spk))[0])
+
+    net = Apart(None)
+    with DFA(net, output="head"), pytest.raises(OutOfStepError, match="read at the same steps"):
+        net(X)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_one_that_returns_a_value_of_each_of_the_last_steps_is_not_one_of_their_mean(steps):
+    class LastSteps(Net):
+        def forward(self, x):
+            mem, out = self.neurons[0].init_leaky(), []
+            for step in x:
+                spk, mem = self.neurons[0](self.weights[0](step), mem)
+                out.append(spk)
+            return self.head(torch.stack(out[-steps:]))
+
+    net = LastSteps(None, layers=1)
+    with DFA(net, output="head"), pytest.raises(OutOfStepError, match="Call it at each step"):
+        net(X[:, :1].expand(T, steps, 4))
 
 
 def test_one_output_at_each_step_and_one_for_all_steps():

@@ -127,21 +127,25 @@ def test_feedback_of_the_wrong_shape_names_the_layer(known):
         gradients(net)
 
 
-class TwiceAStep(nn.Module):
+class OneNeuron(nn.Module):
+    """A neuron without states of its own, which the program calls for two layers."""
+
     def __init__(self):
         super().__init__()
-        self.body, self.last = small(), nn.Linear(3, 2)
+        self.fc1, self.fc2, self.last = nn.Linear(X.shape[-1], 5), nn.Linear(5, 5), nn.Linear(5, 2)
+        self.lif = snn.Leaky(0.9)
 
     def forward(self, x):
-        self.body(x)
-        return self.last(self.body(x))
+        mem = self.lif.init_leaky()
+        spk, _ = self.lif(self.fc1(x), mem)
+        return self.last(self.lif(self.fc2(spk), mem)[0])
 
 
 def test_layers_out_of_step_are_refused_by_name():
-    net = TwiceAStep()
+    net = OneNeuron()
     with (
         DFA(net, output="last"),
-        pytest.raises(OutOfStepError, match=r"'body.1' was called 2 times and the output 'last' 1"),
+        pytest.raises(OutOfStepError, match=r"'lif' was called 2 times and the output 'last' 1"),
     ):
         net(X[0])
     net = small()

@@ -369,11 +369,20 @@ def test_a_function_of_the_users_own():
 
 def test_an_output_out_of_step_with_a_hidden_layer_is_an_error():
     net = Chain()
-    net.forward = lambda x: net.c(net.a(net.a(x)))
+    net.forward = lambda x: net.c(net.a(x)) + net.c(net.a(net.a(x)))
     oracle = Oracle(net, ["a"], ["c"])
     loss = net(torch.ones(1, 1)).sum()
     with pytest.raises(OracleError, match="out of step"):
         oracle.gradients(loss, {"a": torch.ones(1, 1)})
+
+
+def test_an_output_that_is_called_once_belongs_with_the_last_calls():
+    net = Chain()
+    net.forward = lambda x: net.c(net.a(net.a(x)))
+    oracle = Oracle(net, ["a"], ["c"])
+    a = net.a.w.item()
+    found = numbers(oracle.gradients(net(torch.ones(1, 1)).sum(), {"a": torch.tensor([[7.0]])}))
+    assert (found["a"], found["c"]) == (7 * 2 * a, a * a)
 
 
 def test_a_layer_inside_another_is_an_error():

@@ -76,6 +76,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "readout": (
         "neuron", "linear", "scalar", "conv", "linear_neuron", "block", "two", "two_neurons",
     ),
+    # Whether the output is called at each step, or once, after the loop.
+    "reads": ("each", "last"),
     # Which of a spiking output's values the loss sees; attribute: lif.mem.
     "sees": ("spikes", "membrane", "both", "attribute"),
     "when": ("all", "sum", "last", "ends", "never"),
@@ -144,6 +146,7 @@ class Spec:
     batches: int = 2
     loop: str = "inside"
     readout: str = "neuron"
+    reads: str = "each"
     sees: str = "spikes"
     when: str = "all"
     recorded: str = "returned"

@@ -46,8 +46,12 @@ def draw(seed: int, plain: float = 0.6, only: frozenset[str] = frozenset()) -> S
         seed=seed,
         layers=tuple(layer() for _ in range(rng.choice((1, 2, 2, 3)))),
         output=layer(),
-        **choose(CHOICES, keep),
+        **choose({name: values for name, values in CHOICES.items() if name != "reads"}, keep),
     )
+    # From a generator of its own: the other choices of a seed are as they were without this one.
+    once = random.Random(f"reads {seed}").random() < 0.1
+    if once if not only else "reads" in only:
+        spec = replace(spec, reads="last")
     if not only and rng.random() < 0.15:  # what only convolutional networks have
         readout = rng.choice((spec.readout, "conv"))
         spec = replace(spec, conv=True, pool=rng.choice(CHOICES["pool"]), readout=readout)
@@ -85,6 +89,11 @@ def _valid_network(spec: Spec) -> Spec:
         change["readout"] = "linear"
     if not spiking_output(spec) or spec.readout == "block":
         change["sees"] = "spikes"
+    if spec.reads == "last":
+        if spec.loop != "inside" or spec.backward == "steps":
+            change["reads"] = "each"
+        else:
+            change["named"] = True
     if len(spec.layers) == 1:
         change |= {"branch": "", "shared_weights": False}
     if spec.hooks == "full_backward" and (spec.conv or spec.recorded == "hooks"):
@@ -169,7 +178,9 @@ def _valid_layer(spec: Spec, layer: Layer, i: int) -> Layer:
         change["membrane_below"] = "add"
     if spec.conv and layer.recurrent:
         change["recurrent"] = ""
-    elif spec.readout not in ("neuron", "linear") and layer.recurrent == "top_down":
+    elif layer.recurrent == "top_down" and (
+        spec.readout not in ("neuron", "linear") or spec.reads == "last"
+    ):
         change["recurrent"] = "own"
     # A formula's saved result is not to be changed in place.
     saved = layer.neuron == "Tanh" or (layer.learns == "graded" and not layer.reset_delay)

@@ -209,7 +209,8 @@ class Network(Built):
             at = at if spec.plain_head == "spikes" else self.membrane
             at = functional.avg_pool2d(at, 2) if spec.pool else at
             self._keep("head", self.head(self._flat(at)))
-        self._read(x, first, after_first, states)
+        if spec.reads == "each" or self.t == spec.steps - 1:
+            self._read(x, first, after_first, states)
 
     def _flat(self, x: Tensor) -> Tensor:
         return x.flatten(1) if self.spec.conv else x
