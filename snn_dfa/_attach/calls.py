@@ -318,6 +318,8 @@ class Pass:
             dict(zip(hidden, step, strict=True)) for step in zip(*hidden.values(), strict=True)
         ]
         samples = next(iter(steps[0].values())).shape[:1].numel()
+        if not any(call.learns for calls in hidden.values() for call in calls):
+            return single  # no error goes to any of them
         once = set()
         for name in single:
             (call,) = self.calls[name]
