@@ -136,9 +136,10 @@ def other_steps(hidden: str, spikes: Sequence[int], output: Sequence[int], dims:
     return (
         f"hidden layer {hidden!r}: expected spikes of shape {list(output[:dims])} followed by its "
         f"neurons, as the errors at the output are of steps and samples {list(output[:dims])}, got "
-        f"{list(spikes)}. Does the output read a mean over time of layers that return whole "
-        f"sequences? Call the output on the sequence, and take the mean of what it returns. Does "
-        f"the output have other samples? Name the layers that have the same, hidden=[...]"
+        f"{list(spikes)}. Does the output read a mean over time, or the last step, of layers that "
+        f"return whole sequences? Call the output on the sequence, and take the mean or the last "
+        f"step of what it returns. Does the output have other samples? Name the layers that have "
+        f"the same, hidden=[...]"
     )
 
 
