@@ -18,7 +18,7 @@ from snn_dfa._attach.credits import feedback_alignment, trace
 from snn_dfa._attach.credits.local_gradient import check_choices
 from snn_dfa._attach.hooks import after_steps
 from snn_dfa._attach.layers import Reference, find_layers
-from snn_dfa._attach.weights import synapses
+from snn_dfa._attach.weights import matrices, synapses
 from snn_dfa.errors import AttachError, FeedbackError
 from snn_dfa.feedback import Feedback
 from snn_dfa.feedback.base import FeedbackWeights
@@ -340,6 +340,8 @@ class DFA:
             feedback_alignment.check_feedback(feedback, state["kind"])
         own = [n for n in self._names if n not in self._core.layers.outputs]
         known = list(synapses(self._net)) if fa or feedback.by_weight else own
+        if feedback.by_weight and not fa:
+            known += [n for n in matrices(self._net) if n in state["matrices"]]
         check_names(state["matrices"], known, "state_dict")
         self._core.feedback = load(state, self._feedback)
 

@@ -10,6 +10,7 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from snn_dfa._distributed import whole
@@ -22,6 +23,7 @@ from snn_dfa.sequence.attached import Attached
 
 __all__ = [
     "SYNAPSES",
+    "Matrix",
     "added_parameters",
     "answer",
     "check_weights",
@@ -30,6 +32,8 @@ __all__ = [
     "gradient_at_weight",
     "gradient_to_mirror",
     "inside_neurons",
+    "matrices",
+    "matrix",
     "mirror_rows",
     "own_step",
     "synapse",
@@ -72,6 +76,49 @@ def synapse(net: nn.Module, name: str) -> Any:
         return None
     module = module.module if isinstance(module, AtOnce) else module
     return module if isinstance(module, SYNAPSES) else None
+
+
+class Matrix(nn.Linear):
+    """A matrix that no layer holds, as a linear layer: what a program makes of values times it."""
+
+    def __init__(self, weight: Tensor) -> None:
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = weight.shape
+        self.weight: Any = weight
+        self.register_parameter("bias", None)
+
+
+def matrices(net: nn.Module) -> dict[str, Tensor]:
+    """Return matrices that no layer and no neuron holds, by name: parameters and buffers.
+
+    The transpose of each has the name with ``.T`` behind it: that of ``x @ net.matrix``, where a
+    linear layer would compute ``x @ net.matrix.T``.
+    """
+    within, found = within_layers(net), dict[str, Tensor]()
+    for path, module in net.named_modules():
+        if module in within:
+            continue
+        for key, held in {**module._parameters, **module._buffers}.items():
+            if held is None or is_lazy(held) or held.dim() != 2 or not held.is_floating_point():
+                continue
+            # Of one in shards the memory comes and goes.
+            if held.numel() and not hasattr(held, "full_tensor"):
+                name = f"{path}.{key}" if path else key
+                found |= {name: held, f"{name}.T": held.t()}
+    return found
+
+
+def matrix(net: nn.Module, name: str) -> Matrix | None:
+    """Return the matrix that :func:`matrices` has by a name, ``None`` if there is none."""
+    path, _, key = name.removesuffix(".T").rpartition(".")
+    try:
+        module = net.get_submodule(path)
+    except AttributeError:
+        return None
+    held = {**module._parameters, **module._buffers}.get(key)
+    if held is None or held.dim() != 2:
+        return None
+    return Matrix(held.t() if name.endswith(".T") else held)
 
 
 def inside_neurons(net: nn.Module) -> set[nn.Module]:

@@ -66,9 +66,11 @@ class WeightMirror(LearningOptions):
     is used backwards: the layer answers forwards, as it does in use.
 
     ``dfa.feedback`` has the B of the linear network without the ways of samples; nothing passes a
-    product there. A function without a way (a product with a matrix that learns and is no layer's)
-    passes nothing. Layers from which no other way leads to the output have a matrix of their own,
-    which learns as with :class:`KolenPollack`.
+    product there. A matrix of the program's own, ``x @ net.matrix`` or
+    ``functional.linear(x, net.matrix)``, has a factor as a layer has; a parameter or a buffer. A
+    function without a way (a product with what was computed from a parameter) passes nothing.
+    Layers from which no other way leads to the output have a matrix of their own, which learns as
+    with :class:`KolenPollack`.
 
     Args:
         lr: Not used; the rate is that of the followed optimiser.

@@ -674,7 +674,7 @@ class EarlyExit(nn.Module):
 
 
 class ThreeHeads(nn.Module):
-    """Two of them behind a product with a parameter that is no layer's, and one of one number."""
+    """Two of them behind a product with a function of a parameter, and one of one number."""
 
     def __init__(self, head):
         super().__init__()
@@ -683,7 +683,7 @@ class ThreeHeads(nn.Module):
 
     def forward(self, x):
         spk = self.lif(self.fc(x))
-        return self.one(spk @ self.mix), self.two(spk @ self.mix), self.three(spk)
+        return self.one(spk @ self.mix.exp()), self.two(spk @ self.mix.exp()), self.three(spk)
 
 
 @pytest.mark.parametrize("outputs", [["one", "three"], ["one", "two"], ["one", "two", "three"]])

@@ -327,8 +327,9 @@ FROZEN = {
     "of heads": lambda n, a, q: n.one(n.still(a.reshape(-1, 2, 6, 2).mT).mT.flatten(1)),
 }  # fmt: skip
 OF_NO_LAYER = {
-    "a parameter": lambda n, a, q: functional.linear(a.reshape(-1, 6, 4).mT, n.kept),
-    "a buffer": lambda n, a, q: functional.linear(a.reshape(-1, 6, 4).mT, n.kept * 2),
+    "a function of a parameter": lambda n, a, q: functional.linear(
+        a.reshape(-1, 6, 4).mT, n.kept * 2
+    ),
     "of each head": lambda n, a, q: a.reshape(-1, 4, 2, 3).transpose(1, 2) @ n.heads,
     "to the left": lambda n, a, q: n.kept @ a.reshape(-1, 6, 4),
     "to the left, as a layer": lambda n, a, q: n.still.weight @ a.reshape(-1, 6, 4),

@@ -243,7 +243,7 @@ def test_what_is_not_linear():
     class Gated(Branching):
         def forward(self, x):
             a = self.n1(self.l1(x))
-            b = self.n2(self.l2(a) @ self.own if hasattr(self, "own") else self.l2(a) * a)
+            b = self.n2(self.l2(a) @ self.own.exp() if hasattr(self, "own") else self.l2(a) * a)
             return self.out(self.last(self.n3(self.l3(torch.cat([b, a], -1)))))
 
     net = Gated()
@@ -253,7 +253,7 @@ def test_what_is_not_linear():
         pytest.raises(FeedbackError, match="layer 'n2' passes 'MulBackward0'"),
     ):
         loop(net, torch.rand(T, B, 5))
-    net.own = nn.Parameter(torch.rand(6, 6))  # no layer's, and never read backwards
+    net.own = nn.Parameter(torch.rand(6, 6))  # what is made of it is never read backwards
     dfa = DFA(net, optimizer=optimizer)  # the layer before it has another way, past that matrix
     factors, own = learnt(net, dfa, optimizer)
     assert (list(factors), own) == (["l3", "last"], {})
@@ -281,7 +281,7 @@ def test_of_a_sum_the_parts_that_are_linear_pass_errors():
 
         def forward(self, x):
             a, other = self.n1(self.l1(x)), self.n0(self.l0(x))
-            b = self.n2(self.l2(a) + (a - other) @ self.own)
+            b = self.n2(self.l2(a) + (a - other) @ self.own.exp())
             return self.out(self.last(self.n3(self.l3(torch.cat([b, a], -1)))))
 
     net = Sum()

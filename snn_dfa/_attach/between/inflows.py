@@ -76,6 +76,7 @@ def inflow_of(
     step_of: Callable[[Inflow, str, tuple[int, ...]], Inflow],
     *,
     own: Mapping[str, Tensor],
+    free: Mapping[str, Tensor],
     by_sample: bool,
 ) -> tuple[Inflow | None, Signature]:
     """Return a value as a linear function of the layers that it was made of; ``None`` of none.
@@ -90,6 +91,7 @@ def inflow_of(
             name of its layer.
         step_of: Sends an inflow of a shape through the factor of a layer, as its module would.
         own: The layers whose modules compute with a parameter as their weight, and the parameter.
+        free: Matrices that no layer holds, by name; a transpose has the name with ``.T`` behind it.
         by_sample: Whether functions may have a derivative for each sample.
 
     Raises:
@@ -125,6 +127,7 @@ def inflow_of(
                     known[node] = _local(node, function, known, local, of_rows=of_rows)
                 else:
                     weight = _weight(node, weights, names, own, computed)
+                    weight = _free(node, weight, free) if weight and weight in free else weight
                     known[node] = _step(node, known, weight, step_of, local, walk)
             except NotLinearError as error:
                 unread = unread or error
@@ -164,6 +167,22 @@ def _weight(
         if not same:
             raise NotLinearError(f"a function of the weight of {weight}")
     return weight
+
+
+def _free(node: Any, name: str, free: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the matrix by which a product multiplies values, if it is one of these."""
+    kept = getattr(node, next((n for n in _RIGHT if hasattr(node, n)), ""), None)
+    if type(node).__name__ not in _PRODUCTS or not isinstance(kept, Tensor) or are_packed():
+        return None
+    if kept.dim() > 2 and len(kept) > 1 and kept.stride(0):
+        return None  # one for each sample
+    factor = kept.detach().reshape(-1, *kept.shape[-2:])[0]
+    same = (n for n in (name, f"{name}.T") if _equal(factor, free[n].detach().t()))
+    return next(same, None)
+
+
+def _equal(factor: Tensor, matrix: Tensor) -> bool:
+    return factor.shape == matrix.shape and torch.equal(factor, matrix.to(factor))
 
 
 def _is_as_it_is(node: Any, weight: Tensor) -> bool:

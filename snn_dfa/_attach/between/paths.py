@@ -20,6 +20,8 @@ from snn_dfa._attach.weights import (
     SYNAPSES,
     computes_as,
     gradient_to_mirror,
+    matrices,
+    matrix,
     own_step,
     synapse,
     synapses,
@@ -192,7 +194,12 @@ class Paths:
         self, layer: str, value: Tensor, mine: Callable[[Any], bool], *, by_sample: bool
     ) -> _Read:
         """Return what comes into a layer as a linear function, ``None`` if there is none."""
-        names, modules = self._names(), self._synapses()
+        net, modules = self._net(), self._synapses()
+        free = {} if net is None else matrices(net)
+        names = self._names()
+        for name, held in free.items():
+            names.setdefault(id(held), name)
+            names.setdefault(held.data_ptr(), name)
         try:
             if layer not in modules:
                 self._see_that_it_is_linear(layer)
@@ -201,8 +208,9 @@ class Paths:
                 layer,
                 mine,
                 names,
-                lambda x, weight, shape: _own_step(x, weight, modules[weight], shape),
+                lambda x, weight, shape: _own_step(x, weight, self._synapse(weight), shape),
                 own={n: m.weight for n, m in modules.items() if _takes_its_parameter(m)},
+                free=free,
                 by_sample=by_sample,
             )
             if made is not None and layer in modules:  # a readout
@@ -272,7 +280,7 @@ class Paths:
 
     def _synapse(self, layer: str) -> Any:
         net = self._net()
-        return None if net is None else synapse(net, layer)
+        return None if net is None else synapse(net, layer) or matrix(net, layer)
 
     def weight(self, layer: str) -> Tensor:
         """Return a layer's weight.
