@@ -123,6 +123,8 @@ class Entry:
             of = node.call.layer
             if of not in (layer, None):
                 self.note_read(node.call)
+            elif of is None and not self._leads_on(layer, node.call, index):
+                continue
             elif not self._core.traced:  # a trace has no past
                 self._go_on(node.call)
                 if node.call.is_lost(self._core.collector):
@@ -133,6 +135,46 @@ class Entry:
         if own:
             self._watch_hooks(layer, value, origin.hooked)
         return self._bridged(layer, value, origin, own)
+
+    def enter_network(self, value: Tensor) -> Tensor:
+        """Return a value that comes into the network; one made of outputs' values by a port.
+
+        So it is where an action leads to the state in which the network acts next. The loss may
+        read that state, too, and autograd then frees what lies behind it before layers learn.
+        """
+        ports, leaves = self._ends_of(value)
+        outputs = self._core.layers.outputs
+        if leaves or not ports or not all(node.call.layer in outputs for node in ports):
+            return value
+        return self._core.leave_network([value])[0]
+
+    def _leads_on(self, layer: str, call: Call, index: int) -> bool:
+        """Return whether a layer learns through what the network was given or has returned."""
+        if call.is_lost(self._core.collector):
+            return True
+        ports, leaves = self._ends_of(call.original(index))
+        for node in ports:
+            if node.call.layer not in (layer, None):
+                self.note_read(node.call)
+        return leaves or any(node.call.layer in (layer, None) for node in ports)
+
+    def _ends_of(self, value: Tensor) -> tuple[list[Any], bool]:
+        """Return the layers' ports that a value was made of, and whether leaves are behind it.
+
+        What the network was given and what it has returned is passed, unless it is lost.
+        """
+        todo, seen, found, leaves = [value], set[Any](), list[Any](), False
+        while todo:
+            origin = self._origin([todo.pop()])
+            leaves |= bool(origin.leaves) or origin.reentrant
+            for node, index in origin.ports:
+                call = node.call
+                if call.layer is not None or call.is_lost(self._core.collector):
+                    found.append(node)
+                elif (node, index) not in seen:
+                    seen.add((node, index))
+                    todo.append(call.original(index))
+        return found, leaves
 
     def _bridged(
         self, layer: str, value: Tensor, origin: Origin, own: Mapping[Any, Tensor]

@@ -62,11 +62,13 @@ def second_time() -> BackwardError:
     """Return the error of a graph that a backward pass has gone through already."""
     return BackwardError(
         "backward: the gradient needs a part of the graph that an earlier backward pass has used "
-        "up. Four programs do this. A state of the last batch goes on in this one: call "
+        "up. Five programs do this. A state of the last batch goes on in this one: call "
         "snn_dfa.reset(net) before each batch, or detach the states. The program calls backward() "
         "after each time step: attach DFA(net, credit='online'). The loss reads a value between "
-        "two layers that the network does not return: return the value. The program calls "
-        "backward() twice: call backward(retain_graph=True) first"
+        "two layers that the network does not return: return the value. The loss reads what "
+        "leads from an output to an input of the network that comes out again, or comes into the "
+        "output itself: call backward(retain_graph=True). The program calls backward() twice: call "
+        "backward(retain_graph=True) first"
     )
 
 

@@ -118,6 +118,8 @@ class NetworkForward(Forward):
         if t._is_view() and t._base is not None and t._base.is_leaf and not self.core.aligned:
             self.core.leaves.note_entrance(t)
         original = self.core.entry.own(None, t)
+        if original is None and not self.core.aligned:
+            return self.core.entry.enter_network(t)
         return t if original is None else original
 
     @eager

@@ -109,8 +109,9 @@ def errors(
         sizes = {name: (rows, *shape[1:]) for name, shape in shapes.items()}
         leaves = {n: error.new_zeros(()).expand(s).requires_grad_() for n, s in sizes.items()}
         values = dict(leaves)
-        for name in outputs:  # what an output hands back to a hidden layer passes no error
-            values[name] = torch.zeros_like(error)
+        for name, size in _sizes(outputs, error.shape[1]).items():
+            # What an output hands back to a hidden layer passes no error.
+            values[name] = error.new_zeros(rows, size)
         for name in [name for name in shapes if name in inflows]:
             value, gate = inflows[name].apply(values, known), ways.gates.get(name)
             value = value.reshape(sizes[name])
@@ -173,6 +174,13 @@ def courses(
             total = sum(torch.ones_like(like) if each is None else each for each in found)
             at_values[layer] = course_of(torch.as_tensor(total))
     return at_values
+
+
+def _sizes(outputs: Mapping[str, int | None], total: int) -> dict[str, int]:
+    """Return how many numbers each output has; those that are not known share the rest."""
+    unknown = sum(size is None for size in outputs.values())
+    rest = total - sum(size or 0 for size in outputs.values())
+    return {name: rest // unknown if size is None else size for name, size in outputs.items()}
 
 
 def _side_by_side(
