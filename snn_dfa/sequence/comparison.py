@@ -329,6 +329,12 @@ def _see_equal(wanted: Any, got: Any, tolerance: float) -> None:
         raise _differs("results, whose number depends on the number of steps")
     for i, (a, b) in enumerate(pairs):
         if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+            if any(isinstance(v, Tensor) for v in getattr(a, "__dict__", {}).values()):
+                raise AttachError(
+                    f"over_time: the network returns an object of type {type(a).__name__}, "
+                    f"expected tensors, or tuples, lists and dictionaries of them; return a "
+                    f"NamedTuple or a dictionary"
+                )
             if isinstance(a, Tensor) or isinstance(b, Tensor) or a != b:
                 raise _differs(f"result {i}, which is {b!r} instead of {a!r}")
             continue

@@ -1,6 +1,7 @@
 """Programs that cannot run once on T * B samples: each raises an error, and nothing is changed."""
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import snntorch as snn
@@ -113,6 +114,21 @@ class ReturnsAList(Inside):
         return spikes
 
 
+@dataclass
+class Record:
+    spikes: torch.Tensor
+
+
+class ReturnsAnObject(Inside):
+    def result(self, spikes):
+        return Record(super().result(spikes))
+
+
+class ReturnsAnObjectAtEachStep(Hidden):
+    def forward(self, x):
+        return Record(super().forward(x))
+
+
 class WeighsSteps(Inside):
     def current(self, t, step):
         return self.fc(step) * (t + 1)
@@ -191,6 +207,8 @@ ERRORS = {
     TakesNothing: r"takes neither a step \[B, ...\] of the sequence nor the sequence",
     SumsOverTime: r"returned shape \[21, 3\], expected \[1, 21, ...\]; return torch.stack\(spikes\)",
     ReturnsAList: r"return torch.stack\(spikes\), with time as the first dimension",
+    ReturnsAnObject: "an object of type Record, .* return a NamedTuple or a dictionary",
+    ReturnsAnObjectAtEachStep: "an object of type Record, .* return a NamedTuple or a dictionary",
     FixedSteps: r"runs its neurons 25 times, .* `for t in range\(x.size\(0\)\)`",
 }
 
