@@ -332,7 +332,8 @@ class Pass:
                 continue  # it reads layers at other steps than each other
             if len(read) < len(steps) and not all(map(_are_steps, hidden.values())):
                 continue
-            if not any(call.is_of_each(each, samples) for each in (len(read), len(steps))):
+            counts = {len(read), len(steps)} - {1}
+            if not any(call.is_of_each(count, samples) for count in counts):
                 call.below, *call.later = [steps[i] for i in sorted(read)]
                 once.add(name)
         return once

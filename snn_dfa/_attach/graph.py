@@ -39,8 +39,11 @@ LEAF: Any = type(torch.autograd.graph.get_gradient_edge(torch.ones(1, requires_g
 #: Where ``register_full_backward_hook`` and ``register_full_backward_pre_hook`` look at gradients.
 _HOOKED: Any = BackwardHookFunction._backward_cls
 _REENTRANT: Any = CheckpointFunction._backward_cls
+_SELECT: Any = type(torch.ones(1, requires_grad=True)[0].grad_fn)
+_SLICE: Any = type(torch.ones(2, requires_grad=True)[1:].grad_fn)
+_STACK: Any = type(torch.stack([torch.ones(1, requires_grad=True)]).grad_fn)
 #: Nodes that a walk does not merely pass.
-_SPECIAL = frozenset({PORT, LEAF, _HOOKED, _REENTRANT})
+_SPECIAL = frozenset({PORT, LEAF, _HOOKED, _REENTRANT, _SELECT, _SLICE})
 
 #: The function by which every pass of autograd begins.
 _BEGINS: Any = torch.autograd.graph._engine_run_backward.__code__
@@ -160,10 +163,36 @@ def origin_of(
                 continue
             hooked += [node] * (kind is _HOOKED)
             reentrant |= kind is _REENTRANT
+            taken = _taken(node) if kind in (_SELECT, _SLICE) else None
+            if taken is not None:
+                seen.add(node)
+                nodes += [node, node.next_functions[0][0]]
+                todo += taken
+                continue
         seen.add(node)
         nodes.append(node)
         todo += node.next_functions
     return Origin(list(ports), leaves, nodes, hooked, reentrant)
+
+
+def _taken(node: Any) -> list[tuple[Any, int]] | None:
+    """Return what is taken of values that were stacked, as ``stack[-1]``; ``None`` of others."""
+    below = node.next_functions[0][0]
+    if type(below) is not _STACK:
+        return None
+    dims = len(below._input_metadata[0].shape)
+    if (_signed(node._saved_dim) - _signed(below._saved_dim)) % dims:
+        return None
+    values = list(below.next_functions)
+    if type(node) is _SELECT:
+        return [values[_signed(node._saved_index)]]
+    start, end = _signed(node._saved_start), _signed(node._saved_end)
+    return values[start : end : node._saved_step]
+
+
+def _signed(number: int) -> int:
+    """Return a number that a node keeps without its sign."""
+    return number - (1 << 64) if number >= 1 << 63 else number
 
 
 def sources_of(

@@ -74,6 +74,13 @@ def an_old_value(net, reads):
     return [(a, z), (b, z), (c, y)], ((a + 2 * b + 3 * c) * W).sum()
 
 
+def of_a_stack(net, reads):
+    kept = [net.encode(k * X)[0] for k in range(2)]
+    spikes = torch.stack(kept)
+    pairs = [(net.decode(spikes[k])[0], kept[k]) for k in (0, 1, 0)]
+    return pairs, sum((out * W * k).sum() for k, (out, _) in enumerate(pairs, 1))
+
+
 def noise_first(net, reads):
     a, z = net.decode(torch.ones(B, 6))[0], net.encode(X)[0]
     b = net.decode(z)[0]
@@ -92,8 +99,8 @@ def alike(net, reads):
     return [(a, z)], (a * W).sum() + (y - z).square().sum()
 
 
-PROGRAMS = [twice, a_loop_twice, once_and_a_loop, in_another_order, an_old_value, noise_first,
-            noise_last, alike]  # fmt: skip
+PROGRAMS = [twice, a_loop_twice, once_and_a_loop, in_another_order, an_old_value, of_a_stack,
+            noise_first, noise_last, alike]  # fmt: skip
 
 
 def right(program, reads):
@@ -157,7 +164,7 @@ def noise_between(net):
 def of_all_steps(net):
     spikes = torch.stack([net.encode(k * X)[0] for k in range(2)])
     first = [net.decode(z)[0] for z in spikes]
-    return sum(first) + net.decode(spikes[0])[0]
+    return sum(first) + net.decode(spikes.unbind()[0])[0]
 
 
 def once_for_all(net):

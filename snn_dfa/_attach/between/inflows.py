@@ -65,7 +65,7 @@ _AS_IT_IS = {
     "ViewBackward0",
 }  # fmt: skip
 #: What may become of steps that are set side by side.
-_OF_STEPS = {"MeanBackward1", "SumBackward1", "SelectBackward0"}
+_OF_STEPS = {"MeanBackward1", "SumBackward1", "SelectBackward0", "SliceBackward0"}
 
 
 def inflow_of(
@@ -270,7 +270,7 @@ def _step(
     x, shape = _single(node, kind, known)
     if steps is None:
         return _of_one(node, kind, x, shape, weight, step_of, local)
-    if node not in walk.stacked:
+    if walk.stacked.get(node) != steps:
         return taken(node, kind, x, shape, steps)
     alone = kind in _SAME or kind in _PRODUCTS
     see_that_samples_stay(node, kind, shape, steps, alone=alone)
@@ -378,15 +378,17 @@ def _stack(node: Any, known: Mapping[Any, Any], *, of_steps: bool) -> Any:
 
 
 def _reduced(node: Any, kind: str, x: Inflow, shape: tuple[int, ...]) -> Inflow:
-    """Return the mean or the sum over steps that are set side by side, or one of them."""
+    """Return the mean or the sum over steps that are set side by side, or one or some of them."""
     dims = dims_of(node)
     if dims != [x.steps] or getattr(node, "_saved_keepdim", False):
         raise NotLinearError(kind)
-    if kind == "SelectBackward0":
+    if kind in ("SelectBackward0", "SliceBackward0"):
         flows = [{*each.sources, *each.weights} for each, _ in x.terms]
         most = max(flows, key=len, default=set())
         if any(not each <= most for each in flows):
             raise NotLinearError(kind)  # values of several layers, of which one is taken
+    if kind == "SliceBackward0":
+        return x
     return stand_in.reduce(x, shape[dims[0]] if kind == "SumBackward1" else 1.0)
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "parts_of",
     "see_that_samples_stay",
     "side_by_side",
+    "some_of",
     "taken",
     "takes_rows",
 ]
@@ -143,6 +144,17 @@ def takes_rows(node: Any, rows: Rows) -> bool:
     return type(node).__name__ in _TAKE and int(not rows.first) in dims_of(node)
 
 
+def some_of(node: Any, rows: Rows) -> Rows:
+    """Return how steps lie after a node, which may take some of them, as ``stack[-3:]``."""
+    shape = tuple(node._input_metadata[0].shape)
+    dim = int(not rows.first)
+    if type(node).__name__ != "SliceBackward0" or dims_of(node) != [dim]:
+        return rows
+    below, index = node.next_functions[0]
+    apart = tuple(below._input_metadata[index].shape)[:2] == rows.sizes
+    return rows._replace(steps=shape[dim]) if apart else rows
+
+
 def dims_of(node: Any) -> list[int]:
     """Return the dimensions along which a node takes some of its input, or a mean."""
     below, index = node.next_functions[0]
@@ -185,7 +197,9 @@ def as_rows(made: Any, kind: str) -> Inflow | list[Inflow]:
 def taken(
     node: Any, kind: str, x: Inflow, shape: tuple[int, ...], rows: Rows
 ) -> Inflow | list[Inflow]:
-    """Return one of several steps whose rows were set side by side, or all, or their mean."""
+    """Return one of several steps whose rows were set side by side, or some, or their mean."""
+    if kind == "SliceBackward0":
+        return x
     apart = shape[:2] == rows.sizes
     if kind in PARTED:
         found = {metadata.shape[0] for metadata in node._input_metadata}

@@ -12,7 +12,7 @@ from torch.nn import Parameter
 
 from snn_dfa._attach.between.local_functions import LocalFunction, function_of, of_steps
 from snn_dfa._attach.between.moves import MAXIMA
-from snn_dfa._attach.between.rows import FILLED, Rows, side_by_side, takes_rows
+from snn_dfa._attach.between.rows import FILLED, Rows, side_by_side, some_of, takes_rows
 from snn_dfa._attach.graph import LEAF, PORT, are_packed, post_order, up_to_ports
 from snn_dfa._attach.steps.products import Made
 
@@ -129,8 +129,8 @@ class Walk:
         if rows is None:
             count = self._count(node)
             rows = side_by_side(node, several=self.several, count=count)
-        elif takes_rows(node, rows):
-            rows = None
+        else:
+            rows = None if takes_rows(node, rows) else some_of(node, rows)
         if rows is not None:
             self.stacked[node] = rows
 
