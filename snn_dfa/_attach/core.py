@@ -358,9 +358,10 @@ class Core:
         """See which layers the loss reads through weights."""
         outputs, found = self.layers.outputs, self.paths.heads
         for name, of in found.items():
-            if of in outputs and not self.layers.given:
-                raise AttachError(messages.unnamed_readout(name, of))
-        heads = {name: of for name, of in found.items() if of not in outputs}
+            if of.intersection(outputs) and not self.layers.given:
+                raise AttachError(messages.unnamed_readout(name, outputs[0]))
+        rest = {name: of.difference(outputs) for name, of in found.items()}
+        heads = {name: min(of) for name, of in rest.items() if of}
         if heads and not self._warned:
             self._warned = True
             warnings.warn(messages.heads(heads, outputs), stacklevel=2)

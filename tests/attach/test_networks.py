@@ -113,6 +113,33 @@ def test_weights_of_any_module_behind_the_last_neuron_are_seen(readout):
         net(x).sum().backward()
 
 
+class Residual(nn.Module):
+    """Blocks of a neuron beside a straight way, and a head that reads all of them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.weights = nn.ModuleList(nn.Linear(X, X) for _ in range(6))
+        self.neurons = nn.ModuleList(lif() for _ in range(6))
+        self.head = nn.Linear(X, 3)
+
+    def forward(self, x):
+        mems, out = [neuron.reset_mem() for neuron in self.neurons], []
+        for value in x:
+            for i, (weight, neuron) in enumerate(zip(self.weights, self.neurons, strict=True)):
+                spk, mems[i] = neuron(weight(value), mems[i])
+                value = value + spk
+            out.append(self.head(value))
+        return torch.stack(out)
+
+
+def test_a_head_that_reads_the_last_neuron_and_others_is_seen():
+    net = Residual()
+    with DFA(net), pytest.raises(AttachError, match=r"neuron 'neurons.5' is followed by 'head'"):
+        net(torch.rand(T, B, X) * 3).sum().backward()
+    assert all(p.grad is None for p in net.parameters())
+
+
 def test_a_parameter_that_multiplies_each_number_is_no_readout():
     net = Readout(nn.Identity())
     with DFA(net):

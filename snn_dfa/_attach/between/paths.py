@@ -84,8 +84,8 @@ class Paths:
         self._layers = layers
         self._found: dict[str, set[tuple[tuple[str, ...], str]]] = {}
         self._looked_for: set[str] = set()
-        #: First layer with weights after a layer, by which the loss reads it -> that layer.
-        self.heads: dict[str, str] = {}
+        #: First layer with weights after layers, by which the loss reads them -> these layers.
+        self.heads: dict[str, set[str]] = {}
         self._inflows: dict[str, Inflow] = {}
         #: Layer without an inflow -> why it has none, and the layers that it was made of.
         self._unknown: dict[str, tuple[str, list[str]]] = {}
@@ -237,7 +237,7 @@ class Paths:
         other = sources_of(value, mine, self._matrices(), by_product=True)
         for source, weights in (*other, *self.sources(value, mine)):
             if weights:
-                self.heads[weights[0]] = source
+                self.heads.setdefault(weights[0], set()).add(source)
 
     def sources(
         self, value: Tensor, mine: Callable[[Any], bool]
