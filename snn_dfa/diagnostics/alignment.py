@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from snn_dfa._attach.weights import synapses
 from snn_dfa.dfa import DFA
@@ -221,8 +222,12 @@ def _convert(net: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _without_graphs(net: nn.Module) -> dict[int, Tensor]:
-    """Return what makes ``deepcopy`` take the values of states that have a graph."""
-    states = (t for t in net.buffers() if not t.is_leaf)
+    """Return what makes ``deepcopy`` take the values of states that have a graph.
+
+    A program may keep states, or lists of them, on any of its modules.
+    """
+    kept = (t for module in net.modules() for t in tree_leaves(vars(module)))
+    states = (t for t in kept if isinstance(t, Tensor) and not t.is_leaf)
     return {id(t): t.detach().clone() for t in states}
 
 

@@ -254,3 +254,35 @@ def test_in_float64_a_small_gradient_has_a_direction():
     )
     assert all(torch.equal(before[name], p) for name, p in net.named_parameters())
     assert not net._forward_pre_hooks
+
+
+class Keeps(nn.Module):
+    """Keeps states, and lists of spikes, on itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.lif1 = nn.Linear(5, 8), snn.Leaky(beta=0.8, threshold=0.3)
+        self.fc2, self.lif2 = nn.Linear(8, 3), snn.Leaky(beta=0.8, threshold=0.3)
+        self.spikes, self.mem = {"hidden": []}, None
+
+    def forward(self, x):
+        self.mem, mem2 = self.lif1.reset_mem(), self.lif2.reset_mem()
+        self.spikes["hidden"].clear()
+        for step in x:
+            spk, self.mem = self.lif1(self.fc1(step), self.mem)
+            self.spikes["hidden"].append(spk)
+            _, mem2 = self.lif2(self.fc2(spk), mem2)
+        return mem2
+
+
+def test_a_network_that_keeps_states_with_a_graph_is_copied():
+    net = Keeps()
+    dfa = DFA(net)
+
+    def loss(net):
+        return nn.functional.cross_entropy(net(X), Y) + torch.stack(net.spikes["hidden"]).mean()
+
+    loss(net).backward()
+    kept = [*net.spikes["hidden"], net.mem]
+    assert set(gradient_angles(dfa, loss)) == {"fc1", "fc2"}
+    assert all(a is b for a, b in zip([*net.spikes["hidden"], net.mem], kept, strict=True))
