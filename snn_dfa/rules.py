@@ -113,9 +113,9 @@ def target(e: Tensor, y: Tensor) -> Tensor:
 def local(e: Tensor, y: Tensor, scores: Tensor) -> Tensor:
     r"""Send the error of the layer's own fixed readout: hidden layers wait for nobody.
 
-    The layer's matrix B reads class scores off the layer's spikes, s B^T, at each step. What is
-    sent back through B is the gradient of their cross entropy: softmax(scores) / B - y / B, y
-    one-hot. So each layer minimises a loss of its own, which no other layer needs.
+    At each step the layer's matrix B makes class scores of the layer's spikes, s B^T. The gradient
+    of their cross entropy goes back through B: (softmax(scores) - y) / batch size, y one-hot. So
+    each layer minimises a loss of its own, which no other layer needs.
 
     Args:
         e: [..., B, C], the error at the output; only its shape, dtype and device matter.
