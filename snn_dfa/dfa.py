@@ -1,4 +1,4 @@
-"""The one class that a user needs: direct feedback alignment, attached and taken off."""
+"""The one class that a user needs: direct feedback alignment, attached and removed."""
 
 from __future__ import annotations
 
@@ -37,73 +37,80 @@ class DFA:
     Forward values do not change. In ``loss.backward()`` the output block (everything after the
     last hidden spikes) gets its true gradient. Each hidden block (from the values of other layers
     to its own spikes) gets the gradient of its own graph, with e B at its spikes. e = dL/d(output)
-    is the loss's own error at that step, and B is the layer's fixed random matrix. No error goes
-    from one layer into another, and autograd computes no product with a transposed weight.
+    is the loss's own error at that step, and B is the layer's feedback matrix, random and fixed by
+    default. No error goes from one layer into another, and autograd computes no product with a
+    transposed weight.
 
-    A loss on hidden spikes or membranes reaches its layer and no further. So does a loss that reads
-    a hidden layer through weights that are no output; a warning then says how to name them.
+    A loss on hidden spikes or membranes trains their layer and no lower layer. If a loss reads a
+    hidden layer through weights that are no output, it also trains that layer and no lower one; a
+    warning then says how to name the output.
 
     Args:
         net: Any network of snnTorch neurons; the loop over time may be around it or inside.
         output: Name or module of the output layer; it may be a plain readout such as
             ``nn.Linear``. ``None``: the spiking neuron that is called last. A list names several
-            outputs: their errors are set side by side, so that each has its own rows of B. Values
-            of one output that have the same shape, such as spikes and membrane, have one error;
-            other values that a readout returns have rows of their own.
+            outputs: their errors are set side by side, so that each output has its own rows of B.
+            Values of one output that have the same shape, such as spikes and membrane, have one
+            error; other values that a readout returns have rows of their own.
         hidden: Names or modules of the hidden layers. ``None``: all other
             ``snntorch.SpikingNeuron``.
-        optimizer: The optimiser of the weights. With it the feedback learns, at each step of the
-            optimiser; its type is ``"weight-mirror"`` (:class:`WeightMirror`), whose B differs from
-            sample to sample, unless ``feedback`` names another. Without it the feedback is random
-            and fixed, as in the literature.
+        optimizer: The optimiser of the weights. With an optimiser the feedback learns at each of
+            its steps, as ``"weight-mirror"`` (:class:`WeightMirror`) unless ``feedback`` names
+            another type. Without an optimiser the feedback is random and fixed, as in the
+            literature.
         rule: The value that each hidden layer gets. ``"error"`` or ``"dfa"``: e. ``"sign"`` or
             ``"sdfa"``: its sign. ``"target"`` or ``"drtp"``: the targets, given by :meth:`targets`.
-            ``"local"`` or ``"decolle"``: the error of the layer's own fixed readout B of the
-            targets, and none from the output (:func:`snn_dfa.rules.local`). ``"shallow"`` or
-            ``"last-layer"``: nothing; only the output block learns, hidden parameters keep
-            ``grad=None``. ``"fa"`` is feedback alignment: nothing is broadcast; errors go from
-            layer to layer as in back-propagation, with a random matrix in place of each transposed
-            weight.
+            ``"local"`` or ``"decolle"``: the error of the layer's own readout, which predicts the
+            targets through the fixed B, and no error from the output
+            (:func:`snn_dfa.rules.local`). ``"shallow"`` or ``"last-layer"``: nothing; only the
+            output block learns, hidden parameters keep ``grad=None``. ``"fa"`` is feedback
+            alignment: errors go from layer to layer as in back-propagation, with a random matrix in
+            place of each transposed weight.
         feedback: The matrices B [C, \*S]: C outputs, S the shape of one sample's spikes in the
             layer. ``None``: ``"gaussian"``, or ``"weight-mirror"`` with an ``optimizer``.
             Drawn and fixed: ``"gaussian"``, ``"uniform"``, ``"orthogonal"``, ``"sparse"``,
             ``"low-rank"``, ``"channelwise"`` (see :mod:`snn_dfa.feedback`), ``"zhang"``
-            (:func:`snn_dfa.zhang.zhang_feedback`); ``"shared"``: slices of one Gaussian matrix, so
-            that the largest layer's is all that is kept. Or a function of shape and generator; or a
-            mapping of layer name to tensor. That learn: ``"weight-mirror"``; ``"kolen-pollack"`` or
-            a :class:`KolenPollack`; ``"kolen-pollack-product"`` or a :class:`KolenPollackProduct`.
-            The last two need :meth:`follow` or ``optimizer``, and ``error_at="current"``; so does
-            ``"product-feedback-alignment"`` or a :class:`ProductFeedbackAlignment`.
-            ``"transpose"``: the product of the forward weights, to compare with;
-            ``"sign-symmetry"``: its signs. With ``rule="fa"`` a matrix has the shape of its weight.
-        scale: Factor on what is drawn (of a product, on each factor), whose standard deviation is
-            1 / sqrt(N), N neurons in the layer.
-        credit: How a layer turns e B at its spikes into a gradient at its input. ``"membrane"``: by
-            the neuron's own surrogate and its membrane through time, as autograd does inside the
-            layer. ``"current"``: times g at the input current of the same step, in the output too;
-            kept are input, current and spikes alone. ``"trace"`` or ``"online"``: see below.
+            (:func:`snn_dfa.zhang.zhang_feedback`); ``"shared"``: slices of one Gaussian matrix, of
+            which only the largest layer's is kept. Your own: a function of shape and generator, or
+            a mapping of layer name to tensor. Learned: ``"weight-mirror"``; ``"kolen-pollack"`` or
+            a :class:`KolenPollack`; ``"kolen-pollack-product"`` or a :class:`KolenPollackProduct`;
+            ``"product-feedback-alignment"`` or a :class:`ProductFeedbackAlignment`. All of these
+            need :meth:`follow` or ``optimizer``, and ``error_at="current"``, to become the weights.
+            For comparison: ``"transpose"``, the product of the forward weights, and
+            ``"sign-symmetry"``, its signs. With ``rule="fa"`` a matrix has the shape of its weight.
+        scale: Factor on drawn matrices (of a product, on each factor). Without it their standard
+            deviation is 1 / sqrt(N), N neurons in the layer.
+        credit: How a layer turns e B at its spikes into a gradient at its input. ``"membrane"``:
+            through the neuron's own surrogate and its membrane over time, as autograd does inside
+            the layer. ``"current"``: times g at the input current of the same step, also in the
+            output; a step keeps only input, current and spikes. ``"trace"`` or ``"online"``: see
+            below.
         error_at: Where the error of a spiking output is taken. ``"spikes"``: dL/d(spikes and
             membrane) of the step, from the loss alone. ``"current"``: dL/d(input current) of the
-            step, which is the error that the last weights see; for ``credit="membrane"``. ``None``:
-            ``"current"`` with an ``optimizer`` and this credit, else ``"spikes"``. A plain readout
-            has one error.
+            step, which is the error that the last weights see; only with ``credit="membrane"``.
+            ``None``: ``"current"`` with an ``optimizer`` and this credit, else ``"spikes"``. For a
+            plain readout both are the same.
         derivative: g for ``credit="current"``, a function of current - threshold; ``None`` for
             the derivative of the neuron's surrogate. An arbitrary g is augmented DFA.
         seed: Of the feedback. A layer's matrix depends on the seed, its name and its shape.
 
-    With ``credit="trace"`` a step keeps nothing of those before it but one trace for each input of
-    a layer: call ``backward()`` after each step on that step's loss, and memory does not grow with
-    the number of steps. For linear and convolutional layers into ``Leaky``, ``Synaptic``,
-    ``RLeaky`` and ``RefractoryLeaky``. The gradient is that of ``"membrane"`` for the same losses
-    where nothing but the decay leads from a membrane to the next: in ``Leaky`` and ``Synaptic``
-    with a reset by subtraction or none, and ``reset_delay=True``. Elsewhere it is an approximation:
-    other resets are passed over (OTTT), so are a refractory neuron's held membranes and, in
-    ``RLeaky`` or where a layer gets its own spikes, what these do to its later ones (e-prop); a
-    batch normalisation that is training counts as if it had been the same at every step; the weight
-    and bias of a normalisation learn from the step alone; and an error that is taken at a plain
-    readout before a spiking neuron is that of the step. A trace goes on where the states come in
-    that the neuron has left, also detached or cloned. Other states without a gradient begin a
-    sequence, as after steps without gradients; other states with one raise an error.
+    With ``credit="trace"`` a step keeps one trace for each input of a layer, and nothing else of
+    the steps before. Call ``backward()`` after each step on that step's loss, and memory does not
+    grow with the number of steps. It works for linear and convolutional layers into ``Leaky``,
+    ``Synaptic``, ``RLeaky`` and ``RefractoryLeaky``. In ``Leaky`` and ``Synaptic`` with a reset by
+    subtraction or none, and ``reset_delay=True``, only the decay leads from one membrane to the
+    next. There the gradient equals that of ``"membrane"`` for the same losses. Elsewhere it is an
+    approximation:
+
+    - Other resets (OTTT) and the held membranes of a refractory neuron have no gradient.
+    - In ``RLeaky``, or if a layer gets its own spikes, the effect of a spike on the layer's later
+      spikes has no gradient (e-prop).
+    - A batch normalisation in training counts as if it had been the same at every step, and its
+      weight and bias learn from the step alone.
+    - An error at a plain readout before a spiking neuron is that of the step.
+
+    A trace goes on if the states that the neuron has left come in again, also detached or cloned.
+    Other states without a gradient begin a new sequence; other states with one raise an error.
 
     Raises:
         AttachError: if the network or an argument cannot be used; the network is then untouched.
@@ -112,17 +119,13 @@ class DFA:
             network does not return, or a state of the last batch goes on without ``reset``.
         OutOfStepError: in the forward pass, if layers are not called as often as the output.
 
-    With an ``optimizer`` it is one line::
-
-        dfa = DFA(net, optimizer=optimizer)
-
     Every error is raised before a gradient is written. ``torch.autograd.grad`` and
-    ``backward(inputs=...)`` do not go to a hidden layer's own values, and raise an error where the
-    loss reads one beside the output, as a penalty on spikes: call ``loss.backward()``.
+    ``backward(inputs=...)`` do not go to a hidden layer's own values. If the loss reads such a
+    value beside the output, as a penalty on spikes, they raise an error: call ``loss.backward()``.
 
     Sources: Nøkland 2016, arXiv 1609.01596 (DFA); Frenkel et al. 2021, arXiv 1909.01311 (sDFA,
     DRTP); Kaiser et al. 2020, arXiv 1811.10766 (DECOLLE); Lillicrap et al. 2016, Nat. Commun. 7,
-    13276 (FA); Liao et al. 2016, arXiv 1510.05067 (sign symmetry); Li and Benna 2024, arXiv
+    13276 (FA); Liao et al. 2016, arXiv 1510.05067 (sign symmetry); Ji-An and Benna 2024, arXiv
     2405.20594 (product feedback alignment); Zhang et al. 2024, arXiv 2409.07776,
     and Nakajima et al. 2022, Nat. Commun. 13 (augmented DFA, spiking); Bellec et al. 2020, Nat.
     Commun. 11, 3625 (e-prop); Xiao et al. 2022, arXiv 2210.04195 (OTTT).
@@ -214,8 +217,8 @@ class DFA:
     def feedback(self) -> Mapping[str, Tensor]:
         r"""Layer name to feedback matrix [C, \*S], in the network's dtype and on its device.
 
-        With ``rule="fa"``: name of a layer with weights to a matrix of their shape. A drawn matrix,
-        and one that is a product, is there once a forward pass has shown the layers' shapes.
+        With ``rule="fa"``: name of a layer with weights to a matrix of their shape. Drawn matrices
+        and products are missing until a forward pass has shown the layers' shapes.
         """
         tensors = chain(self._net.parameters(), self._net.buffers())
         like = next((t for t in tensors if t.is_floating_point()), _SINGLE)
@@ -250,11 +253,12 @@ class DFA:
     def follow(self, optimizer: Optimizer) -> None:
         """Let feedback that learns take a step whenever this optimiser takes one, and only then.
 
-        Without it a step is taken with each forward pass of the network after a backward pass,
-        which is more than the weights take where gradients are accumulated, or where ``backward()``
-        is called after each time step. ``"kolen-pollack-product"`` and ``"weight-mirror"`` learn in
-        no other way; after ``DFA(net, optimizer=...)`` it is needed for a copy alone; a factor
-        stays as it is where its weight is not this optimiser's. A second one takes its place.
+        Without ``follow``, ``"kolen-pollack"`` takes a step at the first forward pass after each
+        backward pass. If gradients are accumulated, or ``backward()`` is called after each time
+        step, these are more steps than the weights take. The other types that learn need
+        ``follow``. ``DFA(net, optimizer=...)`` calls it; only a copy has to call it again. If a
+        weight is not among the optimiser's, its factor does not change. A second call of
+        ``follow`` replaces the optimiser.
 
         Raises:
             FeedbackError: if the feedback is fixed, or the optimiser is none that it can follow.
@@ -274,7 +278,7 @@ class DFA:
             raise
 
     def remove(self) -> None:
-        """Take everything off: the network is the plain snnTorch network that it was."""
+        """Remove DFA from the network, which is then the plain snnTorch network that it was."""
         for part in self._parts:
             part.remove()
         self._unfollow()
@@ -284,8 +288,8 @@ class DFA:
     def paused(self) -> Iterator[None]:
         """Back-propagation through time inside the ``with`` block, DFA again after it.
 
-        It acts on the forward passes inside the block: a graph keeps the kind that it was built
-        with.
+        The forward pass decides: a graph that is built inside the block has the gradients of
+        back-propagation, also if ``backward()`` is called after the block.
         """
         before, self._core.active = self._core.active, False
         try:
@@ -298,8 +302,8 @@ class DFA:
         """Give ``rule="target"`` or ``"local"`` the targets, for the passes in the block.
 
         Args:
-            y: Class indices [B], or targets [B, C], or one for each step [T, B, C] where the output
-                has time.
+            y: Class indices [B], or targets [B, C], or targets of each step [T, B, C] if the output
+                has time steps.
 
         Example:
             >>> import snntorch as snn
@@ -330,10 +334,10 @@ class DFA:
         return self._feedback.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved feedback.
+        """Load a saved feedback.
 
         Raises:
-            FeedbackError: if it is of another network; nothing is changed then.
+            FeedbackError: if the state is of another network; nothing is changed then.
         """
         fa, feedback = self._options["rule"] == "fa", type_of(state)
         if fa:

@@ -36,9 +36,9 @@ class _NormalizedRate(torch.autograd.Function):
 class ce_normalized_rate_loss:
     r"""Cross entropy of softmax(n / (temperature * sum of n)), n the spike counts of the outputs.
 
-    Its error is not the derivative of this formula. As in the first implementation of this rule
-    by hand, softmax and normalisation are stepped over: at every step the output's error is
-    :math:`(p - y) / (B T)`, p the softmax, y the one-hot target. Backward gives just that.
+    The error at the output is not the derivative of this formula. The backward pass leaves out the
+    derivatives of softmax and normalisation, as the first implementation of this rule did. At every
+    step the output's error is :math:`(p - y) / (B T)`, p the softmax, y the one-hot target.
 
     Args:
         temperature: Divides the normalised counts, above zero.

@@ -21,11 +21,11 @@ _NORMALIZATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def export_nir(net: nn.Module, sample: Tensor) -> Any:
-    """Return the NIR graph that snnTorch makes of a network, where it says what the network does.
+    """Return the NIR graph that snnTorch makes of a network, if the graph describes the network.
 
-    snnTorch exports a subclass of ``snn.Leaky`` as a plain one without a word. NIR's leaky neuron
-    has neither a refractory period nor a gain of its own, and no normalisation: such networks are
-    refused. It resets to zero, not by subtraction: a warning says so.
+    snnTorch exports a subclass of ``snn.Leaky`` as a plain ``snn.Leaky``, and gives no warning. NIR
+    has no refractory period, no gain of the neuron's own and no normalisation: networks with one of
+    these raise an error. NIR's neuron resets to zero: a reset by subtraction gives a warning.
 
     Args:
         net: Without DFA, its neurons at rest.
@@ -48,7 +48,7 @@ def export_nir(net: nn.Module, sample: Tensor) -> Any:
     if missing:
         raise ExportError(
             f"export_nir: expected the package {missing[0]!r}, which is not installed; "
-            f"pip install 'snn-dfa[nir]'"
+            f"pip install 'snn-dfa[nir]', or in a checkout pip install '.[nir]'"
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of packages that these import
@@ -57,7 +57,7 @@ def export_nir(net: nn.Module, sample: Tensor) -> Any:
     if subtracting:
         warnings.warn(
             f"export_nir: layer {subtracting[0]!r} resets by subtraction, and NIR's neuron to "
-            f"zero; train with reset_mechanism='zero' for a network that does the same",
+            f"zero; train with reset_mechanism='zero', so that the exported network does the same",
             stacklevel=2,
         )
     return export_to_nir(_spelt_out(net, sample), sample)

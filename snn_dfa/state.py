@@ -15,9 +15,9 @@ _STATES = ("mem", "syn", "spk", "syn_exc", "syn_inh")
 def reset(net: nn.Module) -> None:
     """Clear the state of every spiking neuron in ``net``, and of no other.
 
-    It walks ``net.modules()``, so that nested, copied and unpickled neurons are reached, which
-    ``snntorch.utils.reset`` of version 1.0.0 passes over, and neurons of other networks are left
-    alone, which it resets too. Call it before each sequence.
+    Call it before each sequence. It resets all neurons in ``net.modules()``, also nested, copied
+    and unpickled ones. ``snntorch.utils.reset`` of version 1.0.0 misses these neurons, and resets
+    neurons of other networks.
 
     Args:
         net: A network, or a neuron.

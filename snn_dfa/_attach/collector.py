@@ -111,7 +111,8 @@ class Collector:
         elif self._results is not None:
             raise BackwardError(
                 "backward: the loss reads a value of a layer after the network's gradients were "
-                "handed out, since one lies on another device; return the value from the network"
+                "handed out, because a value is on another device; return the value from the "
+                "network"
             )
         if self._alone and call.learns and call.loses(will_pass):
             raise second_time()
@@ -229,7 +230,8 @@ class Collector:
                     waits._arrived, waits._given = [], []
                 raise BackwardError(
                     "backward: networks with DFA of their own read values of each other, so that "
-                    "none can be gone through first; attach DFA to one module that holds them"
+                    "none can be the first in the backward pass; attach DFA to one module that "
+                    "holds them"
                 )
             if each._settled != self.core.task:
                 later += [reader for reader in each._read() if reader not in later]

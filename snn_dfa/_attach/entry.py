@@ -411,8 +411,8 @@ class Entry:
         if origin.reentrant and origin.ports:
             raise AttachError(
                 "net: expected activation checkpointing with use_reentrant=False after a hidden "
-                "layer, got it with True, which gives no gradient where nothing comes in that "
-                "wants one"
+                "layer, got use_reentrant=True, which gives no gradient if no input of the "
+                "checkpoint requires one"
             )
         return origin
 

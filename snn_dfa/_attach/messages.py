@@ -36,11 +36,11 @@ def out_of_step(hidden: str, output: str | None, calls: Mapping[str, int]) -> st
         f"hidden layer {hidden!r} was called {calls.get(hidden, 0)} times and the output "
         f"{output!r} {calls.get(output or '', 0)} times in one forward pass; expected equally many "
         f"calls, one for each time step. Is a readout called once, on the last step or on a mean? "
-        f"Name it with output=...; all hidden layers must be called equally often then, and those "
-        f"that it reads be read at the same steps. Is it called once, on the values of all steps? "
-        f"Call it at each step. Does each layer run all steps "
-        f"before the next layer begins? Name the modules that return whole sequences, "
-        f"hidden=[...]. Is {output!r} not the output of the network? Name the output, output=..., "
+        f"Name the readout with output=...; all hidden layers must be called equally often then, "
+        f"and those that it reads be read at the same steps. Is a readout called once, on the "
+        f"values of all steps? Call the readout at each step. Does "
+        f"each layer run all steps before the next layer begins? Name the modules that return "
+        f"whole sequences, hidden=[...]. Is {output!r} not the output? Name it, output=..., "
         f"and the hidden layers that are called as often, hidden=[...]. Is "
         f"{hidden!r} not called at some steps? Name the other hidden layers, hidden=[...]; "
         f"{hidden!r} then learns with the layer after it. Does the network call one neuron for "
@@ -55,8 +55,8 @@ def parts_out_of_step(layer: str, output: str, calls: Mapping[str, int]) -> str:
         f"layers are called outside of net.forward: layer {layer!r} was called "
         f"{calls.get(layer, 0)} times and the output {output!r} {calls.get(output, 0)} times since "
         f"all were last called equally often; expected one call of each layer and of each output "
-        f"in each time step. Is an output not called at some steps? Call it, too; the loss need "
-        f"not read it. Are parts of the network called for an evaluation? Do so in "
+        f"in each time step. Is an output not called at some steps? Call it at all steps; the loss "
+        f"need not read it. Are parts of the network called for an evaluation? Call them in "
         f"torch.no_grad(). Did an exception stop the last forward pass? Then call the network again"
     )
 
@@ -64,9 +64,10 @@ def parts_out_of_step(layer: str, output: str, calls: Mapping[str, int]) -> str:
 def changed_inside(block: str) -> str:
     """Say that the loss reads a value that a hook has kept inside a block, and that changed."""
     return (
-        f"backward: the loss reads a value that something inside of {block!r} has kept, as a hook "
-        f"does, and that was changed in place after {block!r} had returned it; expected the value "
-        f"as it was. Let the loss read what {block!r} returned, or change a copy of it"
+        f"backward: the loss reads a value that a hook or an object inside of {block!r} has kept, "
+        f"and the program changed this value in place after {block!r} had returned it; expected "
+        f"the unchanged value. Let the loss read the value that {block!r} returned, or change a "
+        f"copy of the value"
     )
 
 
@@ -83,8 +84,8 @@ def left_out(layer: str | None) -> str:
     """Say that the loss reads a value that autograd does not go to."""
     return (
         f"layer {layer!r}: the loss reads a value of the layer, as a penalty on spikes does; "
-        f"torch.autograd.grad and backward(inputs=...) do not go there, so that a part of the "
-        f"gradient would be missing; call loss.backward() and read .grad"
+        f"torch.autograd.grad and backward(inputs=...) do not reach such a value, so that a part "
+        f"of the gradient would be missing; call loss.backward() and read .grad"
     )
 
 
@@ -146,10 +147,10 @@ def other_steps(hidden: str, spikes: Sequence[int], output: Sequence[int], dims:
 def square(output: str, size: int) -> str:
     """Say that an output of two dimensions of one size has steps and samples, or has not."""
     return (
-        f"output {output!r}: hidden layers return whole sequences, and what {output!r} returns, of "
-        f"shape [{size}, {size}], may be of steps and samples, or a mean over the steps; expected "
-        f"[T, B, C], also of one number, C = 1. Call the output on the sequence, and take the mean "
-        f"of what it returns; or give another number of samples"
+        f"output {output!r}: hidden layers return whole sequences, and the result of {output!r}, "
+        f"of shape [{size}, {size}], may be of steps and samples, or a mean over the steps; "
+        f"expected [T, B, C], also if C = 1. Call the output on the sequence, and take the mean "
+        f"of its result; or give another number of samples"
     )
 
 
@@ -277,8 +278,9 @@ def multiplied(name: str) -> AttachError:
     """Say that a parameter that is no weight of a layer is not added to values alone."""
     return AttachError(
         f"rule='fa': expected weights in nn.Linear or in convolutions, and parameter {name!r} to "
-        f"be added to values in each call of the network, and no more; it is used otherwise, or "
-        f"not in what the network returns; put it into an nn.Linear, or use another rule"
+        f"be added to values in each call of the network, and no other use of it; the network uses "
+        f"it otherwise, or returns nothing made with it; put it into an nn.Linear, or use another "
+        f"rule"
     )
 
 
@@ -294,9 +296,9 @@ def transformed() -> AttachError:
     """Say that a transform of ``torch.func`` runs the network."""
     return AttachError(
         "net: a transform of torch.func (grad, vjp, vmap, jacrev, jvp) or forward-mode "
-        "differentiation runs the network, and knows nothing of the errors that DFA sends; call "
-        "loss.backward() or torch.autograd.grad, or transform the network in `with dfa.paused():`, "
-        "where its gradient is that of back-propagation"
+        "differentiation runs the network, and its gradient would not have the errors that DFA "
+        "sends; call loss.backward() or torch.autograd.grad, or transform the network in `with "
+        "dfa.paused():`, where its gradient is that of back-propagation"
     )
 
 
@@ -317,7 +319,7 @@ def refuse_without_ways(layers: Sequence[str]) -> None:
     """
     if layers:
         raise FeedbackError(
-            f"feedback: what comes into layer {layers[0]!r} is a product of values, whose way back "
-            f"is another one for each sample; expected one dimension of samples, and all layers to "
-            f"get the error of the same steps; use feedback='kolen-pollack'"
+            f"feedback: what comes into layer {layers[0]!r} is a product of values, whose "
+            f"derivative differs from sample to sample; expected one dimension of samples, and all "
+            f"layers to get the error of the same steps; use feedback='kolen-pollack'"
         )

@@ -153,8 +153,8 @@ class FeedbackWeights:
                 raise FeedbackError(
                     f"feedback[{name!r}]: expected shape {list(shape)} (outputs, then the shape of "
                     f"one sample's spikes; dimensions after the second may be 1), got "
-                    f"{list(self.matrices[name].shape)}. Has the network other layers or outputs "
-                    f"than at DFA(net)? Then call dfa.remove(), and DFA(net) again"
+                    f"{list(self.matrices[name].shape)}. Does the network have other layers or "
+                    f"outputs than at DFA(net)? Then call dfa.remove(), and DFA(net) again"
                 )
 
     def draw(self, name: str, shape: tuple[int, ...]) -> Tensor:

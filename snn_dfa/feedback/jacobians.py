@@ -197,11 +197,11 @@ def _side_by_side(
     missing = [name for name, size in known.items() if size is None]
     if len(missing) > 1:
         raise FeedbackError(
-            f"feedback: no linear function of hidden layers leads into the outputs {missing}, and "
-            f"one leads into others; expected at most one output without, since it is not known "
-            f"how many of the {error.shape[1]} numbers each has. Are they called later in the "
-            f"training? Run one forward pass that calls all outputs first. Else use "
-            f"feedback='kolen-pollack'"
+            f"feedback: no linear function of hidden layers leads into the outputs {missing}, but "
+            f"one leads into other outputs; expected at most one output without such a function, "
+            f"since it is not known how many of the {error.shape[1]} numbers of the error each "
+            f"output has. Are these outputs called later in the training? Run one forward pass "
+            f"that calls all outputs first. Otherwise use feedback='kolen-pollack'"
         )
     rest = error.shape[1] - sum(size for size in known.values() if size is not None)
     sides = (rest if size is None else size for size in known.values())

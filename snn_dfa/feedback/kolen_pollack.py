@@ -80,8 +80,8 @@ class KolenPollackFeedback(Learned):
             self._warned = True
             warnings.warn(
                 f"feedback: {self.type_name!r} learns at a rate of its own "
-                f"({lr:g}) and follows no optimiser; it becomes the "
-                f"weights only if it takes their steps: call dfa.follow(optimizer), or write "
+                f"({lr:g}) and follows no optimiser; a matrix becomes equal to the weights only if "
+                f"it learns at their optimiser's steps: call dfa.follow(optimizer), or write "
                 f"DFA(net, optimizer=optimizer)",
                 stacklevel=2,
             )

@@ -134,13 +134,13 @@ class KolenPollackProductFeedback(Learned):
         weight = self.forward.weight(layer)
         if not isinstance(weight, Parameter):
             raise FeedbackError(
-                f"feedback: {self.type_name!r} follows weights that are parameters, that of layer "
-                f"{layer!r} is computed from others; use 'kolen-pollack'"
+                f"feedback: {self.type_name!r} follows weights that are parameters, but the weight "
+                f"of layer {layer!r} is computed from other parameters; use 'kolen-pollack'"
             )
         if shape is not None and not is_lazy(weight) and weight.shape != shape:
             raise FeedbackError(
                 f"feedback: expected a factor of shape {list(weight.shape)}, that of the weight of "
-                f"layer {layer!r}, got {list(shape)}. Has the layer another weight than at "
+                f"layer {layer!r}, got {list(shape)}. Does the layer have another weight than at "
                 f"DFA(net)? Then call dfa.remove(), and DFA(net) again"
             )
         return weight
@@ -183,10 +183,10 @@ class KolenPollackProductFeedback(Learned):
         """
         if not self.has_optimizer:
             raise FeedbackError(
-                f"feedback: {self.type_name!r} learns at the steps of the weights' optimiser, and "
-                f"follows none: none was given, or the program keeps no reference to it, or this "
-                f"is a copy; keep the optimiser in a variable and call dfa.follow(optimizer) "
-                f"before a backward pass, or use 'kolen-pollack'"
+                f"feedback: {self.type_name!r} learns at the steps of the weights' optimiser, but "
+                f"follows no optimiser: none was given, or the program keeps no reference to it, "
+                f"or this is a copy; keep the optimiser in a variable and call "
+                f"dfa.follow(optimizer) before a backward pass, or use 'kolen-pollack'"
             )
         super().notify(name, error)
 

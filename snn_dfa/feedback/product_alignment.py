@@ -44,7 +44,7 @@ class ProductFeedbackAlignment(LearningOptions):
         initial: Factor on the standard deviation of each first U, 1 / sqrt(N_in), beside ``scale``.
         expansion: K over N_out, a whole number.
 
-    Source: Li and Benna 2024, arXiv 2405.20594 (R and U are named B and R in their code).
+    Source: Ji-An and Benna 2024, arXiv 2405.20594 (R and U are named B and R in their code).
 
     Raises:
         FeedbackError: if a number is out of its range.

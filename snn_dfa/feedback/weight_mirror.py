@@ -45,38 +45,40 @@ class WeightMirror(LearningOptions):
     - Maximum pooling takes the pixels that it took in the forward pass, as shares of the steps.
     - Batch normalisation multiplies by its gains, and takes the batch's mean error away.
     - A product of two layers' values (attention, gates) is linear in each of them, given the values
-      of the other one. A softmax, a layer normalisation or a slope has the derivative that it had.
+      of the other one. A softmax, a layer normalisation or an activation function has its
+      derivative of the forward pass.
 
-    The mean error over the steps goes this way once. At each step it is as large as the gates of
-    this step are in the layer into which it flows, beside their mean over the steps: one number for
-    a layer and a step. What a step's error differs by from the mean error, which is taken as large
-    as the errors of that step, goes by the matrix B of the mean gates; where the loss gives the
-    same error at all steps, to the layers before the last weights alone.
+    The mean error over the steps goes this way once. A layer's error at each step is this mean
+    times one number: the size of the gates at this step, in the layer into which the error flows,
+    beside the mean of this size over the steps. Each step's error also has a difference from the
+    mean error (times the size of that step's errors). These differences go through the matrix B
+    of the mean gates. If the loss gives the same error at all steps, they go only to the layers
+    before the last weights.
 
     V learns in two ways, at each step of the optimiser that is followed:
 
-    1. It gets the gradient of W, and takes the step that an optimiser of the same class and with
-       the same options makes of it: rate, momentum and decay are those of the weights.
-    2. Noise drives the layer and the factor. V moves to answer the noise as the layer does, which
-       is a step of the delta rule. The difference of W and V shrinks by a tenth or more each time.
+    1. V gets the gradient of W, and takes the step of an optimiser of the same class and with the
+       same options: rate, momentum and decay are those of the weights.
+    2. Noise drives the layer and the factor. V takes a step of the delta rule, so that it answers
+       the noise as the layer does. The difference of W and V shrinks by a tenth or more each time.
        After the first step noise comes 30 times, so that V stands for the weight, whatever W was
-       at first. Then it comes at every eighth step.
+       at first. Then noise comes at every eighth step.
 
-    V is zero in the first step: hidden layers get no error before it stands for anything. No weight
-    is used backwards: the layer answers forwards, as it does in use.
+    V is zero in the first step: hidden layers get no error before V resembles W. No weight
+    is used backwards: the layer answers the noise forwards, as it does in use.
 
-    ``dfa.feedback`` has the B of the linear network without the ways of samples; nothing passes a
-    product there. A matrix of the program's own, ``x @ net.matrix`` or
-    ``functional.linear(x, net.matrix)``, has a factor as a layer has; a parameter or a buffer. A
-    function without a way (a product with what was computed from a parameter) passes nothing.
-    Layers from which no other way leads to the output have a matrix of their own, which learns as
-    with :class:`KolenPollack`.
+    ``dfa.feedback`` has the B of the linear network, without the ways of samples; in this B nothing
+    passes a product. A matrix of the program's own, a parameter or a buffer, has a factor as a
+    layer has: ``x @ net.matrix``, ``functional.linear(x, net.matrix)``. A function without a way
+    back (a product with what was computed from a parameter) passes nothing. A layer from which no
+    other way leads to the output has a matrix of its own, which learns as with
+    :class:`KolenPollack`.
 
     Args:
         lr: Not used; the rate is that of the followed optimiser.
         weight_decay: Not used.
         initial: Factor on the standard deviation of the first factors, 1 / sqrt(N_in).
-        by_sample: Share of a neuron's own gate. The rest is what neuron and sample have on average:
+        by_sample: Share of a neuron's own gate, from 0 to 1. The rest of the gate is an average:
             the neuron's mean over samples, times the sample's mean over the layer's neurons,
             divided by the mean over both. So neurons that are far from their threshold still send
             errors back. 1: with one step, and V = W, the gradient is that of back-propagation. 0:
@@ -199,8 +201,8 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
             if not all(name in ways.local for name in each.needs):
                 raise FeedbackError(
                     f"feedback: what comes into layer {layer!r} was a product of values in the "
-                    f"first batch, and is made in another way now, or under activation "
-                    f"checkpointing; make it in the same way in each pass, or use "
+                    f"first batch, and is now made in another way, or under activation "
+                    f"checkpointing; make the layer's input in the same way in each pass, or use "
                     f"feedback='kolen-pollack'"
                 )
 

@@ -189,7 +189,10 @@ def test_one_that_is_given_all_steps_is_not_one_of_their_mean(dim):
 
     for batch in (B, T):
         net = AllSteps(None, layers=1)
-        with DFA(net, output="head"), pytest.raises(OutOfStepError, match="Call it at each step"):
+        with (
+            DFA(net, output="head"),
+            pytest.raises(OutOfStepError, match="Call the readout at each step"),
+        ):
             net(X[:, :1].expand(T, batch, 4))
 
 

@@ -66,7 +66,7 @@ def test_a_kept_value_has_its_own_gradient():
 def test_a_kept_value_that_was_changed_in_place_is_an_error_before_a_gradient_is_written():
     """Its graph lacks the change, so that the gradient would be another one."""
     net, kept, before = trained(0.5, attach=True)
-    with pytest.raises(BackwardError, match=r"'block' has kept.*changed in place"):
+    with pytest.raises(BackwardError, match=r"'block' has kept.*changed this value in place"):
         kept.sum().backward()
     for name, p in net.named_parameters():
         assert torch.equal(p.grad, before[name])

@@ -120,7 +120,7 @@ def test_weights_that_are_computed_from_the_second_step_on_are_refused():
     _dfa, optimizer = followed(net)
     train(net, optimizer, [0])
     prune.random_unstructured(net[2], "weight", 0.3)
-    with pytest.raises(FeedbackError, match="that of layer '2' is computed from others"):
+    with pytest.raises(FeedbackError, match="the weight of layer '2' is computed from other"):
         train(net, optimizer, [1])
 
 

@@ -103,7 +103,7 @@ def test_weights_that_are_no_parameters_are_refused():
     net = network()
     nn.utils.parametrizations.weight_norm(net[2])
     followed(net)
-    with pytest.raises(FeedbackError, match=r"that of layer '2' is computed from others"):
+    with pytest.raises(FeedbackError, match=r"the weight of layer '2' is computed from other"):
         loop(net, batch(0)[0])
 
 
