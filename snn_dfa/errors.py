@@ -26,7 +26,7 @@ class BackwardError(DFAError, RuntimeError):
 
 
 class ExportError(DFAError, ValueError):
-    """Another format cannot say what the network does, DFA is attached, or packages are missing."""
+    """The other format cannot describe the network, DFA is attached, or packages are missing."""
 
 
 class FeedbackError(DFAError, ValueError):
@@ -34,7 +34,7 @@ class FeedbackError(DFAError, ValueError):
 
 
 class InputError(DFAError, ValueError):
-    """What a network was called with is no sequence."""
+    """The input of a network over time is no sequence, or an argument of a function is wrong."""
 
 
 class NonFiniteError(DFAError, ArithmeticError):
