@@ -126,18 +126,30 @@ def _refuse_wrapped(net: nn.Module) -> None:
 
 def _refuse_unregistered(net: nn.Module) -> None:
     """Refuse neurons that are no modules of the network, and would not be seen."""
-    known = set(net.modules())
+    known, own = set(net.modules()), {id(p) for p in net.parameters()}
     for module in known:
         for attribute, value in vars(module).items():
             held = value.values() if isinstance(value, dict) else value
             if isinstance(value, (list, tuple, dict)) and any(
-                isinstance(each, snn.SpikingNeuron) and each not in known for each in held
+                isinstance(each, nn.Module) and each not in known and _learns_unseen(each, own)
+                for each in held
             ):
                 raise AttachError(
                     f"net: expected each neuron to be a module of the network, got one in the "
                     f"plain {type(value).__name__} {attribute!r} of a {type(module).__name__}; put "
                     f"neurons in an nn.ModuleList or nn.ModuleDict, and make the optimiser anew"
                 )
+
+
+def _learns_unseen(module: nn.Module, known: set[int]) -> bool:
+    """Return whether a module is a neuron, or holds some and has parameters that learn of its own.
+
+    A frozen teacher has none, nor has what shares the parameters of the network.
+    """
+    if isinstance(module, snn.SpikingNeuron):
+        return True
+    learns = any(p.requires_grad and id(p) not in known for p in module.parameters())
+    return learns and any(isinstance(m, snn.SpikingNeuron) for m in module.modules())
 
 
 def _last_weights(net: nn.Module, modules: Mapping[str, nn.Module]) -> str:

@@ -109,6 +109,23 @@ def test_neurons_in_a_plain_list_are_named_as_such():
         DFA(Listed())
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_blocks_with_neurons_in_a_plain_list_are_refused_but_for_a_frozen_teacher(frozen):
+    class Listed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(2, 3), hidden(), nn.Linear(3, 2))
+            self.blocks = [nn.Sequential(nn.Linear(2, 2), hidden())]
+
+    net = Listed()
+    net.blocks[0].requires_grad_(not frozen)
+    if frozen:
+        assert DFA(net, output="body.2").hidden == ("body.1",)
+    else:
+        with pytest.raises(AttachError, match=r"plain list .blocks. of a Listed"):
+            DFA(net, output="body.2")
+
+
 class EarlyExit(nn.Module):
     """An auxiliary output that is called before a later hidden layer of its step."""
 
