@@ -140,7 +140,10 @@ def test_one_that_returns_a_value_of_each_of_the_last_steps_is_not_one_of_their_
             return self.head(torch.stack(out[-2:]))
 
     net = LastSteps(None, layers=1)
-    with DFA(net, output="head"), pytest.raises(OutOfStepError, match="Call the readout at each step"):
+    with (
+        DFA(net, output="head"),
+        pytest.raises(OutOfStepError, match="Call the readout at each step"),
+    ):
         net(X[:, :1].expand(T, 2, 4))
 
 
