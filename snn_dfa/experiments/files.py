@@ -111,6 +111,7 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
     Raises:
         UsageError: if it cannot be written; what stood at ``path`` is still there.
+        KeyboardInterrupt: if the user interrupts it; with the same.
     """
     if not is_rank_zero():
         return
@@ -122,6 +123,8 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+        if isinstance(error.__context__, KeyboardInterrupt):  # and an interrupted write, too
+            raise error.__context__ from None
         raise UsageError(
             f"{path}: could not be written ({error}); free some space or name another --out"
         ) from error

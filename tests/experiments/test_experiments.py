@@ -152,6 +152,32 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_write_that_is_interrupted_is_no_full_disk(tmp_path):
+    """torch.save closes its file, and reports that instead."""
+    path = tmp_path / "file"
+    files.atomic_write(path, lambda f: f.write(b"old"))
+
+    class Interrupted:
+        """A file, at whose second write the user stops the program."""
+
+        def __init__(self, file):
+            self.file, self.writes = file, 0
+
+        def write(self, data):
+            self.writes += 1
+            if self.writes == 2:
+                raise KeyboardInterrupt
+            return self.file.write(data)
+
+        def flush(self):
+            self.file.flush()
+
+    with pytest.raises(KeyboardInterrupt):
+        files.atomic_write(path, lambda f: torch.save(torch.ones(3), Interrupted(f)))
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.slow
 def test_a_reader_that_has_seen_enough_is_no_error():
     command = f"{sys.executable} -m snn_dfa recipes | head -n 1"
