@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
-from textwrap import wrap
 from typing import Any
 
 __all__ = ["PAGES", "TABLES", "filled", "main"]
@@ -118,14 +117,6 @@ def nmnist(found: Any) -> str:
             folds = ", ".join(f"{accuracy:.2f}" for accuracy in run["accuracy"])
             rows.append((_RUNS[name][1], f"{fmean(run['accuracy']):.2f}", folds))
     return _table(("test accuracy, %", "mean", "folds"), "lrl", rows)
-
-
-def commands(found: Any) -> str:
-    """Return the commands of all runs, in lines that a page can show."""
-    lines = (
-        " \\\n    ".join(wrap(run["command"], 90, break_on_hyphens=False)) for run in found.values()
-    )
-    return "\n".join(("```bash", *lines, "```"))
 
 
 #: Networks of the README to where its rules' numbers are found, in the order of the columns.
@@ -512,7 +503,6 @@ TABLES: dict[str, tuple[str | tuple[str, ...], Callable[..., str]]] = {
     "events": ("benchmarks/results/events.json", one_line),
     "recipes": ("benchmarks/results/recipes.json", recipes),
     "nmnist": ("benchmarks/results/recipes.json", nmnist),
-    "recipe_commands": ("benchmarks/results/recipes.json", commands),
     "depth": ("benchmarks/results/depth.json", depth),
     "conv_depth": (
         "benchmarks/results/conv_depth.json",
