@@ -28,6 +28,7 @@ __all__ = [
     "kept_weights",
     "origin_of",
     "post_order",
+    "signed",
     "sources_of",
     "up_to_ports",
     "uses_of",
@@ -181,16 +182,16 @@ def _taken(node: Any) -> list[tuple[Any, int]] | None:
     if type(below) is not _STACK:
         return None
     dims = len(below._input_metadata[0].shape)
-    if (_signed(node._saved_dim) - _signed(below._saved_dim)) % dims:
+    if (signed(node._saved_dim) - signed(below._saved_dim)) % dims:
         return None
     values = list(below.next_functions)
     if type(node) is _SELECT:
-        return [values[_signed(node._saved_index)]]
-    start, end = _signed(node._saved_start), _signed(node._saved_end)
+        return [values[signed(node._saved_index)]]
+    start, end = signed(node._saved_start), signed(node._saved_end)
     return values[start : end : node._saved_step]
 
 
-def _signed(number: int) -> int:
+def signed(number: int) -> int:
     """Return a number that a node keeps without its sign."""
     return number - (1 << 64) if number >= 1 << 63 else number
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snn_dfa._attach.between.local_functions import ALONE, LocalFunction, repeats_a_weight, signed
+from snn_dfa._attach.between.local_functions import ALONE, LocalFunction, repeats_a_weight
 from snn_dfa._attach.between.moves import (
     MOVES,
     Front,
@@ -33,7 +33,7 @@ from snn_dfa._attach.between.rows import (
     taken,
 )
 from snn_dfa._attach.between.walk import NORMS, Signature, Walk, number_of
-from snn_dfa._attach.graph import PORT, are_packed, below_of, kept_weights
+from snn_dfa._attach.graph import PORT, are_packed, below_of, kept_weights, signed
 from snn_dfa.feedback import stand_in
 from snn_dfa.feedback.stand_in import Inflow
 
@@ -171,14 +171,26 @@ def _weight(
 
 def _free(node: Any, name: str, free: Mapping[str, Tensor]) -> str | None:
     """Return the name of the matrix by which a product multiplies values, if it is one of these."""
-    kept = getattr(node, next((n for n in _RIGHT if hasattr(node, n)), ""), None)
-    if type(node).__name__ not in _PRODUCTS or not isinstance(kept, Tensor) or are_packed():
+    if type(node).__name__ not in _PRODUCTS or are_packed():
         return None
-    if kept.dim() > 2 and len(kept) > 1 and kept.stride(0):
-        return None  # one for each sample
-    factor = kept.detach().reshape(-1, *kept.shape[-2:])[0]
+    kept = _right_factor(node)
+    if kept is None or (kept.dim() > 2 and len(kept) > 1 and kept.stride(0)):
+        return None  # or one for each sample
+    factor = _first(kept)
     same = (n for n in (name, f"{name}.T") if _equal(factor, free[n].detach().t()))
     return next(same, None)
+
+
+def _right_factor(node: Any) -> Tensor | None:
+    """Return what a product keeps of its right factor, if it keeps one under a name of its own."""
+    name = next((n for n in _RIGHT if hasattr(node, n)), None)
+    kept = None if name is None else getattr(node, name)
+    return kept.detach() if isinstance(kept, Tensor) else None
+
+
+def _first(factor: Tensor) -> Tensor:
+    """Return the matrix of the first sample, of a factor that may be expanded for all."""
+    return factor.reshape(-1, *factor.shape[-2:])[0]
 
 
 def _equal(factor: Tensor, matrix: Tensor) -> bool:
@@ -194,11 +206,10 @@ def _is_as_it_is(node: Any, weight: Tensor) -> bool:
         return True
     if type(node).__name__ == "ConvolutionBackward0":
         return bool(node._saved_weight.shape == weight.shape)
-    name = next((n for n in _RIGHT if hasattr(node, n)), None)
-    if name is None or len({*weight.shape}) > 1 or node.next_functions[-2][0] is None:
+    factor = _right_factor(node)
+    if factor is None or len({*weight.shape}) > 1 or node.next_functions[-2][0] is None:
         return True
-    factor = getattr(node, name).detach()
-    matrix = factor.reshape(-1, *factor.shape[-2:])[0]
+    matrix = _first(factor)
     wanted = weight.detach().to(factor.dtype).t()
     return matrix.shape != wanted.shape or torch.equal(matrix, wanted)
 

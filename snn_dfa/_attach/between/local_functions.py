@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.nn import Parameter
 
+from snn_dfa._attach.graph import signed
 from snn_dfa.feedback.sample_ways import normalised, product, scaled, softmax
 
 __all__ = [
@@ -26,7 +27,6 @@ __all__ = [
     "function_of",
     "of_steps",
     "repeats_a_weight",
-    "signed",
 ]
 
 #: Functions of each number alone. A feedback without ways of samples takes them as they are.
@@ -59,7 +59,6 @@ _NOT_WRITTEN = ("torch.", "snn_dfa._attach.", "snn_dfa.sequence.")
 _LAYER_NORM, _GROUP_NORM = "NativeLayerNormBackward0", "NativeGroupNormBackward0"
 _PRODUCTS = ("MulBackward0", "DivBackward0")
 _LERP = "LerpBackward1"  # with gains of each number, not one number
-_UNSIGNED = 1 << 63  # autograd shows a negative dimension as one without a sign
 
 
 class Kept(NamedTuple):
@@ -235,11 +234,6 @@ def _keeps_samples(node: Any, parts: Sequence[int]) -> bool:
 def _shape(node: Any, part: int) -> tuple[int, ...]:
     below, index = node.next_functions[part]
     return tuple(below._input_metadata[index].shape)
-
-
-def signed(number: int) -> int:
-    """Return a dimension as it was given."""
-    return number - (1 << 64) if number >= _UNSIGNED else number
 
 
 def _scaling(node: Any, kind: str, parts: tuple[int, ...]) -> LocalFunction | None:

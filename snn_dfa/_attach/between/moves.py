@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 from torch.nn import functional
 
-from snn_dfa._attach.between.local_functions import signed
+from snn_dfa._attach.graph import signed
 from snn_dfa.feedback import stand_in
 from snn_dfa.feedback.stand_in import Inflow
 

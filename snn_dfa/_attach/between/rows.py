@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from snn_dfa._attach.between.local_functions import signed
 from snn_dfa._attach.between.moves import MOVES, Front, NotLinearError
+from snn_dfa._attach.graph import signed
 from snn_dfa.feedback import stand_in
 from snn_dfa.feedback.stand_in import Inflow
 
