@@ -122,10 +122,12 @@ class Broadcast:
             output = call.layer
             if output not in self._layers.outputs or all([g is None for g in grads]):
                 continue
-            error = self._error(call, grads)
-            if call.later:  # as if it had been called at each step, and the results averaged
-                error = error / len(call.steps_below)
-            for below in call.steps_below:
+            error, count = self._error(call, grads), len(call.steps_below)
+            if call.along is not None:
+                each = error.unbind(call.along)
+            else:  # as if it had been called at each step, and the results averaged
+                each = (error if count == 1 else error / count,) * count
+            for error, below in zip(each, call.steps_below, strict=True):
                 for name, hidden in below.items():
                     if hidden.learns:
                         errors = steps.setdefault(name, {}).setdefault(hidden, {})
@@ -142,12 +144,12 @@ class Broadcast:
         return {name: steps[name] for name in self._shapes if name in steps}
 
     def _error(self, call: Call, grads: Sequence[Tensor | None]) -> Tensor:
-        """Return the error [*batch, C] at one call of an output.
+        """Return the error [*batch, C] at one call of an output; of all steps with time.
 
         Values of the spikes' shape are those of the same neurons: their errors add up. Others that
         a readout returned are further outputs.
         """
-        dims, shape = self._dims(call), call.shape
+        dims, shape = self._dims(call) + (call.along is not None), call.shape
         pairs = list(zip(grads, call.values, strict=True))
         alike = [g for g, value in pairs if g is not None and value.shape == shape]
         if alike:
@@ -174,11 +176,14 @@ class Broadcast:
     def _dims(self, call: Call) -> int:
         """Return how many leading dimensions of an output are samples and steps, not features.
 
+        Of one that was given all steps, those of one step.
         A lone sample has none: then the hidden layers have no dimension in common with the output.
 
         Raises:
             OutOfStepError: if steps and samples cannot be told from samples and features.
         """
+        if call.along is not None:
+            return 1
         dims = 2 if self._layers.sequences else 1
         if dims == len(call.shape) == 2 and call.shape[0] == call.shape[1]:
             raise OutOfStepError(messages.square(call.layer or "", call.shape[0]))
@@ -251,6 +256,7 @@ class Broadcast:
     ) -> None:
         """Send the mean signal over all steps back by each sample's own way, where it is known."""
         name, calls, e = errors[0]
+        batch = calls[0].shape[:dims]
         alike = self._rule is not local and all(each[2] is e for each in errors)
         if not (self._feedback.by_sample and alike and dims):
             messages.refuse_without_ways(self._feedback.needs_ways)
@@ -268,7 +274,7 @@ class Broadcast:
                 passed.setdefault(call.layer, {})[call] = None
                 for below in call.steps_below:
                     for name, each in below.items():
-                        if each.shape[:dims] == call.shape[:dims]:
+                        if each.shape[:dims] == batch:
                             passed.setdefault(name, {})[each] = None
         found = {name: list(calls) for name, calls in passed.items()}
         ways = self._ways(found, steps.shape[1], dims)
@@ -326,6 +332,7 @@ def is_steady(arrived: Arrivals) -> bool:
         for i, grad in enumerate(grads):
             if grad is not None:
                 steps = grad if call.steps is None else grad.reshape(call.steps, -1)
+                steps = steps if call.along is None else steps.movedim(call.along, 0)
                 errors.setdefault((call.layer, i), []).append(steps)
     return all(_is_same(each) for each in errors.values())
 

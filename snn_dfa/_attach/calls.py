@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from snn_dfa._attach import messages
+from snn_dfa._attach.between.order import order_of_steps
 from snn_dfa._attach.layers import Layers
 from snn_dfa._attach.steps.record import Record
 from snn_dfa.errors import OutOfStepError
@@ -33,9 +34,10 @@ class Call:
     """
 
     __slots__ = (
-        "__weakref__", "below", "came_in", "collector", "earlier", "entered", "later", "layer",
-        "learns", "leaves", "linked", "links", "number", "passage", "record", "released",
-        "returned", "shape", "sources", "spikes", "steps", "supposed", "tap", "targets", "values",
+        "__weakref__", "along", "below", "came_in", "collector", "earlier", "entered", "inputs",
+        "later", "layer", "learns", "leaves", "linked", "links", "number", "passage", "record",
+        "released", "returned", "shape", "sources", "spikes", "steps", "supposed", "tap", "targets",
+        "values",
     )  # fmt: skip
 
     def __init__(
@@ -65,6 +67,9 @@ class Call:
         self.below: dict[str, Call] = {}
         #: Of an output that is called once for several steps: the hidden calls of the later ones.
         self.later: list[dict[str, Call]] = []
+        #: Of one that was given all steps and has returned a value of each: the dimension of time.
+        self.along: int | None = None
+        self.inputs: list[Any] = []  # nodes of what came in; of layers that are no neurons
         self.supposed = False  # an output has the call by order alone, and does not read it
 
     def arrive(self, grads: Sequence[Tensor | None]) -> None:
@@ -81,16 +86,21 @@ class Call:
         """The hidden calls of each step that an output's call belongs with."""
         return [self.below, *self.later]
 
-    def is_of_each(self, steps: int, samples: int) -> bool:
-        """Return whether a readout was given all steps, and has returned a value of each.
+    def without_time(self, shape: torch.Size) -> torch.Size:
+        """Return the shape of one step of a value that the call has returned."""
+        along = self.along
+        return shape if along is None else torch.Size((*shape[:along], *shape[along + 1 :]))
+
+    def may_be_of_each(self, steps: int, samples: int) -> list[int]:
+        """Return along which dimensions a readout may have been given steps, and returned each.
 
         A mean of the steps [B, F] may have as many samples and numbers, and so its result [B, C].
         """
-        dims, came_in = (steps, samples), self.came_in or self.shape
-        if len(came_in) < 3:
-            return False
-        batch_first = len(self.shape) > 2 and came_in[:2] == self.shape[:2] == dims[::-1]
-        return batch_first or came_in[:2] == self.shape[:2] == dims
+        came_in = self.came_in or self.shape
+        if len(came_in) < 3 or came_in[:2] != self.shape[:2]:
+            return []
+        dims = [0] * (came_in[:2] == (steps, samples))
+        return dims + [1] * (came_in[:2] == (samples, steps))
 
     def is_lost(self, collector: Collector) -> bool:
         """Return whether the graph is used up, or ends at parameters that this pass has not.
@@ -117,7 +127,7 @@ class Call:
         self.values, self.spikes, self.released = (), None, True
         self.below, self.later, self.sources = {}, [], set()
         self.passage = self.record = self.tap = None
-        self.entered, self.earlier = [], []
+        self.entered, self.earlier, self.inputs = [], [], []
 
     def loses(self, used: Callable[[Any], bool]) -> bool:
         """Return whether a node that the layer learns through is used, now or in earlier calls."""
@@ -131,6 +141,36 @@ def _are_steps(calls: Sequence[Call]) -> bool:
     """
     told = [call.leaves for call in calls if call.leaves]
     return not told or bool(set.intersection(*told))
+
+
+def _order_of(
+    call: Call, dims: Iterable[int], steps: Sequence[dict[str, Call]]
+) -> tuple[int, list[dict[str, Call]]] | None:
+    """Return the dimension of time in what a readout was given, and the hidden calls of each step.
+
+    Args:
+        call: The readout's.
+        dims: Which dimensions this may be.
+        steps: The hidden calls of each step of the pass.
+
+    Raises:
+        OutOfStepError: if the readout may have been given several steps, in an unknown order.
+    """
+    known = {hidden: i for i, step in enumerate(steps) for hidden in step.values()}
+    read = [order_of_steps(node, lambda port: known.get(port.call)) for node in call.inputs]
+    found = [each for each in read if each is not None]
+    if read and not found:
+        return None
+    for dim in dims:
+        inner = call.came_in[dim + 1 :].numel()
+        parts = [each.get(inner, ()) for each in found]
+        order = [i for made_of in (parts[0] if parts else ()) for i in made_of]
+        counts = {value.shape[dim : dim + 1] for value in call.values[: call.returned]}
+        if counts == {(len(set(order)),)} and all(each == [{i} for i in order] for each in parts):
+            return dim, [steps[i] for i in order]
+    if len(steps) > 1:
+        raise OutOfStepError(messages.mixed_steps(call.layer or ""))
+    return None
 
 
 def with_earlier(calls: Iterable[Call]) -> list[Call]:
@@ -281,8 +321,10 @@ class Pass:
                 if once & {name, output} or name not in counts:
                     continue
                 if counts[name] != counts.get(output, 0):
-                    said = messages.out_of_step if self.whole else messages.parts_out_of_step
-                    raise OutOfStepError(said(name, output, counts))
+                    if not self.whole:
+                        raise OutOfStepError(messages.parts_out_of_step(name, output, counts))
+                    said = messages.out_of_step(name, output, counts, given=layers.given)
+                    raise OutOfStepError(said)
         self._see_that_an_output_is_last(layers)
         if self.whole:
             for output in called:
@@ -308,7 +350,11 @@ class Pass:
                         raise OutOfStepError(messages.other_order(name, output))
 
     def _called_once(self, layers: Layers) -> set[str]:
-        """Return the outputs that were called once, each with the steps that it reads."""
+        """Return the outputs that were called once, each with the steps that it reads.
+
+        Raises:
+            OutOfStepError: if one was given all steps, and their order is not known.
+        """
         single = {n for n in layers.outputs if len(self.calls.get(n, ())) == 1}
         others = [n for n in layers.names if n in self.calls and n not in single]
         hidden = {n: self.calls[n] for n in others if n not in layers.outputs}
@@ -332,10 +378,15 @@ class Pass:
                 continue  # it reads layers at other steps than each other
             if len(read) < len(steps) and not all(map(_are_steps, hidden.values())):
                 continue
-            counts = {len(read), len(steps)} - {1}
-            if not any(call.is_of_each(count, samples) for count in counts):
+            dims = {
+                d: None for n in (len(read), len(steps)) for d in call.may_be_of_each(n, samples)
+            }
+            order = _order_of(call, dims, steps) if dims else None
+            if order is not None:
+                call.along, (call.below, *call.later) = order
+            else:
                 call.below, *call.later = [steps[i] for i in sorted(read)]
-                once.add(name)
+            once.add(name)
         return once
 
     def _see_that_an_output_is_last(self, layers: Layers) -> None:

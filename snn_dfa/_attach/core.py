@@ -249,6 +249,10 @@ class Core:
         except OutOfStepError:
             self._structure.check()  # a layer that is gone says more
             raise
+        for name in self.layers.outputs:
+            for call in self.now.calls.get(name, ()):
+                if call.along is not None:
+                    self._shapes[name] = [call.without_time(s) for s in self._shapes[name]]
         if torch.is_grad_enabled() and self._rule is not None:
             first = [c[0] for n, c in self.now.calls.items() if n in self.layers.outputs]
             shapes = [
@@ -278,7 +282,7 @@ class Core:
         for layer, each in calls.items():
             known = [(c, c.passage) for c in each if c.passage is not None]  # others flow in there
             if known:
-                passages[layer] = [(p, c.shape[:dims].numel()) for c, p in known]
+                passages[layer] = [(p, c.without_time(c.shape)[:dims].numel()) for c, p in known]
                 has_gates = layer not in self.layers.outputs and all(p.alone for _, p in known)
                 if self.running is not None and has_gates:
                     found = self.running.gate(each, [c for c, _ in known], batch, dims)

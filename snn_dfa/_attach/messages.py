@@ -14,6 +14,7 @@ __all__ = [
     "heads",
     "hooked",
     "left_out",
+    "mixed_steps",
     "not_yet_called",
     "other_call",
     "other_order",
@@ -30,22 +31,55 @@ __all__ = [
 ]
 
 
-def out_of_step(hidden: str, output: str | None, calls: Mapping[str, int]) -> str:
-    """Say that a hidden layer and the output were not called equally often."""
+def out_of_step(hidden: str, output: str | None, calls: Mapping[str, int], *, given: bool) -> str:
+    """Say that a hidden layer and the output were not called equally often.
+
+    Args:
+        hidden: Name of the hidden layer.
+        output: Name of the output.
+        calls: How often each layer was called.
+        given: Whether the user named the output.
+    """
+    count, outputs = calls.get(hidden, 0), calls.get(output or "", 0)
+    asked = []
+    if not given:
+        asked.append(
+            f"Is {output!r} not the output? Name it, output=..., and the hidden layers that are "
+            f"called as often, hidden=[...]"
+        )
+    if outputs == 1 < count:
+        asked.append(
+            "Is a readout called once, on the last step or on a mean? Name the readout with "
+            "output=...; all hidden layers must be called equally often then, and those that it "
+            "reads be read at the same steps. Does each layer run all steps before the next layer "
+            "begins? Name the modules that return whole sequences, hidden=[...]"
+        )
+    if count < outputs:
+        asked.append(
+            f"Is {hidden!r} not called at some steps? Name the other hidden layers, hidden=[...]; "
+            f"{hidden!r} then learns with the layer after it"
+        )
+    if outputs == 0:
+        asked.append(f"Call {output!r} in each time step")
+    elif count > outputs:
+        asked.append(
+            "Does the network call one neuron for several layers? Give each layer a neuron of its "
+            "own"
+        )
     return (
-        f"hidden layer {hidden!r} was called {calls.get(hidden, 0)} times and the output "
-        f"{output!r} {calls.get(output or '', 0)} times in one forward pass; expected equally many "
-        f"calls, one for each time step. Is a readout called once, on the last step or on a mean? "
-        f"Name the readout with output=...; all hidden layers must be called equally often then, "
-        f"and those that it reads be read at the same steps. Is a readout called once, on the "
-        f"values of all steps? Call the readout at each step. Does "
-        f"each layer run all steps before the next layer begins? Name the modules that return "
-        f"whole sequences, hidden=[...]. Is {output!r} not the output? Name it, output=..., "
-        f"and the hidden layers that are called as often, hidden=[...]. Is "
-        f"{hidden!r} not called at some steps? Name the other hidden layers, hidden=[...]; "
-        f"{hidden!r} then learns with the layer after it. Does the network call one neuron for "
-        f"several layers? Give each layer a neuron of its own. Did an exception stop the last "
-        f"forward pass? Then call the network again"
+        f"hidden layer {hidden!r} was called {count} times and the output {output!r} {outputs} "
+        f"times in one forward pass; expected equally many calls, one for each time step. "
+        f"{'. '.join(asked)}"
+    )
+
+
+def mixed_steps(output: str) -> str:
+    """Say that a readout of all steps is not known to have values of each."""
+    return (
+        f"output {output!r} was called once, on the values of all steps, and DFA does not know "
+        f"which step each value is of; expected torch.stack of the steps' values, with nothing "
+        f"between that joins steps, as a convolution over time does, and none of them "
+        f"without a graph. Call the readout at each step"
     )
 
 

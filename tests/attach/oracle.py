@@ -57,12 +57,19 @@ class Oracle:
         outputs: Names of the outputs, in the order in which their errors are concatenated.
         batch_dims: How many leading dimensions of spikes and outputs are not features: 1 for a
             step [B, ...], 2 for layers that take a whole sequence [T, B, ...].
+        along: The dimension of time of outputs that are called once, after the loop, on the values
+            of all steps; ``None`` of others.
     """
 
     def __init__(
-        self, net: nn.Module, hidden: Iterable[str], outputs: Iterable[str], batch_dims: int = 1
+        self,
+        net: nn.Module,
+        hidden: Iterable[str],
+        outputs: Iterable[str],
+        batch_dims: int = 1,
+        along: int | None = None,
     ) -> None:
-        self.net, self.batch_dims = net, batch_dims
+        self.net, self.batch_dims, self.along = net, batch_dims, along
         self.hidden, self.outputs = list(hidden), list(outputs)
         self._wrapped: list[nn.Module] = []
         self.clear()
@@ -155,7 +162,8 @@ class Oracle:
 
     def feedback_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return each hidden layer's [C, *S], from the calls of the last forward pass."""
-        rows = sum(self.calls[o][-1].shape[self.batch_dims :].numel() for o in self.outputs)
+        dims = self.batch_dims + (self.along is not None)
+        rows = sum(self.calls[o][-1].shape[dims:].numel() for o in self.outputs)
         return {h: (rows, *self.calls[h][-1].shape[self.batch_dims :]) for h in self.hidden}
 
     def gradients(self, loss: Tensor, feedback: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
@@ -207,7 +215,7 @@ class Oracle:
             for name in self.hidden:
                 if name not in feedback:
                     continue
-                once = len(errors) == 1 and self._reads_the_last(calls)
+                once = len(errors) == 1 and self.along is None and self._reads_the_last(calls)
                 of_steps = calls[name][-1:] if once else calls[name]
                 if any(e is not None for e in errors) and len(errors) != len(of_steps):
                     raise OracleError(f"{name!r} is out of step with the output")
@@ -240,11 +248,12 @@ class Oracle:
             like = next(g for part in parts for g in part)
             rows = [
                 (sum(part) if part else like.new_zeros(call.shape)).reshape(  # type: ignore[union-attr]
-                    *call.shape[: self.batch_dims], -1
+                    *call.shape[: self.batch_dims + (self.along is not None)], -1
                 )
                 for call, part in zip(step, parts, strict=True)
             ]
-            errors.append(torch.cat(rows, -1))
+            error = torch.cat(rows, -1)
+            errors += [error] if self.along is None else error.unbind(self.along)
         return errors
 
 

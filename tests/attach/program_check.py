@@ -107,7 +107,8 @@ class _Pair:
                 self._count(name)
             hidden, outputs = self.plain.hidden_names(), self.plain.output_names()
             dims = 2 if spec.loop == "sequence" else 1
-            self.oracle = Oracle(self.plain, hidden, outputs, batch_dims=dims)
+            along = spec.seed % 2 if spec.reads == "all" else None
+            self.oracle = Oracle(self.plain, hidden, outputs, batch_dims=dims, along=along)
         for batch in range(spec.batches):
             with _plainly():
                 self.oracle.clear()

@@ -130,23 +130,6 @@ def test_one_that_reads_layers_at_other_steps_than_each_other_raises_an_error():
         net(X)
 
 
-def test_one_that_returns_a_value_of_each_of_the_last_steps_is_not_one_of_their_mean():
-    class LastSteps(Net):
-        def forward(self, x):
-            mem, out = self.neurons[0].init_leaky(), []
-            for step in x:
-                spk, mem = self.neurons[0](self.weights[0](step), mem)
-                out.append(spk)
-            return self.head(torch.stack(out[-2:]))
-
-    net = LastSteps(None, layers=1)
-    with (
-        DFA(net, output="head"),
-        pytest.raises(OutOfStepError, match="Call the readout at each step"),
-    ):
-        net(X[:, :1].expand(T, 2, 4))
-
-
 def test_one_output_at_each_step_and_one_for_all_steps():
     class Both(Net):
         def forward(self, x):
@@ -180,25 +163,6 @@ def test_it_has_to_be_named_and_to_come_last():
         net(X)
 
 
-@pytest.mark.parametrize("dim", [0, 1])
-def test_one_that_is_given_all_steps_is_not_one_of_their_mean(dim):
-    class AllSteps(Net):
-        def forward(self, x):
-            mem, out = self.neurons[0].init_leaky(), []
-            for step in x:
-                spk, mem = self.neurons[0](self.weights[0](step), mem)
-                out.append(spk)
-            return self.head(torch.stack(out, dim)).mean(dim)
-
-    for batch in (B, T):
-        net = AllSteps(None, layers=1)
-        with (
-            DFA(net, output="head"),
-            pytest.raises(OutOfStepError, match="Call the readout at each step"),
-        ):
-            net(X[:, :1].expand(T, batch, 4))
-
-
 @pytest.mark.parametrize("batch", [B, T])
 def test_one_may_have_as_many_samples_inputs_and_outputs_as_there_are_steps(batch):
     class Square(Net):
@@ -223,3 +187,32 @@ def test_many_steps_are_one_sum():
         net(X[:1].expand(400, B, 4))[0].sum().backward()
         optimizer.step()
     assert net.weights[0].weight.grad.any()
+
+
+@pytest.mark.parametrize("way", ["the last", "the last of a stack", "the last three of a stack"])
+def test_one_may_read_as_many_channels_as_there_are_steps(way):
+    class Conv(nn.Module):
+        def __init__(self, once):
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.lif, self.head = nn.Conv1d(1, T, 3), lif(), nn.Conv1d(T, T, 2)
+            self.once = once
+            self.double()
+
+        def forward(self, x):
+            mem, out = self.lif.init_leaky(), []
+            for step in x:
+                spk, mem = self.lif(self.conv(step[:, None]), mem)
+                out.append(spk)
+            if self.once:
+                return self.head(self.once(out))
+            return torch.stack([self.head(spk) for spk in out][-last:]).mean(0)
+
+    (last, once), grads = LAST[way], []
+    for each in (None, once):
+        net = Conv(each)
+        DFA(net, output="head")
+        (net(X[:, :1].expand(T, T, 4)) - 1).square().sum().backward()
+        grads.append([p.grad for p in net.parameters()])
+    assert grads[0][0].any()
+    torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-12)

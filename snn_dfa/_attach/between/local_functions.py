@@ -21,6 +21,7 @@ from snn_dfa.feedback.sample_ways import normalised, product, scaled, softmax
 
 __all__ = [
     "ALONE",
+    "OTHERS_ALONE",
     "Asked",
     "Kept",
     "LocalFunction",
@@ -35,7 +36,7 @@ ALONE = {
     "SiluBackward0", "TanhBackward0", "NativeDropoutBackward0", "FusedDropoutBackward0",
 }  # fmt: skip
 #: Others, through which it has no way.
-_ALONE = {
+OTHERS_ALONE = {
     "AbsBackward0", "ClampBackward0", "ClampBackward1", "ClampMaxBackward0", "ClampMinBackward0",
     "CosBackward0", "ErfBackward0", "ExpBackward0", "HardsigmoidBackward0", "HardswishBackward0",
     "HardtanhBackward0", "LogBackward0", "LogSigmoidBackward0", "MishBackward0", "PowBackward0",
@@ -124,8 +125,8 @@ def function_of(node: Any, flows: Sequence[bool], own: Sequence[bool]) -> LocalF
         return LocalFunction(parts, True, partial(_asked, node, parts)) if known else None
     if parts != (0,):
         return None
-    if kind in ALONE or kind in _ALONE:
-        return LocalFunction(parts, kind in _ALONE, partial(_alone, node))
+    if kind in ALONE or kind in OTHERS_ALONE:
+        return LocalFunction(parts, kind in OTHERS_ALONE, partial(_alone, node))
     shape = tuple(node._input_metadata[0].shape)
     if kind == "SoftmaxBackward0":
         dim = signed(node._saved_dim) % len(shape)
@@ -174,7 +175,7 @@ def _is_of_each(node: Any, steps: tuple[int, int]) -> bool:
         return signed(node._saved_dim) % len(shape) > 1
     if kind == _LAYER_NORM:
         return len(node._saved_normalized_shape) < len(shape) - 1
-    return kind in ALONE or kind in _ALONE
+    return kind in ALONE or kind in OTHERS_ALONE
 
 
 def _is_written(node: Any) -> bool:

@@ -17,11 +17,13 @@ from snn_dfa.feedback.stand_in import Inflow
 __all__ = [
     "MAXIMA",
     "MOVES",
+    "TURNED",
     "Front",
     "NotLinearError",
     "fronted",
     "moved",
     "of_front",
+    "order_of",
     "parted",
     "pooled",
     "repeated",
@@ -34,6 +36,9 @@ MAXIMA = {
     "MaxPool2DWithIndicesBackward0": 2,
     "MaxPool3DWithIndicesBackward0": 3,
 }
+
+#: What gives dimensions another order.
+TURNED = {"PermuteBackward0", "TransposeBackward0"}
 
 
 class NotLinearError(Exception):
@@ -152,13 +157,18 @@ def _shuffled(node: Any, shape: tuple[int, ...], _: tuple[int, ...]) -> _Move:
     return len(shape) - 3, lambda value: functional.pixel_shuffle(value, factor)
 
 
-def _permuted(node: Any, shape: tuple[int, ...], _: tuple[int, ...]) -> _Move:
-    order = list(range(len(shape)))
+def order_of(node: Any, dims: int) -> list[int]:
+    """Return which dimension each one was before a node that is one of ``TURNED``."""
     if hasattr(node, "_saved_dims"):
-        order = [signed(dim) % len(shape) for dim in node._saved_dims]
-    else:
-        one, other = (signed(d) % len(shape) for d in (node._saved_dim0, node._saved_dim1))
-        order[one], order[other] = other, one
+        return [signed(dim) % dims for dim in node._saved_dims]
+    order = list(range(dims))
+    one, other = (signed(d) % dims for d in (node._saved_dim0, node._saved_dim1))
+    order[one], order[other] = other, one
+    return order
+
+
+def _permuted(node: Any, shape: tuple[int, ...], _: tuple[int, ...]) -> _Move:
+    order = order_of(node, len(shape))
     first = next((i for i, dim in enumerate(order) if i != dim), 1)
     moved = [1 + dim - first for dim in order[first:]]
     return first, lambda value: value.permute(0, *moved)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from snn_dfa._attach.between.moves import MOVES, Front, NotLinearError
+from snn_dfa._attach.between.moves import MOVES, TURNED, Front, NotLinearError, order_of
 from snn_dfa._attach.graph import signed
 from snn_dfa.feedback import stand_in
 from snn_dfa.feedback.stand_in import Inflow
@@ -145,14 +145,17 @@ def takes_rows(node: Any, rows: Rows) -> bool:
 
 
 def some_of(node: Any, rows: Rows) -> Rows:
-    """Return how steps lie after a node, which may take some of them, as ``stack[-3:]``."""
-    shape = tuple(node._input_metadata[0].shape)
+    """Return how steps lie after a node, which may take some, as ``stack[-3:]``, or turn them."""
+    shape, kind = tuple(node._input_metadata[0].shape), type(node).__name__
     dim = int(not rows.first)
-    if type(node).__name__ != "SliceBackward0" or dims_of(node) != [dim]:
-        return rows
     below, index = node.next_functions[0]
-    apart = tuple(below._input_metadata[index].shape)[:2] == rows.sizes
-    return rows._replace(steps=shape[dim]) if apart else rows
+    if below is None or tuple(below._input_metadata[index].shape)[:2] != rows.sizes:
+        return rows
+    if kind == "SliceBackward0" and dims_of(node) == [dim]:
+        return rows._replace(steps=shape[dim])
+    if kind in TURNED and order_of(node, len(shape)) == [1, 0, *range(2, len(shape))]:
+        return rows._replace(first=not rows.first)
+    return rows
 
 
 def dims_of(node: Any) -> list[int]:
@@ -198,7 +201,7 @@ def taken(
     node: Any, kind: str, x: Inflow, shape: tuple[int, ...], rows: Rows
 ) -> Inflow | list[Inflow]:
     """Return one of several steps whose rows were set side by side, or some, or their mean."""
-    if kind == "SliceBackward0":
+    if kind == "SliceBackward0" or kind in TURNED:
         return x
     apart = shape[:2] == rows.sizes
     if kind in PARTED:

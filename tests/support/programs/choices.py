@@ -76,8 +76,9 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "readout": (
         "neuron", "linear", "scalar", "conv", "linear_neuron", "block", "two", "two_neurons",
     ),
-    # Whether the output is called at each step, or once, after the loop.
-    "reads": ("each", "last"),
+    # Whether the output is called at each step, or once, after the loop: on the last step, or on all
+    # steps side by side, whose dimension is the first or the second one.
+    "reads": ("each", "last", "all"),
     # Which of a spiking output's values the loss sees; attribute: lif.mem.
     "sees": ("spikes", "membrane", "both", "attribute"),
     "when": ("all", "sum", "last", "ends", "never"),

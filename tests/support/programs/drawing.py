@@ -49,9 +49,9 @@ def draw(seed: int, plain: float = 0.6, only: frozenset[str] = frozenset()) -> S
         **choose({name: values for name, values in CHOICES.items() if name != "reads"}, keep),
     )
     # From a generator of its own: the other choices of a seed are as they were without this one.
-    once = random.Random(f"reads {seed}").random() < 0.1
-    if once if not only else "reads" in only:
-        spec = replace(spec, reads="last")
+    once = random.Random(f"reads {seed}")
+    if once.random() < 0.15 if not only else "reads" in only:
+        spec = replace(spec, reads=once.choice(("last", "all")))
     if not only and rng.random() < 0.15:  # what only convolutional networks have
         readout = rng.choice((spec.readout, "conv"))
         spec = replace(spec, conv=True, pool=rng.choice(CHOICES["pool"]), readout=readout)
@@ -89,11 +89,18 @@ def _valid_network(spec: Spec) -> Spec:
         change["readout"] = "linear"
     if not spiking_output(spec) or spec.readout == "block":
         change["sees"] = "spikes"
-    if spec.reads == "last":
+    if spec.reads != "each":
         if spec.loop != "inside" or spec.backward == "steps":
             change["reads"] = "each"
         else:
             change["named"] = True
+    if spec.reads == "all":
+        readout = spec.readout if spec.readout in ("linear", "scalar", "two") else "linear"
+        change |= {
+            "burn_in": False,
+            "readout": readout,
+            "sees": "spikes",
+        }  # of a step without a graph none is known
     if len(spec.layers) == 1:
         change |= {"branch": "", "shared_weights": False}
     if spec.hooks == "full_backward" and (spec.conv or spec.recorded == "hooks"):
@@ -179,7 +186,7 @@ def _valid_layer(spec: Spec, layer: Layer, i: int) -> Layer:
     if spec.conv and layer.recurrent:
         change["recurrent"] = ""
     elif layer.recurrent == "top_down" and (
-        spec.readout not in ("neuron", "linear") or spec.reads == "last"
+        spec.readout not in ("neuron", "linear") or spec.reads != "each"
     ):
         change["recurrent"] = "own"
     # A formula's saved result is not to be changed in place.

@@ -209,7 +209,7 @@ class Network(Built):
             at = at if spec.plain_head == "spikes" else self.membrane
             at = functional.avg_pool2d(at, 2) if spec.pool else at
             self._keep("head", self.head(self._flat(at)))
-        if spec.reads == "each" or self.t == spec.steps - 1:
+        if spec.reads != "last" or self.t == spec.steps - 1:
             self._read(x, first, after_first, states)
 
     def _flat(self, x: Tensor) -> Tensor:
@@ -226,6 +226,9 @@ class Network(Built):
                 x = x + self.skip(
                     self._flat(first if spec.skip_to_readout == "input" else after_first)
                 )
+        if spec.reads == "all":
+            self._read_all(x)
+            return
         if spec.readout in ("two", "two_neurons"):
             for name in ("policy", "value"):
                 current = getattr(self, f"{name}_fc")(x)
@@ -244,6 +247,20 @@ class Network(Built):
         else:
             self._keep("out", out)
         states["out.last"] = out
+
+    def _read_all(self, x: Tensor) -> None:
+        """Call the heads on all steps side by side, when the last one is there."""
+        self.steps_read = [] if self.t == 0 else self.steps_read
+        self.steps_read.append(x)
+        if self.t < self.spec.steps - 1:
+            return
+        dim = self.spec.seed % 2
+        every = torch.stack(self.steps_read, dim)
+        two = self.spec.readout == "two"
+        heads = {f"out.{n}": f"{n}_fc" for n in ("policy", "value")} if two else {"out": "readout"}
+        for name, head in heads.items():
+            for value in getattr(self, head)(every).unbind(dim):
+                self._keep(name, value)
 
     def _keep_output(
         self, name: str, at: str, current: Tensor, states: dict[str, Any], prefix: str
