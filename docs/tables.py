@@ -20,7 +20,9 @@ from typing import Any
 __all__ = ["PAGES", "TABLES", "filled", "main"]
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/rules.md", "docs/learning.md", "benchmarks/README.md")
+PAGES = (
+    "README.md", "docs/rules.md", "docs/learning.md", "docs/experiments.md", "benchmarks/README.md",
+)  # fmt: skip
 #: What rules are called in the tables of benchmarks.
 _NAMES = {
     "dfa": "DFA with a weight mirror, `DFA(net, optimizer=optimizer)`",

@@ -260,7 +260,8 @@ def angles(row):
 def test_no_number_with_a_unit_stands_in_prose_alone():
     """Of the pages that sum up: each one is in a page that has the commands, or in its table."""
     docs = ROOT / "docs"
-    sources = (docs / "learning.md", docs / "rules.md", ROOT / "benchmarks" / "README.md")
+    pages = (docs / f"{name}.md" for name in ("learning", "experiments", "rules"))
+    sources = (*pages, ROOT / "benchmarks" / "README.md")
     known = "".join(page.read_text() for page in sources)
     for page in (README, *(docs / f"{name}.md" for name in ("index", "faq", "which", "concepts"))):
         prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
