@@ -14,7 +14,7 @@ from torch.nn import Parameter
 from snn_dfa._distributed import whole
 from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback.base import Forward, Sent, Shapes
-from snn_dfa.feedback.draw import generator_for
+from snn_dfa.feedback.draw import gaussian, generator_for
 from snn_dfa.feedback.jacobians import courses, errors, jacobians
 from snn_dfa.feedback.kolen_pollack_product import KolenPollackProductFeedback, leading
 from snn_dfa.feedback.learning import LearningOptions, Twin
@@ -71,8 +71,8 @@ class WeightMirror(LearningOptions):
     passes a product. A matrix of the program's own, a parameter or a buffer, has a factor as a
     layer has: ``x @ net.matrix``, ``functional.linear(x, net.matrix)``. A function without a way
     back (a product with what was computed from a parameter) passes nothing. A layer from which no
-    other way leads to the output has a matrix of its own, which learns as with
-    :class:`KolenPollack`.
+    other way leads to the output has a matrix of its own. This starts like a fixed random matrix,
+    and learns as with :class:`KolenPollack`.
 
     Args:
         lr: Not used; the rate is that of the followed optimiser.
@@ -144,7 +144,10 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
         for name in self._direct:
             if name in self.path and name not in self.matrices:
                 self._check_memory(name, self.path[name])
-                self.matrices[name] = torch.zeros(self.path[name], dtype=torch.float32)
+                # From zero all its neurons would be sent the same error, and learn the same.
+                shape = self.path[name]
+                drawn = gaussian(shape, generator_for(self.seed, name, shape))
+                self.matrices[name] = self.scale * drawn
 
     def _note_unknown(self, unknown: Mapping[str, tuple[str, list[str]]]) -> None:
         sources = dict.fromkeys(name for _, each in unknown.values() for name in each)

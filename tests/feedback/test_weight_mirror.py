@@ -488,3 +488,32 @@ def test_neurons_with_weights_of_their_own_have_a_matrix_of_their_own():
     dfa.load_state_dict(dfa.state_dict())
     loss_of(*loop(net, torch.rand(T, B, 5))).backward()
     assert all(torch.equal(B, dfa.feedback[name]) for name, B in before.items())
+
+
+def test_a_layers_own_matrix_starts_like_a_fixed_one():
+    """From zero its columns grew alike, and all neurons of the layer learned the same."""
+
+    class Stacked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = (snn.SLSTM(n, 6, threshold=0.05) for n in (5, 6))
+            self.out = nn.Linear(6, 3)
+
+        def forward(self, x):
+            states, made = [self.first.reset_mem(), self.second.reset_mem()], []
+            for step in x:
+                spk, *states[0] = self.first(step, *states[0])
+                spk, *states[1] = self.second(spk, *states[1])
+                made.append(self.out(spk))
+            return torch.stack(made)
+
+    net = Stacked()
+    optimizer = torch.optim.Adam(net.parameters())
+    fixed = DFA(Stacked(), output="out")
+    dfa = DFA(net, output="out", optimizer=optimizer)
+    fixed.net(torch.rand(T, B, 5)).sum().backward()
+    net(torch.rand(T, B, 5)).sum().backward()
+    assert dfa.feedback["first"].std(1).all()
+    torch.testing.assert_close(dfa.feedback["first"], fixed.feedback["first"])
+    assert net.first.lstm_cell.weight_ih.grad.any()
+    assert not net.second.lstm_cell.weight_ih.grad.any()  # its factor is zero in the first step
