@@ -133,6 +133,21 @@ def test_functions_of_each_number_and_of_each_sample_lie_between(options):
 
 
 @pytest.mark.parametrize("options", [{}, LEARNS], ids=str)
+def test_samples_are_of_different_lengths(options):
+    """A mask leaves out what comes after the end of a sample."""
+    mask = torch.arange(T)[:, None, None] < torch.tensor([T, 2, 3])[:, None]
+    wanted = gradients(
+        lambda head, _, spikes: torch.stack(
+            [head(s * m) for s, m in zip(spikes, mask, strict=True)]
+        ),
+        **options,
+    )
+    got = gradients(lambda head, _, spikes: head(torch.stack(spikes) * mask), **options)
+    for name, grad in wanted.items():
+        torch.testing.assert_close(got[name], grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, LEARNS], ids=str)
 def test_it_reads_two_layers_at_the_same_steps(options):
     def at_each_step(head, first, spikes):
         pairs = zip(spikes, first, strict=True)

@@ -154,7 +154,8 @@ def of_steps(function: LocalFunction, node: Any, steps: tuple[int, int]) -> Loca
         return None
 
     def mean(t: Tensor) -> Tensor:
-        return t.mean(0) if apart else t.reshape(steps[0], -1, *t.shape[1:]).mean(0)
+        kind = t.dtype if t.is_floating_point() or t.is_complex() else torch.float64  # a mask's
+        return (t if apart else t.reshape(steps[0], -1, *t.shape[1:])).mean(0, dtype=kind)
 
     def kept() -> Any:
         found = function.kept()
