@@ -125,6 +125,9 @@ class Broadcast:
             error, count = self._error(call, grads), len(call.steps_below)
             if call.along is not None:
                 each = error.unbind(call.along)
+            elif call.chosen is not None:
+                of = torch.tensor(call.chosen, device=error.device)
+                each = tuple(error.masked_fill((of != i).unsqueeze(1), 0) for i in range(count))
             else:  # as if it had been called at each step, and the results averaged
                 each = (error if count == 1 else error / count,) * count
             for error, below in zip(each, call.steps_below, strict=True):
@@ -328,6 +331,8 @@ def _sum(a: Tensor, b: Tensor, sums: dict[tuple[int, int], tuple[Tensor, ...]]) 
 def is_steady(arrived: Arrivals) -> bool:
     """Return whether the loss gives the same errors at all steps."""
     errors: dict[tuple[str | None, int], list[Tensor]] = {}
+    if any(call.chosen is not None for call, _ in arrived):
+        return False
     for call, grads in arrived:
         for i, grad in enumerate(grads):
             if grad is not None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from snn_dfa._attach import messages
-from snn_dfa._attach.between.order import order_of_steps
+from snn_dfa._attach.called_once import find_steps
 from snn_dfa._attach.layers import Layers
 from snn_dfa._attach.steps.record import Record
 from snn_dfa.errors import OutOfStepError
@@ -34,10 +34,10 @@ class Call:
     """
 
     __slots__ = (
-        "__weakref__", "along", "below", "came_in", "collector", "earlier", "entered", "inputs",
-        "later", "layer", "learns", "leaves", "linked", "links", "number", "passage", "record",
-        "released", "returned", "shape", "sources", "spikes", "steps", "supposed", "tap", "targets",
-        "values",
+        "__weakref__", "along", "below", "came_in", "chosen", "collector", "earlier", "entered",
+        "inputs", "later", "layer", "learns", "leaves", "linked", "links", "number", "passage",
+        "record", "released", "returned", "shape", "sources", "spikes", "steps", "supposed", "tap",
+        "targets", "values",
     )  # fmt: skip
 
     def __init__(
@@ -69,7 +69,9 @@ class Call:
         self.later: list[dict[str, Call]] = []
         #: Of one that was given all steps and has returned a value of each: the dimension of time.
         self.along: int | None = None
-        self.inputs: list[Any] = []  # nodes of what came in; of layers that are no neurons
+        #: Of one that was given another step of each sample: which of them, by sample.
+        self.chosen: list[int] | None = None
+        self.inputs: list[Any] = []  # edges of what came in; of layers that are no neurons
         self.supposed = False  # an output has the call by order alone, and does not read it
 
     def arrive(self, grads: Sequence[Tensor | None]) -> None:
@@ -90,17 +92,6 @@ class Call:
         """Return the shape of one step of a value that the call has returned."""
         along = self.along
         return shape if along is None else torch.Size((*shape[:along], *shape[along + 1 :]))
-
-    def may_be_of_each(self, steps: int, samples: int) -> list[int]:
-        """Return along which dimensions a readout may have been given steps, and returned each.
-
-        A mean of the steps [B, F] may have as many samples and numbers, and so its result [B, C].
-        """
-        came_in = self.came_in or self.shape
-        if len(came_in) < 3 or came_in[:2] != self.shape[:2]:
-            return []
-        dims = [0] * (came_in[:2] == (steps, samples))
-        return dims + [1] * (came_in[:2] == (samples, steps))
 
     def is_lost(self, collector: Collector) -> bool:
         """Return whether the graph is used up, or ends at parameters that this pass has not.
@@ -132,45 +123,6 @@ class Call:
     def loses(self, used: Callable[[Any], bool]) -> bool:
         """Return whether a node that the layer learns through is used, now or in earlier calls."""
         return any(used(node) for call in with_earlier([self]) for node in call.entered)
-
-
-def _are_steps(calls: Sequence[Call]) -> bool:
-    """Return whether a layer may have been called once a step, and not for several layers.
-
-    One neuron that stands for several layers gets the current of other weights in each call.
-    """
-    told = [call.leaves for call in calls if call.leaves]
-    return not told or bool(set.intersection(*told))
-
-
-def _order_of(
-    call: Call, dims: Iterable[int], steps: Sequence[dict[str, Call]]
-) -> tuple[int, list[dict[str, Call]]] | None:
-    """Return the dimension of time in what a readout was given, and the hidden calls of each step.
-
-    Args:
-        call: The readout's.
-        dims: Which dimensions this may be.
-        steps: The hidden calls of each step of the pass.
-
-    Raises:
-        OutOfStepError: if the readout may have been given several steps, in an unknown order.
-    """
-    known = {hidden: i for i, step in enumerate(steps) for hidden in step.values()}
-    read = [order_of_steps(node, lambda port: known.get(port.call)) for node in call.inputs]
-    found = [each for each in read if each is not None]
-    if read and not found:
-        return None
-    for dim in dims:
-        inner = call.came_in[dim + 1 :].numel()
-        parts = [each.get(inner, ()) for each in found]
-        order = [i for made_of in (parts[0] if parts else ()) for i in made_of]
-        counts = {value.shape[dim : dim + 1] for value in call.values[: call.returned]}
-        if counts == {(len(set(order)),)} and all(each == [{i} for i in order] for each in parts):
-            return dim, [steps[i] for i in order]
-    if len(steps) > 1:
-        raise OutOfStepError(messages.mixed_steps(call.layer or ""))
-    return None
 
 
 def with_earlier(calls: Iterable[Call]) -> list[Call]:
@@ -314,7 +266,7 @@ class Pass:
         if not layers.outputs and self.last is not None:
             layers.outputs = (self.last,)
         counts = self.counts()
-        once = self._called_once(layers) if self.whole and layers.given else set()
+        once = find_steps(self.calls, layers) if self.whole and layers.given else set()
         called = [output for output in layers.outputs if output in counts]
         for output in called or layers.outputs:
             for name in layers.names:
@@ -348,46 +300,6 @@ class Pass:
                 for name in [name for name in ahead if name in read]:
                     if all(c.number > call.below[name].number for c in read[name]):
                         raise OutOfStepError(messages.other_order(name, output))
-
-    def _called_once(self, layers: Layers) -> set[str]:
-        """Return the outputs that were called once, each with the steps that it reads.
-
-        Raises:
-            OutOfStepError: if one was given all steps, and their order is not known.
-        """
-        single = {n for n in layers.outputs if len(self.calls.get(n, ())) == 1}
-        others = [n for n in layers.names if n in self.calls and n not in single]
-        hidden = {n: self.calls[n] for n in others if n not in layers.outputs}
-        if len({len(self.calls[n]) for n in others}) != 1 or not hidden:
-            return set()
-        steps = [
-            dict(zip(hidden, step, strict=True)) for step in zip(*hidden.values(), strict=True)
-        ]
-        samples = next(iter(steps[0].values())).shape[:1].numel()
-        if not any(call.learns for calls in hidden.values() for call in calls):
-            return single  # no error goes to any of them
-        once = set()
-        for name in single:
-            (call,) = self.calls[name]
-            of_each = [
-                {i for i, each in enumerate(calls) if each in call.sources}
-                for calls in hidden.values()
-            ]
-            read = max(of_each, key=len)
-            if not read or any(not each <= read for each in of_each):
-                continue  # it reads layers at other steps than each other
-            if len(read) < len(steps) and not all(map(_are_steps, hidden.values())):
-                continue
-            dims = {
-                d: None for n in (len(read), len(steps)) for d in call.may_be_of_each(n, samples)
-            }
-            order = _order_of(call, dims, steps) if dims else None
-            if order is not None:
-                call.along, (call.below, *call.later) = order
-            else:
-                call.below, *call.later = [steps[i] for i in sorted(read)]
-            once.add(name)
-        return once
 
     def _see_that_an_output_is_last(self, layers: Layers) -> None:
         steps = max(map(len, self.calls.values()), default=0)

@@ -103,7 +103,7 @@ class Entry:
     def _enter_made(self, layer: str, value: Tensor) -> Tensor:
         """Return a value that the program made of others, as it comes into a layer."""
         if self.call.linked:
-            self.call.inputs.append(value.grad_fn)
+            self.call.inputs.append((value.grad_fn, value.output_nr))
         made = self._made(layer, value)
         if made is None:
             return self._guarded(layer, self._enter_graph(layer, value))

@@ -74,12 +74,14 @@ def out_of_step(hidden: str, output: str | None, calls: Mapping[str, int], *, gi
 
 
 def mixed_steps(output: str) -> str:
-    """Say that a readout of all steps is not known to have values of each."""
+    """Say that it is not known which steps a readout reads, or which of its values is of which."""
     return (
-        f"output {output!r} was called once, on the values of all steps, and DFA does not know "
+        f"output {output!r} was called once, on the values of several steps, and DFA does not know "
         f"which step each value is of; expected torch.stack of the steps' values, with nothing "
         f"between that joins steps, as a convolution over time does, and none of them "
-        f"without a graph. Call the readout at each step"
+        f"without a graph; or the mean of the steps, or some of them by an index. Was a tensor "
+        f"filled with the steps in place? Use torch.stack. Otherwise call the readout at each "
+        f"step. Pick steps of its result"
     )
 
 

@@ -36,8 +36,21 @@ WAYS = {
     "parts side by side": lambda head, _, spikes: head(torch.cat([s[None] for s in spikes])),
     "backward in time": lambda head, _, spikes: head(torch.stack(spikes[::-1])).flip(0),
 }
+ORDER = torch.tensor([3, 1, 4, 0, 2])
 #: Others, which learned feedback has no linear network for.
 ODD = {
+    "flipped": lambda head, _, spikes: head(torch.stack(spikes).flip(0)).flip(0),
+    "by an index": lambda head, _, spikes: head(torch.stack(spikes)[ORDER])[ORDER.argsort()],
+    "by an index, batch first": lambda head, _, spikes: batch_first(
+        head(torch.stack(spikes, 1).index_select(1, ORDER))
+    )[ORDER.argsort()],
+    "rows that are viewed": lambda head, _, spikes: head(torch.cat(spikes).view(T, -1, 8)),
+    "columns that are viewed": lambda head, _, spikes: batch_first(
+        head(torch.cat(spikes, 1).view(-1, T, 8))
+    ),
+    "parted, and stacked again": lambda head, _, spikes: head(
+        torch.stack([*torch.stack(spikes).unbind(0)])
+    ),
     "as rows, and apart again": lambda head, _, spikes: head(
         torch.stack(spikes).flatten(0, 1).unflatten(0, (T, -1))
     ),
@@ -244,9 +257,33 @@ def test_what_may_mix_the_steps_before_the_readout_raises_an_error(mixes):
     net = Net(lambda head, _, spikes: head(mixes(torch.stack(spikes))))
     with (
         DFA(net, output="head"),
-        pytest.raises(OutOfStepError, match="Call the readout at each step"),
+        pytest.raises(OutOfStepError, match="call the readout at each step"),
     ):
         net(X[:, :B])
+
+
+@pytest.mark.parametrize("samples", [T - 1, B])
+def test_differences_of_steps_raise_an_error_whatever_the_number_of_samples(samples):
+    net = Net(lambda head, _, spikes: head(torch.stack(spikes)[1:] - torch.stack(spikes)[:-1]))
+    with DFA(net, output="head"), pytest.raises(OutOfStepError, match="which step each value is"):
+        net(X[:, :samples])
+
+
+@pytest.mark.parametrize("samples", [B, T])
+def test_a_mask_of_steps_takes_some(samples):
+    some = torch.tensor([False, True, True, False, True])
+    wanted = gradients(
+        lambda head, _, spikes: each(head, _, spikes) * some.view(T, 1, 1), samples=samples
+    )
+
+    def read(head, _, spikes):
+        out = torch.zeros(T, samples, 2, dtype=torch.float64)
+        return out.index_copy(0, some.nonzero()[:, 0], head(torch.stack(spikes)[some]))
+
+    got = gradients(read, samples=samples)
+    assert wanted["weights.0.weight"].any()
+    for name, grad in wanted.items():
+        torch.testing.assert_close(got[name], grad, rtol=1e-9, atol=1e-12)
 
 
 def test_it_runs_over_time():

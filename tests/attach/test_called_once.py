@@ -26,6 +26,28 @@ LAST = {
     "the last three of a stack": (3, lambda spikes: torch.stack(spikes)[-3:].mean(0)),
     "the same of one of parts": (3, lambda spikes: torch.stack(spikes, -1)[..., 2:].mean(-1)),
 }
+#: The same, for which learned feedback has no linear network.
+PICKED = {
+    "by an index": (1, lambda spikes: torch.stack(spikes)[torch.tensor([T - 1])][0]),
+    "one of parts": (1, lambda spikes: torch.stack(spikes).unbind(0)[-1]),
+    "part of parts": (2, lambda spikes: torch.stack(spikes).split([T - 2, 2])[1].mean(0)),
+    "of what was computed": (2, lambda spikes: torch.stack(spikes).clone()[:, :][-2:].mean(0)),
+}
+ENDS, SAMPLES = torch.tensor([4, 1, 3]), torch.arange(B)
+#: Another step of each sample, as the last one of sequences of different lengths.
+OF_SAMPLES = {
+    "index": lambda spikes: torch.stack(spikes)[ENDS, SAMPLES],
+    "index, batch first": lambda spikes: torch.stack(spikes, 1)[SAMPLES, ENDS - T],
+    "gather": lambda spikes: (
+        torch.stack(spikes).gather(0, ENDS.view(1, B, 1).expand(1, B, 8)).squeeze(0)
+    ),
+    "gather, batch first": lambda spikes: torch.stack(spikes, 1).gather(
+        1, ENDS.view(B, 1, 1).expand(B, 1, 8)
+    )[:, 0],
+    "take_along_dim": lambda spikes: torch.take_along_dim(
+        torch.stack(spikes), ENDS.view(1, B, 1), 0
+    )[0],
+}
 lif = partial(snn.Leaky, 0.8, threshold=0.3, spike_grad=fast_sigmoid(5))
 
 
@@ -115,6 +137,86 @@ def test_one_of_the_last_steps_learns_as_one_of_each_step_of_which_the_last_coun
     assert wanted["weights.0.weight"].any()
     for name, grad in wanted.items():
         torch.testing.assert_close(got[name], grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("last", "once"), PICKED.values(), ids=PICKED)
+@pytest.mark.parametrize("options", [{}, {"credit": "trace"}, {"rule": "fa"}], ids=str)
+@pytest.mark.filterwarnings("ignore:the loss reads layer")
+def test_steps_are_picked_in_other_ways(last, once, options):
+    options = {"output": "head", "last": last} | options
+    wanted, got = (gradients(each, **options) for each in (None, once))
+    assert wanted["weights.0.weight"].any()
+    for name, grad in wanted.items():
+        torch.testing.assert_close(got[name], grad, rtol=1e-9, atol=1e-12)
+
+
+class OfSamples(Net):
+    """Reads another step of each sample; with ``once`` as none, of the results of all steps."""
+
+    def forward(self, x):
+        mem, out = self.neurons[0].init_leaky(), []
+        for step in x:
+            spk, mem = self.neurons[0](self.weights[0](step), mem)
+            out.append(spk)
+        if self.once:
+            return self.head(self.once(out)), self.value(out[-1])
+        heads = torch.stack([self.head(spk) for spk in out])
+        return heads[ENDS, SAMPLES], [self.value(spk) for spk in out][-1]
+
+
+@pytest.mark.parametrize("once", OF_SAMPLES.values(), ids=OF_SAMPLES)
+@pytest.mark.parametrize(
+    "options", [{}, {"credit": "trace"}, {"rule": "sign"}, {"output": ["head", "value"]}], ids=str
+)
+@pytest.mark.filterwarnings("ignore:the loss reads layer")
+def test_each_sample_has_a_step_of_its_own(once, options):
+    grads = []
+    for each in (None, once):
+        net = OfSamples(each, layers=1)
+        DFA(net, **{"output": "head"} | options)
+        head, value = net(X)
+        ((head - 1).square().sum() + (value * head.detach()).sum()).backward()
+        grads.append([p.grad for p in net.parameters() if p.grad is not None])
+    assert grads[0][0].any()
+    torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:the loss reads layer")
+def test_it_learns_with_learned_feedback_where_each_sample_has_a_step_of_its_own():
+    net = OfSamples(OF_SAMPLES["index"], layers=1)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    DFA(net, output="head", optimizer=optimizer)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (net(X)[0] - 1).square().sum().backward()
+        optimizer.step()
+    assert net.weights[0].weight.grad.any()
+
+
+def filled(spikes):
+    out = torch.zeros(T, B, 8, dtype=torch.float64)
+    for t, spk in enumerate(spikes):
+        out[t] = spk
+    return out
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        lambda spikes: filled(spikes)[-1], lambda spikes: filled(spikes)[ENDS, SAMPLES],
+        lambda spikes: torch.stack(spikes)[ENDS, SAMPLES.flip(0)],
+        lambda spikes: torch.stack(spikes).gather(0, torch.arange(B * 8).view(1, B, 8) % T)[0],
+        lambda spikes: torch.stack(spikes)[ENDS, SAMPLES] + torch.stack(spikes).mean(0),
+        lambda spikes: torch.stack(spikes)[:4].view(2, 2, B, 8)[0].mean(0),
+    ],
+)  # fmt: skip
+def test_steps_that_are_picked_in_an_unknown_way_raise_an_error(unknown):
+    net = Net(unknown)
+    with (
+        DFA(net, output=["head", "value"]),
+        pytest.raises(OutOfStepError, match="Pick steps of its result"),
+    ):
+        net(X)
 
 
 def test_one_that_reads_layers_at_other_steps_than_each_other_raises_an_error():
