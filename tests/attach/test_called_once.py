@@ -200,10 +200,54 @@ def filled(spikes):
     return out
 
 
+def filled_in_part(spikes):
+    out = torch.zeros(T, B, 9, dtype=torch.float64)
+    for t, spk in enumerate(spikes):
+        out[t, :, :8] = spk
+    return out[..., :8]
+
+
+def filled_by_an_index(spikes):
+    out = torch.zeros(T, B, 8, dtype=torch.float64)
+    for t, spk in enumerate(spikes):
+        out[torch.tensor([t])] = spk
+    return out
+
+
+class Mixed(Net):
+    """A layer without a name mixes the steps, of which each was put together in place."""
+
+    def __init__(self, mixes):
+        super().__init__(self.last_of_mixed, layers=1)
+        self.mixes = mixes
+        self.rnn = nn.GRU(8, 4, bidirectional=True).double()
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0).double()
+
+    def last_of_mixed(self, spikes):
+        parts = [torch.zeros_like(spk) for spk in spikes]
+        for part, spk in zip(parts, spikes, strict=True):
+            part[:, :4], part[:, 4:] = spk[:, :4], spk[:, 4:]
+        return self.mixes(self, torch.stack(parts))[-1]
+
+
+@pytest.mark.parametrize("mixes", [lambda net, x: net.rnn(x)[0], lambda net, x: net.encoder(x)])
+@pytest.mark.filterwarnings("ignore:the loss reads layer")
+def test_one_that_reads_a_step_of_mixed_ones_reads_all_of_them(mixes):
+    grads = []
+    for net in (Net(MEANS["stack"], layers=1), Mixed(mixes)):
+        with DFA(net, output="head"):
+            head, _ = net(X)
+            (head * torch.arange(6.0).view(3, 2)).sum().backward()  # the error is the same
+        grads.append(net.weights[0].weight.grad)
+    assert grads[0].any()
+    torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "unknown",
     [
-        lambda spikes: filled(spikes)[-1], lambda spikes: filled(spikes)[ENDS, SAMPLES],
+        lambda spikes: filled(spikes)[-1], lambda spikes: filled_in_part(spikes)[-1],
+        lambda spikes: filled_by_an_index(spikes)[-1], lambda spikes: filled(spikes)[ENDS, SAMPLES],
         lambda spikes: torch.stack(spikes)[ENDS, SAMPLES.flip(0)],
         lambda spikes: torch.stack(spikes).gather(0, torch.arange(B * 8).view(1, B, 8) % T)[0],
         lambda spikes: torch.stack(spikes)[ENDS, SAMPLES] + torch.stack(spikes).mean(0),

@@ -39,6 +39,10 @@ _JOINED = {"AmaxBackward0", "AminBackward0", "LogsumexpBackward0", "MaxBackward0
            "MedianBackward1", "MinBackward0", "SumBackward1"}  # fmt: skip
 _JOINS = {"CatBackward0", "CopySlices", "IndexPutBackward0", "StackBackward0", "UnsqueezeBackward0"}
 _SOFTMAX = {"LogSoftmaxBackward0", "SoftmaxBackward0"}
+#: What puts values into a tensor, at places that the graph does not tell.
+_FILLS = {FILLED, "IndexCopyBackward0", "IndexPutBackward0", "SelectScatterBackward0"}
+#: What leaves a tensor that was filled one.
+_STAYS_FILLED = _OF_NUMBERS | _VIEWS | TURNED | PICKS
 
 #: By how many numbers lie behind time, the steps that each part along it was made of.
 Steps: TypeAlias = dict[int, Sequence[set[int]]]
@@ -106,7 +110,8 @@ def _made(node: Any, below: Sequence[Origin], index: int = 0) -> Origin:
     if len({each.of_samples for each in parts}) > 1:
         return Origin({}, made_of, unsure=True)
     steps = _steps_of(node, kind, below, index)
-    filled = kind == FILLED or any(each.filled for each in parts)
+    filled = kind in _STAYS_FILLED and any(each.filled for each in parts)
+    filled |= kind in _FILLS and len(made_of) > 1
     return Origin(steps, _all_of(steps, made_of), parts[0].of_samples, filled, unsure)
 
 
@@ -119,6 +124,8 @@ def _all_of(steps: Steps | None, made_of: set[int]) -> set[int]:
 def _picked(node: Any, kind: str, part: Origin, index: int) -> Origin | None:
     """Return what a node has picked along time; ``None`` where it picks along other dimensions."""
     before, pick = _shape(node.next_functions[0]), None
+    if part.filled and not part.steps and picked(node, kind, before, index).dims:
+        return Origin({}, part.made_of, unsure=True)
     for behind, steps in (part.steps or {}).items():
         pick = pick or picked(node, kind, before, index)
         inner = {dim: math.prod(before[dim + 1 :]) for dim in pick.dims}
