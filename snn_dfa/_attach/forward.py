@@ -20,6 +20,7 @@ from torch.nn.parameter import is_lazy
 
 from snn_dfa._attach import messages
 from snn_dfa._attach.core import Core
+from snn_dfa._attach.functions import is_transformed
 from snn_dfa._attach.hooks import After, Before, eager
 from snn_dfa.errors import ExportError
 from snn_dfa.sequence.attached import Attached
@@ -100,6 +101,8 @@ class Around(Forward):
 
     @eager
     def _come_in(self, args: Any, kwargs: Any) -> Any:
+        if self.at_work and is_transformed():  # of a part of the network alone
+            raise messages.transformed_part(type(self.module).__name__)
         changed = self._before(args, kwargs)
         return (args, kwargs) if changed is None else changed
 

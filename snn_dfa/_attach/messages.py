@@ -338,6 +338,16 @@ def transformed() -> AttachError:
     )
 
 
+def transformed_part(kind: str) -> AttachError:
+    """Say that a transform of ``torch.func`` runs a layer with weights."""
+    return AttachError(
+        f"net: a transform of torch.func, such as vmap, runs a layer of type {kind} inside the "
+        f"network, and with rule='fa' and credit='trace' DFA would not see the layer's input; "
+        f"expected plain calls of such layers; call the layer on the whole batch, or use another "
+        f"rule or credit"
+    )
+
+
 def shallow_distributed() -> AttachError:
     """Say that hidden parameters would get gradients of zero."""
     return AttachError(

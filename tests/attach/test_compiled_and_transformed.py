@@ -97,3 +97,33 @@ def test_a_transform_raises_an_error_that_says_what_to_do(transform, rule):
     reset(net)
     loss_of(net)(parameters).backward()
     assert net[0].weight.grad.any()
+
+
+@pytest.mark.parametrize("options", [{}, {"rule": "fa"}, {"credit": "trace"}], ids=str)
+def test_a_transform_of_one_layer_is_right_or_an_error(options):
+    class Mapped(nn.Module):
+        def __init__(self, maps):
+            super().__init__()
+            torch.manual_seed(0)
+            self.fc, self.lif, self.head = nn.Linear(6, 5), snn.Leaky(0.8), nn.Linear(5, 2)
+            self.run = vmap(self.fc) if maps else self.fc
+
+        def forward(self, x):
+            mem, out = self.lif.init_leaky(), []
+            for step in x:
+                spk, mem = self.lif(self.run(step), mem)
+                out.append(self.head(spk))
+            return torch.stack(out)
+
+    x, grads = 2 * torch.rand(4, 3, 6, generator=torch.Generator().manual_seed(1)), []
+    for maps in (False, True):
+        net = Mapped(maps)
+        DFA(net, output="head", **options)
+        if maps and options:
+            with pytest.raises(AttachError, match="vmap, runs a layer of type Linear"):
+                net(x)
+            return
+        (net(x) - 1).square().sum().backward()
+        grads.append(net.fc.weight.grad)
+    assert grads[0].any()
+    torch.testing.assert_close(*grads)
