@@ -278,7 +278,9 @@ def kept_weights(node: Any, weights: Mapping[Any, str]) -> list[str]:
             kept = getattr(node, attribute, None)
         except RuntimeError:  # used up by an earlier backward pass, as the pass itself says
             return []
-        if isinstance(kept, Tensor) and kept.dim() > 1 and kept.data_ptr() in weights:
+        if not isinstance(kept, Tensor) or kept.dim() < 2 or kept.is_sparse:
+            continue  # a sparse one, as of a graph, is no weight
+        if kept.data_ptr() in weights:
             return [weights[kept.data_ptr()]]
     return []
 

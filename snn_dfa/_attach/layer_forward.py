@@ -19,6 +19,7 @@ from snn_dfa._attach.series import Series
 from snn_dfa._attach.steps.known_neurons import step_of
 from snn_dfa._attach.steps.step import Inputs
 from snn_dfa._attach.tensors import map_tensors, tensors_in
+from snn_dfa._attach.weights import matrix_parameters
 from snn_dfa._distributed import States
 
 __all__ = ["LayerForward"]
@@ -75,7 +76,7 @@ class LayerForward(Forward):
         self._step = step_of(module) if closed and self._credit is None else None
         self._size, self._keys = -1, list[tuple[dict[str, Any], str]]()
         # A change of one neuron's current then changes its own spikes alone.
-        self._is_gate = self._is_neuron and all(p.dim() < 2 for p in module.parameters())
+        self._is_gate = self._is_neuron and not matrix_parameters(module)
         holders = [module] if closed else list(module.modules())
         self._stores: list[dict[str, Any]] = [s for m in holders for s in (m._buffers, vars(m))]
 

@@ -34,6 +34,7 @@ __all__ = [
     "inside_neurons",
     "matrices",
     "matrix",
+    "matrix_parameters",
     "mirror_rows",
     "own_step",
     "synapse",
@@ -52,6 +53,8 @@ _FUNCTIONS = (
     functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d,
 )  # fmt: skip
 SYNAPSES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+#: What snnTorch's neurons multiply or compare each number with, in any shape, as one for a channel.
+_CONSTANTS = {"V", "alpha", "beta", "graded_spikes_factor", "threshold"}
 
 
 def synapses(net: nn.Module) -> dict[str, Any]:
@@ -101,8 +104,8 @@ def matrices(net: nn.Module) -> dict[str, Tensor]:
         for key, held in {**module._parameters, **module._buffers}.items():
             if held is None or is_lazy(held) or held.dim() != 2 or not held.is_floating_point():
                 continue
-            # Of one in shards the memory comes and goes.
-            if held.numel() and not hasattr(held, "full_tensor"):
+            # Of one in shards the memory comes and goes; a sparse one has none of its own.
+            if held.numel() and not held.is_sparse and not hasattr(held, "full_tensor"):
                 name = f"{path}.{key}" if path else key
                 found |= {name: held, f"{name}.T": held.t()}
     return found
@@ -119,6 +122,15 @@ def matrix(net: nn.Module, name: str) -> Matrix | None:
     if held is None or held.dim() != 2:
         return None
     return Matrix(held.t() if name.endswith(".T") else held)
+
+
+def matrix_parameters(neuron: nn.Module) -> list[str]:
+    """Return the parameters of a neuron that may lead from one number to another, by name."""
+    return [
+        name
+        for name, p in neuron.named_parameters()
+        if is_lazy(p) or (p.dim() > 1 and name.rpartition(".")[2] not in _CONSTANTS)
+    ]
 
 
 def inside_neurons(net: nn.Module) -> set[nn.Module]:

@@ -14,14 +14,16 @@ from torch import Tensor
 from snn_dfa._attach.between.local_functions import ALONE, LocalFunction, repeats_a_weight
 from snn_dfa._attach.between.moves import (
     MOVES,
-    Front,
+    TURNED,
+    Behind,
     NotLinearError,
-    fronted,
     moved,
-    of_front,
+    of_behind,
+    order_of,
     parted,
     pooled,
     repeated,
+    turned,
 )
 from snn_dfa._attach.between.rows import (
     FILLED,
@@ -223,12 +225,18 @@ def _passed(node: Any, weights: Mapping[Any, str]) -> dict[Any, str]:
 
 
 def _at(known: Mapping[Any, Any], node: Any, index: int) -> Any:
+    """Return the inflow of one of the values of a node, whose samples come first."""
+    found = _any_at(known, node, index)
+    if isinstance(found, Behind):
+        raise NotLinearError("PermuteBackward0")
+    return found
+
+
+def _any_at(known: Mapping[Any, Any], node: Any, index: int) -> Any:
     """Return the inflow of one of the values of a node."""
     found: Any = known.get(node)
     if isinstance(found, NotLinearError):
         raise found
-    if isinstance(found, Front):
-        raise NotLinearError("PermuteBackward0")
     return found[index] if isinstance(found, list) else found
 
 
@@ -273,12 +281,9 @@ def _step(
         return _cat(node, known, None if steps is None else 0)
     if kind in ("AddBackward0", "LerpBackward0", "SubBackward0"):
         return _sum(node, kind, known)
-    front = known.get(node.next_functions[0][0])
-    if isinstance(front, Front):
-        if kind in ("MulBackward0", "DivBackward0", "RsubBackward1", "NegBackward0"):
-            return Front(_scaled(node, kind, part) for part in front)
-        return of_front(node, kind, front)
     x, shape = _single(node, kind, known)
+    if isinstance(x, Behind):
+        return _of_behind(node, kind, x, shape, weight, step_of)
     if steps is None:
         return _of_one(node, kind, x, shape, weight, step_of, local)
     if walk.stacked.get(node) != steps:
@@ -312,13 +317,34 @@ def _of_one(
     return _function(node, kind, x, shape, local)
 
 
-def _single(node: Any, kind: str, known: Mapping[Any, Any]) -> tuple[Inflow, tuple[int, ...]]:
+def _single(
+    node: Any, kind: str, known: Mapping[Any, Any]
+) -> tuple[Inflow | Behind, tuple[int, ...]]:
     """Return the one inflow of a node, and its shape."""
     pairs = [pair for pair in node.next_functions if known.get(pair[0]) is not None]
     if len(pairs) != 1:
         raise NotLinearError(kind)
     ((below, index),) = pairs
-    return _at(known, below, index), tuple(below._input_metadata[index].shape)
+    return _any_at(known, below, index), tuple(below._input_metadata[index].shape)
+
+
+def _of_behind(
+    node: Any,
+    kind: str,
+    x: Behind,
+    shape: tuple[int, ...],
+    weight: str | None,
+    step_of: Callable[[Inflow, str, tuple[int, ...]], Inflow],
+) -> Any:
+    """Return the function of a node of an inflow whose samples lie behind other dimensions."""
+    if kind in ("MulBackward0", "DivBackward0", "RsubBackward1", "NegBackward0"):
+        return x._replace(x=_scaled(node, kind, x.x))
+    if weight is not None and kind in _PRODUCTS:
+        rows = math.prod(shape[:-1])
+        if rows % x.parts or rows == x.parts:
+            raise NotLinearError(kind)  # samples are in the last dimension
+        return x._replace(x=step_of(x.x, weight, (rows, shape[-1])))
+    return of_behind(node, kind, x, shape)
 
 
 def _function(node: Any, kind: str, x: Inflow, shape: tuple[int, ...], local: str) -> Any:
@@ -336,8 +362,8 @@ def _function(node: Any, kind: str, x: Inflow, shape: tuple[int, ...], local: st
         return _reduced(node, kind, x, shape)
     if kind in PARTED:
         return parted(node, kind, x, shape)
-    if kind == "PermuteBackward0" and signed(node._saved_dims[0]) % len(shape):
-        return fronted(node, kind, x, shape)
+    if kind in TURNED and order_of(node, len(shape))[0]:
+        return turned(node, kind, x, shape)
     move = moved if kind in MOVES else partial(pooled, local=local)
     return move(node, kind, x, shape)
 
@@ -382,10 +408,9 @@ def _stack(node: Any, known: Mapping[Any, Any], *, of_steps: bool) -> Any:
     dim = signed(node._saved_dim) % len(node._input_metadata[0].shape)
     if of_steps or len(parts) == 1:
         return stand_in.stack(there, dim)
-    if dim == 0:
-        return Front(there)
-    shapes = [(1, *tuple(n._input_metadata[i].shape)[dim:]) for n, i in node.next_functions]
-    return stand_in.concatenate(there, shapes)
+    shapes = [(1, *tuple(n._input_metadata[i].shape)[dim or 1 :]) for n, i in node.next_functions]
+    made = stand_in.concatenate(there, shapes)
+    return made if dim else Behind(made, len(parts))
 
 
 def _reduced(node: Any, kind: str, x: Inflow, shape: tuple[int, ...]) -> Inflow:
@@ -403,22 +428,30 @@ def _reduced(node: Any, kind: str, x: Inflow, shape: tuple[int, ...]) -> Inflow:
     return stand_in.reduce(x, shape[dims[0]] if kind == "SumBackward1" else 1.0)
 
 
-def _sum(node: Any, kind: str, known: Mapping[Any, Any]) -> Inflow:
+def _sum(node: Any, kind: str, known: Mapping[Any, Any]) -> Inflow | Behind:
     if kind == "LerpBackward0":
         signs = 1 - float(node._saved_weight), float(node._saved_weight)
     else:
         alpha = float(node._saved_alpha)
         signs = 1.0, -alpha if kind == "SubBackward0" else alpha
-    parts, shape = [], tuple(node._input_metadata[0].shape)
+    parts, counts, shape = [], list[int](), tuple(node._input_metadata[0].shape)
     for (below, index), sign in zip(node.next_functions, signs, strict=True):
-        flow = _at(known, below, index)
+        flow = _any_at(known, below, index)
         if flow is None:
             continue
         of = tuple(below._input_metadata[index].shape)
-        if of != shape:
+        if isinstance(flow, Behind):
+            counts.append(flow.parts if of == shape else 0)
+            flow = flow.x
+        elif of != shape:
             flow = repeated(kind, flow, of, shape)
         parts.append(flow if sign == 1 else stand_in.multiply(flow, sign))
-    return parts[0] if len(parts) == 1 else stand_in.total(parts)
+    made = parts[0] if len(parts) == 1 else stand_in.total(parts)
+    if not counts:
+        return made
+    if len({*counts}) > 1 or len(counts) < len(parts) or not counts[0]:
+        raise NotLinearError(kind)  # samples of one lie behind, and those of the other do not
+    return Behind(made, counts[0])
 
 
 def _scaled(node: Any, kind: str, x: Inflow) -> Inflow:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -18,15 +19,15 @@ __all__ = [
     "MAXIMA",
     "MOVES",
     "TURNED",
-    "Front",
+    "Behind",
     "NotLinearError",
-    "fronted",
     "moved",
-    "of_front",
+    "of_behind",
     "order_of",
     "parted",
     "pooled",
     "repeated",
+    "turned",
 ]
 
 #: Pooling that takes some pixels, and in how many dimensions.
@@ -45,8 +46,110 @@ class NotLinearError(Exception):
     """A node for which there is no linear function."""
 
 
-class Front(list[Inflow]):
-    """Parts that are set side by side in front of the samples, as queries, keys and values are."""
+class Behind(NamedTuple):
+    """An inflow whose samples lie behind other dimensions, as those of ``x.transpose(0, 1)``.
+
+    Args:
+        x: The inflow of a sample; as always, its rows come first.
+        parts: How many parts of each sample lie in front of the samples.
+    """
+
+    x: Inflow
+    parts: int
+
+    def samples(self, shape: tuple[int, ...]) -> int:
+        """Return which dimension of a value of a shape is that of the samples.
+
+        Raises:
+            NotLinearError: if it is none of its own, or the last one, or cannot be told.
+        """
+        for dim in range(1, len(shape) - 1):
+            if math.prod(shape[:dim]) == self.parts and shape[dim] > 1:
+                return dim
+        raise NotLinearError("PermuteBackward0")
+
+    def then(self, shape: tuple[int, ...], function: Callable[[Tensor], Tensor]) -> Inflow:
+        """Return a function of values [M, front, rest of the samples' dimension, behind]."""
+        return _opened(self.x, shape, self.samples(shape), function)
+
+
+def _opened(
+    x: Inflow, shape: tuple[int, ...], samples: int, function: Callable[[Tensor], Tensor]
+) -> Inflow:
+    def apply(values: Mapping[str, Tensor], known: Mapping[str, Any]) -> Tensor:
+        rows = len(next(iter(values.values())))
+        # Of several heads the samples' dimension may hold more than samples.
+        sizes = (*shape[:samples], -1, *shape[samples + 1 :])
+        return function(x.apply(values, known).reshape(rows, *sizes))
+
+    return x.made(apply)
+
+
+def turned(node: Any, kind: str, x: Inflow | Behind, shape: tuple[int, ...]) -> Inflow | Behind:
+    """Return an inflow whose samples' dimension changes places with others."""
+    order = order_of(node, len(shape))
+    if isinstance(x, Behind):
+        samples, inflow = x.samples(shape), x.x
+    else:
+        samples, inflow = next((i for i, n in enumerate(shape) if n > 1), len(shape)), x
+    if samples == len(shape) or inflow.steps is not None:
+        raise NotLinearError(kind)
+    dims = [0, *(1 + dim for dim in order)]
+    made = _opened(inflow, shape, samples, lambda value: value.permute(dims))
+    count = math.prod(shape[dim] for dim in order[: order.index(samples)])
+    return made if count == 1 else Behind(made, count)
+
+
+#: Views, and what leaves numbers as they are.
+_VIEWS = {
+    "AliasBackward0", "CloneBackward0", "ContiguousBackward0", "ReshapeAliasBackward0",
+    "SqueezeBackward0", "SqueezeBackward1", "SqueezeBackward2", "ToCopyBackward0",
+    "UnsafeViewBackward0", "UnsqueezeBackward0", "ViewBackward0",
+}  # fmt: skip
+_SUMS = {"MeanBackward1": torch.mean, "SumBackward1": torch.sum}
+_CUTS = {"SliceBackward0", "SplitBackward0", "SplitWithSizesBackward0"}
+
+
+def of_behind(node: Any, kind: str, x: Behind, shape: tuple[int, ...]) -> Any:
+    """Return a function of values whose samples lie behind other dimensions."""
+    if kind in TURNED:
+        return turned(node, kind, x, shape)
+    if kind in _VIEWS:
+        return x  # the order of numbers is the same
+    if kind not in (*_SUMS, *_CUTS, "SelectBackward0", "UnbindBackward0"):
+        raise NotLinearError(kind)
+    samples, saved = x.samples(shape), node._saved_dim
+    dims = {signed(d) % len(shape) for d in (saved if isinstance(saved, tuple) else (saved,))}
+    if samples in dims or not dims:
+        raise NotLinearError(kind)
+    left = x.parts // math.prod(shape[dim] for dim in dims if dim < samples)
+
+    def made(function: Callable[[Tensor], Tensor], size: int = 1) -> Inflow | Behind:
+        inflow, parts = x.then(shape, function), left * size
+        return inflow if parts == 1 else Behind(inflow, parts)
+
+    if kind in _SUMS:
+        return made(partial(_SUMS[kind], dim=[1 + dim for dim in dims]))
+    (dim,) = dims
+    if kind == "SelectBackward0":
+        return made(partial(torch.select, dim=1 + dim, index=signed(node._saved_index)))
+    if kind == "UnbindBackward0":
+        return [made(partial(torch.select, dim=1 + dim, index=i)) for i in range(shape[dim])]
+    cuts = _cuts(node, kind, dim, shape[dim])
+    found = [made(partial(_taken, 1 + dim, at), len(at) if dim < samples else 1) for at in cuts]
+    return found[0] if kind == "SliceBackward0" else found
+
+
+def _cuts(node: Any, kind: str, dim: int, size: int) -> list[Tensor]:
+    """Return the places along a dimension that each part of a value has."""
+    sizes = [metadata.shape[dim] for metadata in node._input_metadata]
+    if kind == "SliceBackward0":
+        return [signed(node._saved_start) % size + node._saved_step * torch.arange(sizes[0])]
+    return list(torch.split(torch.arange(size), sizes))
+
+
+def _taken(dim: int, places: Tensor, value: Tensor) -> Tensor:
+    return value.index_select(dim, places.to(value.device))
 
 
 def repeated(kind: str, x: Inflow, shape: tuple[int, ...], after: tuple[int, ...]) -> Inflow:
@@ -71,38 +174,6 @@ def parted(node: Any, kind: str, x: Inflow, shape: tuple[int, ...]) -> list[Infl
         return x.then(lambda value: value.reshape(-1, *shape[dim:]).narrow(1, start, size))
 
     return [part(*pair) for pair in zip(starts, sizes, strict=True)]
-
-
-def fronted(node: Any, kind: str, x: Inflow, shape: tuple[int, ...]) -> Front:
-    """Return parts of an inflow along the dimension that comes to stand before the samples."""
-    front, *rest = [signed(d) % len(shape) for d in node._saved_dims]
-    if rest[0] != 0 or x.steps is not None:
-        raise NotLinearError(kind)
-    first = next(i for i in range(front + 1) if i == front or rest[i] != i)
-    order = [0, *(1 + d - first - (d > front) for d in rest[first:])]
-
-    def part(index: int) -> Inflow:
-        def taken(value: Tensor) -> Tensor:
-            value = value.reshape(-1, *shape[first:])
-            return value.select(1 + front - first, index).permute(order)
-
-        return x.then(taken)
-
-    return Front(part(i) for i in range(shape[front]))
-
-
-def of_front(node: Any, kind: str, front: Front) -> Any:
-    """Return the parts that stand in front of the samples, or one of them."""
-    if kind in ("CloneBackward0", "ContiguousBackward0"):
-        return front
-    if kind == "UnbindBackward0" and node._saved_dim == 0:
-        return list(front)
-    if kind == "SelectBackward0" and node._saved_dim == 0:
-        return front[signed(node._saved_index)]
-    sums = {"SumBackward1": 1.0, "MeanBackward1": 1 / len(front)}
-    if kind in sums and tuple(node._saved_dim) == (0,) and not node._saved_keepdim:
-        return stand_in.multiply(stand_in.total(front), sums[kind])
-    raise NotLinearError("PermuteBackward0")
 
 
 #: The first dimension of a sample of which a function takes more than one number, and the function

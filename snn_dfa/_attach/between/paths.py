@@ -22,6 +22,7 @@ from snn_dfa._attach.weights import (
     gradient_to_mirror,
     matrices,
     matrix,
+    matrix_parameters,
     own_step,
     synapse,
     synapses,
@@ -228,7 +229,7 @@ class Paths:
         module = None if net is None else dict(net.named_modules()).get(layer)
         if module is None or layer not in self._layers.neurons:
             raise NotLinearError(type(module).__name__)
-        inside = (n for n, p in module.named_parameters() if is_lazy(p) or p.dim() > 1)
+        inside = matrix_parameters(module)
         if any(not name.startswith(("recurrent", "neuron.recurrent")) for name in inside):
             raise NotLinearError(type(module).__name__)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from snn_dfa._attach.between.moves import MOVES, TURNED, Front, NotLinearError, order_of
+from snn_dfa._attach.between.moves import MOVES, TURNED, Behind, NotLinearError, order_of
 from snn_dfa._attach.graph import signed
 from snn_dfa.feedback import stand_in
 from snn_dfa.feedback.stand_in import Inflow
@@ -189,7 +189,7 @@ def see_that_samples_stay(
 
 def as_rows(made: Any, kind: str) -> Inflow | list[Inflow]:
     """Return what a function made of the steps' rows, as that of one step."""
-    if isinstance(made, Front):
+    if isinstance(made, Behind):
         raise NotLinearError(kind)
     if isinstance(made, list):
         return [replace(each, steps=0) for each in made]

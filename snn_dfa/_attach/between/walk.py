@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from snn_dfa._attach.between.local_functions import LocalFunction, function_of, of_steps
-from snn_dfa._attach.between.moves import MAXIMA
+from snn_dfa._attach.between.moves import MAXIMA, TURNED
 from snn_dfa._attach.between.rows import FILLED, Rows, side_by_side, some_of, takes_rows
 from snn_dfa._attach.graph import LEAF, PORT, are_packed, post_order, up_to_ports
 from snn_dfa._attach.steps.products import Made
@@ -179,7 +179,18 @@ def _kind(node: Any) -> Any:
         read = factor is not None and factor.device.type == "cpu"
         return kind, None if factor is None else factor.item() if read else factor.data_ptr()
     names = _NUMBERS.get(kind.__name__)
-    return kind if names is None else (kind, *(getattr(node, f"_saved_{n}") for n in names))
+    if names is None:
+        return kind
+    # Of one sample no shape tells which dimension is that of the samples, if it changes places.
+    alone = kind.__name__ in TURNED and _ones_first(node)
+    return (kind, alone, *(getattr(node, f"_saved_{n}") for n in names))
+
+
+def _ones_first(node: Any) -> int:
+    """Return how many dimensions of size one come first in what comes into a node."""
+    below, index = node.next_functions[0]
+    sizes = () if below is None else below._input_metadata[index].shape
+    return next((dim for dim, size in enumerate(sizes) if size != 1), len(sizes))
 
 
 def _leaf(node: Any) -> frozenset[int]:
