@@ -27,6 +27,8 @@ def find_steps(calls: Mapping[str, Sequence[Call]], layers: Layers) -> set[str]:
         OutOfStepError: if it is not known which steps one reads, or in which order.
     """
     single = {n for n in layers.outputs if len(calls.get(n, ())) == 1}
+    if not single:
+        return single
     others = [n for n in layers.names if n in calls and n not in single]
     hidden = {n: calls[n] for n in others if n not in layers.outputs}
     if len({len(calls[n]) for n in others}) != 1 or not hidden:
