@@ -249,12 +249,12 @@ class Core:
         except OutOfStepError:
             self._structure.check()  # a layer that is gone says more
             raise
-        for name in self.layers.outputs:
-            for call in self.now.calls.get(name, ()):
-                if call.along is not None:
-                    self._shapes[name] = [call.without_time(s) for s in self._shapes[name]]
+        first = [c[0] for n, c in self.now.calls.items() if n in self.layers.outputs]
+        for call in first:
+            if call.along is not None:  # the only call of this output
+                name = call.layer or ""
+                self._shapes[name] = [call.without_time(s) for s in self._shapes[name]]
         if torch.is_grad_enabled() and self._rule is not None:
-            first = [c[0] for n, c in self.now.calls.items() if n in self.layers.outputs]
             shapes = [
                 (call.shape, *(c.shape for c in call.below.values() if c.learns)) for call in first
             ]

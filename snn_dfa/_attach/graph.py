@@ -27,7 +27,6 @@ __all__ = [
     "below_of",
     "kept_weights",
     "origin_of",
-    "origin_of_edges",
     "post_order",
     "signed",
     "sources_of",
@@ -141,20 +140,13 @@ def origin_of(
         mine: Whether a port belongs to this network.
         seen: Nodes that are not entered.
     """
-    return origin_of_edges([(value.grad_fn, value.output_nr) for value in values], mine, seen)
-
-
-def origin_of_edges(
-    edges: Iterable[tuple[Any, int]], mine: Callable[[Any], bool], seen: set[Any] | None = None
-) -> Origin:
-    """Return the same of values that are told by their nodes, and by which of the results."""
     ports: dict[tuple[Any, int], None] = {}
     leaves: dict[int, Tensor] = {}
     seen = set() if seen is None else seen
     nodes: list[Any] = []
     hooked: list[Any] = []
     reentrant = False
-    todo = list(edges)
+    todo: list[tuple[Any, int]] = [(value.grad_fn, value.output_nr) for value in values]
     while todo:
         edge = todo.pop()
         node = edge[0]

@@ -19,6 +19,7 @@ __all__ = [
     "MAXIMA",
     "MOVES",
     "TURNED",
+    "VIEWS",
     "Behind",
     "NotLinearError",
     "moved",
@@ -100,11 +101,15 @@ def turned(node: Any, kind: str, x: Inflow | Behind, shape: tuple[int, ...]) -> 
     return made if count == 1 else Behind(made, count)
 
 
-#: Views, and what leaves numbers as they are.
-_VIEWS = {
-    "AliasBackward0", "CloneBackward0", "ContiguousBackward0", "ReshapeAliasBackward0",
-    "SqueezeBackward0", "SqueezeBackward1", "SqueezeBackward2", "ToCopyBackward0",
-    "UnsafeViewBackward0", "UnsqueezeBackward0", "ViewBackward0",
+#: What leaves all numbers in their order.
+VIEWS = {
+    "AliasBackward0", "ReshapeAliasBackward0", "SqueezeBackward0", "SqueezeBackward1",
+    "UnsafeViewBackward0", "ViewBackward0",
+}  # fmt: skip
+#: The same, with copies and what changes dimensions of size one.
+_IN_ORDER = VIEWS | {
+    "CloneBackward0", "ContiguousBackward0", "SqueezeBackward2", "ToCopyBackward0",
+    "UnsqueezeBackward0",
 }  # fmt: skip
 _SUMS = {"MeanBackward1": torch.mean, "SumBackward1": torch.sum}
 _CUTS = {"SliceBackward0", "SplitBackward0", "SplitWithSizesBackward0"}
@@ -114,7 +119,7 @@ def of_behind(node: Any, kind: str, x: Behind, shape: tuple[int, ...]) -> Any:
     """Return a function of values whose samples lie behind other dimensions."""
     if kind in TURNED:
         return turned(node, kind, x, shape)
-    if kind in _VIEWS:
+    if kind in _IN_ORDER:
         return x  # the order of numbers is the same
     if kind not in (*_SUMS, *_CUTS, "SelectBackward0", "UnbindBackward0"):
         raise NotLinearError(kind)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from snn_dfa._attach.between.local_functions import ALONE, OTHERS_ALONE
-from snn_dfa._attach.between.moves import MAXIMA, TURNED, order_of
+from snn_dfa._attach.between.moves import MAXIMA, TURNED, VIEWS, order_of
 from snn_dfa._attach.between.picks import PICKS, picked
 from snn_dfa._attach.between.rows import FILLED, PARTED, dims_of
 from snn_dfa._attach.graph import LEAF, PORT, post_order, signed
@@ -23,10 +23,6 @@ _OF_NUMBERS = ALONE | OTHERS_ALONE | {
     "AddBackward0", "BackwardHookFunctionBackward", "CloneBackward0", "DivBackward0",
     "ExpandBackward0", "MaskedFillBackward0", "MulBackward0", "NegBackward0", "SubBackward0",
     "ToCopyBackward0", "WhereBackward0",
-}  # fmt: skip
-_VIEWS = {
-    "AliasBackward0", "ReshapeAliasBackward0", "SqueezeBackward0", "SqueezeBackward1",
-    "UnsafeViewBackward0", "ViewBackward0",
 }  # fmt: skip
 #: Functions of rows, the first thing that comes in, and how many dimensions a row has not.
 _OF_ROWS = dict.fromkeys(MAXIMA, 1) | {
@@ -42,7 +38,7 @@ _SOFTMAX = {"LogSoftmaxBackward0", "SoftmaxBackward0"}
 #: What puts values into a tensor, at places that the graph does not tell.
 _FILLS = {FILLED, "IndexCopyBackward0", "IndexPutBackward0", "SelectScatterBackward0"}
 #: What leaves a tensor that was filled one.
-_STAYS_FILLED = _OF_NUMBERS | _VIEWS | TURNED | PICKS
+_STAYS_FILLED = _OF_NUMBERS | VIEWS | TURNED | PICKS
 
 #: By how many numbers lie behind time, the steps that each part along it was made of.
 Steps: TypeAlias = dict[int, Sequence[set[int]]]
@@ -169,7 +165,7 @@ def _steps_of(node: Any, kind: str, below: Sequence[Origin], index: int) -> Step
         return _filled(shape, _shape(edges[1]), set().union(*made_of)) if 1 in read else {}
     if kind in _OF_NUMBERS:
         return _joined(parts) if all(each == shape for each in shapes) else {}
-    if kind in _VIEWS:
+    if kind in VIEWS:
         return parts[0]
     if kind in TURNED or kind in (*PICKS, "FlipBackward0", *_SOFTMAX):
         return _moved(node, kind, shape, parts[0], shapes[0])
@@ -253,7 +249,7 @@ def _shape(edge: tuple[Any, int]) -> tuple[int, ...]:
 
 
 def _joined(parts: Sequence[Steps]) -> Steps:
-    """Return the calls of steps that were made of the same steps of several values."""
+    """Return the steps of a value that was made of several ones, number by number."""
     found: Steps = {}
     for inner in parts[0] if parts else ():
         steps = [part[inner] for part in parts if inner in part]
