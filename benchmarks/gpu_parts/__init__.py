@@ -15,6 +15,7 @@ PARTS: dict[str, tuple[Callable[[Visit], None], int]] = {
     "parity": (correct.parity, 60),
     "parity compiled": (correct.compiled, 90),
     "programs": (correct.programs, 90),
+    "own": (speed.own, 90),
     "step dense": (partial(speed.step, network="dense"), 90),
     "step conv": (partial(speed.step, network="conv"), 90),
     "neuron": (speed.neuron, 60),

@@ -23,10 +23,11 @@ from step import (
     started,
 )
 from torch import Tensor
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpu_parts.visit import ROOT, Visit, allow_tf32
-from snn_dfa import over_time
+from snn_dfa import DFA, over_time, reset
 from snn_dfa.encoding import constant
 from snn_dfa.experiments.recipes import RECIPES
 from snn_dfa.experiments.train.feedback import attach
@@ -79,6 +80,40 @@ def step(visit: Visit, network: str) -> None:
     for steps in sizes.steps:
         case = Case(steps, sizes.batch, sizes.dense, visit.device, "poisson", network)
         _steps(visit, case, names, max(2, sizes.repeats * 50 // (50 + steps)))
+
+
+def own(visit: Visit) -> None:
+    """A whole update of a network as people bring it: fixed and learned feedback, in both forms."""
+    sizes = visit.sizes
+    for network, steps in itertools.product(("dense", "conv"), sizes.steps[:2]):
+        case = Case(steps, sizes.batch, sizes.dense, visit.device, "poisson", network)
+        about = {"network": network, "steps": steps, "batch": case.batch}
+        makers = {
+            f"{form} {rule}": partial(_update, case, rule, form)
+            for form, rule in itertools.product(("loop", "over_time"), ("bptt", "dfa", "learned"))
+        }
+        runs = started(makers, partial(visit.failed, **about))
+        for name, ms in interleaved(runs, visit.device, sizes.repeats).items():
+            mb = peak_megabytes(runs[name]) if visit.on_gpu else None
+            visit.say(contestant=name, **about, **spread(ms), mb=mb)
+
+
+def _update(case: Case, rule: str, form: str) -> Callable[[], None]:
+    """Return an update; ``learned`` is ``DFA(net, optimizer=optimizer)``."""
+    net, (x, y) = case.snntorch(), case.inputs()
+    run: Any = net if form == "loop" else over_time(net)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True)
+    if rule != "bptt":
+        DFA(run, output=str(len(net) - 1), optimizer=optimizer if rule == "learned" else None)
+
+    def update() -> None:
+        optimizer.zero_grad()
+        reset(net)
+        spk = torch.stack([net(step) for step in x]) if form == "loop" else run(x)
+        functional.cross_entropy(spk.sum(0), y).backward()
+        optimizer.step()
+
+    return update
 
 
 #: Cells of a program, warps and stages that are tried.
@@ -228,7 +263,8 @@ def _graph(visit: Visit, rule: str, feedback: str, precision: str) -> None:
         update()
     runs = started({"graph": lambda: captured.replay}, visit.failed)
     times = interleaved(runs, visit.device, 10 * sizes.repeats)["graph"]
-    visit.say(contestant="graph", **about, **spread(times))
+    seen = _operations(captured.replay, visit.on_gpu, most=60)
+    visit.say(contestant="graph", **about, **spread(times), **seen)
 
 
 def profile(visit: Visit) -> None:
@@ -239,11 +275,20 @@ def profile(visit: Visit) -> None:
         run = CONTESTANTS[name](case)
         for _ in range(3):
             run()
-        with torch.profiler.profile() as seen:
-            run()
-        table = seen.key_averages()
-        of = "self_device_time_total" if visit.on_gpu else "self_cpu_time_total"
-        most = sorted(table, key=lambda row: -getattr(row, of))[:12]
-        visit.say(contestant=name, network=network, us=sum(getattr(row, of) for row in table),
-                  cpu_us=sum(row.self_cpu_time_total for row in table),
-                  most=[[row.key[:60], row.count, getattr(row, of)] for row in most])  # fmt: skip
+        visit.say(contestant=name, network=network, **_operations(run, visit.on_gpu, most=12))
+
+
+def _operations(run: Callable[[], object], on_gpu: bool, most: int) -> dict[str, Any]:
+    """Return microseconds of a call, and its operations that take most: name, count, time."""
+    with torch.profiler.profile() as seen:
+        run()
+        if on_gpu:
+            torch.cuda.synchronize()
+    table = seen.key_averages()
+    of = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    rows = sorted(table, key=lambda row: -getattr(row, of))[:most]
+    return {
+        "us": sum(getattr(row, of) for row in table),
+        "cpu_us": sum(row.self_cpu_time_total for row in table),
+        "most": [(row.key[:60], row.count, getattr(row, of)) for row in rows],
+    }

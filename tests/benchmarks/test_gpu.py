@@ -53,12 +53,12 @@ def test_every_part_has_results_or_a_reason(tmp_path):
     assert {part: end["status"] for part, end in ended.items()} == dict.fromkeys(ended, "done"), log
 
     del parts["hang"]
-    assert len(parts) == 16
+    assert len(parts) == 17
     errors = {line["error"] for lines in parts.values() for line in lines if "error" in line}
     assert all("No module named 'spikingjelly'" in error for error in errors), errors
     assert all(line["right"] for name in ("parity", "parity compiled") for line in parts[name])
     assert {line.get("network") for line in parts["parity"]} == {"dense", "conv"}
-    for name in ("step dense", "step conv", "wide", "neuron"):
+    for name in ("own", "step dense", "step conv", "wide", "neuron"):
         assert all(line["ms"] > 0 for line in parts[name] if "error" not in line)
     for name in ("graph bptt", "graph dfa", "graph dfa product"):
         assert parts[name][-1]["left_out"] == "no CUDA graphs without a GPU"
