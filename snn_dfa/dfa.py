@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from snn_dfa._attach.assemble import assemble
+from snn_dfa._attach.between.made_matrices import made_for
 from snn_dfa._attach.between.paths import Paths
 from snn_dfa._attach.credits import feedback_alignment, trace
 from snn_dfa._attach.credits.local_gradient import check_choices
@@ -345,7 +346,9 @@ class DFA:
         own = [n for n in self._names if n not in self._core.layers.outputs]
         known = list(synapses(self._net)) if fa or feedback.by_weight else own
         if feedback.by_weight and not fa:
-            known += [n for n in matrices(self._net) if n in state["matrices"]]
+            saved = state["matrices"]
+            known += [n for n in matrices(self._net) if n in saved]
+            known += [n for n in saved if made_for(n) in self._names]
         check_names(state["matrices"], known, "state_dict")
         self._core.feedback = load(state, self._feedback)
 

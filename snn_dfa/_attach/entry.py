@@ -239,7 +239,10 @@ class Entry:
         else:
             below = below_product(value, *made)
         structure = None if below is None else below.structure
-        core.paths.see(layer, structure, value, self.mine, by_sample=by_sample)
+        core.paths.see(
+            layer, structure, value, self.mine,
+            products=() if below is None else below.products, by_sample=by_sample,
+        )  # fmt: skip
         if below is not None and by_sample:
             alone = alone and not below.own
             self.call.passage = Passage(below.functions, self._of_steps, alone=alone)

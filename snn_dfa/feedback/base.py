@@ -64,6 +64,9 @@ class Forward(Protocol):
     def mirror(self, layer: str, factor: Tensor, noise: Callable[..., Tensor]) -> Tensor:
         """Return the step that makes a factor answer noise more as the layer does."""
 
+    def stand_for(self, layer: str, factor: Tensor) -> None:
+        """Let a saved factor stand for a matrix that no layer holds, until a pass makes it."""
+
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of the outputs."""

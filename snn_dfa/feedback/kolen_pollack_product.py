@@ -135,7 +135,7 @@ class KolenPollackProductFeedback(Learned):
         if not isinstance(weight, Parameter):
             raise FeedbackError(
                 f"feedback: {self.type_name!r} follows weights that are parameters, but the weight "
-                f"of layer {layer!r} is computed from other parameters; use 'kolen-pollack'"
+                f"of layer {layer!r} is computed from other parameters; use 'weight-mirror'"
             )
         if shape is not None and not is_lazy(weight) and weight.shape != shape:
             raise FeedbackError(

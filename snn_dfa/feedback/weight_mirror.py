@@ -13,7 +13,7 @@ from torch.nn import Parameter
 
 from snn_dfa._distributed import whole
 from snn_dfa.errors import FeedbackError
-from snn_dfa.feedback.base import Forward, Sent, Shapes
+from snn_dfa.feedback.base import FeedbackWeights, Forward, Sent, Shapes
 from snn_dfa.feedback.draw import gaussian, generator_for
 from snn_dfa.feedback.jacobians import courses, errors, jacobians
 from snn_dfa.feedback.kolen_pollack_product import KolenPollackProductFeedback, leading
@@ -69,10 +69,11 @@ class WeightMirror(LearningOptions):
 
     ``dfa.feedback`` has the B of the linear network, without the ways of samples; in this B nothing
     passes a product. A matrix of the program's own, a parameter or a buffer, has a factor as a
-    layer has: ``x @ net.matrix``, ``functional.linear(x, net.matrix)``. A function without a way
-    back (a product with what was computed from a parameter) passes nothing. A layer from which no
-    other way leads to the output has a matrix of its own. This starts like a fixed random matrix,
-    and learns as with :class:`KolenPollack`.
+    layer has: ``x @ net.matrix``, ``functional.linear(x, net.matrix)``. So has a matrix that the
+    program makes of parameters, as by a mask; noise alone teaches its factor. A function without a
+    way back (a product with weights from the left) passes nothing. A layer from which no other way
+    leads to the output has a matrix of its own. This starts like a fixed random matrix, and learns
+    as with :class:`KolenPollack`.
 
     Args:
         lr: Not used; the rate is that of the followed optimiser.
@@ -164,6 +165,10 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
         weight = self.forward.weight(layer)
         # One that is computed from parameters, as by weight normalisation, is mirrored alone.
         return super()._weight(layer, shape) if isinstance(weight, Parameter) else weight
+
+    def _check_saved(self, name: str, matrix: Tensor, current: FeedbackWeights) -> None:
+        self.forward.stand_for(name, matrix)
+        super()._check_saved(name, matrix, current)
 
     @property
     def by_sample(self) -> bool:

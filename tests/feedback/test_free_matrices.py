@@ -24,9 +24,8 @@ PRODUCTS = {
     "frozen": (lambda net, h: h @ net.frozen, "frozen.T"),
     "symmetric": (lambda net, h: h @ net.same, "same"),
 }  # fmt: skip
-#: The program changes the matrix, multiplies from the left, or has one for each sample.
+#: The program multiplies from the left, or has a matrix for each sample.
 WITHOUT = {
-    "masked": lambda net, h: functional.linear(h, net.learns * net.fixed.sign()),
     "from the left": lambda net, h: (net.learns @ h.t()).t(),
     "of samples": lambda net, h: (h[:, None] @ net.fixed.expand(B, N, N).clone())[:, 0],
 }

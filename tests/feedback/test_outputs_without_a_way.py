@@ -27,7 +27,7 @@ class EarlyExit(nn.Module):
 
 
 class ThreeHeads(nn.Module):
-    """Two of them behind a product with a function of a parameter, and one of one number."""
+    """Two of them behind a product with weights from the left, and one of one number."""
 
     def __init__(self, head):
         super().__init__()
@@ -36,7 +36,8 @@ class ThreeHeads(nn.Module):
 
     def forward(self, x):
         spk = self.lif(self.fc(x))
-        return self.one(spk @ self.mix.exp()), self.two(spk @ self.mix.exp()), self.three(spk)
+        mixed = (self.mix @ spk.t()).t()
+        return self.one(mixed), self.two(mixed), self.three(spk)
 
 
 @pytest.mark.parametrize("outputs", [["one", "three"], ["one", "two"], ["one", "two", "three"]])

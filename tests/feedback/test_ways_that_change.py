@@ -298,16 +298,33 @@ TRANSPOSED = {
     "einsum": lambda n, a, q: n.one(torch.einsum("bi,io->bo", a, n.square.weight)),
     "of matrices": lambda n, a, q: n.one((a[:, None] @ n.square.weight)[:, 0]),
     "tied": lambda n, a, q: n.one(functional.linear(n.square(a), n.square.weight.t())),
-    "as a convolution": lambda n, a, q: (
-        functional.conv1d(a[:, :, None], n.one.weight[:, :, None])[..., 0]),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("product", TRANSPOSED)
-def test_a_square_weight_that_is_transposed_is_no_factor(product):
-    """The factor would send errors through the weight as it stands in its module."""
+def test_a_square_weight_that_is_transposed_has_a_factor_of_its_own(product):
+    """The layer's factor would send errors through the weight as it stands in its module."""
     torch.manual_seed(0)
     net = Between(TRANSPOSED[product]).double()
+    wanted = grads_of(net)["l1.weight"]
+    dfa, _optimizer = attached(net)
+    grads_of(net)
+    state, modules = dfa.state_dict(), dict(net.named_modules())
+    assert not state["learner"]["own"]
+    assert ("square" in state["matrices"]) == (product == "tied")
+    for name in state["matrices"]:
+        made = name.startswith("into ")
+        weight = net.square.weight.t() if made else modules[name].weight
+        state["matrices"][name] = weight.detach().clone()
+    dfa.load_state_dict(state)
+    torch.testing.assert_close(grads_of(net)["l1.weight"], wanted)
+
+
+def test_a_weight_that_is_turned_into_a_convolution_gives_a_matrix_of_its_own():
+    torch.manual_seed(0)
+    net = Between(
+        lambda n, a, q: functional.conv1d(a[:, :, None], n.one.weight[:, :, None])[..., 0]
+    ).double()
     dfa, _optimizer = attached(net)
     grads_of(net)
     assert set(dfa.state_dict()["learner"]["own"]) == {"n1"}

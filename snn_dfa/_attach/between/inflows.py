@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from snn_dfa._attach.between.local_functions import ALONE, LocalFunction, repeats_a_weight
@@ -25,6 +24,14 @@ from snn_dfa._attach.between.moves import (
     repeated,
     turned,
 )
+from snn_dfa._attach.between.named_weights import (
+    AS_IT_IS,
+    PRODUCTS,
+    known_or_made,
+    made_of_parameters,
+    named,
+    passed,
+)
 from snn_dfa._attach.between.rows import (
     FILLED,
     PARTED,
@@ -35,7 +42,7 @@ from snn_dfa._attach.between.rows import (
     taken,
 )
 from snn_dfa._attach.between.walk import NORMS, Signature, Walk, number_of
-from snn_dfa._attach.graph import PORT, are_packed, below_of, kept_weights, signed
+from snn_dfa._attach.graph import PORT, are_packed, below_of, signed
 from snn_dfa.feedback import stand_in
 from snn_dfa.feedback.stand_in import Inflow
 
@@ -52,20 +59,6 @@ _SAME = ALONE | {
     "SqueezeBackward2", "SubBackward1", "ToCopyBackward0", "UnsafeViewBackward0",
     "UnsqueezeBackward0", "ViewBackward0",
 }  # fmt: skip
-#: Products with a weight, beside convolutions: this library's among them, and those of traces.
-_PRODUCTS = {
-    "AddmmBackward0", "BaddbmmBackward0", "BmmBackward0", "LinearBackward0", "MmBackward0",
-    "TracedBackward", "_SpikeLinearBackward",
-}  # fmt: skip
-#: Under what names products keep their right factor.
-_RIGHT = ("_saved_mat2", "_saved_batch2")
-#: What leaves a weight's numbers as they are, on its way into a product.
-_AS_IT_IS = {
-    "AliasBackward0", "CloneBackward0", "ExpandBackward0", "PermuteBackward0",
-    "ReshapeAliasBackward0", "SqueezeBackward1", "TBackward0", "ToCopyBackward0",
-    "TransposeBackward0", "TransposeBackward1", "UnsafeViewBackward0", "UnsqueezeBackward0",
-    "ViewBackward0",
-}  # fmt: skip
 #: What may become of steps that are set side by side.
 _OF_STEPS = {"MeanBackward1", "SumBackward1", "SelectBackward0", "SliceBackward0"}
 
@@ -79,6 +72,7 @@ def inflow_of(
     *,
     own: Mapping[str, Tensor],
     free: Mapping[str, Tensor],
+    products: Sequence[str | None],
     by_sample: bool,
 ) -> tuple[Inflow | None, Signature]:
     """Return a value as a linear function of the layers that it was made of; ``None`` of none.
@@ -94,6 +88,8 @@ def inflow_of(
         step_of: Sends an inflow of a shape through the factor of a layer, as its module would.
         own: The layers whose modules compute with a parameter as their weight, and the parameter.
         free: Matrices that no layer holds, by name; a transpose has the name with ``.T`` behind it.
+        products: Names of the matrices by which :attr:`Walk.products` multiply, in order; ``None``
+            for one for which no factor can stand.
         by_sample: Whether functions may have a derivative for each sample.
 
     Raises:
@@ -118,8 +114,8 @@ def inflow_of(
             name = names.get(id(node.variable)) or names.get(node.variable.shape)
             weights |= {node: name} if name else {}
         elif not walk.flows[node]:
-            weights |= _passed(node, weights)
-            changes = type(node).__name__ not in _AS_IT_IS
+            weights |= passed(node, weights)
+            changes = type(node).__name__ not in AS_IT_IS
             if changes or not computed.isdisjoint(below_of(node)):
                 computed.add(node)
         else:
@@ -128,9 +124,11 @@ def inflow_of(
                     of_rows = walk.steps_below(node) is not None
                     known[node] = _local(node, function, known, local, of_rows=of_rows)
                 else:
-                    weight = _weight(node, weights, names, own, computed)
-                    weight = _free(node, weight, free) if weight and weight in free else weight
-                    known[node] = _step(node, known, weight, step_of, local, walk)
+                    known[node] = known_or_made(
+                        partial(named, node, weights, names, own, free, computed),
+                        made_of_parameters(node, walk, products),
+                        partial(_step, node, known, step_of=step_of, local=local, walk=walk),
+                    )
             except NotLinearError as error:
                 unread = unread or error
                 known[node] = stand_in.nothing(tuple(node._input_metadata[0].shape)[1:])
@@ -152,76 +150,6 @@ def _without(
         raise unread
     only = tuple(layer for layer in sources if layer not in made.sources)
     return replace(made, lost=(str(unread), only))
-
-
-def _weight(
-    node: Any,
-    weights: Mapping[Any, str],
-    names: Mapping[Any, str],
-    own: Mapping[str, Tensor],
-    computed: set[Any],
-) -> str | None:
-    """Return the layer whose weight a node takes, ``None`` of none."""
-    passing = [weights[n] for n in below_of(node) if n in weights]
-    weight = next(iter(passing or kept_weights(node, names)), None)
-    if weight is not None and weight in own:
-        same = computed.isdisjoint(below_of(node)) and _is_as_it_is(node, own[weight])
-        if not same:
-            raise NotLinearError(f"a function of the weight of {weight}")
-    return weight
-
-
-def _free(node: Any, name: str, free: Mapping[str, Tensor]) -> str | None:
-    """Return the name of the matrix by which a product multiplies values, if it is one of these."""
-    if type(node).__name__ not in _PRODUCTS or are_packed():
-        return None
-    kept = _right_factor(node)
-    if kept is None or (kept.dim() > 2 and len(kept) > 1 and kept.stride(0)):
-        return None  # or one for each sample
-    factor = _first(kept)
-    same = (n for n in (name, f"{name}.T") if _equal(factor, free[n].detach().t()))
-    return next(same, None)
-
-
-def _right_factor(node: Any) -> Tensor | None:
-    """Return what a product keeps of its right factor, if it keeps one under a name of its own."""
-    name = next((n for n in _RIGHT if hasattr(node, n)), None)
-    kept = None if name is None else getattr(node, name)
-    return kept.detach() if isinstance(kept, Tensor) else None
-
-
-def _first(factor: Tensor) -> Tensor:
-    """Return the matrix of the first sample, of a factor that may be expanded for all."""
-    return factor.reshape(-1, *factor.shape[-2:])[0]
-
-
-def _equal(factor: Tensor, matrix: Tensor) -> bool:
-    return factor.shape == matrix.shape and torch.equal(factor, matrix.to(factor))
-
-
-def _is_as_it_is(node: Any, weight: Tensor) -> bool:
-    """Return whether a product takes a weight as the weight's own module would.
-
-    Of a square matrix no shape tells whether it has been transposed.
-    """
-    if are_packed() or hasattr(weight, "full_tensor"):  # in shards: the whole one has gone
-        return True
-    if type(node).__name__ == "ConvolutionBackward0":
-        return bool(node._saved_weight.shape == weight.shape)
-    factor = _right_factor(node)
-    if factor is None or len({*weight.shape}) > 1 or node.next_functions[-2][0] is None:
-        return True
-    matrix = _first(factor)
-    wanted = weight.detach().to(factor.dtype).t()
-    return matrix.shape != wanted.shape or torch.equal(matrix, wanted)
-
-
-def _passed(node: Any, weights: Mapping[Any, str]) -> dict[Any, str]:
-    """Return the weight that a node passes on, but not in a product with something else."""
-    below = [weights.get(n) for n, _ in node.next_functions]
-    name = next((each for each in below if each), None)
-    makes = type(node).__name__ in _PRODUCTS or type(node).__name__ == "ConvolutionBackward0"
-    return {} if name is None or (makes and set(below) != {name}) else {node: name}
 
 
 def _at(known: Mapping[Any, Any], node: Any, index: int) -> Any:
@@ -288,7 +216,7 @@ def _step(
         return _of_one(node, kind, x, shape, weight, step_of, local)
     if walk.stacked.get(node) != steps:
         return taken(node, kind, x, shape, steps)
-    alone = kind in _SAME or kind in _PRODUCTS
+    alone = kind in _SAME or kind in PRODUCTS
     see_that_samples_stay(node, kind, shape, steps, alone=alone)
     made = _of_one(node, kind, replace(x, steps=None), shape, weight, step_of, local)
     return as_rows(made, kind)
@@ -312,7 +240,7 @@ def _of_one(
         options = [getattr(node, f"_saved_{name}") for name in (
             "stride", "padding", "dilation", "transposed", "output_padding", "groups")]  # fmt: skip
         return stand_in.convolve(x, weight, shape[-dims - 1 :], options)
-    if weight is not None and kind in _PRODUCTS:
+    if weight is not None and kind in PRODUCTS:
         return step_of(x, weight, shape)
     return _function(node, kind, x, shape, local)
 
@@ -339,7 +267,7 @@ def _of_behind(
     """Return the function of a node of an inflow whose samples lie behind other dimensions."""
     if kind in ("MulBackward0", "DivBackward0", "RsubBackward1", "NegBackward0"):
         return x._replace(x=_scaled(node, kind, x.x))
-    if weight is not None and kind in _PRODUCTS:
+    if weight is not None and kind in PRODUCTS:
         rows = math.prod(shape[:-1])
         if rows % x.parts or rows == x.parts:
             raise NotLinearError(kind)  # samples are in the last dimension

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from snn_dfa._attach.between.inflows import NotLinearError, inflow_of
-from snn_dfa._attach.between.walk import Signature, Structure
+from snn_dfa._attach.between.made_matrices import MadeMatrices
+from snn_dfa._attach.between.walk import Product, Signature, Structure
 from snn_dfa._attach.graph import sources_of
 from snn_dfa._attach.layers import Layers
 from snn_dfa._attach.weights import (
     SYNAPSES,
+    Matrix,
     computes_as,
     gradient_to_mirror,
     matrices,
@@ -100,6 +102,7 @@ class Paths:
         self._chosen: dict[str, Any] = {}  # what the inflows of the last round were made of
         #: Of the functions into each layer that have a derivative for each sample.
         self.signatures: dict[str, Signature] = {}
+        self._made = MadeMatrices()
 
     def look_for(self, layer: str) -> None:
         """See that the paths from a layer that learns are traced once."""
@@ -133,6 +136,7 @@ class Paths:
         value: Tensor,
         mine: Callable[[Any], bool],
         *,
+        products: Sequence[Product] = (),
         by_sample: bool,
     ) -> None:
         """Note what comes into a call of a layer; read its linear function if it is a new one.
@@ -145,12 +149,22 @@ class Paths:
             structure: ``None`` if no other layer flows in.
             value: What comes in.
             mine: Whether a port belongs to this network.
+            products: See :class:`~snn_dfa._attach.between.walk.Walk`.
             by_sample: See :func:`inflow_of`.
         """
         self._of_round[layer][structure] += 1
-        known = self._read_of[layer]
-        if structure is not None and structure not in known:
-            known[structure] = self._read(layer, value, mine, by_sample=by_sample)
+        if structure is None:
+            return
+        known, names = self._read_of[layer], self._made.names(layer, products)
+        before = known[structure][0] if structure in known else None
+        taken = names if structure not in known else () if before is None else before.weights
+        unfit = self._made.note(names, products, taken)
+        if structure not in known or unfit:
+            at_hand = [self._made.known(name) for name in names]
+            inflow, _ = known[structure] = self._read(
+                layer, value, mine, at_hand, by_sample=by_sample
+            )
+            self._made.keep(names, () if inflow is None else inflow.weights)
 
     def next_round(self) -> None:
         """Take what has come into layers since the last backward pass; begin to see anew."""
@@ -192,7 +206,13 @@ class Paths:
             self._chosen[layer] = parts
 
     def _read(
-        self, layer: str, value: Tensor, mine: Callable[[Any], bool], *, by_sample: bool
+        self,
+        layer: str,
+        value: Tensor,
+        mine: Callable[[Any], bool],
+        products: Sequence[str | None] = (),
+        *,
+        by_sample: bool,
     ) -> _Read:
         """Return what comes into a layer as a linear function, ``None`` if there is none."""
         net, modules = self._net(), self._synapses()
@@ -212,6 +232,7 @@ class Paths:
                 lambda x, weight, shape: _own_step(x, weight, self._synapse(weight), shape),
                 own={n: m.weight for n, m in modules.items() if _takes_its_parameter(m)},
                 free=free,
+                products=products,
                 by_sample=by_sample,
             )
             if made is not None and layer in modules:  # a readout
@@ -280,8 +301,15 @@ class Paths:
         return {} if net is None else dict(synapses(net))
 
     def _synapse(self, layer: str) -> Any:
-        net = self._net()
+        net, made = self._net(), self._made.matrix(layer)
+        if made is not None:
+            return Matrix(made)
         return None if net is None else synapse(net, layer) or matrix(net, layer)
+
+    def stand_for(self, layer: str, factor: Tensor) -> None:
+        """Let a saved factor stand for a matrix that the program makes, until it is made."""
+        if self._synapse(layer) is None:
+            self._made.restore(layer, factor)
 
     def weight(self, layer: str) -> Tensor:
         """Return a layer's weight.

@@ -21,16 +21,20 @@ __all__ = [
     "Below",
     "Gains",
     "Pixels",
+    "Product",
     "Signature",
     "Structure",
     "Walk",
     "below_product",
     "look_below",
     "number_of",
+    "right_factor",
 ]
 
 #: What differs from batch to batch.
 NORMS = {"CudnnBatchNormBackward0", "NativeBatchNormBackward0"}
+#: Under what names products keep their right factor.
+_RIGHT = ("_saved_mat2", "_saved_batch2")
 #: Numbers of a node on which its linear function depends.
 _NUMBERS = {
     "AddBackward0": ("alpha",), "ConstantPadNdBackward0": ("pad",), "FlipBackward0": ("dims",),
@@ -62,6 +66,13 @@ Signature: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
 Structure: TypeAlias = tuple[Any, ...]
 
 
+class Product(NamedTuple):
+    """A product of values with a matrix, and the parameters that this was made of, by identity."""
+
+    node: Any
+    parameters: frozenset[int]
+
+
 class Walk:
     """The nodes below a value, each after those below it.
 
@@ -84,6 +95,8 @@ class Walk:
         #: Of nodes whose rows are those of several steps, as of a layer before another one.
         self.stacked: dict[Any, Rows] = {}
         self._filled: dict[Any, int] = {}  # of tensors that are filled how many values they have
+        #: Products of values with what was made of parameters alone, in order.
+        self.products: list[Product] = []
 
     def __iter__(self) -> Iterator[tuple[Any, bool, Any]]:
         """Yield nodes, whether each is an end, and its local function."""
@@ -111,6 +124,8 @@ class Walk:
                 yield node, False, None
                 continue
             self._see_steps(node)
+            if not flows[-1] and not own[-1] and below[-1] is not None and _has_right(node):
+                self.products.append(Product(node, known[below[-1]]))
             # What is added that no layer flows into, as a bias or an own state, changes nothing.
             adds = type(node).__name__ == "AddBackward0" and flows.count(True) == 1
             if adds and node._saved_alpha == 1:
@@ -170,6 +185,17 @@ class Walk:
         return found
 
 
+def _has_right(node: Any) -> bool:
+    return any(hasattr(type(node), name) for name in _RIGHT)  # what it keeps is not read yet
+
+
+def right_factor(node: Any) -> Tensor | None:
+    """Return what a product keeps of its right factor, if it keeps one under a name of its own."""
+    name = next((n for n in _RIGHT if hasattr(type(node), n)), None)
+    kept = None if name is None else getattr(node, name)
+    return kept.detach() if isinstance(kept, Tensor) else None
+
+
 def _kind(node: Any) -> Any:
     """Return what a node does, with the numbers that it does it with."""
     kind = type(node)
@@ -214,11 +240,13 @@ class Below(NamedTuple):
             is of several steps.
         own: Whether an own value of the layer flows in, too.
         structure: What the value is made of.
+        products: See :class:`Walk`.
     """
 
     functions: Sequence[tuple[Any, LocalFunction, bool]]
     own: bool
     structure: Structure
+    products: Sequence[Product] = ()
 
 
 def look_below(
@@ -241,7 +269,9 @@ def look_below(
         for node, _, function in walk
         if function is not None
     ]
-    return Below(found, walk.own[root], tuple(walk.structure)) if walk.flows[root] else None
+    if not walk.flows[root]:
+        return None
+    return Below(found, walk.own[root], tuple(walk.structure), walk.products)
 
 
 def below_product(value: Tensor, made: Made, port: Any) -> Below | None:

@@ -1,0 +1,105 @@
+"""Matrices that a program makes of parameters in each pass, as by a mask, and multiplies by.
+
+No module holds them. So each pass notes what it has made, and noise drives the last one. A matrix
+that is another one at each step, as with noise on weights, so has a factor of its mean.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container, Sequence
+
+from torch import Tensor
+
+from snn_dfa._attach.between.walk import Product, right_factor
+from snn_dfa._attach.graph import are_packed
+
+__all__ = ["MadeMatrices", "made_for"]
+
+#: How their names begin.
+_INTO = "into "
+
+
+def made_for(name: str) -> str | None:
+    """Return the layer into which a matrix leads, by its name; ``None`` if it is no such name."""
+    return name.removeprefix(_INTO).rpartition(" ")[0] if name.startswith(_INTO) else None
+
+
+class MadeMatrices:
+    """The matrices of the last pass, by the layer that they lead into and a number."""
+
+    def __init__(self) -> None:
+        self._names: dict[tuple[str, frozenset[int], int], str] = {}
+        self._counts: Counter[str] = Counter()
+        self._last: dict[str, Tensor] = {}
+        self._unfit: set[str] = set()
+        self._taken: set[str] = set()
+
+    def names(self, layer: str, products: Sequence[Product]) -> list[str]:
+        """Return the names of the matrices by which products on the way into a layer multiply.
+
+        One of the same parameters has the same name in each pass.
+        """
+        found, times = list[str](), Counter[frozenset[int]]()
+        for product in products:
+            times[product.parameters] += 1
+            key = layer, product.parameters, times[product.parameters]
+            if key not in self._names:
+                self._counts[layer] += 1
+                self._names[key] = f"{_INTO}{layer} {self._counts[layer]}"
+            found.append(self._names[key])
+        return found
+
+    def note(
+        self, names: Sequence[str], products: Sequence[Product], taken: Container[str]
+    ) -> bool:
+        """Note the matrices of a call; return whether one is found to fit no factor.
+
+        Args:
+            names: Of the matrices.
+            products: What multiplies by them.
+            taken: The names of those for which factors stand.
+        """
+        unfit = False
+        for name, product in zip(names, products, strict=True):
+            if name not in taken or name in self._unfit:
+                continue
+            made, before = _matrix(product), self._last.get(name)
+            if made is None or (before is not None and made.shape != before.shape):
+                self._unfit.add(name)
+                unfit = True
+            else:
+                self._last[name] = made
+        return unfit
+
+    def known(self, name: str) -> str | None:
+        """Return a name; ``None`` of a matrix that differs by sample, or in shape."""
+        return None if name in self._unfit else name
+
+    def keep(self, names: Sequence[str], taken: Container[str]) -> None:
+        """Forget the matrices, of some, for which no factor stands and none has stood."""
+        self._taken |= {name for name in names if name in taken}
+        for name in names:
+            if name not in self._taken:
+                self._last.pop(name, None)
+
+    def matrix(self, name: str) -> Tensor | None:
+        """Return the last one of a name [N_out, N_in]."""
+        return self._last.get(name)
+
+    def restore(self, name: str, matrix: Tensor) -> None:
+        """Take a matrix as the last one of a name."""
+        if made_for(name):
+            self._last[name] = matrix
+            self._taken.add(name)
+
+
+def _matrix(product: Product) -> Tensor | None:
+    """Return the matrix by which a product multiplies; ``None`` if there is one for each sample.
+
+    What hooks have packed, as in activation checkpointing, is not unpacked for it.
+    """
+    kept = None if are_packed() or not product.parameters else right_factor(product.node)
+    if kept is None or (kept.dim() > 2 and len(kept) > 1 and kept.stride(0)):
+        return None
+    return (kept if kept.dim() == 2 else kept[0]).t()
