@@ -37,8 +37,23 @@ WAYS = {
     "backward in time": lambda head, _, spikes: head(torch.stack(spikes[::-1])).flip(0),
 }
 ORDER = torch.tensor([3, 1, 4, 0, 2])
+
+
+def filled(spikes, dim, order):
+    """Put steps into a tensor in place, as ``rec[t] = spk`` or ``rec[:, t] = spk``."""
+    rec = torch.zeros_like(torch.stack(spikes, dim))
+    for t in order:
+        rec.select(dim, t).copy_(spikes[t])
+    return rec
+
+
 #: Others, which learned feedback has no linear network for.
 ODD = {
+    "filled in place": lambda head, _, spikes: head(filled(spikes, 0, range(T))),
+    "filled in place, batch first": lambda head, _, spikes: batch_first(
+        head(filled(spikes, 1, range(T)))
+    ),
+    "filled in another order": lambda head, _, spikes: head(filled(spikes, 0, ORDER.tolist())),
     "flipped": lambda head, _, spikes: head(torch.stack(spikes).flip(0)).flip(0),
     "by an index": lambda head, _, spikes: head(torch.stack(spikes)[ORDER])[ORDER.argsort()],
     "by an index, batch first": lambda head, _, spikes: batch_first(

@@ -26,9 +26,36 @@ LAST = {
     "the last three of a stack": (3, lambda spikes: torch.stack(spikes)[-3:].mean(0)),
     "the same of one of parts": (3, lambda spikes: torch.stack(spikes, -1)[..., 2:].mean(-1)),
 }
+
+
+def filled(spikes):
+    out = torch.zeros(T, B, 8, dtype=torch.float64)
+    for t, spk in enumerate(spikes):
+        out[t] = spk
+    return out
+
+
+def filled_twice(spikes):
+    out = filled(spikes[::-1])
+    for t, spk in enumerate(spikes):
+        out[t] = spk
+    return out
+
+
+def added(spikes):
+    out = torch.zeros(2, B, 8, dtype=torch.float64)
+    for spk in spikes:
+        out[1] += spk
+    return out[1] / len(spikes)
+
+
 #: The same, for which learned feedback has no linear network.
 PICKED = {
     "by an index": (1, lambda spikes: torch.stack(spikes)[torch.tensor([T - 1])][0]),
+    "of a tensor that was filled": (1, lambda spikes: filled(spikes)[-1]),
+    "of one that was filled twice": (1, lambda spikes: filled_twice(spikes)[-1]),
+    "of one to which they were added": (T, added),
+    "some of a tensor that was filled": (2, lambda spikes: filled(spikes)[-2:].mean(0)),
     "one of parts": (1, lambda spikes: torch.stack(spikes).unbind(0)[-1]),
     "part of parts": (2, lambda spikes: torch.stack(spikes).split([T - 2, 2])[1].mean(0)),
     "of what was computed": (2, lambda spikes: torch.stack(spikes).clone()[:, :][-2:].mean(0)),
@@ -38,6 +65,7 @@ ENDS, SAMPLES = torch.tensor([4, 1, 3]), torch.arange(B)
 OF_SAMPLES = {
     "index": lambda spikes: torch.stack(spikes)[ENDS, SAMPLES],
     "index, batch first": lambda spikes: torch.stack(spikes, 1)[SAMPLES, ENDS - T],
+    "index of a tensor that was filled": lambda spikes: filled(spikes)[ENDS, SAMPLES],
     "gather": lambda spikes: (
         torch.stack(spikes).gather(0, ENDS.view(1, B, 1).expand(1, B, 8)).squeeze(0)
     ),
@@ -193,18 +221,19 @@ def test_it_learns_with_learned_feedback_where_each_sample_has_a_step_of_its_own
     assert net.weights[0].weight.grad.any()
 
 
-def filled(spikes):
-    out = torch.zeros(T, B, 8, dtype=torch.float64)
-    for t, spk in enumerate(spikes):
-        out[t] = spk
-    return out
-
-
 def filled_in_part(spikes):
     out = torch.zeros(T, B, 9, dtype=torch.float64)
     for t, spk in enumerate(spikes):
         out[t, :, :8] = spk
     return out[..., :8]
+
+
+def filled_by_two(spikes):
+    out = torch.zeros(T, B, 8, dtype=torch.float64)
+    out[0] = spikes[0]
+    for t in range(1, T, 2):
+        out[t : t + 2] = torch.stack(spikes[t : t + 2])
+    return out
 
 
 def filled_by_an_index(spikes):
@@ -246,8 +275,8 @@ def test_one_that_reads_a_step_of_mixed_ones_reads_all_of_them(mixes):
 @pytest.mark.parametrize(
     "unknown",
     [
-        lambda spikes: filled(spikes)[-1], lambda spikes: filled_in_part(spikes)[-1],
-        lambda spikes: filled_by_an_index(spikes)[-1], lambda spikes: filled(spikes)[ENDS, SAMPLES],
+        lambda spikes: filled_in_part(spikes)[-1], lambda spikes: filled_by_an_index(spikes)[-1],
+        lambda spikes: filled_by_two(spikes)[-1],
         lambda spikes: torch.stack(spikes)[ENDS, SAMPLES.flip(0)],
         lambda spikes: torch.stack(spikes).gather(0, torch.arange(B * 8).view(1, B, 8) % T)[0],
         lambda spikes: torch.stack(spikes)[ENDS, SAMPLES] + torch.stack(spikes).mean(0),

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from snn_dfa import DFA, reset
+from snn_dfa._attach.between.rows import place_of
 from snn_dfa.surrogate import fast_sigmoid
 
 T, B = 4, 3
@@ -326,3 +327,18 @@ def test_a_loss_reads_spikes_that_were_put_into_a_tensor():
         found.append(net.made.a.weight.grad)
     assert found[0].any()
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_it_is_known_where_each_of_many_steps_lies(dtype):
+    value = torch.ones(2, 3, requires_grad=True) * 1
+    for place, dim in ((0, 0), (300, 0), (699, 1), (4, 2)):
+        rec = torch.zeros((*value.shape[:dim], 700, *value.shape[dim:]), dtype=dtype)
+        for at in (5, place):
+            rec.select(dim, at).copy_(value)
+        assert place_of(rec.grad_fn, dim) == (place, True)
+        rec.select(dim, place).add_(value)
+        assert place_of(rec.grad_fn, dim) == (place, False)
+        for change in (lambda part: part.sub_(value), lambda part: part.add_(value, alpha=2)):
+            change(rec.select(dim, place))
+            assert place_of(rec.grad_fn, dim) is None

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 from snn_dfa._attach.between.local_functions import ALONE, OTHERS_ALONE
 from snn_dfa._attach.between.moves import MAXIMA, TURNED, VIEWS, order_of
 from snn_dfa._attach.between.picks import PICKS, picked
-from snn_dfa._attach.between.rows import FILLED, PARTED, dims_of
+from snn_dfa._attach.between.rows import FILLED, PARTED, dims_of, place_of
 from snn_dfa._attach.graph import LEAF, PORT, post_order, signed
 
 __all__ = ["Origin", "origin_in_steps"]
@@ -107,7 +107,7 @@ def _made(node: Any, below: Sequence[Origin], index: int = 0) -> Origin:
         return Origin({}, made_of, unsure=True)
     steps = _steps_of(node, kind, below, index)
     filled = kind in _STAYS_FILLED and any(each.filled for each in parts)
-    filled |= kind in _FILLS and len(made_of) > 1
+    filled |= kind in _FILLS and not steps and len(made_of) > 1
     return Origin(steps, _all_of(steps, made_of), parts[0].of_samples, filled, unsure)
 
 
@@ -162,7 +162,7 @@ def _steps_of(node: Any, kind: str, below: Sequence[Origin], index: int) -> Step
     if kind == "CatBackward0":
         return _side_by_side(node, shape, [below[i] for i in read], shapes, len(edges))
     if kind == FILLED:
-        return _filled(shape, _shape(edges[1]), set().union(*made_of)) if 1 in read else {}
+        return _filled(node, shape, below)
     if kind in _OF_NUMBERS:
         return _joined(parts) if all(each == shape for each in shapes) else {}
     if kind in VIEWS:
@@ -185,10 +185,19 @@ def _joined_along(node: Any, part: Steps, before: tuple[int, ...]) -> Steps | No
     return None if times and times == set(dims_of(node)) and not node._saved_keepdim else {}
 
 
-def _filled(shape: tuple[int, ...], of: tuple[int, ...], made_of: set[int]) -> Steps:
-    """Return that a tensor was filled in place with steps, in an order that is not known."""
-    dims = [d for d in range(len(shape)) if of == (*shape[:d], *shape[d + 1 :])]
-    return {math.prod(shape[d + 1 :]): [made_of] * shape[d] for d in dims}
+def _filled(node: Any, shape: tuple[int, ...], below: Sequence[Origin]) -> Steps:
+    """Return the steps of a tensor into which a node has put a value in place."""
+    found: Steps = {}
+    before, value = below[0], below[-1].made_of
+    for dim, size in enumerate(shape):
+        inner = math.prod(shape[dim + 1 :])
+        parts = (before.steps or {}).get(inner) if before.made_of else [set[int]()] * size
+        found_at = None if parts is None else place_of(node, dim)
+        if parts is not None and found_at is not None:
+            place, replaces = found_at
+            part = value if replaces else parts[place] | value
+            found[inner] = [*parts[:place], part, *parts[place + 1 :]]
+    return found
 
 
 def _side_by_side(

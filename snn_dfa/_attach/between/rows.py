@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
 from snn_dfa._attach.between.moves import MOVES, TURNED, Behind, NotLinearError, order_of
 from snn_dfa._attach.graph import signed
@@ -28,6 +27,7 @@ __all__ = [
     "as_rows",
     "dims_of",
     "parts_of",
+    "place_of",
     "see_that_samples_stay",
     "side_by_side",
     "some_of",
@@ -82,34 +82,45 @@ def side_by_side(node: Any, *, several: bool, count: int = 0) -> Rows | None:
 
 def _filled(node: Any, count: int) -> Rows | None:
     """Return how values lie in a tensor if each is one step, and they are as many as its steps."""
-    shape, (below, index) = tuple(node._input_metadata[0].shape), node.next_functions[1]
-    of = None if below is None else tuple(below._input_metadata[index].shape)
-    dims = [
-        dim
-        for dim in range(min(2, len(shape) - 1))
-        if count == shape[dim] and of == (*shape[:dim], *shape[dim + 1 :])
-    ]
-    if len(dims) > 1 and count > 1:  # as many steps as samples
-        left = _kept(node, _ones(node))
-        dims = [] if left is None else [int(bool(left[0].any() and left[-1].any()))]
+    shape = tuple(node._input_metadata[0].shape)
+    dims = [dim for dim in range(min(2, len(shape) - 1)) if count == shape[dim]]
+    dims = [dim for dim in dims if place_of(node, dim) is not None]
     return Rows(count, shape[1 - dims[0]], first=dims[0] == 0) if dims else None
 
 
-def _ones(node: Any) -> Tensor:
-    metadata = node._input_metadata[0]
-    return torch.ones(tuple(metadata.shape), dtype=metadata.dtype, device=metadata.device)
+def place_of(node: Any, dim: int) -> tuple[int, bool] | None:
+    """Return which part along a dimension a node has put a value into, and whether in place of it.
 
-
-def _kept(node: Any, error: Tensor) -> Tensor | None:
-    """Return the part of an error that is of what had been in a tensor before a node changed it.
-
-    Nothing is known where an earlier backward pass has used the node up.
+    A node does not say so. It is asked for the shares of an error that counts the parts; no hook of
+    the program's sees this. Nothing is known where the value fills no part alone, or where an
+    earlier backward pass has used the node up.
     """
-    before = [GradientEdge(*node.next_functions[0])]
-    try:
-        return torch.autograd.grad(GradientEdge(node, 0), before, error, retain_graph=True)[0]
-    except RuntimeError:
+    shape, (below, index) = tuple(node._input_metadata[0].shape), node.next_functions[1]
+    if below is None or tuple(below._input_metadata[index].shape) != shape[:dim] + shape[dim + 1 :]:
         return None
+    count = torch.arange(shape[dim]).view(-1, *[1] * (len(shape) - dim - 1))
+    place, before = 0, None
+    for unit in (1, 255)[: 1 + (shape[dim] > 255)]:  # half precision has such numbers
+        before, part = _shares(node, count // unit % 255 + 1)
+        if part is None:
+            return None
+        place += unit * (part - 1)
+    replaces = before is not None and place < len(count) and not before.select(dim, place).any()
+    if not replaces and _shares(node, torch.ones_like(count))[1] != 1:
+        return None  # it multiplies the value
+    return place, replaces
+
+
+def _shares(node: Any, error: Tensor) -> tuple[Tensor | None, int | None]:
+    """Return what a node passes on of an error: of what it changed, and the number of its value."""
+    metadata = node._input_metadata[0]
+    error = error.to(metadata.device, metadata.dtype).expand(tuple(metadata.shape))
+    try:
+        before, share = node(error)
+    except RuntimeError:
+        return None, None
+    least, most = share.aminmax()
+    return before, int(least) if least == most and least >= 1 else None
 
 
 def parts_of(node: Any, rows: Rows) -> Sequence[tuple[Any, int]]:
@@ -121,22 +132,16 @@ def parts_of(node: Any, rows: Rows) -> Sequence[tuple[Any, int]]:
     if type(node).__name__ != FILLED:
         found: Sequence[tuple[Any, int]] = node.next_functions
         return found
-    edges, left, last = [], _ones(node), rows.steps - 1
-    # A node does not say where it has put a value, but passes no error on that is of this place.
-    # Nor is it asked where an error of the value goes, which a hook of the program's would see.
-    for k in range(last):
-        kept = _kept(node, left)
-        if kept is None:
-            raise NotLinearError(FILLED)
-        if k == 0:
-            forward = not kept.select(int(not rows.first), last).any()
-        left = left.clone()
-        left.select(int(not rows.first), last - k if forward else k).zero_()
-        if not torch.equal(kept, left):
-            raise NotLinearError(FILLED)
+    edges, places = list[tuple[Any, int]](), list[int | None]()
+    for _ in range(rows.steps):
+        place = place_of(node, int(not rows.first))
+        places.append(None if place is None else place[0])
         edges.append(node.next_functions[1])
         node = node.next_functions[0][0]
-    return [*edges, node.next_functions[1]]
+    in_turn = list(range(rows.steps))
+    if places not in (in_turn, in_turn[::-1]):
+        raise NotLinearError(FILLED)
+    return edges
 
 
 def takes_rows(node: Any, rows: Rows) -> bool:
