@@ -12,6 +12,7 @@ from snn_dfa.surrogate import fast_sigmoid
 
 T, B = 5, 3
 X = 2 * torch.rand(T, B, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+WEIGHTS = nn.Parameter(torch.zeros(T, dtype=torch.float64))
 MEANS = {
     "stack": lambda spikes: torch.stack(spikes).mean(0),
     "batch first": lambda spikes: torch.stack(spikes, 1).sum(1) / len(spikes),
@@ -51,6 +52,10 @@ def added(spikes):
 
 #: The same, for which learned feedback has no linear network.
 PICKED = {
+    "weighted by a parameter": (
+        T,
+        lambda spikes: (WEIGHTS.softmax(0)[:, None, None] * torch.stack(spikes)).sum(0),
+    ),
     "by an index": (1, lambda spikes: torch.stack(spikes)[torch.tensor([T - 1])][0]),
     "of a tensor that was filled": (1, lambda spikes: filled(spikes)[-1]),
     "of one that was filled twice": (1, lambda spikes: filled_twice(spikes)[-1]),
