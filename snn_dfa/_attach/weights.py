@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -89,6 +89,26 @@ class Matrix(nn.Linear):
         self.out_features, self.in_features = weight.shape
         self.weight: Any = weight
         self.register_parameter("bias", None)
+
+
+def layer_of(weight: Tensor, options: Mapping[str, Any]) -> Any:
+    """Return a layer that computes with a weight which no layer holds, [N_out, N_in] or [O, I, *k].
+
+    Args:
+        weight: The weight.
+        options: Stride, dilation, groups, and whether it is transposed, of a convolution.
+    """
+    if weight.dim() == 2:
+        return Matrix(weight)
+    given = dict(options)
+    transposed, groups = given.pop("transposed", False), given.get("groups", 1)
+    first, second = (len(weight), weight.shape[1] * groups)
+    channels = (first, second) if transposed else (second, first)
+    kind: Any = SYNAPSES[weight.dim() - 2 + 3 * transposed]
+    layer = kind(*channels, weight.shape[2:], bias=False, device="meta", **given)
+    del layer.weight
+    layer.weight = weight
+    return layer
 
 
 def matrices(net: nn.Module) -> dict[str, Tensor]:

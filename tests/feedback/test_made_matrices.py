@@ -25,6 +25,26 @@ PRODUCTS = {
     "a layer's masked weights": (lambda net: net.fc2.weight * net.mask, functional.linear),
     "a part of a parameter": (lambda net: net.three.chunk(3)[1], functional.linear),
     "a mask that masks nothing yet": (lambda net: net.learns * net.ones, functional.linear),
+    "of a convolution that no layer holds": (
+        lambda net: net.kernel,
+        lambda h, m: functional.conv1d(h.view(B, 2, 4), m, padding=1).flatten(1),
+    ),
+    "of a masked convolution": (
+        lambda net: net.kernel.tanh(),
+        lambda h, m: (
+            functional.conv1d(h.view(B, 2, 4), m, stride=2, padding=1)
+            .repeat_interleave(2, 2)
+            .flatten(1)
+        ),
+    ),
+    "of groups": (
+        lambda net: net.kernel[:, :1].sign() * net.kernel[:, :1].abs().mean(),
+        lambda h, m: functional.conv1d(h.view(B, 2, 4), m, padding=1, groups=2).flatten(1),
+    ),
+    "of a transposed convolution": (
+        lambda net: net.kernel.mT.mT * net.kernel.detach().abs(),
+        lambda h, m: functional.conv_transpose1d(h.view(B, 2, 4), m, padding=1).flatten(1),
+    ),
     "ternary": (
         lambda net: net.learns + (net.learns.sign() - net.learns).detach(),
         functional.linear,
@@ -42,6 +62,7 @@ class Net(nn.Module):
         self.lif1, self.lif2, self.out = leaky(), leaky(), leaky()
         self.learns, self.three = (nn.Parameter(torch.randn(n, N)) for n in (N, 3 * N))
         self.left, self.right = nn.Parameter(torch.randn(N, 2)), nn.Parameter(torch.randn(2, N))
+        self.kernel = nn.Parameter(torch.randn(2, 2, 3))
         self.small = nn.Parameter(torch.randn(4, 4))
         self.register_buffer("mask", (torch.rand(N, N) < 0.5).double())
         self.register_buffer("ones", torch.ones(N, N))

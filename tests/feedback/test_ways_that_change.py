@@ -320,14 +320,20 @@ def test_a_square_weight_that_is_transposed_has_a_factor_of_its_own(product):
     torch.testing.assert_close(grads_of(net)["l1.weight"], wanted)
 
 
-def test_a_weight_that_is_turned_into_a_convolution_gives_a_matrix_of_its_own():
+def test_a_weight_that_is_turned_into_a_convolution_has_a_factor_of_its_own():
     torch.manual_seed(0)
     net = Between(
         lambda n, a, q: functional.conv1d(a[:, :, None], n.one.weight[:, :, None])[..., 0]
     ).double()
+    wanted = grads_of(net)["l1.weight"]
     dfa, _optimizer = attached(net)
     grads_of(net)
-    assert set(dfa.state_dict()["learner"]["own"]) == {"n1"}
+    state = dfa.state_dict()
+    assert (list(state["matrices"]), state["learner"]["own"]) == (["into n3 1", "last"], {})
+    state["matrices"]["into n3 1"] = net.one.weight.detach()[:, :, None].clone()
+    state["matrices"]["last"] = net.last.weight.detach().clone()
+    dfa.load_state_dict(state)
+    torch.testing.assert_close(grads_of(net)["l1.weight"], wanted)
 
 
 def test_a_square_weight_as_its_module_uses_it_is_a_factor():

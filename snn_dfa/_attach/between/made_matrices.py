@@ -1,18 +1,21 @@
-"""Matrices that a program makes of parameters in each pass, as by a mask, and multiplies by.
+"""Weights that a program makes of parameters in each pass, as by a mask, and multiplies by.
 
-No module holds them. So each pass notes what it has made, and noise drives the last one. A matrix
-that is another one at each step, as with noise on weights, so has a factor of its mean.
+No module holds them. So each pass notes what it has made, and noise drives the last one. A weight
+that is another one at each step, as with noise on weights, so has a factor of its mean. Weights of
+convolutions are among them, also those that are parameters of no layer.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from snn_dfa._attach.between.walk import Product, right_factor
 from snn_dfa._attach.graph import are_packed
+from snn_dfa._attach.weights import layer_of
 
 __all__ = ["MadeMatrices", "made_for"]
 
@@ -31,7 +34,7 @@ class MadeMatrices:
     def __init__(self) -> None:
         self._names: dict[tuple[str, frozenset[int], int], str] = {}
         self._counts: Counter[str] = Counter()
-        self._last: dict[str, Tensor] = {}
+        self._last: dict[str, tuple[Tensor, Mapping[str, Any]]] = {}
         self._unfit: set[str] = set()
         self._taken: set[str] = set()
 
@@ -64,8 +67,8 @@ class MadeMatrices:
         for name, product in zip(names, products, strict=True):
             if name not in taken or name in self._unfit:
                 continue
-            made, before = _matrix(product), self._last.get(name)
-            if made is None or (before is not None and made.shape != before.shape):
+            made, before = _weight(product), self._last.get(name)
+            if made is None or (before is not None and made[0].shape != before[0].shape):
                 self._unfit.add(name)
                 unfit = True
             else:
@@ -83,23 +86,33 @@ class MadeMatrices:
             if name not in self._taken:
                 self._last.pop(name, None)
 
-    def matrix(self, name: str) -> Tensor | None:
-        """Return the last one of a name [N_out, N_in]."""
-        return self._last.get(name)
+    def weight(self, name: str) -> Tensor | None:
+        """Return the last one of a name, [N_out, N_in] or as a convolution has it."""
+        return self._last[name][0] if name in self._last else None
 
-    def restore(self, name: str, matrix: Tensor) -> None:
-        """Take a matrix as the last one of a name."""
+    def module(self, name: str) -> Any:
+        """Return a module that computes with it; ``None`` if there is none of that name."""
+        return layer_of(*self._last[name]) if name in self._last else None
+
+    def restore(self, name: str, factor: Tensor) -> None:
+        """Take a factor as the last one of a name."""
         if made_for(name):
-            self._last[name] = matrix
+            self._last[name] = factor, {}
             self._taken.add(name)
 
 
-def _matrix(product: Product) -> Tensor | None:
-    """Return the matrix by which a product multiplies; ``None`` if there is one for each sample.
+def _weight(product: Product) -> tuple[Tensor, Mapping[str, Any]] | None:
+    """Return the weight of a product and how it is used; ``None`` if there is one for each sample.
 
     What hooks have packed, as in activation checkpointing, is not unpacked for it.
     """
-    kept = None if are_packed() or not product.parameters else right_factor(product.node)
+    node = product.node
+    if are_packed() or not product.parameters:
+        return None
+    if type(node).__name__ == "ConvolutionBackward0":
+        options = ("stride", "dilation", "groups", "transposed")
+        return node._saved_weight.detach(), {n: getattr(node, f"_saved_{n}") for n in options}
+    kept = right_factor(node)
     if kept is None or (kept.dim() > 2 and len(kept) > 1 and kept.stride(0)):
         return None
-    return (kept if kept.dim() == 2 else kept[0]).t()
+    return (kept if kept.dim() == 2 else kept[0]).t(), {}

@@ -19,7 +19,6 @@ from snn_dfa._attach.graph import sources_of
 from snn_dfa._attach.layers import Layers
 from snn_dfa._attach.weights import (
     SYNAPSES,
-    Matrix,
     computes_as,
     gradient_to_mirror,
     matrices,
@@ -301,10 +300,10 @@ class Paths:
         return {} if net is None else dict(synapses(net))
 
     def _synapse(self, layer: str) -> Any:
-        net, made = self._net(), self._made.matrix(layer)
-        if made is not None:
-            return Matrix(made)
-        return None if net is None else synapse(net, layer) or matrix(net, layer)
+        net = self._net()
+        if net is None or self._made.weight(layer) is not None:
+            return self._made.module(layer)
+        return synapse(net, layer) or matrix(net, layer)
 
     def stand_for(self, layer: str, factor: Tensor) -> None:
         """Let a saved factor stand for a matrix that the program makes, until it is made."""
@@ -317,7 +316,9 @@ class Paths:
         Raises:
             FeedbackError: if the layer is gone.
         """
-        known = self._synapse(layer)
+        made, known = self._made.weight(layer), self._synapse(layer)
+        if made is not None:
+            return made
         if known is None:
             raise FeedbackError(
                 f"feedback: layer {layer!r} had weights and has none now; call remove() and attach "

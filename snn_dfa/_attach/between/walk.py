@@ -67,7 +67,7 @@ Structure: TypeAlias = tuple[Any, ...]
 
 
 class Product(NamedTuple):
-    """A product of values with a matrix, and the parameters that this was made of, by identity."""
+    """A product of values with a weight, and the parameters that this was made of, by identity."""
 
     node: Any
     parameters: frozenset[int]
@@ -124,8 +124,9 @@ class Walk:
                 yield node, False, None
                 continue
             self._see_steps(node)
-            if not flows[-1] and not own[-1] and below[-1] is not None and _has_right(node):
-                self.products.append(Product(node, known[below[-1]]))
+            at = _weight_edge(node)
+            if at is not None and below[at] is not None and not flows[at] and not own[at]:
+                self.products.append(Product(node, known[below[at]]))
             # What is added that no layer flows into, as a bias or an own state, changes nothing.
             adds = type(node).__name__ == "AddBackward0" and flows.count(True) == 1
             if adds and node._saved_alpha == 1:
@@ -185,8 +186,11 @@ class Walk:
         return found
 
 
-def _has_right(node: Any) -> bool:
-    return any(hasattr(type(node), name) for name in _RIGHT)  # what it keeps is not read yet
+def _weight_edge(node: Any) -> int | None:
+    """Return by which edge the weight comes into a product; what it keeps is not read for it."""
+    if type(node).__name__ == "ConvolutionBackward0":
+        return 1
+    return -1 if any(hasattr(type(node), name) for name in _RIGHT) else None
 
 
 def right_factor(node: Any) -> Tensor | None:
