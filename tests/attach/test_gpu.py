@@ -177,6 +177,59 @@ def test_traces_over_chunks():
         torch.testing.assert_close(found, expected)
 
 
+def filled(spikes):
+    """Put steps into a tensor in place."""
+    rec = torch.zeros_like(torch.stack(spikes))
+    for t, spk in enumerate(spikes):
+        rec[t] = spk
+    return rec
+
+
+@pytest.mark.parametrize(
+    "read", [torch.stack, filled, lambda spikes: torch.stack(spikes)[-2:].mean(0), lambda s: s[-1]]
+)
+@pytest.mark.parametrize("feedback", ["gaussian", "weight-mirror"])
+def test_a_readout_after_the_loop(read, feedback):
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(1)
+            self.fc1, self.lif1, self.fc2, self.lif2 = (
+                nn.Linear(7, 8), neuron(), nn.Linear(8, 8), neuron(),
+            )  # fmt: skip
+            self.mask = nn.Parameter((torch.rand(8, 8) < 0.7).float(), requires_grad=False)
+            self.head = nn.Linear(8, C)
+
+        def forward(self, x):
+            reset(self)
+            spikes = []
+            for step in x:
+                weight = self.fc2.weight * self.mask  # one that the program makes
+                spikes.append(self.lif2(functional.linear(self.lif1(self.fc1(step)), weight)))
+            return self.head(read(spikes))
+
+    def trained(device):
+        net = Reads().double().to(device)
+        x, y = batch((7,), device)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        given = {"optimizer": optimizer} if feedback == "weight-mirror" else {}
+        dfa = DFA(net, output="head", feedback=feedback, **given)
+        for _ in range(3):
+            optimizer.zero_grad()
+            out = net(x)
+            out = out.mean(0) if out.dim() == 3 else out
+            functional.cross_entropy(out, y).backward()
+            optimizer.step()
+        assert ("into lif2 1" in dfa.state_dict()["matrices"]) == bool(given)
+        return [p.grad.cpu() for p in net.parameters() if p.grad is not None]
+
+    grads = trained(DEVICE)
+    assert grads[0].any()
+    if feedback == "gaussian":  # noise is other noise on each device
+        for found, expected in zip(grads, trained("cpu"), strict=True):
+            torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("attach_first", [False, True])
 def test_one_line_learns_and_moves(attach_first):
     """The feedback learns on the device to which the network was moved, before or after."""
