@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from snn_dfa._attach.between.paths import Paths
 from snn_dfa._attach.core import Core
-from snn_dfa._attach.credits.feedback_alignment import Alignment
+from snn_dfa._attach.credits.feedback_alignment import AlignedForward, Alignment
 from snn_dfa._attach.credits.local_gradient import LocalGradient
 from snn_dfa._attach.credits.trace import traces_of
 from snn_dfa._attach.forward import Credit, parameters_of
@@ -85,7 +85,10 @@ def assemble(
         parts.append(
             LayerForward(name, module, core, closed=closed[name], credit=inside, states=states)
         )
-    parts.append(NetworkForward(net, core, states, weights))
+    if weights:
+        parts.append(AlignedForward(net, core, states, dict(weights)))
+    else:
+        parts.append(NetworkForward(net, core, states))
     return core, parts[::-1]
 
 

@@ -19,7 +19,7 @@ from snn_dfa._attach.between.walk import below_product, look_below
 from snn_dfa._attach.between.ways import Passage
 from snn_dfa._attach.calls import Call
 from snn_dfa._attach.functions import Bridge, Relink, second_time
-from snn_dfa._attach.graph import PORT, Origin, are_sums, origin_of
+from snn_dfa._attach.graph import PORT, Origin, origin_of
 from snn_dfa._attach.hooks import watch
 from snn_dfa._attach.insides import Insides
 from snn_dfa._attach.steps.products import Current, Made, made_of
@@ -138,29 +138,17 @@ class Entry:
             self._watch_hooks(layer, value, origin.hooked)
         return self._bridged(layer, value, origin, own)
 
-    def enter_network(self, value: Tensor) -> Tensor:
-        """Return a value that comes into the network; one made of outputs' values by a port.
-
-        So it is where an action leads to the state in which the network acts next. The loss may
-        read that state, too, and autograd then frees what lies behind it before layers learn.
-        """
-        ports, leaves = self._ends_of(value)
-        outputs = self._core.layers.outputs
-        if leaves or not ports or not all(node.call.layer in outputs for node in ports):
-            return value
-        return self._core.leave_network([value])[0]
-
     def _leads_on(self, layer: str, call: Call, index: int) -> bool:
         """Return whether a layer learns through what the network was given or has returned."""
         if call.is_lost(self._core.collector):
             return True
-        ports, leaves = self._ends_of(call.original(index))
+        ports, leaves = self.ends_of(call.original(index))
         for node in ports:
             if node.call.layer not in (layer, None):
                 self.note_read(node.call)
         return leaves or any(node.call.layer in (layer, None) for node in ports)
 
-    def _ends_of(self, value: Tensor) -> tuple[list[Any], bool]:
+    def ends_of(self, value: Tensor) -> tuple[list[Any], bool]:
         """Return the layers' ports that a value was made of, and whether leaves are behind it.
 
         What the network was given and what it has returned is passed, unless it is lost.
@@ -293,22 +281,6 @@ class Entry:
         other: Collector = call.collector
         other.read_by(self._core.collector, call)
         self._core.leaves.note_network(other)
-
-    def is_of_ports(self, value: Tensor) -> bool:
-        """Return whether autograd may go from a value to ports by itself.
-
-        So it is with what a layer has handed out, and with what outputs' values were put together
-        to, as by ``torch.stack``: on such a way lies no parameter, whose gradient would be written
-        before all others are known, and nothing is kept, which a second way would find used up.
-        """
-        node: Any = value.grad_fn
-        if type(node) is PORT:
-            return node.call.layer is not None and self.mine(node)
-        origin = origin_of([value], self.mine)
-        if origin.leaves or not are_sums(origin.nodes):
-            return False
-        calls = [port.call for port, _ in origin.ports]
-        return all([call.linked and call.layer is not None for call in calls])
 
     def own(self, layer: str | None, value: Tensor) -> Tensor | None:
         """Return the original of a value that a layer (``None``: the network) has handed out."""

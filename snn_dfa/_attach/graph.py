@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -13,29 +13,14 @@ from torch.autograd.graph import GradientEdge, Node
 from torch.nn.modules._functions import BackwardHookFunction
 from torch.utils.checkpoint import CheckpointFunction
 
-from snn_dfa._attach.functions import Detour, Port
+from snn_dfa._attach.functions import Port
 
 __all__ = [
-    "LEAF",
-    "PORT",
-    "Origin",
-    "Source",
-    "Uses",
-    "are_packed",
-    "are_sums",
-    "begun_at",
-    "below_of",
-    "kept_weights",
-    "origin_of",
-    "post_order",
-    "signed",
-    "sources_of",
-    "up_to_ports",
-    "uses_of",
-]
+    "LEAF", "PORT", "SUMS", "Origin", "Source", "are_packed", "are_sums", "begun_at", "below_of",
+    "kept_weights", "origin_of", "post_order", "signed", "sources_of", "up_to_ports",
+]  # fmt: skip
 
 PORT: Any = Port._backward_cls
-_DETOUR: Any = Detour._backward_cls
 LEAF: Any = type(torch.autograd.graph.get_gradient_edge(torch.ones(1, requires_grad=True)).node)
 #: Where ``register_full_backward_hook`` and ``register_full_backward_pre_hook`` look at gradients.
 _HOOKED: Any = BackwardHookFunction._backward_cls
@@ -287,64 +272,9 @@ def are_packed() -> bool:
 
 
 #: Joins through which an error passes as it is: sums, and values side by side.
-_SUMS = frozenset({"AddBackward0", "SubBackward0", "CatBackward0", "StackBackward0"})
+SUMS = frozenset({"AddBackward0", "SubBackward0", "CatBackward0", "StackBackward0"})
 
 
 def are_sums(nodes: Iterable[Any]) -> bool:
     """Return whether an error passes nodes as it is; such nodes keep no tensor."""
-    return all([type(node).__name__ in _SUMS for node in nodes])
-
-
-class Uses(NamedTuple):
-    """What the values of a forward pass were made of, by identity.
-
-    ``leaves`` are all that are not the own weights of a layer, which a :class:`Detour` is behind.
-    ``added`` are those of some parameters that are added to values, and ``multiplied`` those that
-    are used in another way, too.
-    """
-
-    leaves: set[int]
-    added: set[int]
-    multiplied: set[int]
-
-
-def uses_of(values: Iterable[Tensor], parameters: Set[int], since: int) -> Uses:
-    """Return how the values of a forward pass use leaves.
-
-    A positional embedding is added, or set beside values: the error at a sum is the error at each
-    of its parts. A product would pass the error on through the parameter.
-
-    Args:
-        values: Results of a forward pass.
-        parameters: Those of which it is asked whether they are added, by identity.
-        since: Sequence number of the first node of this pass; older ones are not entered.
-    """
-
-    def ends(node: Any) -> bool:
-        return type(node) is LEAF or node._sequence_nr() < since
-
-    def below(node: Any) -> list[Any]:
-        after = [n for n, _ in node.next_functions]
-        return [n for n in (after[-1:] if type(node) is _DETOUR else after) if n is not None]
-
-    #: Of a node the parameters that it is a function of, and whether of a layer with weights, too.
-    known: dict[Node, tuple[frozenset[int], bool]] = {}
-    leaves, found, wrong = set[int](), set[int](), set[int]()
-    roots = [v.grad_fn for v in values if v.grad_fn is not None]
-    for node, is_end in post_order(roots, ends, below):
-        if is_end and type(node) is LEAF:
-            leaf = id(node.variable)
-            leaves.add(leaf)
-            known[node] = frozenset({leaf} & parameters), False
-        elif is_end:
-            known[node] = frozenset(), True
-        else:
-            parts = [known[n] for n in below(node)]
-            made = frozenset().union(*(each for each, _ in parts))
-            layer = type(node) is _DETOUR or type(node).__name__ == "EmbeddingBackward0"
-            if len(parts) > 1 and not layer and type(node).__name__ not in _SUMS:
-                wrong |= made
-            joined = layer or any(reaches for _, reaches in parts)
-            found |= made if joined else set()
-            known[node] = frozenset() if joined else made, joined
-    return Uses(leaves, (found | {p for root in roots for p in known[root][0]}) - wrong, wrong)
+    return all([type(node).__name__ in SUMS for node in nodes])

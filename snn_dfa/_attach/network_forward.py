@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -13,12 +12,11 @@ from snn_dfa._attach import messages
 from snn_dfa._attach.core import Core
 from snn_dfa._attach.forward import Forward, Held, parameters_of
 from snn_dfa._attach.functions import in_backward, is_transformed
-from snn_dfa._attach.graph import uses_of
+from snn_dfa._attach.graph import PORT, are_sums, origin_of
 from snn_dfa._attach.hooks import eager
 from snn_dfa._attach.tensors import map_tensors, tensors_in
-from snn_dfa._attach.weights import added_parameters, synapses
 from snn_dfa._distributed import States, runs_distributed
-from snn_dfa.errors import AttachError, ExportError
+from snn_dfa.errors import ExportError
 
 __all__ = ["NetworkForward"]
 
@@ -30,35 +28,27 @@ class NetworkForward(Forward):
         net: The network.
         core: The attachment.
         states: Sees that no membrane is one of another process.
-        weights: For feedback alignment: the modules whose weights have feedback, by name.
     """
 
-    def __init__(
-        self,
-        net: nn.Module,
-        core: Core,
-        states: States,
-        weights: Mapping[str, nn.Module],
-    ) -> None:
+    def __init__(self, net: nn.Module, core: Core, states: States) -> None:
         super().__init__(net, core)
-        self._states, self._weights = states, weights
-        self._parameters = parameters_of(net)
+        self._states, self._parameters = states, parameters_of(net)
         self._stores: list[dict[str, Any]] = [m._parameters for m in net.modules()]
 
     @partial(eager, recursive=False)
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.core.active:
             return self.plain(*args, **kwargs)
-        args, kwargs, since, before = self._begin(args, kwargs)
+        args, kwargs, before = self._begin(args, kwargs)
         try:
             result = self.plain(*args, **kwargs)
             self._end()
         finally:
-            self._restore(before)
-        return self._hand_out(result, since) if torch.is_grad_enabled() else result
+            self._restore(*before)
+        return self._hand_out(result) if torch.is_grad_enabled() else result
 
     @eager
-    def _begin(self, args: Any, kwargs: Any) -> tuple[Any, Any, int, Any]:
+    def _begin(self, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
         core, feedback = self.core, self.core.feedback
         learns, again = torch.is_grad_enabled(), in_backward()
         steps = feedback.accumulates and not feedback.has_optimizer
@@ -76,84 +66,78 @@ class NetworkForward(Forward):
             if is_transformed():
                 raise messages.transformed()
             core.bind(self._parameters())
-        since = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
-        before = core.begin(repeats=again)
-        made: list[Held] = []
+        before, held = core.begin(repeats=again), list[Held]()
         if learns:
-            args = map_tensors(self._enter, args)
-            kwargs = map_tensors(self._enter, kwargs) if kwargs else kwargs
-            made = [] if core.aligned else self._made_parameters(core.collector.stand_ins)
-            for store, key, _, leaf in made:
+            args, kwargs, held = self._come_in(args, kwargs)
+            for store, key, _, leaf in held:
                 store[key] = leaf
-        return args, kwargs, since, (before, made)
+        return args, kwargs, (before, held)
 
     @eager
     def _end(self) -> None:
         self.core.end()
 
     @eager
-    def _restore(self, before: Any) -> None:
-        before, made = before
-        for store, key, parameter, _ in made:
+    def _restore(self, before: Any, held: list[Held]) -> None:
+        for store, key, parameter, _ in held:
             store[key] = parameter
         self.core.restore(before)
 
-    def _made_parameters(self, leaves: Mapping[int, Tensor]) -> list[Held]:
-        """Return the parameters that were made of others, as by ``functional_call``, with leaves.
+    def _come_in(self, args: Any, kwargs: Any) -> tuple[Any, Any, list[Held]]:
+        """Return the arguments, and parameters that were made of others, with leaves.
 
-        In the pass a leaf stands for each, so that no layer's graph goes on into what made it.
+        So it is by ``functional_call``. In the pass a leaf stands for each, so that no layer's
+        graph goes on into what made it.
         """
-        if not leaves:
-            return []
-        return [
-            (store, key, p, leaves[id(p)])
-            for store in self._stores
-            for key, p in store.items()
-            if id(p) in leaves
-        ]
+        args = map_tensors(self._enter, args)
+        kwargs = map_tensors(self._enter, kwargs) if kwargs else kwargs
+        leaves = self.core.collector.stand_ins
+        pairs = ((s, key, p) for s in self._stores for key, p in s.items()) if leaves else ()
+        return args, kwargs, [(s, key, p, leaves[id(p)]) for s, key, p in pairs if id(p) in leaves]
 
     def _enter(self, t: Tensor) -> Tensor:
+        """Return a value that comes into the network; one made of outputs' values by a port.
+
+        So it is where an action leads to the state in which the network acts next. The loss may
+        read that state, too, and autograd then frees what lies behind it before layers learn.
+        """
+        core = self.core
         if t.grad_fn is None:
             return t
-        if t._is_view() and t._base is not None and t._base.is_leaf and not self.core.aligned:
-            self.core.leaves.note_entrance(t)
-        original = self.core.entry.own(None, t)
-        if original is None and not self.core.aligned:
-            return self.core.entry.enter_network(t)
-        return t if original is None else original
+        if t._is_view() and t._base is not None and t._base.is_leaf:
+            core.leaves.note_entrance(t)
+        original = core.entry.own(None, t)
+        if original is not None:
+            return original
+        ports, leaves = core.entry.ends_of(t)
+        outputs = core.layers.outputs
+        if leaves or not ports or not all(node.call.layer in outputs for node in ports):
+            return t
+        return core.leave_network([t])[0]
 
     @eager
-    def _hand_out(self, result: Any, since: int) -> Any:
+    def _hand_out(self, result: Any) -> Any:
         """Give out what the network returns by a port, where parameters lie on the way to it."""
-        if self.core.aligned:
-            return self._aligned(result, since)
         made = [t for t in tensors_in(result) if t.grad_fn is not None]
-        values = {id(t): t for t in made if not self.core.entry.is_of_ports(t)}
+        values = {id(t): t for t in made if not self._is_of_ports(t)}
         if not values:
             return result
         ports = dict(zip(values, self.core.leave_network(list(values.values())), strict=True))
         return map_tensors(lambda t: ports.get(id(t), t), result)
 
-    def _aligned(self, result: Any, since: int) -> Any:
-        """See that every weight is used by its layer alone, and other parameters are added."""
-        values = tensors_in(result)
-        self._see_that_weights_are_known()
-        own = {
-            id(p): name for name, m in self._weights.items() for p in m.parameters() if p.dim() > 1
-        }
-        added = added_parameters(self.module)
-        names = {id(store[key]): name for store, key, name, _ in added}
-        rest = {id(store[key]) for store, key, _, may_rest in added if may_rest}
-        uses = uses_of(values, names.keys(), since)
-        if found := uses.leaves & own.keys():
-            raise messages.functional_weight(min(own[each] for each in found))
-        if wrong := (names.keys() - uses.added - rest) | uses.multiplied:
-            raise messages.multiplied(min(names[each] for each in wrong))
-        return result
+    def _is_of_ports(self, value: Tensor) -> bool:
+        """Return whether autograd may go from a value to ports by itself.
 
-    def _see_that_weights_are_known(self) -> None:
-        """Raise an error for a layer with weights that has come into the network since."""
-        known = set(self._weights.values())
-        new = [name for name, module in synapses(self.module).items() if module not in known]
-        if new:
-            raise AttachError(messages.changed([], new))
+        So it is with what a layer has handed out, and with what outputs' values were put together
+        to, as by ``torch.stack``: on such a way lies no parameter, whose gradient would be written
+        before all others are known, and nothing is kept, which a second way would find used up.
+        """
+        node: Any = value.grad_fn
+        mine = self.core.entry.mine
+        if type(node) is PORT:
+            return node.call.layer is not None and mine(node)
+        origin = origin_of([value], mine)
+        if origin.leaves or not are_sums(origin.nodes):
+            return False
+        calls = [port.call for port, _ in origin.ports]
+        return all([call.linked and call.layer is not None for call in calls])

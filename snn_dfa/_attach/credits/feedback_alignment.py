@@ -8,21 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from snn_dfa._attach import messages
 from snn_dfa._attach.between.paths import Paths
 from snn_dfa._attach.core import Core
-from snn_dfa._attach.forward import Around
-from snn_dfa._attach.functions import Detour
+from snn_dfa._attach.credits.functions import Detour
+from snn_dfa._attach.credits.uses import uses_of
+from snn_dfa._attach.forward import Around, Held
+from snn_dfa._attach.hooks import eager
+from snn_dfa._attach.network_forward import NetworkForward
+from snn_dfa._attach.tensors import tensors_in
 from snn_dfa._attach.weights import (
+    added_parameters,
     check_weights,
     gradient_at_input,
     gradient_at_weight,
     synapses,
     within_layers,
 )
+from snn_dfa._distributed import States
 from snn_dfa.errors import AttachError, FeedbackError
 from snn_dfa.feedback.base import FeedbackWeights, Shapes
 
-__all__ = ["Alignment", "OwnWeights", "check", "check_feedback"]
+__all__ = ["AlignedForward", "Alignment", "OwnWeights", "check", "check_feedback"]
 
 
 def check(net: nn.Module) -> dict[str, nn.Module]:
@@ -141,3 +148,45 @@ class Alignment:
             return at_input
 
         return Detour.apply(back, output, x)
+
+
+class AlignedForward(NetworkForward):
+    """In place of the network's ``forward``: nothing is cut, and what comes out is looked at.
+
+    Args:
+        net: The network.
+        core: The attachment.
+        states: Sees that no membrane is one of another process.
+        weights: The modules whose weights have feedback, by name.
+    """
+
+    def __init__(
+        self, net: nn.Module, core: Core, states: States, weights: dict[str, nn.Module]
+    ) -> None:
+        super().__init__(net, core, states)
+        self._weights = weights
+        self._since = 0  # the number of the pass's first node
+
+    def _come_in(self, args: Any, kwargs: Any) -> tuple[Any, Any, list[Held]]:
+        self._since = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+        return args, kwargs, []
+
+    @eager
+    def _hand_out(self, result: Any) -> Any:
+        """See that every weight is used by its layer alone, and other parameters are added."""
+        known = set(self._weights.values())
+        new = [name for name, module in synapses(self.module).items() if module not in known]
+        if new:
+            raise AttachError(messages.changed([], new))
+        own = {
+            id(p): name for name, m in self._weights.items() for p in m.parameters() if p.dim() > 1
+        }
+        added = added_parameters(self.module)
+        names = {id(store[key]): name for store, key, name, _ in added}
+        rest = {id(store[key]) for store, key, _, may_rest in added if may_rest}
+        uses = uses_of(tensors_in(result), names.keys(), self._since)
+        if found := uses.leaves & own.keys():
+            raise messages.functional_weight(min(own[each] for each in found))
+        if wrong := (names.keys() - uses.added - rest) | uses.multiplied:
+            raise messages.multiplied(min(names[each] for each in wrong))
+        return result

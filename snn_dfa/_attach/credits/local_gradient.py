@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from snn_dfa._attach.functions import AtCurrent, CurrentCredit
+from snn_dfa._attach.credits.functions import AtCurrent, CurrentCredit
 from snn_dfa._attach.layers import is_spiking
 from snn_dfa.errors import AttachError
 from snn_dfa.rules import RULES

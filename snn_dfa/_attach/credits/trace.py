@@ -18,8 +18,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from snn_dfa._attach.core import Core
 from snn_dfa._attach.credits.chunk_trace import LINEAR, ChunkTraces
+from snn_dfa._attach.credits.functions import Traced
 from snn_dfa._attach.credits.trace_base import TraceBase, check_neuron, cut, given_states
-from snn_dfa._attach.functions import Traced, in_backward
+from snn_dfa._attach.functions import in_backward
 from snn_dfa._attach.hooks import place
 from snn_dfa._attach.layers import is_spiking, spiking_layers
 from snn_dfa._attach.weights import (
