@@ -164,17 +164,15 @@ class Core:
 
     def leave(
         self,
-        layer: str,
         values: Sequence[Tensor],
         spikes: Tensor | None,
         returned: int,
         shown: Sequence[Tensor] = (),
         record: Record | None = None,
     ) -> tuple[Tensor, ...]:
-        """Note that a call of a layer has ended; return its values by a port.
+        """Note that the call of a layer that is going on has ended; return its values by a port.
 
         Args:
-            layer: Its name.
             values: Those that are handed out, with the graph that the layer learns from.
             spikes: The first that was returned.
             returned: How many of them were returned.
@@ -183,7 +181,7 @@ class Core:
         """
         if self.aligned:
             return tuple(values)
-        entry, call = self.entry, self.entry.call
+        entry, call, layer = self.entry, self.entry.call, self.entry.layer
         call.values, call.returned, call.links, call.record = values, returned, bool(shown), record
         call.targets, call.spikes = self.targets, spikes
         self.paths.hearing[layer] += call.hears

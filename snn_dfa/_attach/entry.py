@@ -42,7 +42,8 @@ class Entry:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self.call: Call  # which is going on
+        self.call: Call  # the one that is going on
+        self.layer = ""  # whose it is
         self._block = self._guards = False
         #: A current that was looked at, and what made it, if a linear layer alone did.
         self._looked_at: tuple[Tensor | None, tuple[Made, Any] | None] = (None, None)
@@ -71,48 +72,58 @@ class Entry:
         if self._core.inside is not None:
             raise messages.nested(layer, self._core.inside)
         linked = self._core.layers.may_be_output(layer)
+        self.layer = layer
         self.call = Call(layer, learns, linked, self._core.collector, next(self._core.numbers))
         self._block, self._guards = block, not (closed or block)
         self._looked_at = (None, None)
 
     # -- values -----------------------------------------------------------------------------------
 
-    def enter(self, layer: str, value: Tensor) -> Tensor:
-        """Return a value that comes into a layer, with the graph that the layer learns from."""
-        if self._core.aligned:
+    def enter(self, value: Tensor) -> Tensor:
+        """Return a value that comes into the layer, with the graph that the layer learns from."""
+        if self._core.aligned or not value.requires_grad:
             return value
         if value.grad_fn is None:
-            if value.requires_grad:
-                self._note_leaf(value)
-            return self._guarded(layer, value)
-        original = self.own(layer, value)
+            self._note_leaf(value)
+            return self._guarded(value)
+        original = self.own(self.layer, value)
         if original is not None:
             node: Any = value.grad_fn
             self._go_on(node.call)
             hooked = value._backward_hooks and not node.call.is_lost(self._core.collector)
-            return self._with_hooks(layer, value) if hooked else original
-        return self._enter_made(layer, value)
-
-    def enter_current(self, layer: str, value: Tensor) -> tuple[Tensor, Made | None]:
-        """Return a value that comes into a layer, or it without its graph and what made it."""
-        if value.grad_fn is None or type(value.grad_fn) is PORT:
-            return self.enter(layer, value), None
-        made = self._made(layer, value)
-        return (self._enter_graph(layer, value), None) if made is None else (value.detach(), made)
-
-    def _enter_made(self, layer: str, value: Tensor) -> Tensor:
-        """Return a value that the program made of others, as it comes into a layer."""
+            return self._with_hooks(value) if hooked else original
         if self.call.linked:
             self.call.inputs.append((value.grad_fn, value.output_nr))
-        made = self._made(layer, value)
+        made = self._made(value)
         if made is None:
-            return self._guarded(layer, self._enter_graph(layer, value))
-        guard = self._guard(layer)
-        current: Tensor = Current.apply([value], self._core.book, made, guard, *made[1:3])
+            return self._guarded(self._enter_graph(value))
+        current: Tensor = Current.apply([value], self._core.book, made, self._guard(), *made[1:3])
         return current
 
-    def _enter_graph(self, layer: str, value: Tensor) -> Tensor:
+    def enter_current(self, value: Tensor) -> tuple[Tensor, Made | None]:
+        """Return a value that comes into the layer, or it without its graph and what made it."""
+        if value.grad_fn is None or type(value.grad_fn) is PORT:
+            return self.enter(value), None
+        made = self._made(value)
+        return (self._enter_graph(value), None) if made is None else (value.detach(), made)
+
+    def enter_state(self, value: Tensor) -> tuple[Tensor, Earlier | None]:
+        """Return a state that comes back; of one that has a link without its graph, and whose."""
+        node: Any = value.grad_fn
+        if type(node) is not PORT or node.call.layer != self.layer:
+            return self.enter(value), None
+        call, index, collector = node.call, value.output_nr, self._core.collector
+        # The graph of one with other parameters leads to them.
+        if call.collector is not collector or call.released or not call.is_link(index):
+            return self.enter(value), None
+        self._go_on(call)
+        if value._backward_hooks:
+            self._with_hooks(value)
+        return value.detach(), (call, index)
+
+    def _enter_graph(self, value: Tensor) -> Tensor:
         """Return a value with a graph of any kind, cut or bridged where layers lie behind it."""
+        layer = self.layer
         if type(value.grad_fn) is not PORT:
             self.call.entered.append(value.grad_fn)
         origin = self._origin([value])
@@ -125,28 +136,28 @@ class Entry:
             of = node.call.layer
             if of not in (layer, None):
                 self.note_read(node.call)
-            elif of is None and not self._leads_on(layer, node.call, index):
+            elif of is None and not self._leads_on(node.call, index):
                 continue
             elif not self._core.traced:  # a trace has no past
                 self._go_on(node.call)
                 if node.call.is_lost(self._core.collector):
                     return self._stale(value)
                 original = node.call.original(index)
-                own[node, index] = original if of == layer else self.enter(layer, original)
+                own[node, index] = original if of == layer else self.enter(original)
         own = {edge: t for edge, t in own.items() if t.requires_grad}
         if own:
-            self._watch_hooks(layer, value, origin.hooked)
-        return self._bridged(layer, value, origin, own)
+            self._watch_hooks(value, origin.hooked)
+        return self._bridged(value, origin, own)
 
-    def _leads_on(self, layer: str, call: Call, index: int) -> bool:
-        """Return whether a layer learns through what the network was given or has returned."""
+    def _leads_on(self, call: Call, index: int) -> bool:
+        """Return whether the layer learns through what the network was given or has returned."""
         if call.is_lost(self._core.collector):
             return True
         ports, leaves = self.ends_of(call.original(index))
         for node in ports:
-            if node.call.layer not in (layer, None):
+            if node.call.layer not in (self.layer, None):
                 self.note_read(node.call)
-        return leaves or any(node.call.layer in (layer, None) for node in ports)
+        return leaves or any(node.call.layer in (self.layer, None) for node in ports)
 
     def ends_of(self, value: Tensor) -> tuple[list[Any], bool]:
         """Return the layers' ports that a value was made of, and whether leaves are behind it.
@@ -166,9 +177,7 @@ class Entry:
                     todo.append(call.original(index))
         return found, leaves
 
-    def _bridged(
-        self, layer: str, value: Tensor, origin: Origin, own: Mapping[Any, Tensor]
-    ) -> Tensor:
+    def _bridged(self, value: Tensor, origin: Origin, own: Mapping[Any, Tensor]) -> Tensor:
         """Return a value with the graph to the layer's own earlier values and to leaves alone."""
         if origin.reentrant:
             return self._trapped(value, partial(self._core.collector.replay, value))
@@ -185,18 +194,18 @@ class Entry:
         bridged: Tensor = Bridge.apply([value], at, *own.values(), *origin.leaves.values())
         return bridged
 
-    def _made(self, layer: str, value: Tensor) -> Made | None:
+    def _made(self, value: Tensor) -> Made | None:
         """Note the paths to a value; return what made it, where a linear layer alone did.
 
         ``None`` stands also for a value of which more has to be known.
         """
         core = self._core
         if core.paths.tracing:
-            core.paths.note(layer, value, self.mine, by_sample=core.takes_ways)
-        found = self._product(layer, value)
+            core.paths.note(self.layer, value, self.mine, by_sample=core.takes_ways)
+        found = self._product(value)
         if found is None:
             return None
-        self.insides.refuse(layer, [value.grad_fn])
+        self.insides.refuse(self.layer, [value.grad_fn])
         self.call.learns = True
         made, source = found
         self.call.leaves.add(id(made.weight))
@@ -209,39 +218,40 @@ class Entry:
         self.call.sources.add(call)
         self.taken.add(call.layer or "")
 
-    def look_at(self, layer: str, value: Any, *, alone: bool) -> None:
-        """Note what comes into a layer, and how samples do, if the feedback has their ways.
+    def look_at(self, value: Any, *, alone: bool) -> None:
+        """Note what comes into the layer, and how samples do, if the feedback has their ways.
 
         Args:
-            layer: Its name.
             value: What comes in.
             alone: Whether no neuron of the layer passes its spikes to others.
         """
         if not isinstance(value, Tensor):
             return
         core = self._core
-        by_sample, made = core.takes_ways, self._product(layer, value)
+        by_sample, made = core.takes_ways, self._product(value)
         self._looked_at = value, made
         if made is None:
-            below = look_below(value, layer, self.mine, by_sample=by_sample)
+            below = look_below(value, self.layer, self.mine, by_sample=by_sample)
         else:
             below = below_product(value, *made)
         structure = None if below is None else below.structure
         core.paths.see(
-            layer, structure, value, self.mine,
+            self.layer, structure, value, self.mine,
             products=() if below is None else below.products, by_sample=by_sample,
         )  # fmt: skip
         if below is not None and by_sample:
             alone = alone and not below.own
             self.call.passage = Passage(below.functions, self._of_steps, alone=alone)
 
-    def _product(self, layer: str, value: Tensor) -> tuple[Made, Any] | None:
+    def _product(self, value: Tensor) -> tuple[Made, Any] | None:
         """Return what :func:`made_of` does, of a current that has been looked at at no cost."""
         (seen, found), self._looked_at = self._looked_at, (None, None)
         core = self._core
         if seen is value:
             return found
-        return None if core.traced else made_of(value, layer, self.mine, core.collector.known)
+        if core.traced:
+            return None
+        return made_of(value, self.layer, self.mine, core.collector.known)
 
     def tapped(self, current: Tensor) -> Tensor:
         """Return a current whose gradient can be asked for."""
@@ -253,19 +263,19 @@ class Entry:
         linked: Tensor = Relink.apply([current], link)
         return linked
 
-    def _guarded(self, layer: str, value: Tensor) -> Tensor:
+    def _guarded(self, value: Tensor) -> Tensor:
         """Return a value on its way into a layer of unknown kind, past which no loss comes.
 
         A layer's own state needs no guard: what lies behind it came in by guards of earlier calls.
         """
         if not self._guards or not value.requires_grad:
             return value
-        guarded: Tensor = Relink.apply([value], value, self._guard(layer))
+        guarded: Tensor = Relink.apply([value], value, self._guard())
         return guarded
 
-    def _guard(self, layer: str) -> Callable[[Tensor], None] | None:
-        """Return what sees that no loss comes by from inside a layer, if its kind is unknown."""
-        return partial(self.insides.refuse_loss, layer) if self._guards else None
+    def _guard(self) -> Callable[[Tensor], None] | None:
+        """Return what sees that no loss comes by from inside the layer, if its kind is unknown."""
+        return partial(self.insides.refuse_loss, self.layer) if self._guards else None
 
     # -- the layer's own values -------------------------------------------------------------------
 
@@ -296,29 +306,14 @@ class Entry:
             return relinked
         return original if original.data_ptr() == value.data_ptr() else None
 
-    def before(self, layer: str, value: Tensor) -> Earlier | None:
-        """Return what a state that comes back is of, where it is kept without its value."""
-        node: Any = value.grad_fn
-        if type(node) is not PORT or node.call.layer != layer:
-            return None
-        call, index = node.call, value.output_nr
-        collector = self._core.collector
-        if call.collector is not collector:  # with other parameters, which its graph leads to
-            return None
-        if call.is_lost(collector) or not call.is_link(index) or not self.mine(node):
-            return None
-        self._go_on(call)
-        if value._backward_hooks:
-            self._with_hooks(layer, value)
-        return call, index
-
-    def _with_hooks(self, layer: str, value: Tensor) -> Tensor:
+    def _with_hooks(self, value: Tensor) -> Tensor:
         """Return a state's original with the user's hooks on it, and no longer on the state.
 
         So they are called once, with the sum of what the loss and the later steps send. In the
         plain network that sum has one part more, from the spikes of the same step. So a hook may
         look, and one that changes the gradient raises an error.
         """
+        layer = self.layer
 
         def looks(hook: Callable[[Tensor], Any], grad: Tensor) -> None:
             if not self._core.asks and hook(grad) is not None:
@@ -337,15 +332,14 @@ class Entry:
             call.spikes = hooked
         return hooked
 
-    def _watch_hooks(self, layer: str, value: Tensor, nodes: Sequence[Any]) -> None:
+    def _watch_hooks(self, value: Tensor, nodes: Sequence[Any]) -> None:
         """See that no hook changes a gradient that comes in two parts, of loss and later steps.
 
         Args:
-            layer: The layer.
             value: One that the program made of the layer's own.
             nodes: Those with hooks of modules, on the way to the value.
         """
-        core = self._core
+        core, layer = self._core, self.layer
 
         def see(passed: dict[int, bool], changed: bool) -> None:
             if core.asks:

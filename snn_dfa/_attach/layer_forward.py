@@ -12,12 +12,11 @@ from snn_dfa._attach import messages
 from snn_dfa._attach.core import Core
 from snn_dfa._attach.forward import Credit, Forward, Held
 from snn_dfa._attach.functions import in_backward
-from snn_dfa._attach.graph import are_packed
 from snn_dfa._attach.hooks import eager
 from snn_dfa._attach.layers import has_hidden_state
 from snn_dfa._attach.series import Series
 from snn_dfa._attach.steps.known_neurons import step_of
-from snn_dfa._attach.steps.step import Inputs
+from snn_dfa._attach.steps.step import Inputs, Step
 from snn_dfa._attach.tensors import map_tensors, tensors_in
 from snn_dfa._attach.weights import matrix_parameters
 from snn_dfa._distributed import States
@@ -111,17 +110,20 @@ class LayerForward(Forward):
             )
             step = self._step
             inputs = None if step is None or kwargs else step.inputs(args, core.book)
-            result = self._call(args, kwargs) if inputs is None else self._call_step(inputs)
+            if step is None or inputs is None:
+                result = self._call(args, kwargs)
+            else:
+                result = self._call_step(step, inputs)
         if several:
             self._states.note(self._name, self.module)
         return result
 
     def _call(self, args: Any, kwargs: Any) -> Any:
-        entry, name, module = self.core.entry, self._name, self.module
-        enter, credit = self._enter, self._credit
+        entry, name, module, credit = self.core.entry, self._name, self.module, self._credit
+        enter = entry.enter
         held = [(store, key, old, enter(old)) for store, key, old in self._graphs()]
         if args and self.core.follows_ways:
-            entry.look_at(name, args[0], alone=self._is_gate)
+            entry.look_at(args[0], alone=self._is_gate)
         args = map_tensors(enter, args)
         if kwargs:
             kwargs = map_tensors(enter, kwargs)
@@ -145,14 +147,12 @@ class LayerForward(Forward):
         left = [s for s in states if cuts or s[2].grad_fn is not None]
         return self._hand_out(result, left)
 
-    def _enter(self, t: Tensor) -> Tensor:
-        return self.core.entry.enter(self._name, t) if t.requires_grad else t
-
     def _asks(self) -> bool:
         """Return whether the gradient at this call's current may be asked for."""
-        core, passage = self.core, self.core.entry.call.passage
-        if core.at_current and self._is_neuron and core.layers.may_be_output(self._name):
+        core, call = self.core, self.core.entry.call
+        if core.at_current and self._is_neuron and call.linked:
             return True
+        passage = call.passage
         return passage is not None and passage.alone and self._name not in core.layers.outputs
 
     def _tapped(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -212,39 +212,31 @@ class LayerForward(Forward):
         home = getattr(function, "__module__", None) or ""  # a function's, or an object's class's
         return surrogate is not None and home.partition(".")[0] not in ("snntorch", "snn_dfa")
 
-    def _call_step(self, inputs: Inputs) -> Any:
+    def _call_step(self, step: Step, inputs: Inputs) -> Any:
         """Run a step whose inputs and states are known, as :meth:`_call` runs a module."""
-        core, name, step = self.core, self._name, self._step
-        entry = core.entry
-        assert step is not None
-        current, made = inputs.current, None
+        core, entry, made = self.core, self.core.entry, None
         if core.follows_ways:
-            entry.look_at(name, current, alone=self._is_gate)
-        asks, scales = self._asks(), step.scales
-        if current.requires_grad and scales:
-            current = entry.enter(name, current)
-        elif current.requires_grad:
-            current, made = entry.enter_current(name, current)
-        inputs.current = current
-        states, before = inputs.states, inputs.before
-        for i, state in enumerate(states):
-            if state.requires_grad:
-                known = before[i] = entry.before(name, state)
-                states[i] = entry.enter(name, state) if known is None else state.detach()
+            entry.look_at(inputs.current, alone=self._is_gate)
+        asks = self._asks()
+        if inputs.gains:
+            inputs.current = entry.enter(inputs.current)
+        else:
+            inputs.current, made = entry.enter_current(inputs.current)
+        for i, state in enumerate(inputs.states):
+            inputs.states[i], inputs.before[i] = entry.enter_state(state)
         if inputs.recurrent is not None:
-            spk = inputs.recurrent
-            inputs.recurrent = step.recurrent(entry.enter(name, spk) if spk.requires_grad else spk)
-        may_record = inputs.may_record and not (scales or are_packed())
-        if not may_record:
-            inputs.current = step.scaled(entry.tapped(current) if asks else current)
+            inputs.recurrent = entry.enter(inputs.recurrent)
+        may_record = inputs.may_record
+        if asks and not may_record:
+            inputs.current = entry.tapped(inputs.current)
         spk, states, links, record = step.compute(inputs, made, may_record=may_record)
-        if made is None and not (asks or any(before)):
+        if made is None and not (asks or any(inputs.before)):
             record = None  # nothing is learned by it
         if not (record is not None or spk.requires_grad or entry.call.linked):
-            core.leave(name, (), spk, 0)
+            core.leave((), spk, 0)
             return step.result(spk, states)
         returned = 1 if step.hides_states else 1 + len(states)
-        shown, *states = core.leave(name, (spk, *links), spk, returned, (spk, *states), record)
+        shown, *states = core.leave((spk, *links), spk, returned, (spk, *states), record)
         return step.result(shown, states)
 
     def _attributes(self) -> list[State]:
@@ -306,7 +298,7 @@ class LayerForward(Forward):
             spikes = values[0]
         if self._is_block:
             core.entry.insides.watch(core.entry.call, values)
-        given = core.leave(name, values, spikes, returned)
+        given = core.leave(values, spikes, returned)
         if not given:
             return result
         ports = dict(zip(keys, given, strict=True))

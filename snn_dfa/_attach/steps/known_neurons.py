@@ -9,8 +9,7 @@ import snntorch as snn
 import torch
 from torch import Tensor
 
-from snn_dfa._attach.steps.step import Kind, Step
-from snn_dfa._attach.steps.step_node import Form
+from snn_dfa._attach.steps.step import Inputs, Kind, Step
 from snn_dfa.neurons import RefractoryLeaky
 from snn_dfa.sequence.change_step import Change
 from snn_dfa.sequence.one_step import Constants
@@ -75,11 +74,9 @@ def step_of(neuron: Any) -> Step | None:
 class RefractoryStep(Step):
     """The same for this library's neuron with a refractory period, by kernels alone."""
 
-    def _constants(
-        self, form: Form, decays: Sequence[Tensor], threshold: Tensor, graded: Tensor
-    ) -> Constants | None:
-        neuron, known = self._neuron, super()._constants(form, decays, threshold, graded)
-        if known is None or type(neuron.input_gain) not in (int, float):
+    def _constants(self, of: Inputs) -> Constants | None:
+        neuron, known = self._neuron, super()._constants(of)
+        if not isinstance(known, Constants) or type(neuron.input_gain) not in (int, float):
             return None
         clamps = neuron.refractory == "clamp"
         silent = neuron.refractory_steps
@@ -130,10 +127,9 @@ class DeltaStep(Step):
     def _reset(self) -> str | None:
         return "none"
 
-    def _constants(  # type: ignore[override]
-        self, form: Form, decays: Sequence[Tensor], threshold: Tensor, graded: Tensor
-    ) -> Change | None:
-        (beta,), slope, height = decays, inline_form(form.surrogate), self._neuron.delta_threshold
+    def _constants(self, of: Inputs) -> Change | None:
+        (beta,), slope = of.decays, inline_form(of.form.surrogate)
+        height = self._neuron.delta_threshold
         if not slope[0] or beta.dim() or beta.requires_grad or type(height) not in (int, float):
             return None
         return Change(beta.item(), height, slope)

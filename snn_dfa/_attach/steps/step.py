@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from snn_dfa._attach.graph import are_packed
 from snn_dfa._attach.steps.products import Book, Made
 from snn_dfa._attach.steps.record import Earlier, Record
 from snn_dfa._attach.steps.step_node import (
@@ -41,20 +42,23 @@ class Inputs:
 
     form: Form
     current: Tensor
-    recurrent: Tensor | None  # the current from the neuron's own spikes
+    recurrent: Tensor | None  # the neuron's own last spikes, where they come in
     states: list[Tensor]
     before: list[Earlier | None]  # of states without a graph what they are of
     decays: list[Tensor]
     threshold: Tensor
     graded: Tensor
-    constants: Constants | Change | None  # for a compiled kernel, where there is one
-    counter: Tensor | None  # of a neuron with a refractory period
+    gains: list[Tensor]  # by which the current is multiplied before it reaches the membrane
+    constants: Constants | Change | None = None  # for a compiled kernel, where there is one
+    counter: Tensor | None = None  # of a neuron with a refractory period
 
     @property
     def may_record(self) -> bool:
         """Whether a kernel knows the step, and nothing that it is made of has a graph."""
+        if self.constants is None or self.gains or self.recurrent is not None:
+            return False
         graphs = any([t.requires_grad for t in (self.current, *self.states)])
-        return self.constants is not None and self.recurrent is None and not graphs
+        return not (graphs or are_packed())
 
     @property
     def links(self) -> list[Tensor | None]:
@@ -96,14 +100,13 @@ class Step:
         self._neuron, self._kind = neuron, kind
         self._names = ("spk", *kind.states) if kind.recurrent else kind.states
         self._known: tuple[Any, Surrogate | None] = (None, None)
-        self._gains: list[Tensor] = []
         #: The numbers of ``Lapicque``'s circuit, and what came of them.
         self._circuit: tuple[Any, Any] = (None, None)
         #: What constants for a kernel were last made of, and those.
         self._last: tuple[Any, Constants | None] = (None, None)
 
     def inputs(self, args: Sequence[Any], book: Book | None = None) -> Inputs | None:
-        """Return what :meth:`compute` takes, as things are now; ``recurrent`` has the spikes.
+        """Return what :meth:`compute` takes, as things are now.
 
         Args:
             args: What the module is called with.
@@ -123,25 +126,23 @@ class Step:
                 return None
             if state.shape != current.shape:
                 states[i] = torch.zeros_like(current)
-        decays = self._decays()
+        gains, decays = self._factors()
         threshold, graded = self._constant("threshold"), self._constant("graded_spikes_factor")
         if not are_alike(current, [*states, *decays, threshold, graded]):
             return None
         dtype = current.dtype if surrogate is neuron.spike_grad else torch.float32
         form = Form(reset, surrogate, dtype, book)
-        constants = None
-        transformed = torch._C._are_functorch_transforms_active()  # such tensors have no address
-        if dtype == current.dtype and suits(current) and not transformed:
-            constants = self._constants(form, decays, threshold, graded)
-        alone = kind.compiled or not getattr(neuron, "reset_delay", True)
-        if constants is None and alone:  # a kernel alone knows the step
-            return None
         spk = states.pop(0) if kind.recurrent else None
         before: list[Earlier | None] = [None] * len(states)
-        counter = self._counter(current, states[-1])
-        return Inputs(
-            form, current, spk, states, before, decays, threshold, graded, constants, counter
-        )
+        found = Inputs(form, current, spk, states, before, decays, threshold, graded, list(gains))
+        transformed = torch._C._are_functorch_transforms_active()  # such tensors have no address
+        if dtype == current.dtype and suits(current) and not transformed:
+            found.constants = self._constants(found)
+        alone = kind.compiled or not getattr(neuron, "reset_delay", True)
+        if found.constants is None and alone:  # a kernel alone knows the step
+            return None
+        found.counter = self._counter(current, states[-1])
+        return found
 
     def _states(self, args: Sequence[Any]) -> list[Any] | None:
         """Return the states that come in, ``None`` where the call is none that is known."""
@@ -150,17 +151,18 @@ class Step:
             return [neuron._buffers.get(name) for name in names]
         return [*args[1:]] if len(args) == 1 + len(names) and not neuron.init_hidden else None
 
-    def _constants(
-        self, form: Form, decays: Sequence[Tensor], threshold: Tensor, graded: Tensor
-    ) -> Constants | None:
-        """Return the numbers for a kernel; ``None`` if neurons differ, or there is no kernel."""
-        parts = (*decays, threshold, graded)
+    def _constants(self, of: Inputs) -> Constants | Change | None:
+        """Return the numbers for a kernel; ``None`` if neurons differ, or there is no kernel.
+
+        A gain that is one number becomes one of them.
+        """
+        form, parts = of.form, (*of.decays, of.threshold, of.graded)
         slope = inline_form(form.surrogate)
         if not slope[0] or any([t.dim() or t.requires_grad for t in parts]):
             return None
         gain = 1.0
-        if len(self._gains) == 1 and not self._gains[0].dim():
-            gain = self._gains.pop().item()
+        if len(of.gains) == 1 and not of.gains[0].dim():
+            gain = of.gains.pop().item()
         delayed = bool(getattr(self._neuron, "reset_delay", True))
         numbers = [t.item() for t in parts]
         now = slope, form.reset, form.dtype, gain, delayed, numbers
@@ -172,7 +174,7 @@ class Step:
             found = Constants(
                 rates[-1], height, size, form.reset, slope, gain, delayed, alpha=alpha
             )  # fmt: skip
-            self._last = now, self._with_more(found, decays)
+            self._last = now, self._with_more(found, of.decays)
         return self._last[1]
 
     def _with_more(self, constants: Constants, decays: Sequence[Tensor]) -> Constants:
@@ -182,22 +184,6 @@ class Step:
     def _counter(self, current: Tensor, mem: Tensor) -> Tensor | None:
         """Return the counter of silent steps, of a neuron that has one."""
         return None
-
-    def scaled(self, current: Tensor) -> Tensor:
-        """Return the current as it reaches the membrane: ``Lapicque`` has a resistance."""
-        for gain in self._gains:
-            current = current * gain
-        return current
-
-    @property
-    def scales(self) -> bool:
-        """Whether the current does not reach the membrane as it is."""
-        return bool(self._gains)
-
-    def recurrent(self, spk: Tensor) -> Tensor:
-        """Return the current from the neuron's own spikes."""
-        current: Tensor = self._neuron.recurrent(spk)
-        return current
 
     def compute(
         self, inputs: Inputs, made: Made | None = None, *, may_record: bool = False
@@ -209,15 +195,17 @@ class Step:
             made: What a linear layer made the current of, which then has no graph.
             may_record: Whether the step need not become a node of the graph.
         """
-        form, current, recurrent = inputs.form, inputs.current, inputs.recurrent
-        states, own = inputs.states, vars(self._neuron)
+        form, states, current = inputs.form, inputs.states, inputs.current
+        recurrent = None if inputs.recurrent is None else self._neuron.recurrent(inputs.recurrent)
+        for gain in inputs.gains:  # ``Lapicque`` has a resistance
+            current = current * gain
         if inputs.constants is None or not _fits(recurrent, current):
-            return self._plain(inputs, made)
+            return self._plain(inputs, current, recurrent, made)
         spk, new, late, counted, kept = compiled_step(
             inputs.constants, current, recurrent, states, inputs.counter
         )
         if late is not None:
-            own["reset"] = late
+            vars(self._neuron)["reset"] = late
         if counted is not None:
             self._neuron._buffers["counter"] = counted
         if may_record and form.book is not None:
@@ -232,7 +220,9 @@ class Step:
         )
         return Result(spk, new, links)
 
-    def _plain(self, inputs: Inputs, made: Made | None) -> Result:
+    def _plain(
+        self, inputs: Inputs, current: Tensor, recurrent: Tensor | None, made: Made | None
+    ) -> Result:
         """Return spikes and states by the operations of torch."""
         form, states, graded = inputs.form, inputs.states, inputs.graded
         weight, bias = (None, None) if made is None else made[1:3]
@@ -240,7 +230,7 @@ class Step:
         if self._kind.decays:
             decays = [decay.clamp(0, 1) for decay in decays]
         spk, vars(self._neuron)["reset"], *rest = PlainStep.apply(
-            form, made, len(states), inputs.current, inputs.recurrent, inputs.threshold,
+            form, made, len(states), current, recurrent, inputs.threshold,
             None if _is_one(graded) else graded, weight, bias, *states, *inputs.links, *decays,
         )  # fmt: skip
         return Result(spk, rest[: len(states)], rest[len(states) :])
@@ -267,16 +257,16 @@ class Step:
             known = None if known is None or known.requires_grad else known
         return known
 
-    def _decays(self) -> list[Any]:
+    def _factors(self) -> tuple[Sequence[Tensor], list[Any]]:
+        """Return what the current and what the states are multiplied by."""
         if self._kind.decays:
-            return [self._constant(name) for name in self._kind.decays]
+            return (), [self._constant(name) for name in self._kind.decays]
         parts = [self._constant(name) for name in ("R", "C", "time_step")]
         now = [(t.item(), t.dtype) for t in parts if type(t) is Tensor and _is_number(t)]
         if len(now) < len(parts) or now != self._circuit[0]:
             self._circuit = now, _circuit(*parts)
         gains, decay = self._circuit[1]
-        self._gains = list(gains)
-        return [decay]
+        return gains, [decay]
 
     def _surrogate(self) -> Surrogate | None:
         now = self._neuron.spike_grad

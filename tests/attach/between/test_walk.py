@@ -24,8 +24,8 @@ def test_a_product_is_known_as_a_walk_finds_it(bias, monkeypatch):
     net = nn.Sequential(nn.Linear(4, 5, bias), leaky(), nn.Linear(5, 2, bias), leaky())
     found = []
 
-    def look(entry, layer, value, **options):
-        made = entry._product(layer, value)
+    def look(entry, value, **options):
+        layer, made = entry.layer, entry._product(value)
         walked = look_below(value, layer, entry.mine, by_sample=True)
         found.append((layer, below_product(value, *made), walked))
 

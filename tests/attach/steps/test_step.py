@@ -50,9 +50,6 @@ def in_one_node(neuron):
         inputs = step.inputs(args)
         if inputs is None:
             return neuron(*args)
-        inputs.current = step.scaled(inputs.current)
-        if inputs.recurrent is not None:
-            inputs.recurrent = step.recurrent(inputs.recurrent)
         spk, states, links, _ = step.compute(inputs)
         return step.result(spk, [Relink.apply([s], k) for s, k in zip(states, links, strict=True)])
 
