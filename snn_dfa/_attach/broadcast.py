@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from snn_dfa._attach import messages
-from snn_dfa._attach.calls import Arrivals, Call
-from snn_dfa._attach.layers import Layers
+from snn_dfa._attach.calls import Arrivals, Call, with_earlier
+from snn_dfa._attach.sample_errors import SentByWays, send_by_ways
 from snn_dfa.errors import AttachError, OutOfStepError
 from snn_dfa.feedback import project
 from snn_dfa.feedback.apply import readout
-from snn_dfa.feedback.base import FeedbackWeights, Sent
-from snn_dfa.feedback.sample_ways import Ways, course_of, sizes_of
-from snn_dfa.rules import Rule, broadcast_signal, check_finite, local
-from snn_dfa.sequence.scan import InSteps, is_scanned
+from snn_dfa.rules import broadcast_signal, check_finite, local
 
-__all__ = ["Broadcast", "is_steady"]
+if TYPE_CHECKING:
+    from snn_dfa._attach.core import Core
+
+__all__ = ["Broadcast"]
 
 #: The errors at the outputs of one step, by the output's name.
 Errors = dict[str, Tensor]
@@ -29,36 +29,16 @@ class Broadcast:
     """One backward pass's broadcast.
 
     Args:
-        layers: The layers.
-        rule: What is broadcast.
-        feedback: The feedback.
-        shapes: Of the spikes of each layer, then of all that it returned, in order of calls.
-        targets: For the rule that sends them.
-        ways: From the calls of layers, the number of samples, and how many dimensions of a call are
-            samples and steps, to how the samples have passed the layers.
-        steady: Whether the loss is the same function of each step.
+        core: The attachment.
     """
 
-    def __init__(
-        self,
-        layers: Layers,
-        rule: Rule,
-        feedback: FeedbackWeights,
-        shapes: Mapping[str, Sequence[torch.Size]],
-        targets: Tensor | None,
-        ways: Callable[[Mapping[str, Sequence[Call]], int, int], Ways],
-        *,
-        steady: bool = False,
-    ) -> None:
-        self._ways, self._steady = ways, steady
-        self._layers, self._rule, self._feedback = layers, rule, feedback
-        self._shapes, self._targets = shapes, targets
+    def __init__(self, core: Core) -> None:
+        assert core.rule is not None
+        self._core, self._layers, self._rule = core, core.layers, core.rule
+        self._feedback, self._shapes = core.feedback, core.shapes
         self._errors: dict[tuple[int, ...], Tensor] = {}  # of a group of steps
         self._signals: dict[int, Tensor] = {}  # what the rule made of one of these
-        # Of feedback with ways of samples: what each layer is sent, and by what the signal of each
-        # step differs from the mean one, which is taken as large as that step's, [T, B, C].
-        self._rest: Tensor | None = None
-        self._by_sample: dict[str, Sent] = {}
+        self._by_ways: SentByWays | None = None  # of feedback with ways of samples
 
     def __call__(self, arrived: Arrivals) -> Arrivals:
         """Return the hidden calls with what each is sent at its spikes.
@@ -66,17 +46,30 @@ class Broadcast:
         Args:
             arrived: Calls, and the loss's gradients at their values.
         """
+        at_outputs = [a for a in arrived if a[0].layer in self._layers.outputs]
+        steady = self._feedback.by_sample and _is_steady(at_outputs)
+        if self._core.at_current:
+            came, arrived = len(arrived), self._at_currents(arrived)
+            steady &= len(arrived) == came  # the loss reads all steps
         steps = self._steps(arrived)
         errors: list[tuple[str, list[Call], Tensor]] = []
         shapes: dict[str, tuple[int, ...]] = {}
-        for name, calls in steps.items():
-            for group in _alike(calls):
+        for name, of_layer in steps.items():
+            for group in _alike(of_layer):
                 e, dims = self._errors_of(name, group)
                 shapes[name] = (e.shape[-1], *group[0][0].shape[dims:])
                 errors.append((name, [call for call, _ in group], e))
         if shapes:
             self._feedback.require(shapes, self._path(e.shape[-1], dims))
-            self._take_ways(arrived, errors, dims)
+            name, calls, e = errors[0]
+            alike = self._rule is not local and all(each[2] is e for each in errors)
+            if self._feedback.by_sample and alike and dims:
+                signal = self._signal(name, e, calls)
+                self._by_ways = send_by_ways(
+                    self._core, arrived, signal, calls, dims, steady=steady
+                )
+            elif self._feedback.needs_ways:
+                raise messages.without_ways(self._feedback.needs_ways)
         return [sent for each in errors for sent in self._send(*each)]
 
     def require(self, outputs: Sequence[Call]) -> None:
@@ -91,6 +84,25 @@ class Broadcast:
             count = sum(self._count(name, dims) for name in self._layers.outputs)
             shapes = {n: (count, *hidden[n].shape[dims:]) for n in self._shapes if n in hidden}
             self._feedback.require(shapes, self._path(count, dims))
+
+    def _at_currents(self, arrived: Arrivals) -> Arrivals:
+        """Return what has arrived, with the errors of spiking outputs taken at their currents.
+
+        The error at the current of a step is dL/dI, by way of the neuron's surrogate, of its later
+        steps and of all that the loss reads of it. It is what the last weights learn from.
+        """
+        running, layers = self._core.running, self._layers
+        spiking = layers.neurons.intersection(layers.outputs)
+        own = [a for a in arrived if a[0].layer in spiking and any(g is not None for g in a[1])]
+        # Of a loss on the last membrane, say, nothing arrives at the calls before.
+        asked = [c for c in with_earlier(call for call, _ in own) if c.layer in spiking]
+        assert running is not None
+        found: dict[Call, Sequence[Tensor | None]] = {
+            c: [e, *[None] * (len(c.values) - 1)]
+            for c, e in zip(asked, running.at_currents(own, asked), strict=True)
+            if e is not None and e.shape == c.shape
+        }
+        return [a for a in arrived if a[0] not in found] + list(found.items())
 
     def _path(self, count: int, dims: int) -> dict[str, tuple[int, ...]]:
         return {
@@ -225,9 +237,9 @@ class Broadcast:
 
     def _made(self, e: Tensor, calls: Sequence[Call], scores: Tensor | None = None) -> Tensor:
         """Return what the rule makes of errors and a layer's scores, in the order of the calls."""
-        own, steps = [call.targets for call in calls], calls[0].steps
-        if self._targets is not None or all(y is own[0] for y in own):
-            targets = own[0] if self._targets is None else self._targets
+        own, steps, given = [c.targets for c in calls], calls[0].steps, self._core.targets
+        if given is not None or all(y is own[0] for y in own):
+            targets = own[0] if given is None else given
             return broadcast_signal(self._rule, e, targets, steps, scores)
         each = [None] * len(own) if scores is None else scores
         return torch.stack(
@@ -251,60 +263,6 @@ class Broadcast:
             parts.append(like.new_zeros(*like.shape[:-1], count))
         return torch.cat(parts, -1)
 
-    def _take_ways(
-        self,
-        arrived: Arrivals,
-        errors: Sequence[tuple[str, list[Call], Tensor]],
-        dims: int,
-    ) -> None:
-        """Send the mean signal over all steps back by each sample's own way, where it is known."""
-        name, calls, e = errors[0]
-        batch = calls[0].shape[:dims]
-        alike = self._rule is not local and all(each[2] is e for each in errors)
-        if not (self._feedback.by_sample and alike and dims):
-            messages.refuse_without_ways(self._feedback.needs_ways)
-            return
-        steps = _in_steps(self._signal(name, e, calls), calls[0].steps)
-        mean, courses = steps[:1], dict[str, Tensor]()
-        if steps.stride(0) and len(steps) > 1:
-            mean, course = steps.mean(0, keepdim=True), course_of(sizes_of(steps))
-            by = course.to(steps.dtype).view(-1, 1, 1)
-            self._rest = torch.addcmul(steps, by, mean, value=-1)
-            courses = dict.fromkeys(self._layers.outputs, course)
-        passed: dict[str, dict[Call, None]] = {}  # once, where several outputs are of one step
-        for call, _ in sorted(arrived, key=lambda each: each[0].number):
-            if call.layer in self._layers.outputs:
-                passed.setdefault(call.layer, {})[call] = None
-                for below in call.steps_below:
-                    for name, each in below.items():
-                        if each.shape[:dims] == batch:
-                            passed.setdefault(name, {})[each] = None
-        found = {name: list(calls) for name, calls in passed.items()}
-        ways = self._ways(found, steps.shape[1], dims)
-        known = {n: each for n, each in ways.courses.items() if len(each) == len(steps) > 1}
-        ways = replace(ways, courses=known | courses)
-        rest = None if self._rest is None else self._rest.flatten(0, 1)
-        self._by_sample = self._feedback.send(mean[0], rest, ways, steady=self._steady)
-
-    def _projected(self, name: str, signal: Tensor, calls: Sequence[Call]) -> Tensor:
-        """Return what a layer is sent for a signal, [..., *S]."""
-        if not self._by_sample:
-            return project(signal, self._feedback.matrix(name, signal))
-        once, matrix, rest, course = self._by_sample[name]
-        steps = _in_steps(signal, calls[0].steps)
-        if rest is not None:
-            sent = _added(rest.reshape(len(steps), *once.shape), once, course)
-        elif matrix is not None and self._rest is not None:
-            sent = _added(_through(self._rest, matrix, calls[0].spikes), once, course)
-        elif course is None:
-            sent = once.expand(len(steps), *once.shape)
-        else:  # the parts are for scans; hooks and functions in a block see what they know
-            sent = InSteps.of(once, course.to(once.dtype))
-            parts = name in self._layers.neurons and is_scanned(calls[0].spikes)
-            sent = sent if parts and len(calls) == 1 else sent.product()
-        shape = (*signal.shape[:-1], *once.shape[1:])
-        return sent if sent.shape == shape else sent.reshape(shape)
-
     def _send(self, name: str, calls: Sequence[Call], e: Tensor) -> Arrivals:
         """Return what the steps of one layer are sent."""
         signal = self._signal(name, e, calls)
@@ -312,7 +270,11 @@ class Broadcast:
             self._feedback.accumulate(name, signal, _spikes(calls))
         spikes0 = calls[0].spikes
         dtype = signal.dtype if spikes0 is None else spikes0.dtype
-        sent = self._projected(name, signal, calls).to(dtype)
+        if self._by_ways is None:
+            sent = project(signal, self._feedback.matrix(name, signal))
+        else:
+            sent = self._by_ways.to(name, signal, calls)
+        sent = sent.to(dtype)
         shape = calls[0].shape if len(calls) == 1 else (len(calls), *calls[0].shape)
         sent = sent if sent.shape == shape else sent.expand(shape)
         self._feedback.notify(name, sent)
@@ -328,7 +290,7 @@ def _sum(a: Tensor, b: Tensor, sums: dict[tuple[int, int], tuple[Tensor, ...]]) 
     return sums[key][2]
 
 
-def is_steady(arrived: Arrivals) -> bool:
+def _is_steady(arrived: Arrivals) -> bool:
     """Return whether the loss gives the same errors at all steps."""
     errors: dict[tuple[str | None, int], list[Tensor]] = {}
     if any(call.chosen is not None for call, _ in arrived):
@@ -354,39 +316,6 @@ def _is_one(errors: Sequence[Tensor]) -> bool:
     """Return whether errors are one, in the memory of one."""
     first = errors[0]
     return all(e.data_ptr() == first.data_ptr() and e.stride() == first.stride() for e in errors)
-
-
-def _in_steps(signal: Tensor, steps: int | None) -> Tensor:
-    """Return a signal as [T, B, C].
-
-    Args:
-        signal: [B, C], [T, B, C], or more dimensions of steps; with ``steps`` [T * B, C].
-        steps: T, where time is part of the samples.
-    """
-    if steps is not None:
-        return signal.reshape(-1, signal.shape[-2] // steps, signal.shape[-1])
-    return signal if signal.dim() == 3 else signal.reshape(-1, *signal.shape[-2:])
-
-
-def _through(errors: Tensor, matrix: Tensor, spikes: Tensor | None) -> Tensor:
-    r"""Return errors [T, B, C] times B [C, \*S], as spikes lie in memory: so neurons read them."""
-    order = _order_of(spikes, matrix.dim())
-    rows = matrix.permute(order)
-    sent = (errors @ rows.flatten(1).to(errors.dtype)).view(*errors.shape[:2], *rows.shape[1:])
-    return sent.permute(0, *(1 + order.index(i) for i in range(len(order))))
-
-
-def _added(sent: Tensor, once: Tensor, course: Tensor | None) -> Tensor:
-    r"""Return what is sent, [T, B, \*S], with one part for all steps added by its course."""
-    if course is None:
-        return sent.add_(once)
-    return sent.addcmul_(course.to(once.dtype).view(-1, *(1,) * once.dim()), once)
-
-
-def _order_of(spikes: Tensor | None, dims: int) -> list[int]:
-    """Return the dimensions of [B, *S], those of a sample as they lie in memory."""
-    strides = [0] * dims if spikes is None else spikes.stride()[-dims:]
-    return [0, *sorted(range(1, dims), key=lambda i: (-strides[i], i))]
 
 
 def _spikes(calls: Sequence[Call]) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,8 @@ from torch import Tensor
 
 from snn_dfa._attach import messages
 from snn_dfa._attach.between.paths import Paths
-from snn_dfa._attach.between.ways import Passage, ways_of
-from snn_dfa._attach.broadcast import Broadcast, is_steady
-from snn_dfa._attach.calls import Arrivals, Call, Pass, with_earlier
+from snn_dfa._attach.broadcast import Broadcast
+from snn_dfa._attach.calls import Arrivals, Call, Pass
 from snn_dfa._attach.collector import Collector
 from snn_dfa._attach.entry import Entry
 from snn_dfa._attach.functions import Port
@@ -31,7 +30,6 @@ from snn_dfa._attach.steps.products import Notes
 from snn_dfa._attach.steps.record import Record
 from snn_dfa.errors import AttachError, OutOfStepError
 from snn_dfa.feedback.base import FeedbackWeights
-from snn_dfa.feedback.sample_ways import Ways, course_of
 from snn_dfa.rules import Rule, local
 from snn_dfa.sequence import Layout
 
@@ -69,7 +67,7 @@ class Core:
         at_current: bool,
         layouts: Sequence[Layout],
     ) -> None:
-        self.layers, self._rule, self.feedback, self.paths = layers, rule, feedback, paths
+        self.layers, self.rule, self.feedback, self.paths = layers, rule, feedback, paths
         self._structure, self._layouts = structure, layouts
         self.aligned, self.traced, self.at_current = aligned, traced, at_current
         self.active = True
@@ -77,7 +75,7 @@ class Core:
         self.running: Run | None = None
         self.now, self.numbers = Pass(), itertools.count()
         self.inside: str | None = None
-        self._shapes: dict[str, list[torch.Size]] = {}  # of what a layer returned, by layer
+        self.shapes: dict[str, list[torch.Size]] = {}  # of what a layer returned, by layer
         self._warned = False
         self._seen: list[tuple[torch.Size, ...]] = []  # shapes for which there is feedback
         self._kinds: Any = None  # stream and parameters of the last pass
@@ -96,17 +94,17 @@ class Core:
     @property
     def sends_nothing(self) -> bool:
         """Whether the rule is that only the output block learns."""
-        return self._rule is None and not self.aligned
+        return self.rule is None and not self.aligned
 
     @property
     def follows_ways(self) -> bool:
         """Whether the feedback is made of what comes into layers, as each pass makes it."""
-        return self.feedback.by_weight and self._rule is not None
+        return self.feedback.by_weight and self.rule is not None
 
     @property
     def takes_ways(self) -> bool:
         """Whether errors take the ways of samples, so that functions may have a derivative each."""
-        return self.feedback.by_sample and self._rule not in (None, local)
+        return self.feedback.by_sample and self.rule not in (None, local)
 
     @property
     def asks(self) -> bool:
@@ -200,8 +198,8 @@ class Core:
             now.end(self.layers)
         if spikes is not None:
             counted = values[:returned] if call.linked else ()
-            self._shapes[layer] = [call.shape, *[v.shape for v in counted]]
-            if call.learns and self._rule is not None:
+            self.shapes[layer] = [call.shape, *[v.shape for v in counted]]
+            if call.learns and self.rule is not None:
                 self.paths.look_for(layer)
         return self._port(call, shown or values)
 
@@ -251,42 +249,14 @@ class Core:
         for call in first:
             if call.along is not None:  # the only call of this output
                 name = call.layer or ""
-                self._shapes[name] = [call.without_time(s) for s in self._shapes[name]]
-        if torch.is_grad_enabled() and self._rule is not None:
+                self.shapes[name] = [call.without_time(s) for s in self.shapes[name]]
+        if torch.is_grad_enabled() and self.rule is not None:
             shapes = [
                 (call.shape, *(c.shape for c in call.below.values() if c.learns)) for call in first
             ]
             if shapes != self._seen:
-                self._broadcast().require(first)
+                Broadcast(self).require(first)
                 self._seen = shapes
-
-    def _broadcast(self, *, steady: bool = False) -> Broadcast:
-        assert self._rule is not None
-        return Broadcast(
-            self.layers, self._rule, self.feedback, self._shapes, self.targets, self._ways,
-            steady=steady,
-        )  # fmt: skip
-
-    def _ways(self, calls: Mapping[str, Sequence[Call]], batch: int, dims: int) -> Ways:
-        """Return how samples have passed layers, as means over the steps.
-
-        Args:
-            calls: Of each layer, one for each step.
-            batch: How many samples there are.
-            dims: How many dimensions of a call are samples and steps.
-        """
-        passages: dict[str, list[tuple[Passage, int]]] = {}
-        gates, courses = dict[str, Tensor](), dict[str, Tensor]()
-        for layer, each in calls.items():
-            known = [(c, c.passage) for c in each if c.passage is not None]  # others flow in there
-            if known:
-                passages[layer] = [(p, c.without_time(c.shape)[:dims].numel()) for c, p in known]
-                has_gates = layer not in self.layers.outputs and all(p.alone for _, p in known)
-                if self.running is not None and has_gates:
-                    found = self.running.gate(each, [c for c, _ in known], batch, dims)
-                    if found is not None:
-                        gates[layer], courses[layer] = found[0], course_of(found[1])
-        return Ways(gates, ways_of(passages, self.paths.signatures, batch), courses)
 
     # -- what is broadcast -------------------------------------------------------------------------
 
@@ -306,37 +276,12 @@ class Core:
             self._look_at_heads()
             self.paths.tracing = False
         self.paths.next_round()
-        if self._rule is None:
+        if self.rule is None:
             return []
         if hooked := self._structure.hooked():  # seldom; then the calls are gone through
             _see_that_none_hears(hooked, arrived)
         self._refuse_second_output(arrived)
-        steady = self.feedback.by_sample and is_steady(
-            [a for a in arrived if a[0].layer in self.layers.outputs]
-        )
-        if self.at_current:
-            came, arrived = len(arrived), self._at_currents(arrived)
-            steady &= len(arrived) == came  # the loss reads all steps
-        return self._broadcast(steady=steady)(arrived)
-
-    def _at_currents(self, arrived: Arrivals) -> Arrivals:
-        """Return what has arrived, with the errors of spiking outputs taken at their currents.
-
-        The error at the current of a step is dL/dI, by way of the neuron's surrogate, of its later
-        steps and of all that the loss reads of it. It is what the last weights learn from.
-        """
-        spiking = self.layers.neurons.intersection(self.layers.outputs)
-        own = [a for a in arrived if a[0].layer in spiking and any(g is not None for g in a[1])]
-        # Of a loss on the last membrane, say, nothing arrives at the calls before.
-        asked = [c for c in with_earlier(call for call, _ in own) if c.layer in spiking]
-        assert self.running is not None
-        errors = self.running.at_currents(own, asked)
-        found: dict[Call, Sequence[Tensor | None]] = {
-            c: [e, *[None] * (len(c.values) - 1)]
-            for c, e in zip(asked, errors, strict=True)
-            if e is not None and e.shape == c.shape
-        }
-        return [a for a in arrived if a[0] not in found] + list(found.items())
+        return Broadcast(self)(arrived)
 
     def _settle(self, arrived: Arrivals) -> None:
         """Settle who is the output, and end a pass that is made without the network's forward.

@@ -6,30 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from snn_dfa.errors import AttachError, FeedbackError
 
-__all__ = [
-    "called_late",
-    "changed",
-    "changed_inside",
-    "exported",
-    "heads",
-    "hooked",
-    "left_out",
-    "mixed_steps",
-    "not_yet_called",
-    "other_call",
-    "other_order",
-    "other_steps",
-    "out_of_step",
-    "parts_out_of_step",
-    "read_inside",
-    "refuse_repetition",
-    "refuse_unled",
-    "refuse_without_ways",
-    "second_output",
-    "square",
-    "unnamed_readout",
-]
-
 
 def out_of_step(hidden: str, output: str | None, calls: Mapping[str, int], *, given: bool) -> str:
     """Say that a hidden layer and the output were not called equally often.
@@ -357,15 +333,10 @@ def shallow_distributed() -> AttachError:
     )
 
 
-def refuse_without_ways(layers: Sequence[str]) -> None:
-    """Raise an error for products of values where errors cannot take each sample's own way.
-
-    Raises:
-        FeedbackError: if there are such layers.
-    """
-    if layers:
-        raise FeedbackError(
-            f"feedback: what comes into layer {layers[0]!r} is a product of values, whose "
-            f"derivative differs from sample to sample; expected one dimension of samples, and all "
-            f"layers to get the error of the same steps; use feedback='kolen-pollack'"
-        )
+def without_ways(layers: Sequence[str]) -> FeedbackError:
+    """Say that products of values are passed where errors cannot take each sample's own way."""
+    return FeedbackError(
+        f"feedback: what comes into layer {layers[0]!r} is a product of values, whose "
+        f"derivative differs from sample to sample; expected one dimension of samples, and all "
+        f"layers to get the error of the same steps; use feedback='kolen-pollack'"
+    )

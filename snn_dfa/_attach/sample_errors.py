@@ -1,0 +1,145 @@
+"""What layers are sent by each sample's own way back: the mean signal, and what steps add to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from snn_dfa._attach.between.ways import Passage, ways_of
+from snn_dfa._attach.calls import Arrivals, Call
+from snn_dfa.feedback.base import Sent
+from snn_dfa.feedback.sample_ways import Ways, course_of, sizes_of
+from snn_dfa.sequence.scan import InSteps, is_scanned
+
+if TYPE_CHECKING:
+    from snn_dfa._attach.core import Core
+
+__all__ = ["SentByWays", "send_by_ways"]
+
+
+@dataclass
+class SentByWays:
+    """What each layer is sent.
+
+    Args:
+        sent: By the name of the layer.
+        rest: By what the signal of each step differs from the mean one, which is taken as large as
+            that step's, [T, B, C]; ``None`` for nothing.
+        neurons: The layers that are spiking neurons.
+    """
+
+    sent: dict[str, Sent]
+    rest: Tensor | None
+    neurons: set[str]
+
+    def to(self, name: str, signal: Tensor, calls: Sequence[Call]) -> Tensor:
+        r"""Return what a layer is sent for a signal, [..., \*S]."""
+        once, matrix, rest, course = self.sent[name]
+        steps = _in_steps(signal, calls[0].steps)
+        if rest is not None:
+            sent = _added(rest.reshape(len(steps), *once.shape), once, course)
+        elif matrix is not None and self.rest is not None:
+            sent = _added(_through(self.rest, matrix, calls[0].spikes), once, course)
+        elif course is None:
+            sent = once.expand(len(steps), *once.shape)
+        else:  # the parts are for scans; hooks and functions in a block see what they know
+            sent = InSteps.of(once, course.to(once.dtype))
+            parts = name in self.neurons and is_scanned(calls[0].spikes)
+            sent = sent if parts and len(calls) == 1 else sent.product()
+        shape = (*signal.shape[:-1], *once.shape[1:])
+        return sent if sent.shape == shape else sent.reshape(shape)
+
+
+def send_by_ways(
+    core: Core, arrived: Arrivals, signal: Tensor, calls: Sequence[Call], dims: int, *, steady: bool
+) -> SentByWays | None:
+    """Send the mean signal over all steps back by each sample's own way.
+
+    Args:
+        core: The attachment.
+        arrived: Calls, and the gradients at their values.
+        signal: That of all steps, the same for all layers.
+        calls: Of a layer, one for each step.
+        dims: How many dimensions of a call are samples and steps.
+        steady: Whether the loss is the same function of each step.
+    """
+    batch, steps = calls[0].shape[:dims], _in_steps(signal, calls[0].steps)
+    mean, rest, courses = steps[:1], None, dict[str, Tensor]()
+    if steps.stride(0) and len(steps) > 1:
+        mean, course = steps.mean(0, keepdim=True), course_of(sizes_of(steps))
+        rest = torch.addcmul(steps, course.to(steps.dtype).view(-1, 1, 1), mean, value=-1)
+        courses = dict.fromkeys(core.layers.outputs, course)
+    passed: dict[str, dict[Call, None]] = {}  # once, where several outputs are of one step
+    for call, _ in sorted(arrived, key=lambda each: each[0].number):
+        if call.layer in core.layers.outputs:
+            passed.setdefault(call.layer, {})[call] = None
+            for below in call.steps_below:
+                for name, each in below.items():
+                    if each.shape[:dims] == batch:
+                        passed.setdefault(name, {})[each] = None
+    ways = _ways(core, {name: list(each) for name, each in passed.items()}, steps.shape[1], dims)
+    known = {n: each for n, each in ways.courses.items() if len(each) == len(steps) > 1}
+    ways = replace(ways, courses=known | courses)
+    flat = None if rest is None else rest.flatten(0, 1)
+    sent = core.feedback.send(mean[0], flat, ways, steady=steady)
+    return SentByWays(sent, rest, core.layers.neurons) if sent else None
+
+
+def _ways(core: Core, calls: dict[str, list[Call]], batch: int, dims: int) -> Ways:
+    """Return how samples have passed layers, as means over the steps.
+
+    Args:
+        core: The attachment.
+        calls: Of each layer, one for each step.
+        batch: How many samples there are.
+        dims: How many dimensions of a call are samples and steps.
+    """
+    passages: dict[str, list[tuple[Passage, int]]] = {}
+    gates, courses = dict[str, Tensor](), dict[str, Tensor]()
+    for layer, each in calls.items():
+        known = [(c, c.passage) for c in each if c.passage is not None]  # others flow in there
+        if known:
+            passages[layer] = [(p, c.without_time(c.shape)[:dims].numel()) for c, p in known]
+            has_gates = layer not in core.layers.outputs and all(p.alone for _, p in known)
+            if core.running is not None and has_gates:
+                found = core.running.gate(each, [c for c, _ in known], batch, dims)
+                if found is not None:
+                    gates[layer], courses[layer] = found[0], course_of(found[1])
+    return Ways(gates, ways_of(passages, core.paths.signatures, batch), courses)
+
+
+def _in_steps(signal: Tensor, steps: int | None) -> Tensor:
+    """Return a signal as [T, B, C].
+
+    Args:
+        signal: [B, C], [T, B, C], or more dimensions of steps; with ``steps`` [T * B, C].
+        steps: T, where time is part of the samples.
+    """
+    if steps is not None:
+        return signal.reshape(-1, signal.shape[-2] // steps, signal.shape[-1])
+    return signal if signal.dim() == 3 else signal.reshape(-1, *signal.shape[-2:])
+
+
+def _through(errors: Tensor, matrix: Tensor, spikes: Tensor | None) -> Tensor:
+    r"""Return errors [T, B, C] times B [C, \*S], as spikes lie in memory: so neurons read them."""
+    order = _order_of(spikes, matrix.dim())
+    rows = matrix.permute(order)
+    sent = (errors @ rows.flatten(1).to(errors.dtype)).view(*errors.shape[:2], *rows.shape[1:])
+    return sent.permute(0, *(1 + order.index(i) for i in range(len(order))))
+
+
+def _added(sent: Tensor, once: Tensor, course: Tensor | None) -> Tensor:
+    r"""Return what is sent, [T, B, \*S], with one part for all steps added by its course."""
+    if course is None:
+        return sent.add_(once)
+    return sent.addcmul_(course.to(once.dtype).view(-1, *(1,) * once.dim()), once)
+
+
+def _order_of(spikes: Tensor | None, dims: int) -> list[int]:
+    """Return the dimensions of [B, *S], those of a sample as they lie in memory."""
+    strides = [0] * dims if spikes is None else spikes.stride()[-dims:]
+    return [0, *sorted(range(1, dims), key=lambda i: (-strides[i], i))]
