@@ -212,7 +212,7 @@ class Core:
     def _port(self, call: Call, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
         if not call.values:
             return ()
-        tokens = [self.collector.gather, *self.leaves.entrances]
+        tokens = [self.collector.gather, *self.leaves.entrances.values()]
         tokens += [self.collector.deliver] * call.linked
         ports: tuple[Tensor, ...] = Port.apply(call, values, *tokens)
         return ports

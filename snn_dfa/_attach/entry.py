@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
@@ -20,11 +20,11 @@ from snn_dfa._attach.between.ways import Passage
 from snn_dfa._attach.calls import Call
 from snn_dfa._attach.functions import Bridge, Relink, second_time
 from snn_dfa._attach.graph import PORT, Origin, origin_of
-from snn_dfa._attach.hooks import watch
+from snn_dfa._attach.hooks_of_others import see_no_change, with_hooks
 from snn_dfa._attach.insides import Insides
 from snn_dfa._attach.steps.products import Current, Made, made_of
 from snn_dfa._attach.steps.record import Earlier
-from snn_dfa.errors import AttachError, BackwardError
+from snn_dfa.errors import AttachError
 
 if TYPE_CHECKING:
     from snn_dfa._attach.collector import Collector
@@ -91,7 +91,7 @@ class Entry:
             node: Any = value.grad_fn
             self._go_on(node.call)
             hooked = value._backward_hooks and not node.call.is_lost(self._core.collector)
-            return self._with_hooks(value) if hooked else original
+            return with_hooks(self._core, self.layer, value) if hooked else original
         if self.call.linked:
             self.call.inputs.append((value.grad_fn, value.output_nr))
         made = self._made(value)
@@ -118,7 +118,7 @@ class Entry:
             return self.enter(value), None
         self._go_on(call)
         if value._backward_hooks:
-            self._with_hooks(value)
+            with_hooks(self._core, self.layer, value)
         return value.detach(), (call, index)
 
     def _enter_graph(self, value: Tensor) -> Tensor:
@@ -146,7 +146,8 @@ class Entry:
                 own[node, index] = original if of == layer else self.enter(original)
         own = {edge: t for edge, t in own.items() if t.requires_grad}
         if own:
-            self._watch_hooks(value, origin.hooked)
+            at = (*origin.hooked, *[value] * bool(value._backward_hooks))
+            see_no_change(self._core, layer, at)
         return self._bridged(value, origin, own)
 
     def _leads_on(self, call: Call, index: int) -> bool:
@@ -305,52 +306,6 @@ class Entry:
             relinked: Tensor = Relink.apply([value], original)
             return relinked
         return original if original.data_ptr() == value.data_ptr() else None
-
-    def _with_hooks(self, value: Tensor) -> Tensor:
-        """Return a state's original with the user's hooks on it, and no longer on the state.
-
-        So they are called once, with the sum of what the loss and the later steps send. In the
-        plain network that sum has one part more, from the spikes of the same step. So a hook may
-        look, and one that changes the gradient raises an error.
-        """
-        layer = self.layer
-
-        def looks(hook: Callable[[Tensor], Any], grad: Tensor) -> None:
-            if not self._core.asks and hook(grad) is not None:
-                raise BackwardError(messages.hooked(layer))
-
-        node: Any = value.grad_fn
-        call, index = node.call, value.output_nr
-        original = call.original(index)
-        hooked: Tensor = original.view_as(original)
-        hooks = cast("dict[int, Callable[[Tensor], Any]]", value._backward_hooks)
-        for hook in hooks.values():
-            hooked.register_hook(partial(looks, hook))  # type: ignore[no-untyped-call]
-        hooks.clear()
-        call.values = [*call.values[:index], hooked, *call.values[index + 1 :]]
-        if original is call.spikes:
-            call.spikes = hooked
-        return hooked
-
-    def _watch_hooks(self, value: Tensor, nodes: Sequence[Any]) -> None:
-        """See that no hook changes a gradient that comes in two parts, of loss and later steps.
-
-        Args:
-            value: One that the program made of the layer's own.
-            nodes: Those with hooks of modules, on the way to the value.
-        """
-        core, layer = self._core, self.layer
-
-        def see(passed: dict[int, bool], changed: bool) -> None:
-            if core.asks:
-                return
-            if core.task in passed and (changed or passed[core.task]):
-                raise BackwardError(messages.hooked(layer))
-            passed.clear()
-            passed[core.task] = changed
-
-        for at in (*nodes, *[value] * bool(value._backward_hooks)):
-            watch(at, partial(see, {}))
 
     def _stale(self, value: Tensor) -> Tensor:
         """Return a state whose graph is used up: a value, with an error on the way back."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from torch import Tensor
 from torch.nn import Parameter
@@ -24,17 +24,13 @@ class Leaves:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._others: dict[int, weakref.ref[Tensor]] = {}
-        self._entrances: dict[int, Tensor] = {}
-
-    @property
-    def entrances(self) -> list[Tensor]:
-        """What ports of this pass lead to, beside the parameters of the network."""
-        return list(self._entrances.values())
+        self._others: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
+        #: What ports of this pass lead to, beside the parameters of the network.
+        self.entrances: dict[int, Tensor] = {}
 
     def forget(self) -> None:
         """Forget the pass that has ended; what layers learn from may be read once more."""
-        self._entrances = {}
+        self.entrances = {}
 
     def note(self, leaf: Tensor) -> bool:
         """Note a leaf that came into a layer; return whether it learns."""
@@ -48,20 +44,18 @@ class Leaves:
 
     def note_other(self, leaf: Tensor) -> None:
         """Note a leaf that layers learn from and that is none of the parameters of this pass."""
-        self._others[id(leaf)] = weakref.ref(leaf)
+        self._others[id(leaf)] = leaf
 
     def note_entrance(self, value: Tensor) -> None:
         """Note a leaf, or a view of one, that comes from outside: autograd may be asked for it."""
-        if id(value) not in self._entrances:
-            self._entrances[id(value)] = self._core.collector.entrance(value)
+        if id(value) not in self.entrances:
+            self.entrances[id(value)] = self._core.collector.entrance(value)
 
     def note_network(self, other: Collector) -> None:
         """Note another attached network, so that autograd finds a way to its parameters."""
-        self._entrances[id(other)] = other.deliver
+        self.entrances[id(other)] = other.deliver
 
     def others(self, collector: Collector) -> list[Tensor]:
         """Return the leaves that layers learn from, parameters of a pass apart."""
-        found = {key: ref() for key, ref in self._others.items()}
-        self._others = {k: self._others[k] for k, leaf in found.items() if leaf is not None}
-        wanted = {k: leaf for k, leaf in found.items() if leaf is not None and leaf.requires_grad}
-        return [leaf for k, leaf in wanted.items() if k not in collector.known]
+        known = collector.known
+        return [t for key, t in self._others.items() if t.requires_grad and key not in known]
