@@ -74,10 +74,6 @@ class Call:
         self.inputs: list[Any] = []  # edges of what came in; of layers that are no neurons
         self.supposed = False  # an output has the call by order alone, and does not read it
 
-    def arrive(self, grads: Sequence[Tensor | None]) -> None:
-        """Take the gradients that the user's backward pass has at the values."""
-        self.collector.arrive(self, grads)
-
     @property
     def hears(self) -> bool:
         """Whether an error at the spikes reaches anything: they have a graph, or had one."""

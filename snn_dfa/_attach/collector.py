@@ -1,17 +1,11 @@
-"""The backward pass: what the loss gives, what is broadcast, and what each layer makes of it.
-
-Autograd runs the user's ``loss.backward()`` up to the ports, where each layer's graph ends. When
-every port has been reached, :meth:`Collector.finish` adds the projected errors and goes on through
-the layers' own graphs to the parameters. No part of the graph leads from one layer to another, so
-that no product with a transposed weight is computed.
-"""
+"""The backward pass: what arrives at ports, when all has arrived, and who gets the gradients."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +45,6 @@ class Collector:
         self.stand_ins = {id(p): p.detach().requires_grad_() for p in parameters if not p.is_leaf}
         self._leaves = [self.stand_ins.get(id(p), p) for p in parameters]
         self.known = {id(leaf) for leaf in self._leaves}
-        self.me = weakref.ref(self)  # the graph holds the collector by its ports alone
         # Ports of an output lead to `deliver`, and all ports to `gather`. Of the nodes that are
         # ready autograd runs the one that was made last: so `gather` is run before `deliver`.
         self.deliver: Tensor = Token.apply(_if_alive(self._deliver), core.leaf, *parameters)
@@ -60,8 +53,8 @@ class Collector:
         self.bridged = bool(self.stand_ins)
         self._task, self._partial, self._alone = -1, False, False
         #: Those of other networks that read calls of this one, and those that this one reads.
-        self._readers: dict[weakref.ref[Collector], WeakSet[Call]] = {}
-        self._sources: set[weakref.ref[Collector]] = set()
+        self._readers: WeakKeyDictionary[Collector, WeakSet[Call]] = WeakKeyDictionary()
+        self._sources: WeakSet[Collector] = WeakSet()
         self._given: Arrivals = []  # what has come back from readers
         self._waits = False  # all ports have been reached, and not all readers have
         self._settled = -1  # the pass of autograd in which all was turned into gradients last
@@ -204,17 +197,17 @@ class Collector:
 
     def read_by(self, reader: Collector, call: Call) -> None:
         """Note that another network gets a value of a call, and sends its gradient back."""
-        self._readers.setdefault(reader.me, WeakSet()).add(call)
-        reader._sources.add(self.me)
+        self._readers.setdefault(reader, WeakSet()).add(call)
+        reader._sources.add(self)
 
     def _read(self) -> list[Collector]:
         """Return those that have read a call whose graph is not used up."""
         if not self._readers:
             return []
-        used = [ref for ref, calls in self._readers.items() if all(c.released for c in calls)]
-        for ref in used:
-            del self._readers[ref]
-        return [each for each in (ref() for ref in self._readers) if each is not None]
+        for reader, calls in list(self._readers.items()):
+            if all(call.released for call in calls):
+                del self._readers[reader]
+        return list(self._readers)
 
     def _has_to_wait(self) -> bool:
         """Return whether networks that read this one have still to be gone through in this pass.
@@ -222,9 +215,8 @@ class Collector:
         Raises:
             BackwardError: if one of them is read by this one.
         """
-        later, i = self._read(), 0
-        while i < len(later):
-            each, i = later[i], i + 1
+        later = self._read()
+        for each in later:  # which grows
             if each is self:
                 for waits in later:
                     waits._arrived, waits._given = [], []
@@ -256,7 +248,7 @@ class Collector:
 
     def _give_back(self) -> None:
         """Let the networks that gave values to this one go on with what has come back to them."""
-        for source in [each for each in (ref() for ref in self._sources) if each is not None]:
+        for source in list(self._sources):
             source._go_on(partial=self._partial)
 
     def _go_on(self, *, partial: bool) -> None:

@@ -1,9 +1,4 @@
-"""One attachment: what goes out of a layer, and what is sent to it.
-
-Each call of a layer is an island of autograd's graph. What it returns, and every state that it
-leaves in its attributes, is handed out by a :class:`~snn_dfa._attach.functions.Port`, where the
-graph ends. For what comes in see :class:`~snn_dfa._attach.entry.Entry`.
-"""
+"""One attachment: what goes out of a layer, by ports, and what is sent to it."""
 
 from __future__ import annotations
 
@@ -132,8 +127,8 @@ class Core:
             for p in self.collector.parameters:
                 if p.is_leaf and not p.requires_grad:
                     self.leaves.note_other(p)
-            found = (ref() for ref in self._before)
-            self._before = [c.me for c in found if c is not None] + [self.collector.me]
+            before = [ref for ref in self._before if ref() is not None]
+            self._before = [*before, weakref.ref(self.collector)]
         # First let go of the nodes that autograd has for the old ones: it keeps one for each
         # parameter, of the dtype that the parameter had.
         self.__dict__.pop("collector", None)

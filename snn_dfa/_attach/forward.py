@@ -1,10 +1,4 @@
-"""What stands in place of a module's ``forward`` while DFA is attached.
-
-Hooks do not suffice. A program may call ``lif.forward(...)``, which runs no hook. Of the hooks on
-one module, those that a user places may run before ours or after, so that they would see a layer's
-own graph, or change what comes in after it was looked at. An object in place of ``forward`` on the
-instance sees exactly what the layer computes with, and every hook sees what the layer hands out.
-"""
+"""What stands in place of a module's ``forward``: ``docs/design.md`` says why hooks do not do."""
 
 from __future__ import annotations
 

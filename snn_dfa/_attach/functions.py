@@ -83,8 +83,8 @@ class Port(Function):
     """The values that a call returned, in a graph that ends here.
 
     ``Port.apply(call, values, *tokens)`` returns the values. They share storage and version counter
-    with the originals, so that in-place changes act on both. Backward: the gradients go to
-    ``call.arrive`` and no further.
+    with the originals, so that in-place changes act on both. Backward: the gradients go to the
+    call's collector and no further.
 
     Args:
         call: The call.
@@ -103,7 +103,7 @@ class Port(Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
         if torch.is_grad_enabled():
             raise _no_second_order()
-        ctx.call.arrive(grads)
+        ctx.call.collector.arrive(ctx.call, grads)
         return (None,) * (2 + ctx.tokens)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,9 +32,7 @@ class Run:
     """
 
     def __init__(self, core: Core, at: Sequence[Tensor], inside: Sequence[Tensor]) -> None:
-        # One that was frozen since the forward pass gets nothing.
-        self._at = [t if t.requires_grad else core.trap for t in at]
-        self._core, self._inside = core, inside
+        self._core, self._at, self._inside = core, at, inside
         self.task = torch._C._current_graph_task_id()
         #: What the loss gives at ports, while that is asked; ``None`` in a layer's own graph.
         self.losses: Arrivals | None = None
@@ -49,10 +47,12 @@ class Run:
             keep: Whether the user keeps the graph.
             twice: Whether parts of the graph have to last for one pass more.
         """
-        core, reached = self._core, list(arrived)
-        total: list[Tensor | None] = [None] * len(self._at)
+        core, reached, total = self._core, list(arrived), dict[int, Tensor]()
         if any(call.released for call, grads in arrived if any(g is not None for g in grads)):
             raise second_time()
+        at = [t for t in self._at if t.requires_grad]  # one may have been frozen since
+        inside = {id(t) for t in self._inside}
+        own = [t for t in at if id(t) not in inside]
         core.running = self
         try:
             while roots := _roots([a for a in arrived if a[0].layer is None]):
@@ -61,32 +61,27 @@ class Run:
                 for value, _ in roots if core.paths.tracing else ():
                     core.paths.note_read(value, core.entry.mine)
                 self.losses = [a for a in arrived if a[0].layer is not None]
-                *found, _ = gradients(roots, [*self._at, core.leaf], keep=True)
-                pairs = zip(self._at, found, strict=True)
-                _add(total, [None if t is core.trap else g for t, g in pairs])
+                _add(total, at, gradients(roots, [*at, core.leaf], keep=True))
                 arrived, self.losses = self.losses, None
                 reached += arrived
             arrived = _merged(arrived)
             sent = core.broadcast(arrived)
             self.notes = Notes()
             others, passed = _through_records(arrived + sent)
-            inside = {id(t) for t in (*self._inside, core.trap)}
             if roots := _roots(others):
-                at = [core.trap if id(t) in inside else t for t in self._at]
-                layers = gradients(roots, [*at, core.trap], keep=twice or bool(self._inside))
-                own = zip(self._at, layers, strict=False)
-                _add(total, [None if id(t) in inside else g for t, g in own])
+                keeps = twice or bool(self._inside)
+                _add(total, own, gradients(roots, [*own, core.trap], keep=keeps))
             notes, self.notes = self.notes, None
             if roots and self._inside:
                 accumulate(roots, at=self._inside, keep=twice)
             products = notes.gradients()
-            _add(total, [None if id(t) in inside else products.get(id(t)) for t in self._at])
+            _add(total, own, [products.get(id(t)) for t in own])
         finally:
             core.running = None
         if not keep:
             for call in (*[call for call, _ in reached + sent], *passed):
                 call.release()
-        return total
+        return [total.get(id(t)) for t in self._at]
 
     def gate(
         self, calls: Sequence[Call], asked: Sequence[Call], batch: int, dims: int
@@ -214,6 +209,11 @@ def _roots(arrivals: Arrivals) -> list[tuple[Tensor, Tensor]]:
     return list(roots.values())
 
 
-def _add(total: list[Tensor | None], more: Iterable[Tensor | None]) -> None:
-    for i, (known, new) in enumerate(zip(total, more, strict=False)):
-        total[i] = added(known, new)
+def _add(
+    total: dict[int, Tensor], leaves: Sequence[Tensor], grads: Sequence[Tensor | None]
+) -> None:
+    """Add gradients at leaves, and perhaps at more, to those that are known by identity."""
+    for leaf, grad in zip(leaves, grads, strict=False):
+        if grad is not None:
+            known = total.get(id(leaf))
+            total[id(leaf)] = grad if known is None else known + grad

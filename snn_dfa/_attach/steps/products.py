@@ -1,10 +1,4 @@
-"""The gradients of linear layers' weights, taken for all steps of a sequence at once.
-
-A linear layer in a loop over time is a node for each step, and autograd makes a gradient of the
-weight's whole size at each of them. Where such a layer's result goes into one layer alone, as DFA
-has it, its nodes only note the error and what they multiplied. In the end each weight gets one sum:
-of products in place, or, where the input was few spikes, of the errors where it fired.
-"""
+"""The gradients of linear layers' weights: each gets one sum for all steps of a sequence."""
 
 from __future__ import annotations
 

@@ -1,10 +1,4 @@
-"""Steps that are no nodes of the graph: what is known of them is kept.
-
-A neuron's step that reads a linear layer's result and the states of its own last step, and learns
-through nothing else, is such a step. So a layer's steps in a loop are a chain. ``run.py`` goes back
-through it, and autograd has nothing to do for them. Where something asks for the graph of a step,
-it becomes a node, and so do those before it.
-"""
+"""Steps that are no nodes of the graph: what the way back needs is kept."""
 
 from __future__ import annotations
 

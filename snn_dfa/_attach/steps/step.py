@@ -1,8 +1,4 @@
-"""A step of snnTorch's neurons with the same values and less to do: read off a module here.
-
-The node of the graph that the step becomes is in ``step_node.py``; which classes have such steps is
-in ``known_neurons.py``.
-"""
+"""A step of snnTorch's neurons with the same values and less to do, read off a module."""
 
 from __future__ import annotations
 
