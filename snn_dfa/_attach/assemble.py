@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from snn_dfa._attach.between.paths import Paths
 from snn_dfa._attach.core import Core
+from snn_dfa._attach.credits.credit_forward import CreditForward
 from snn_dfa._attach.credits.feedback_alignment import AlignedForward, Alignment
 from snn_dfa._attach.credits.local_gradient import LocalGradient
 from snn_dfa._attach.credits.trace import traces_of
-from snn_dfa._attach.forward import Credit, parameters_of
+from snn_dfa._attach.forward import parameters_of
 from snn_dfa._attach.hooks import sweep
 from snn_dfa._attach.layer_forward import LayerForward
 from snn_dfa._attach.layers import Layers, Structure
@@ -74,17 +76,17 @@ def assemble(
         layouts=[m.layout for m in net.modules() if isinstance(m, TimeAsBatch)],
     )  # fmt: skip
     parts: list[Part] = []
-    inside: Credit | None = local
+    states = States()
+    layer: Callable[..., Part] = LayerForward
     if weights:
         parts.append(Alignment(dict(weights), core, whole=bool(added_parameters(net))))
+    if local is not None:
+        layer = partial(CreditForward, credit=local)
     elif credit == "trace":
-        inside = traces = traces_of(net, modules, core)
+        traces = traces_of(net, modules, core)
         parts.append(traces)
-    states = States()
-    for name, module in modules.items():
-        parts.append(
-            LayerForward(name, module, core, closed=closed[name], credit=inside, states=states)
-        )
+        layer = partial(CreditForward, credit=traces)
+    parts += [layer(n, m, core, closed=closed[n], states=states) for n, m in modules.items()]
     if weights:
         parts.append(AlignedForward(net, core, states, dict(weights)))
     else:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,24 +19,11 @@ from snn_dfa._attach.hooks import After, Before, eager
 from snn_dfa.errors import ExportError
 from snn_dfa.sequence.attached import Attached
 
-__all__ = ["Around", "Credit", "Forward", "Held", "parameters_of"]
+__all__ = ["Around", "Forward", "Held", "parameters_of"]
 
 
 #: One that a module runs with another value: where, name, its own value and the other.
 Held: TypeAlias = tuple[dict[str, Any], str, Tensor, Tensor]
-
-
-class Credit(Protocol):
-    """Replaces what autograd does inside a layer."""
-
-    #: The layers that run without a graph, which :meth:`after` makes.
-    cuts: Container[str]
-
-    def before(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Return the arguments that the module is called with."""
-
-    def after(self, name: str, module: nn.Module, values: list[Tensor]) -> list[Tensor]:
-        """Return the layer's values with the graph that it learns by."""
 
 
 class _NoCodeError(ExportError, AttributeError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from snn_dfa._attach import messages
 from snn_dfa._attach.core import Core
-from snn_dfa._attach.forward import Credit, Forward, Held
+from snn_dfa._attach.forward import Forward, Held
 from snn_dfa._attach.functions import in_backward
 from snn_dfa._attach.hooks import eager
 from snn_dfa._attach.layers import has_hidden_state
@@ -21,7 +21,7 @@ from snn_dfa._attach.tensors import map_tensors, tensors_in
 from snn_dfa._attach.weights import matrix_parameters
 from snn_dfa._distributed import States
 
-__all__ = ["LayerForward"]
+__all__ = ["LayerForward", "State"]
 
 _CURRENT = "input_"  # snnTorch's name for it
 #: An attribute of a module: where it is kept, its name and its value.
@@ -44,23 +44,16 @@ class LayerForward(Forward):
         module: The layer.
         core: The attachment.
         closed: Whether values come out by the result and the module's own attributes alone.
-        credit: Replaces what autograd does inside; ``None`` to leave it.
         states: Sees that no membrane is one of another process.
     """
 
     def __init__(
-        self,
-        name: str,
-        module: nn.Module,
-        core: Core,
-        *,
-        closed: bool,
-        credit: Credit | None,
-        states: States,
+        self, name: str, module: nn.Module, core: Core, *, closed: bool, states: States
     ) -> None:
         self._series = Series(module, core)
         super().__init__(module, core)
-        self._name, self._credit, self._states = name, credit, states
+        self._name, self._states = name, states
+        self._is_plain = core.aligned  # errors go from layer to layer
         self._are_tensors = _AreTensors()
         self._is_neuron = name in core.layers.neurons
         self._look(closed=closed)
@@ -72,7 +65,7 @@ class LayerForward(Forward):
         self._own = [m._parameters for m in module.modules()]
         self._inside = [(m._modules, tuple(m._modules.values())) for m in module.modules()]
         self._is_block = not closed and bool(module._modules)
-        self._step = step_of(module) if closed and self._credit is None else None
+        self._step = step_of(module) if closed else None
         self._size, self._keys = -1, list[tuple[dict[str, Any], str]]()
         # A change of one neuron's current then changes its own spikes alone.
         self._is_gate = self._is_neuron and not matrix_parameters(module)
@@ -102,7 +95,7 @@ class LayerForward(Forward):
         several = self._states.several
         if several:
             self._states.check(self._name, self.module)
-        if not torch.is_grad_enabled() or (core.aligned and self._credit is None):
+        if not torch.is_grad_enabled() or self._is_plain:
             result = self.plain(*args, **kwargs)
         else:
             core.entry.begin(
@@ -119,33 +112,27 @@ class LayerForward(Forward):
         return result
 
     def _call(self, args: Any, kwargs: Any) -> Any:
-        entry, name, module, credit = self.core.entry, self._name, self.module, self._credit
-        enter = entry.enter
-        held = [(store, key, old, enter(old)) for store, key, old in self._graphs()]
+        """Run the module between what comes in and what goes out."""
+        args, kwargs, held = self._come_in(args, kwargs)
+        if self._asks():
+            args, kwargs = self._tapped(args, kwargs)
+        result = self._run(args, kwargs, held, self.plain)
+        known = {id(old) for _, _, old, _ in held}
+        left = [s for s in self._graphs() if id(s[2]) not in known and s[2].grad_fn is not None]
+        return self._hand_out(result, left)
+
+    def _come_in(self, args: Any, kwargs: Any) -> tuple[Any, Any, list[Held]]:
+        """Return the arguments, and the states that the module holds, as they come in."""
+        entry = self.core.entry
+        held = [(store, key, old, entry.enter(old)) for store, key, old in self._graphs()]
         if args and self.core.follows_ways:
             entry.look_at(args[0], alone=self._is_gate)
-        args = map_tensors(enter, args)
+        args = map_tensors(entry.enter, args)
         if kwargs:
-            kwargs = map_tensors(enter, kwargs)
+            kwargs = map_tensors(entry.enter, kwargs)
         for store, key, _, new in held:
             store[key] = new
-        cuts = credit is not None and name in credit.cuts
-        before = self._attributes() if cuts else []
-        # A credit that cuts makes spikes of the current; one that traces knows it by identity.
-        asks = self._asks()
-        if cuts and asks:
-            args, kwargs = self._tapped(args, kwargs)
-        if credit is not None:
-            args, kwargs = credit.before(name, module, args, kwargs)
-        if asks and not cuts:
-            args, kwargs = self._tapped(args, kwargs)
-        result = self._run(args, kwargs, held, cuts)
-        states = self._attributes() if cuts else self._graphs()
-        if states:
-            known = {id(old) for _, _, old, _ in held} | {id(old) for _, _, old in before}
-            states = [s for s in states if id(s[2]) not in known]
-        left = [s for s in states if cuts or s[2].grad_fn is not None]
-        return self._hand_out(result, left)
+        return args, kwargs, held
 
     def _asks(self) -> bool:
         """Return whether the gradient at this call's current may be asked for."""
@@ -163,19 +150,14 @@ class LayerForward(Forward):
         current = self.core.entry.tapped(current)
         return ((current, *args[1:]), kwargs) if args else (args, {**kwargs, key: current})
 
-    def _run(self, args: Any, kwargs: Any, held: Sequence[Held], cuts: bool) -> Any:
+    def _run(self, args: Any, kwargs: Any, held: Sequence[Held], plain: Callable[..., Any]) -> Any:
         """Run the module; note what it learns from inside; put back states that it left alone."""
         core = self.core
         since = 0 if self._closed else torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
         core.inside, done = self._name, False
         self._series.begin()
         try:
-            if cuts:
-                with torch.no_grad():
-                    result = self.plain(*args, **kwargs)
-            else:
-                result = self.plain(*args, **kwargs)
-            done = True
+            result, done = plain(*args, **kwargs), True
         finally:
             core.inside = None
             for store, key, old, new in held:
@@ -239,15 +221,6 @@ class LayerForward(Forward):
         shown, *states = core.leave((spk, *links), spk, returned, (spk, *states), record)
         return step.result(shown, states)
 
-    def _attributes(self) -> list[State]:
-        """Return the module's attributes that hold numbers, but for the resets of the last step."""
-        return [
-            (store, key, value)
-            for store in self._stores
-            for key, value in store.items()
-            if isinstance(value, Tensor) and value.is_floating_point() and key != "reset"
-        ]
-
     def _graphs(self) -> list[State]:
         """Return the module's attributes that have a graph or ask for one: store, key and value."""
         if not self._closed:
@@ -274,35 +247,40 @@ class LayerForward(Forward):
             if isinstance(value := store.get(key), Tensor) and value.requires_grad
         ]
 
-    def _hand_out(self, result: Any, new: list[State]) -> Any:
+    def _hand_out(self, result: Any, left: list[State]) -> Any:
         """Give out the result, and the states that the call has left, by a port."""
-        core, name, credit = self.core, self._name, self._credit
-        tensors = tensors_in(result)
-        linked = core.entry.call.linked
-        every = credit is not None or linked
+        tensors, linked = tensors_in(result), self.core.entry.call.linked
         found = {
-            id(t): t for t in tensors if t.grad_fn is not None or (every and t.is_floating_point())
+            id(t): t for t in tensors if t.grad_fn is not None or (linked and t.is_floating_point())
         }
         returned = len(found)
-        for _, _, value in new:
-            found[id(value)] = value
-        keys, values = list(found), list(found.values())
-        if credit is not None and values:
-            values = credit.after(name, self.module, values)
-            if not linked:
-                returned = sum(v.requires_grad for v in values[:returned])
-                keys = [key for key, v in zip(keys, values, strict=True) if v.requires_grad]
-                values = [v for v in values if v.requires_grad]
+        found |= {id(value): value for *_, value in left}
+        return self._give_out(result, tensors, left, found, returned)
+
+    def _give_out(
+        self, result: Any, tensors: Sequence[Tensor], left: list[State],
+        found: Mapping[int, Tensor], returned: int,
+    ) -> Any:  # fmt: skip
+        """Give out the result and the states that the call has left.
+
+        Args:
+            result: Of the call.
+            tensors: Those in it.
+            left: The states.
+            found: The tensors in both that get a port, by identity of what the call has made.
+            returned: How many of these are in the result.
+        """
+        core, values = self.core, list(found.values())
         spikes = tensors[0] if tensors else None
-        if keys and keys[0] == id(spikes):
+        if values and next(iter(found)) == id(spikes):
             spikes = values[0]
         if self._is_block:
             core.entry.insides.watch(core.entry.call, values)
         given = core.leave(values, spikes, returned)
         if not given:
             return result
-        ports = dict(zip(keys, given, strict=True))
-        for store, key, value in new:
+        ports = dict(zip(found, given, strict=True))
+        for store, key, value in left:
             store[key] = ports.get(id(value), value)
         if type(result) is Tensor:
             return ports.get(id(result), result)

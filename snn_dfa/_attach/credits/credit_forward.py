@@ -1,0 +1,95 @@
+"""In place of a layer's ``forward``, where a credit replaces what autograd does inside."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from snn_dfa._attach.core import Core
+from snn_dfa._attach.layer_forward import LayerForward, State
+from snn_dfa._attach.tensors import tensors_in
+from snn_dfa._distributed import States
+
+__all__ = ["Credit", "CreditForward"]
+
+
+class Credit(Protocol):
+    """Replaces what autograd does inside a layer."""
+
+    #: The layers that run without a graph, which :meth:`after` makes.
+    cuts: Container[str]
+
+    def before(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Return the arguments that the module is called with."""
+
+    def after(self, name: str, module: nn.Module, values: list[Tensor]) -> list[Tensor]:
+        """Return the layer's values with the graph that it learns by."""
+
+
+class CreditForward(LayerForward):
+    """The same as :class:`LayerForward`, with a credit.
+
+    Args:
+        name: Of the layer.
+        module: The layer.
+        core: The attachment.
+        closed: Whether values come out by the result and the module's own attributes alone.
+        states: Sees that no membrane is one of another process.
+        credit: Replaces what autograd does inside.
+    """
+
+    def __init__(
+        self, name: str, module: nn.Module, core: Core, *, closed: bool, states: States,
+        credit: Credit,
+    ) -> None:  # fmt: skip
+        super().__init__(name, module, core, closed=closed, states=states)
+        self._credit, self._is_plain = credit, False
+
+    def _look(self, *, closed: bool) -> None:
+        super()._look(closed=closed)
+        self._step = None
+
+    def _call(self, args: Any, kwargs: Any) -> Any:
+        credit, cuts = self._credit, self._name in self._credit.cuts
+        args, kwargs, held = self._come_in(args, kwargs)
+        asks = self._asks()
+        before = self._attributes() if cuts else []
+        # A credit that cuts makes spikes of the current; one that traces knows it by identity.
+        if asks and cuts:
+            args, kwargs = self._tapped(args, kwargs)
+        args, kwargs = credit.before(self._name, self.module, args, kwargs)
+        if asks and not cuts:
+            args, kwargs = self._tapped(args, kwargs)
+        if not cuts:
+            result = self._run(args, kwargs, held, self.plain)
+            states = [s for s in self._graphs() if s[2].grad_fn is not None]
+        else:
+            result = self._run(args, kwargs, held, torch.no_grad()(self.plain))
+            states = self._attributes()
+        known = {id(old) for _, _, old, _ in held} | {id(old) for _, _, old in before}
+        return self._hand_out(result, [s for s in states if id(s[2]) not in known])
+
+    def _attributes(self) -> list[State]:
+        """Return the module's attributes that hold numbers, but for the resets of the last step."""
+        return [
+            (store, key, value)
+            for store in self._stores
+            for key, value in store.items()
+            if isinstance(value, Tensor) and value.is_floating_point() and key != "reset"
+        ]
+
+    def _hand_out(self, result: Any, left: list[State]) -> Any:
+        tensors = tensors_in(result)
+        found = {id(t): t for t in tensors if t.grad_fn is not None or t.is_floating_point()}
+        returned = len(found)
+        found |= {id(value): value for *_, value in left}
+        if found:
+            values = self._credit.after(self._name, self.module, list(found.values()))
+            found = dict(zip(found, values, strict=True))
+            if not self.core.entry.call.linked:
+                returned = sum(v.requires_grad for v in values[:returned])
+                found = {key: v for key, v in found.items() if v.requires_grad}
+        return self._give_out(result, tensors, left, found, returned)
