@@ -134,15 +134,9 @@ class Broadcast:
             output = call.layer
             if output not in self._layers.outputs or all([g is None for g in grads]):
                 continue
-            error, count = self._error(call, grads), len(call.steps_below)
-            if call.along is not None:
-                each = error.unbind(call.along)
-            elif call.chosen is not None:
-                of = torch.tensor(call.chosen, device=error.device)
-                each = tuple(error.masked_fill((of != i).unsqueeze(1), 0) for i in range(count))
-            else:  # as if it had been called at each step, and the results averaged
-                each = (error if count == 1 else error / count,) * count
-            for error, below in zip(each, call.steps_below, strict=True):
+            steps_below = call.steps_below
+            each = _of_each_step(call, self._error(call, grads), len(steps_below))
+            for error, below in zip(each, steps_below, strict=True):
                 for name, hidden in below.items():
                     if hidden.learns:
                         errors = steps.setdefault(name, {}).setdefault(hidden, {})
@@ -280,6 +274,17 @@ class Broadcast:
         self._feedback.notify(name, sent)
         each = [sent] if len(calls) == 1 else sent
         return [(call, (e,)) for call, e in zip(calls, each, strict=True) if call.hears]
+
+
+def _of_each_step(call: Call, error: Tensor, count: int) -> Sequence[Tensor]:
+    """Return the error of each step that an output's call belongs with, given that of the call."""
+    if call.along is not None:
+        return error.unbind(call.along)
+    if call.chosen is not None:
+        of = torch.tensor(call.chosen, device=error.device)
+        return [error.masked_fill((of != i).unsqueeze(1), 0) for i in range(count)]
+    # As if it had been called at each step, and the results averaged.
+    return [error if count == 1 else error / count] * count
 
 
 def _sum(a: Tensor, b: Tensor, sums: dict[tuple[int, int], tuple[Tensor, ...]]) -> Tensor:

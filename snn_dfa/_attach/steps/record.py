@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from snn_dfa._attach.steps.products import Book, Made, changed_in_place, settle
+from snn_dfa._attach.steps.products import Book, Made, Notes, changed_in_place, settle
 from snn_dfa._attach.steps.step_node import CompiledStep, Kept
 
 __all__ = ["Earlier", "Record"]
@@ -24,7 +24,7 @@ class Record:
         kept: What the way back needs.
         made: What the current was made of; ``None`` where nothing is learned by it.
         before: For each state where it comes from; ``None`` where nothing is learned by it.
-        book: Gives the notes of the pass that is going on.
+        book: Gives the notes of the pass that is going on, if the step becomes a node.
     """
 
     __slots__ = ("before", "book", "kept", "made", "spk", "versions")
@@ -41,7 +41,7 @@ class Record:
         self.versions = self._versions()
 
     def back(
-        self, at_spikes: Tensor | None, at_states: Sequence[Tensor | None]
+        self, notes: Notes, at_spikes: Tensor | None, at_states: Sequence[Tensor | None]
     ) -> tuple[Tensor, list[tuple[Earlier, Tensor]]]:
         """Note the error at the current; return it, and the gradients at the states that learn.
 
@@ -51,7 +51,7 @@ class Record:
         self._see_unchanged()
         total, last = self.kept.back(at_spikes, at_states)
         if self.made is not None:
-            settle(self.book(), self.made, total)
+            settle(notes, self.made, total)
         pairs = zip(self.before, last, strict=True)
         return total, [(each, g) for each, g in pairs if each is not None and g is not None]
 
