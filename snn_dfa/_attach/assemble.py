@@ -14,11 +14,10 @@ from snn_dfa._attach.credits.credit_forward import CreditForward
 from snn_dfa._attach.credits.feedback_alignment import AlignedForward, Alignment
 from snn_dfa._attach.credits.local_gradient import LocalGradient
 from snn_dfa._attach.credits.trace import traces_of
-from snn_dfa._attach.forward import parameters_of
 from snn_dfa._attach.hooks import sweep
 from snn_dfa._attach.layer_forward import LayerForward
 from snn_dfa._attach.layers import Layers, Structure
-from snn_dfa._attach.network_forward import NetworkForward
+from snn_dfa._attach.network_forward import NetworkForward, parameters_of
 from snn_dfa._attach.steps.known_neurons import known_class
 from snn_dfa._attach.weights import added_parameters
 from snn_dfa._distributed import States

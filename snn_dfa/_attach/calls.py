@@ -12,7 +12,7 @@ from torch import Tensor
 from snn_dfa._attach import messages
 from snn_dfa._attach.called_once import find_steps
 from snn_dfa._attach.layers import Layers
-from snn_dfa._attach.steps.record import Record
+from snn_dfa._attach.steps.compiled_step import Record
 from snn_dfa.errors import OutOfStepError
 
 if TYPE_CHECKING:

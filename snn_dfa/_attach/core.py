@@ -21,8 +21,8 @@ from snn_dfa._attach.functions import Port
 from snn_dfa._attach.layers import Layers, Structure
 from snn_dfa._attach.leaves import Leaves
 from snn_dfa._attach.run import Run
+from snn_dfa._attach.steps.compiled_step import Record
 from snn_dfa._attach.steps.products import Notes
-from snn_dfa._attach.steps.record import Record
 from snn_dfa.errors import AttachError, OutOfStepError
 from snn_dfa.feedback.base import FeedbackWeights
 from snn_dfa.rules import Rule, local

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from snn_dfa._attach import messages
 from snn_dfa._attach.core import Core
@@ -19,7 +17,7 @@ from snn_dfa._attach.hooks import After, Before, eager
 from snn_dfa.errors import ExportError
 from snn_dfa.sequence.attached import Attached
 
-__all__ = ["Around", "Forward", "Held", "parameters_of"]
+__all__ = ["Around", "Forward", "Held"]
 
 
 #: One that a module runs with another value: where, name, its own value and the other.
@@ -95,15 +93,3 @@ class Around(Forward):
 
 def _plain(module: nn.Module) -> Any:
     return types.MethodType(type(module).forward, module)
-
-
-def parameters_of(net: nn.Module) -> Callable[[], list[Tensor]]:
-    """Return a function that lists the parameters that want a gradient, without a walk."""
-    stores = [m._parameters for m in net.modules()]
-
-    def listed() -> list[Tensor]:
-        every = [p for store in stores for p in store.values() if p is not None and p.requires_grad]
-        known = {id(p): p for p in every if type(p) is nn.Parameter or not is_lazy(p)}
-        return list(known.values())
-
-    return listed

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from snn_dfa._attach import messages
 from snn_dfa._attach.core import Core
-from snn_dfa._attach.forward import Forward, Held, parameters_of
+from snn_dfa._attach.forward import Forward, Held
 from snn_dfa._attach.functions import in_backward, is_transformed
 from snn_dfa._attach.graph import PORT, are_sums, origin_of
 from snn_dfa._attach.hooks import eager
@@ -18,7 +20,19 @@ from snn_dfa._attach.tensors import map_tensors, tensors_in
 from snn_dfa._distributed import States, runs_distributed
 from snn_dfa.errors import ExportError
 
-__all__ = ["NetworkForward"]
+__all__ = ["NetworkForward", "parameters_of"]
+
+
+def parameters_of(net: nn.Module) -> Callable[[], list[Tensor]]:
+    """Return a function that lists the parameters that want a gradient, without a walk."""
+    stores = [m._parameters for m in net.modules()]
+
+    def listed() -> list[Tensor]:
+        every = [p for store in stores for p in store.values() if p is not None and p.requires_grad]
+        known = {id(p): p for p in every if type(p) is nn.Parameter or not is_lazy(p)}
+        return list(known.values())
+
+    return listed
 
 
 class NetworkForward(Forward):

@@ -15,7 +15,7 @@ from snn_dfa._attach.graph import LEAF, PORT
 from snn_dfa.errors import BackwardError
 from snn_dfa.sequence import spike_sum
 
-__all__ = ["Current", "Made", "Notes", "changed_in_place", "made_of", "settle"]
+__all__ = ["Current", "Made", "Notes", "changed_in_place", "made_of", "settle", "settled"]
 
 _ADDMM: Any = type(torch.nn.functional.linear(
     torch.ones(1, 1), torch.ones(1, 1, requires_grad=True), torch.ones(1)).grad_fn)  # fmt: skip
@@ -154,6 +154,16 @@ def settle(notes: Notes | None, made: Made, error: Tensor) -> tuple[Tensor | Non
         notes.take(made, error)
         return None, None
     return error.t() @ made.x, None if made.bias is None else error.sum(0)
+
+
+def settled(
+    book: Book | None, made: Made | None, total: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients at weight and bias of the layer before, where they are taken now."""
+    if made is None or total is None:
+        return None, None
+    assert book is not None
+    return settle(book(), made, total)
 
 
 class Current(Function):

@@ -10,14 +10,9 @@ import torch
 from torch import Tensor
 
 from snn_dfa._attach.graph import are_packed
+from snn_dfa._attach.steps.compiled_step import CompiledStep, Earlier, Record, compiled_step
+from snn_dfa._attach.steps.plain_step import Form, PlainStep
 from snn_dfa._attach.steps.products import Book, Made
-from snn_dfa._attach.steps.record import Earlier, Record
-from snn_dfa._attach.steps.step_node import (
-    CompiledStep,
-    Form,
-    PlainStep,
-    compiled_step,
-)
 from snn_dfa.sequence.change_step import Change
 from snn_dfa.sequence.one_step import Constants, suits
 from snn_dfa.surrogate import Surrogate, inline_form, recognise

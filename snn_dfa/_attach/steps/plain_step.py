@@ -1,4 +1,4 @@
-"""A step of a spiking neuron as one node of the graph, from tensors alone: it knows no module."""
+"""A step as one node of the graph, by the operations of torch: from tensors alone."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from torch import Tensor
 from torch.autograd import Function
 
 from snn_dfa._attach.functions import added, first_order
-from snn_dfa._attach.steps.products import Book, Made, settle
-from snn_dfa.sequence.change_step import Change, change_step, change_step_back
-from snn_dfa.sequence.one_step import Constants, step, step_back
+from snn_dfa._attach.steps.products import Book, Made, settled
 from snn_dfa.surrogate import Surrogate
 
-__all__ = ["CompiledStep", "Form", "Kept", "PlainStep", "compiled_step"]
+__all__ = ["Form", "PlainStep", "link"]
 
 
 # -- the formula -----------------------------------------------------------------------------------
@@ -97,7 +95,7 @@ class PlainStep(Function):
         ctx.form, ctx.made, ctx.count, ctx.threshold = form, made, count, threshold.shape
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(late, *new)
-        return spk, late, *new, *map(_link, new)
+        return spk, late, *new, *map(link, new)
 
     @staticmethod
     @first_order
@@ -122,7 +120,7 @@ class PlainStep(Function):
             at_states.append(decay * grad if wanted else None)
             wanted = grad is not None and needs[9 + 2 * count + i]
             at_decays.append((grad * before[i]).sum_to_size(decay.shape) if wanted else None)
-        at_weights = _settled(form.book, ctx.made, total)
+        at_weights = settled(form.book, ctx.made, total)
         links = [None if not needs[9 + count + i] else g for i, g in enumerate(at_states)]
         at_states = [None if not needs[9 + i] else g for i, g in enumerate(at_states)]
         at_currents = (total if needs[3] else None, total if needs[4] else None)
@@ -130,98 +128,9 @@ class PlainStep(Function):
                 *at_states, *links, *at_decays)  # fmt: skip
 
 
-class Kept(NamedTuple):
-    """What the way back through a compiled step needs."""
-
-    constants: Constants | Change
-    margin: Tensor  # membrane minus threshold
-    late: Tensor | None  # the resets, where they are needed; of a change its sign
-    counter: Tensor | None  # as it was before the step
-
-    def back(
-        self, at_spikes: Tensor | None, at_states: Sequence[Tensor | None]
-    ) -> tuple[Tensor, Sequence[Tensor | None]]:
-        """Return the gradients at the current and at the last states."""
-        constants, margin, late, counter = self
-        if isinstance(constants, Change):
-            assert late is not None
-            at_last, at_mem = at_states
-            total, before = change_step_back(margin, late, at_spikes, at_mem, constants)
-            return total, (None, added(before, at_last))
-        return step_back(margin, late, counter, at_spikes, at_states, constants)
-
-
-class Compiled(NamedTuple):
-    """What a compiled kernel has made of a step."""
-
-    spk: Tensor
-    states: list[Tensor]
-    late: Tensor | None
-    counted: Tensor | None
-    kept: Kept
-
-
-def compiled_step(
-    constants: Constants | Change, current: Tensor, recurrent: Tensor | None,
-    states: Sequence[Tensor], counter: Tensor | None,
-) -> Compiled:  # fmt: skip
-    """Run the kernel of a step; nothing has a graph."""
-    if isinstance(constants, Change):
-        _, mem = states
-        spk, new_mem, margin, sign = change_step(current, mem, constants)
-        return Compiled(spk, [mem, new_mem], None, None, Kept(constants, margin, sign, None))
-    spk, new, margin, late, counted = step(current, recurrent, states, counter, constants)
-    keeps = constants.reset == "zero" or not constants.delayed or constants.tau is not None
-    return Compiled(
-        spk, new, late, counted, Kept(constants, margin, late if keeps else None, counter)
-    )
-
-
-class CompiledStep(Function):
-    """Spikes and links of a step whose kernel has been run, as functions of what went into it.
-
-    ``CompiledStep.apply([spk], kept, book, made, current, recurrent, weight, bias, *states)``;
-    for a state stands its link, or ``None`` where nothing is learned by it.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, spk: list[Tensor], kept: Kept, book: Book | None, made: Made | None,
-        current: Tensor | None, recurrent: Tensor | None, weight: Tensor | None,
-        bias: Tensor | None, *states: Tensor | None,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
-        ctx.save_for_backward(*kept[1:])
-        ctx.constants, ctx.book, ctx.made = kept.constants, book, made
-        ctx.set_materialize_grads(False)
-        return spk[0], *[_link(spk[0]) for _ in states]
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, at_spikes: Any, *at_states: Any) -> Any:
-        needs = ctx.needs_input_grad
-        if at_spikes is None and not any([g is not None for g in at_states]):
-            return (None,) * len(needs)
-        total, before = Kept(ctx.constants, *ctx.saved_tensors).back(at_spikes, at_states)
-        parts = zip(before, needs[8:], strict=True)
-        return (
-            None, None, None, None, total if needs[4] else None, total if needs[5] else None,
-            *_settled(ctx.book, ctx.made, total), *[g if need else None for g, need in parts],
-        )  # fmt: skip
-
-
-def _link(state: Tensor) -> Tensor:
+def link(state: Tensor) -> Tensor:
     """Return a tensor of a state's shape without its memory; its numbers are never read."""
     return state.new_empty_strided(state.shape, (0,) * state.dim())
-
-
-def _settled(
-    book: Book | None, made: Made | None, total: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients at weight and bias of the layer before, where they are taken now."""
-    if made is None or total is None:
-        return None, None
-    assert book is not None
-    return settle(book(), made, total)
 
 
 def _at_threshold(
