@@ -122,7 +122,31 @@ def written(net, a, q):
     return net.fc(Reversed.apply(a, 0.7) + steep) + Rounded.apply(net.fc(a), net.fc(q))
 
 
+def curves(net, a, q):
+    z, y = net.fc(a), net.fc(q)
+    z = functional.hardshrink(z, 0.1) + functional.softshrink(z, 0.1)
+    z = (
+        functional.threshold(z, 0, 0)
+        + y.atan() * y.asinh()
+        + y.sinh().log1p()
+        + z.cosh().log2()
+        + z.cosh().log10()
+    )
+    z = z + functional.rrelu(z, training=False) + y.exp2().nan_to_num() + y.expm1() + y.tan()
+    return functional.celu(z) + y.sigmoid().logit() + z % 0.7 + z.fmod(0.3)
+
+
+def quantised(net, a, q):
+    """As in training for whole numbers: gradients go straight through, but beyond the limits."""
+    sizes, zeros = torch.full((5,), 0.1, dtype=torch.float32), torch.zeros(5, dtype=torch.int32)
+    fixed = torch.fake_quantize_per_tensor_affine(net.fc(a), 0.05, 0, -3, 7)
+    observed = torch.fake_quantize_per_tensor_affine(net.fc(a + q), sizes[:1], zeros[:1], -4, 4)
+    of_each = torch.fake_quantize_per_channel_affine(net.fc(q), sizes, zeros, 1, -4, 4)
+    return functional.relu(fixed) + of_each * observed
+
+
 BETWEEN = ((heads, queries), (gates, squeeze), (norms, numbers), (moves,), (written,))
+BETWEEN += ((curves,), (quantised,))
 
 
 @pytest.mark.parametrize("functions", BETWEEN)

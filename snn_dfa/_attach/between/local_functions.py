@@ -32,16 +32,25 @@ __all__ = [
 
 #: Functions of each number alone. A feedback without ways of samples takes them as they are.
 ALONE = {
-    "EluBackward0", "GeluBackward0", "LeakyReluBackward0", "ReluBackward0", "SigmoidBackward0",
-    "SiluBackward0", "TanhBackward0", "NativeDropoutBackward0", "FusedDropoutBackward0",
+    "CeluBackward0", "EluBackward0", "FakeQuantizeLearnablePerChannelAffineBackward0",
+    "FakeQuantizeLearnablePerTensorAffineBackward0",
+    "FakeQuantizePerChannelAffineCachemaskBackward0",
+    "FakeQuantizePerTensorAffineCachemaskBackward0",
+    "FakeQuantizePerTensorAffineCachemaskTensorQparamsBackward0", "FusedDropoutBackward0",
+    "GeluBackward0", "LeakyReluBackward0", "NanToNumBackward0", "NativeDropoutBackward0",
+    "ReluBackward0", "RreluWithNoiseBackward0", "SigmoidBackward0", "SiluBackward0",
+    "TanhBackward0",
 }  # fmt: skip
 #: Others, through which it has no way.
 OTHERS_ALONE = {
-    "AbsBackward0", "ClampBackward0", "ClampBackward1", "ClampMaxBackward0", "ClampMinBackward0",
-    "CosBackward0", "ErfBackward0", "ExpBackward0", "HardsigmoidBackward0", "HardswishBackward0",
-    "HardtanhBackward0", "LogBackward0", "LogSigmoidBackward0", "MishBackward0", "PowBackward0",
-    "PreluKernelBackward0", "ReciprocalBackward0", "RsqrtBackward0", "SinBackward0",
-    "SoftplusBackward0", "SqrtBackward0",
+    "AbsBackward0", "AsinhBackward0", "AtanBackward0", "ClampBackward0", "ClampBackward1",
+    "ClampMaxBackward0", "ClampMinBackward0", "CosBackward0", "CoshBackward0", "ErfBackward0",
+    "Exp2Backward0", "ExpBackward0", "Expm1Backward0", "FmodBackward0", "HardshrinkBackward0",
+    "HardsigmoidBackward0", "HardswishBackward0", "HardtanhBackward0", "Log10Backward0",
+    "Log1PBackward0", "Log2Backward0", "LogBackward0", "LogSigmoidBackward0", "LogitBackward0",
+    "MishBackward0", "PowBackward0", "PreluKernelBackward0", "ReciprocalBackward0",
+    "RemainderBackward0", "RsqrtBackward0", "SinBackward0", "SinhBackward0", "SoftplusBackward0",
+    "SoftshrinkBackward0", "SqrtBackward0", "TanBackward0", "ThresholdBackward0",
 }  # fmt: skip
 #: Others, whose derivative is asked of their node: of one layer's values, or of several.
 _OTHERS = {
