@@ -24,6 +24,8 @@ from typing import Any
 #: The command line, with this Python.
 PROGRAM = (sys.executable, "-m", "snn_dfa")
 _DEEP = "compare --recipe deep --dataset mnist --seeds 3"
+_WIDE = "compare --recipe wide --dataset mnist --seeds 3"
+_CONV = "compare --recipe conv --dataset mnist --seeds 3"
 _EVENTS = "compare --dataset nmnist --folds 5 --seeds 5"
 
 #: The name of a run to its arguments for ``snn-dfa``.
@@ -31,9 +33,15 @@ RUNS: Mapping[str, str] = {
     "deep": f"{_DEEP} --rules dfa",
     "deep-fixed": f"{_DEEP} --rules dfa --feedback gaussian",
     "deep-bptt": f"{_DEEP} --rules bptt",
-    "wide": "compare --recipe wide --dataset mnist --seeds 3 --rules dfa",
-    "conv": "compare --recipe conv --dataset mnist --seeds 3 --rules dfa",
+    "wide": f"{_WIDE} --rules dfa",
+    "wide-fixed": f"{_WIDE} --rules dfa --feedback gaussian",
+    "wide-bptt": f"{_WIDE} --rules bptt",
+    "conv": f"{_CONV} --rules dfa",
+    "conv-bptt": f"{_CONV} --rules bptt",
     "events": f"{_EVENTS} --rules dfa",
+    "events-fixed": f"{_EVENTS} --rules dfa --feedback gaussian",
+    "events-bptt": f"{_EVENTS} --rules bptt",
+    "events-shallow": f"{_EVENTS} --rules shallow",
     "events-matrix": f"{_EVENTS} --rules dfa --no-clean-statistics --feedback kolen-pollack",
     "events-online": f"{_EVENTS} --rules dfa --credit trace --feedback kolen-pollack",
 }

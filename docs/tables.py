@@ -90,8 +90,14 @@ _RUNS = {
     "deep-fixed": ("the same", "DFA, fixed random feedback"),
     "deep-bptt": ("the same", "back-propagation through time"),
     "wide": ("`wide`, 784-1000-10", "DFA with a weight mirror"),
+    "wide-fixed": ("the same", "DFA, fixed random feedback"),
+    "wide-bptt": ("the same", "back-propagation through time"),
     "conv": ("`conv`, 12C5-MP2-64C5-MP2-10", "DFA with a weight mirror"),
+    "conv-bptt": ("the same", "back-propagation through time"),
     "events": ("`events`", "DFA with a weight mirror, whole sequences"),
+    "events-fixed": ("`events`", "DFA, fixed random feedback"),
+    "events-bptt": ("`events`", "back-propagation through time"),
+    "events-shallow": ("`events`", "output layer alone"),
     "events-matrix": ("`events`", "the same with running statistics and a learned matrix a layer"),
     "events-online": ("`events`", "DFA online, `--credit trace`, a learned matrix a layer"),
 }
@@ -131,12 +137,12 @@ _NETWORKS = (
      "recipes", ("deep-bptt", "deep", "deep-fixed", "")),
     ("the same, [two epochs](docs/rules.md)",
      "two epochs", ("bptt", "dfa, error at the current, kolen-pollack-product", "dfa", "shallow")),
-    ("`wide`, 784-1000-10, MNIST", "recipes", ("", "wide", "", "")),
-    ("`conv`, 12C5-MP2-64C5-MP2-10, MNIST", "recipes", ("", "conv", "", "")),
+    ("`wide`, 784-1000-10, MNIST", "recipes", ("wide-bptt", "wide", "wide-fixed", "")),
+    ("`conv`, 12C5-MP2-64C5-MP2-10, MNIST", "recipes", ("conv-bptt", "conv", "", "")),
     ("the same, [two epochs](docs/rules.md)", "two epochs",
      ("conv: bptt", "conv: dfa, error at the current, kolen-pollack", "conv: dfa", "")),
     ("[`events`](docs/learning.md#events-of-a-camera), 2312-400-10, N-MNIST",
-     "recipes", ("", "events", "", "")),
+     "recipes", ("events-bptt", "events", "events-fixed", "events-shallow")),
 )  # fmt: skip
 
 
