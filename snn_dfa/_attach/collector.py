@@ -36,10 +36,13 @@ class Collector:
         core: The attachment.
         parameters: Those that want a gradient; the graph leads to them by ``deliver``, so that
             ``torch.autograd.grad``, hooks on parameters and DistributedDataParallel find them.
+        before: Those of earlier passes, which had other parameters.
     """
 
-    def __init__(self, core: Core, parameters: Sequence[Tensor]) -> None:
-        self.core = core
+    def __init__(
+        self, core: Core, parameters: Sequence[Tensor], before: list[weakref.ref[Collector]]
+    ) -> None:
+        self.core, self.before = core, before
         self.parameters = tuple(parameters)
         #: By identity of a parameter that was made of others, the leaf in its place in a pass.
         self.stand_ins = {id(p): p.detach().requires_grad_() for p in parameters if not p.is_leaf}
@@ -141,7 +144,7 @@ class Collector:
         known = self.core.collector.known
         inside = [t for t in others if isinstance(t, nn.Parameter) and id(t) not in known]
         run = Run(self.core, [*self._leaves, *others], [] if self._partial else inside)
-        goes_on = not self._waits and self.core.goes_on(self)
+        goes_on = not self._waits and self._reads_earlier()
         twice = keep or self.bridged or goes_on
         results = run.gradients(arrived, keep=keep, twice=twice)
         replays, self._replays = self._replays, []
@@ -157,6 +160,11 @@ class Collector:
         if not goes_on:
             self._write_waiting()
         self._hand_over(others, results, linked=linked)
+
+    def _reads_earlier(self) -> bool:
+        """Return whether the backward pass reads earlier passes with other parameters, too."""
+        before = (ref() for ref in self.before)
+        return any(c is not None and c.will_run() for c in before)
 
     def _write_waiting(self) -> None:
         """Write the gradients of the passes with other parameters that the loss reads, too."""

@@ -77,10 +77,9 @@ class Core:
         self.entry = Entry(self)
         self.leaves = Leaves(self)
         self.collector: Collector
-        self._before: list[weakref.ref[Collector]] = []  # of passes with other parameters
         #: Hooks of parameters that autograd is to call none of, and what they were.
         self.silenced: list[tuple[dict[int, Any], dict[int, Any]]] = []
-        #: Of such passes that one loss reads: whose gradients of which leaves are to be written.
+        #: Of passes with other parameters that one loss reads: what gradients are to be written.
         self.waiting: list[tuple[Collector, list[Tensor], Sequence[Tensor | None]]] = []
         self.leaf: Tensor
         self.trap: Tensor
@@ -122,13 +121,14 @@ class Core:
         if kinds == self._kinds:
             return
         first, self._kinds = self._kinds is None, kinds
+        before: list[weakref.ref[Collector]] = []
         if not first:
             # A state may have a graph that leads to parameters which are frozen now.
             for p in self.collector.parameters:
                 if p.is_leaf and not p.requires_grad:
                     self.leaves.note_other(p)
-            before = [ref for ref in self._before if ref() is not None]
-            self._before = [*before, weakref.ref(self.collector)]
+            before = [ref for ref in self.collector.before if ref() is not None]
+            before.append(weakref.ref(self.collector))
         # First let go of the nodes that autograd has for the old ones: it keeps one for each
         # parameter, of the dtype that the parameter had.
         self.__dict__.pop("collector", None)
@@ -140,14 +140,7 @@ class Core:
                 torch.zeros((), dtype=torch.float32, device=device, requires_grad=True)
                 for _ in "12"
             )
-        self.collector = Collector(self, parameters)
-
-    def goes_on(self, collector: Collector) -> bool:
-        """Return whether the backward pass reads passes before those of a collector, too."""
-        before = [ref() for ref in self._before]
-        if collector in before:
-            before = before[: before.index(collector)]
-        return any(c is not None and c.will_run() for c in before)
+        self.collector = Collector(self, parameters, before)
 
     def book(self) -> Notes | None:
         """Return the notes of the pass that is going on through the layers' own graphs."""
