@@ -97,7 +97,7 @@ class Entry:
         made = self._made(value)
         if made is None:
             return self._guarded(self._enter_graph(value))
-        current: Tensor = Current.apply([value], self._core.book, made, self._guard(), *made[1:3])
+        current: Tensor = Current.apply([value], made, self._guard(), made.weight, made.bias)
         return current
 
     def enter_current(self, value: Tensor) -> tuple[Tensor, Made | None]:
@@ -252,7 +252,7 @@ class Entry:
             return found
         if core.traced:
             return None
-        return made_of(value, self.layer, self.mine, core.collector.known)
+        return made_of(value, self.layer, self.mine, core.collector.known, core.book)
 
     def tapped(self, current: Tensor) -> Tensor:
         """Return a current whose gradient can be asked for."""

@@ -102,7 +102,7 @@ class LayerForward(Forward):
                 self._name, learns=self._learns(), closed=self._closed, block=self._is_block
             )
             step = self._step
-            inputs = None if step is None or kwargs else step.inputs(args, core.book)
+            inputs = None if step is None or kwargs else step.inputs(args)
             if step is None or inputs is None:
                 result = self._call(args, kwargs)
             else:

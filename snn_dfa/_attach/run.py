@@ -67,7 +67,7 @@ class Run:
             arrived = _merged(arrived)
             sent = core.broadcast(arrived)
             self.notes = notes = Notes()
-            others, passed = _through_records(arrived + sent, notes)
+            others, passed = _through_records(arrived + sent)
             if roots := _roots(others):
                 keeps = twice or bool(self._inside)
                 _add(total, own, gradients(roots, [*own, core.trap], keep=keeps))
@@ -119,7 +119,7 @@ class Run:
         found: dict[Call, Tensor | None] = {}
         self.notes = Notes(keep=False)
         try:
-            others, _ = _through_records(arrived, self.notes, found.__setitem__)
+            others, _ = _through_records(arrived, found.__setitem__)
             taps = {c: c.tap for c in asked if c.tap is not None}
             if taps and (roots := _roots(others)):
                 at = gradients(roots, list(taps.values()), keep=True)
@@ -139,13 +139,12 @@ class Run:
 
 
 def _through_records(
-    arrived: Arrivals, notes: Notes, see: Callable[[Call, Tensor], object] = lambda *_: None
+    arrived: Arrivals, see: Callable[[Call, Tensor], object] = lambda *_: None
 ) -> tuple[Arrivals, list[Call]]:
     """Go back through steps that are no nodes, from the last one on.
 
     Args:
         arrived: The gradients at all calls.
-        notes: Take the errors at currents.
         see: Called with each of these steps' calls and the error at its current.
 
     Returns:
@@ -179,7 +178,7 @@ def _through_records(
         call, (at_spikes, *at_states) = at.pop(-heapq.heappop(todo))
         passed.append(call)
         assert call.record is not None
-        total, before = call.record.back(notes, at_spikes, at_states)
+        total, before = call.record.back(at_spikes, at_states)
         see(call, total)
         for (earlier, index), sent in before:
             send(earlier, index, sent)

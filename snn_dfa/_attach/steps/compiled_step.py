@@ -13,7 +13,7 @@ from torch.autograd import Function
 
 from snn_dfa._attach.functions import added, first_order
 from snn_dfa._attach.steps.plain_step import link
-from snn_dfa._attach.steps.products import Book, Made, Notes, changed_in_place, settle, settled
+from snn_dfa._attach.steps.products import Made, changed_in_place, settle, weights_of
 from snn_dfa.sequence.change_step import Change, change_step, change_step_back
 from snn_dfa.sequence.one_step import Constants, step, step_back
 
@@ -73,18 +73,18 @@ def compiled_step(
 class CompiledStep(Function):
     """Spikes and links of a step whose kernel has been run, as functions of what went into it.
 
-    ``CompiledStep.apply([spk], kept, book, made, current, recurrent, weight, bias, *states)``;
+    ``CompiledStep.apply([spk], kept, made, current, recurrent, weight, bias, *states)``;
     for a state stands its link, or ``None`` where nothing is learned by it.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, spk: list[Tensor], kept: Kept, book: Book | None, made: Made | None,
-        current: Tensor | None, recurrent: Tensor | None, weight: Tensor | None,
-        bias: Tensor | None, *states: Tensor | None,
+        ctx: Any, spk: list[Tensor], kept: Kept, made: Made | None, current: Tensor | None,
+        recurrent: Tensor | None, weight: Tensor | None, bias: Tensor | None,
+        *states: Tensor | None,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         ctx.save_for_backward(*kept[1:])
-        ctx.constants, ctx.book, ctx.made = kept.constants, book, made
+        ctx.constants, ctx.made = kept.constants, made
         ctx.set_materialize_grads(False)
         return spk[0], *[link(spk[0]) for _ in states]
 
@@ -95,10 +95,10 @@ class CompiledStep(Function):
         if at_spikes is None and not any([g is not None for g in at_states]):
             return (None,) * len(needs)
         total, before = Kept(ctx.constants, *ctx.saved_tensors).back(at_spikes, at_states)
-        parts = zip(before, needs[8:], strict=True)
+        parts = zip(before, needs[7:], strict=True)
         return (
-            None, None, None, None, total if needs[4] else None, total if needs[5] else None,
-            *settled(ctx.book, ctx.made, total), *[g if need else None for g, need in parts],
+            None, None, None, total if needs[3] else None, total if needs[4] else None,
+            *settle(ctx.made, total), *[g if need else None for g, need in parts],
         )  # fmt: skip
 
 
@@ -110,24 +110,18 @@ class Record:
         kept: What the way back needs.
         made: What the current was made of; ``None`` where nothing is learned by it.
         before: For each state where it comes from; ``None`` where nothing is learned by it.
-        book: Gives the notes of the pass that is going on, if the step becomes a node.
     """
 
-    __slots__ = ("before", "book", "kept", "made", "spk", "versions")
+    __slots__ = ("before", "kept", "made", "spk", "versions")
 
     def __init__(
-        self,
-        spk: Tensor,
-        kept: Kept,
-        made: Made | None,
-        before: Sequence[Earlier | None],
-        book: Book,
+        self, spk: Tensor, kept: Kept, made: Made | None, before: Sequence[Earlier | None]
     ) -> None:
-        self.spk, self.kept, self.made, self.before, self.book = spk, kept, made, before, book
+        self.spk, self.kept, self.made, self.before = spk, kept, made, before
         self.versions = self._versions()
 
     def back(
-        self, notes: Notes, at_spikes: Tensor | None, at_states: Sequence[Tensor | None]
+        self, at_spikes: Tensor | None, at_states: Sequence[Tensor | None]
     ) -> tuple[Tensor, list[tuple[Earlier, Tensor]]]:
         """Note the error at the current; return it, and the gradients at the states that learn.
 
@@ -136,15 +130,14 @@ class Record:
         """
         self._see_unchanged()
         total, last = self.kept.back(at_spikes, at_states)
-        if self.made is not None:
-            settle(notes, self.made, total)
+        settle(self.made, total)
         pairs = zip(self.before, last, strict=True)
         return total, [(each, g) for each, g in pairs if each is not None and g is not None]
 
     def node(self) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return spikes and links of the states with a graph, and a leaf for the current."""
         self._see_unchanged()
-        weight, bias = (None, None) if self.made is None else self.made[1:3]
+        weight, bias = weights_of(self.made)
         links = [None if b is None else b[0].values[b[1]] for b in self.before]
         tap = self.spk.new_zeros(()).expand(self.spk.shape).requires_grad_()
         # What was made learned then, also if it has been frozen since.
@@ -153,7 +146,7 @@ class Record:
             t.requires_grad_()
         try:
             found: tuple[Tensor, ...] = CompiledStep.apply(
-                [self.spk], self.kept, self.book, self.made, tap, None, weight, bias, *links
+                [self.spk], self.kept, self.made, tap, None, weight, bias, *links
             )
         finally:
             for t in frozen:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from snn_dfa._attach.functions import added, first_order
-from snn_dfa._attach.steps.products import Book, Made, settled
+from snn_dfa._attach.steps.products import Made, settle
 from snn_dfa.surrogate import Surrogate
 
 __all__ = ["Form", "PlainStep", "link"]
@@ -61,7 +61,6 @@ class Form(NamedTuple):
     reset: str
     surrogate: Surrogate
     dtype: torch.dtype  # of the spikes
-    book: Book | None
 
 
 class PlainStep(Function):
@@ -120,7 +119,7 @@ class PlainStep(Function):
             at_states.append(decay * grad if wanted else None)
             wanted = grad is not None and needs[9 + 2 * count + i]
             at_decays.append((grad * before[i]).sum_to_size(decay.shape) if wanted else None)
-        at_weights = settled(form.book, ctx.made, total)
+        at_weights = settle(ctx.made, total)
         links = [None if not needs[9 + count + i] else g for i, g in enumerate(at_states)]
         at_states = [None if not needs[9 + i] else g for i, g in enumerate(at_states)]
         at_currents = (total if needs[3] else None, total if needs[4] else None)

@@ -15,7 +15,7 @@ from snn_dfa._attach.graph import LEAF, PORT
 from snn_dfa.errors import BackwardError
 from snn_dfa.sequence import spike_sum
 
-__all__ = ["Current", "Made", "Notes", "changed_in_place", "made_of", "settle", "settled"]
+__all__ = ["Current", "Made", "Notes", "changed_in_place", "made_of", "settle", "weights_of"]
 
 _ADDMM: Any = type(torch.nn.functional.linear(
     torch.ones(1, 1), torch.ones(1, 1, requires_grad=True), torch.ones(1)).grad_fn)  # fmt: skip
@@ -28,6 +28,10 @@ _ROOM = 1 << 20
 _NOTED = 1 << 22
 
 
+#: Gives the notes of the pass that is going on; ``None`` where a pass takes its gradients itself.
+Book: TypeAlias = "Callable[[], Notes | None]"
+
+
 class Made(NamedTuple):
     """What a linear layer made a current [B, N] of: x [B, F], weight [N, F], bias [N] or none."""
 
@@ -36,10 +40,11 @@ class Made(NamedTuple):
     bias: Tensor | None
     seen: weakref.ref[Tensor]  # the current itself, as long as the program keeps it
     version: int  # of x, when the layer read it
+    book: Book  # gives the notes of the pass that is going on
 
 
 def made_of(
-    value: Tensor, layer: str, mine: Callable[[Any], bool], known: Container[int]
+    value: Tensor, layer: str, mine: Callable[[Any], bool], known: Container[int], book: Book
 ) -> tuple[Made, Any] | None:
     """Return what a value was made of, and the port that its input came through, if any.
 
@@ -48,6 +53,7 @@ def made_of(
         layer: Its name.
         mine: Whether a port belongs to this network.
         known: The parameters of the network by identity.
+        book: Gives the notes of the pass that is going on.
 
     Returns:
         ``None`` where the value is no plain product of a weight of the network with data or with
@@ -80,7 +86,7 @@ def made_of(
     if bias is not None and (id(bias) not in known or bias.shape != weight.shape[:1]):
         return None
     x = getattr(node, kept)  # which a sparse tensor may be, that has no address
-    made = Made(x, weight, bias, weakref.ref(value), x._version)
+    made = Made(x, weight, bias, weakref.ref(value), x._version, book)
     return (made, source) if x.layout is torch.strided else None
 
 
@@ -123,10 +129,6 @@ class Notes:
                 self._found[id(leaf)] = grad if known is None else known + grad
 
 
-#: Gives the notes of the pass that is going on; ``None`` where a pass takes its gradients itself.
-Book: TypeAlias = Callable[[], Notes | None]
-
-
 def changed_in_place() -> BackwardError:
     """Return the error of an input or a state that is not as the layer has read it."""
     return BackwardError(
@@ -135,13 +137,15 @@ def changed_in_place() -> BackwardError:
     )
 
 
-def settle(notes: Notes | None, made: Made, error: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """Note an error; where no pass takes notes, return the gradients at weight and bias.
+def settle(made: Made | None, error: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Note an error at a current; where no pass takes notes, return what weight and bias learn.
 
     Raises:
         BackwardError: if the program wants to see the gradient at the current, which has no graph,
             or has changed the input in place.
     """
+    if made is None or error is None:
+        return None, None
     if made.x._version != made.version:
         raise changed_in_place()
     current = made.seen()
@@ -150,35 +154,31 @@ def settle(notes: Notes | None, made: Made, error: Tensor) -> tuple[Tensor | Non
             "backward: a current, the result of a linear layer, has a hook or retain_grad() that "
             "was placed after its spiking layer was called, and no graph any more; place it before"
         )
+    notes = made.book()
     if notes is not None:
         notes.take(made, error)
         return None, None
     return error.t() @ made.x, None if made.bias is None else error.sum(0)
 
 
-def settled(
-    book: Book | None, made: Made | None, total: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients at weight and bias of the layer before, where they are taken now."""
-    if made is None or total is None:
-        return None, None
-    assert book is not None
-    return settle(book(), made, total)
+def weights_of(made: Made | None) -> tuple[Tensor | None, Tensor | None]:
+    """Return the weight and the bias that learn by an error at a current."""
+    return (None, None) if made is None else (made.weight, made.bias)
 
 
 class Current(Function):
     """A current, as a function of weight and bias whose gradients are taken later.
 
-    ``Current.apply([value], book, made, see, weight, bias)`` returns the value, [B, N]. Backward:
+    ``Current.apply([value], made, see, weight, bias)`` returns the value, [B, N]. Backward:
     ``see(grad)``, if there is one, before the gradient is noted. It may raise an error.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, value: list[Tensor], book: Book, made: Made,
-        see: Callable[[Tensor], None] | None, *_: Tensor | None,
+        ctx: Any, value: list[Tensor], made: Made, see: Callable[[Tensor], None] | None,
+        *_: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        ctx.book, ctx.made, ctx.see = book, made, see
+        ctx.made, ctx.see = made, see
         return value[0].detach()
 
     @staticmethod
@@ -187,8 +187,8 @@ class Current(Function):
         if ctx.see is not None:
             ctx.see(error)
         if not any(ctx.needs_input_grad):
-            return (None,) * 6
-        return None, None, None, None, *settle(ctx.book(), ctx.made, error)
+            return (None,) * 5
+        return None, None, None, *settle(ctx.made, error)
 
 
 def _summed(steps: Sequence[tuple[Made, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from snn_dfa._attach.graph import are_packed
 from snn_dfa._attach.steps.compiled_step import CompiledStep, Earlier, Record, compiled_step
 from snn_dfa._attach.steps.plain_step import Form, PlainStep
-from snn_dfa._attach.steps.products import Book, Made
+from snn_dfa._attach.steps.products import Made, weights_of
 from snn_dfa.sequence.change_step import Change
 from snn_dfa.sequence.one_step import Constants, suits
 from snn_dfa.surrogate import Surrogate, inline_form, recognise
@@ -96,12 +96,11 @@ class Step:
         #: What constants for a kernel were last made of, and those.
         self._last: tuple[Any, Constants | None] = (None, None)
 
-    def inputs(self, args: Sequence[Any], book: Book | None = None) -> Inputs | None:
+    def inputs(self, args: Sequence[Any]) -> Inputs | None:
         """Return what :meth:`compute` takes, as things are now.
 
         Args:
             args: What the module is called with.
-            book: Gives the notes of the pass that is going on.
 
         Returns:
             ``None`` where only ``forward`` knows what to do: other surrogates, membranes that are
@@ -122,7 +121,7 @@ class Step:
         if not are_alike(current, [*states, *decays, threshold, graded]):
             return None
         dtype = current.dtype if surrogate is neuron.spike_grad else torch.float32
-        form = Form(reset, surrogate, dtype, book)
+        form = Form(reset, surrogate, dtype)
         spk = states.pop(0) if kind.recurrent else None
         before: list[Earlier | None] = [None] * len(states)
         found = Inputs(form, current, spk, states, before, decays, threshold, graded, list(gains))
@@ -186,7 +185,7 @@ class Step:
             made: What a linear layer made the current of, which then has no graph.
             may_record: Whether the step need not become a node of the graph.
         """
-        form, states, current = inputs.form, inputs.states, inputs.current
+        states, current = inputs.states, inputs.current
         recurrent = None if inputs.recurrent is None else self._neuron.recurrent(inputs.recurrent)
         for gain in inputs.gains:  # ``Lapicque`` has a resistance
             current = current * gain
@@ -199,15 +198,14 @@ class Step:
             vars(self._neuron)["reset"] = late
         if counted is not None:
             self._neuron._buffers["counter"] = counted
-        if may_record and form.book is not None:
-            record = Record(spk, kept, made, inputs.before, form.book)
+        if may_record:
+            record = Record(spk, kept, made, inputs.before)
             return Result(spk, new, [spk] * len(new), record)
-        weight, bias = (None, None) if made is None else made[1:3]
         into = [
             t if t.requires_grad else link for t, link in zip(states, inputs.links, strict=True)
         ]
         spk, *links = CompiledStep.apply(
-            [spk], kept, form.book, made, current, recurrent, weight, bias, *into
+            [spk], kept, made, current, recurrent, *weights_of(made), *into
         )
         return Result(spk, new, links)
 
@@ -216,13 +214,12 @@ class Step:
     ) -> Result:
         """Return spikes and states by the operations of torch."""
         form, states, graded = inputs.form, inputs.states, inputs.graded
-        weight, bias = (None, None) if made is None else made[1:3]
         decays = inputs.decays
         if self._kind.decays:
             decays = [decay.clamp(0, 1) for decay in decays]
         spk, vars(self._neuron)["reset"], *rest = PlainStep.apply(
             form, made, len(states), current, recurrent, inputs.threshold,
-            None if _is_one(graded) else graded, weight, bias, *states, *inputs.links, *decays,
+            None if _is_one(graded) else graded, *weights_of(made), *states, *inputs.links, *decays,
         )  # fmt: skip
         return Result(spk, rest[: len(states)], rest[len(states) :])
 
