@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from snn_dfa._attach.between.moves import NotLinearError
+from snn_dfa._attach.between.sources import kept_weights
 from snn_dfa._attach.between.walk import Walk, right_factor
-from snn_dfa._attach.graph import are_packed, below_of, kept_weights
+from snn_dfa._attach.graph import are_packed, below_of
 
 __all__ = [
     "AS_IT_IS",

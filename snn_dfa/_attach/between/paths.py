@@ -14,8 +14,8 @@ from torch.nn.parameter import is_lazy
 
 from snn_dfa._attach.between.inflows import NotLinearError, inflow_of
 from snn_dfa._attach.between.made_matrices import MadeMatrices
+from snn_dfa._attach.between.sources import sources_of
 from snn_dfa._attach.between.walk import Product, Signature, Structure
-from snn_dfa._attach.graph import sources_of
 from snn_dfa._attach.layers import Layers
 from snn_dfa._attach.weights import (
     SYNAPSES,

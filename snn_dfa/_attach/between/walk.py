@@ -13,7 +13,8 @@ from torch.nn import Parameter
 from snn_dfa._attach.between.local_functions import LocalFunction, function_of, of_steps
 from snn_dfa._attach.between.moves import MAXIMA, TURNED
 from snn_dfa._attach.between.rows import FILLED, Rows, side_by_side, some_of, takes_rows
-from snn_dfa._attach.graph import LEAF, PORT, are_packed, post_order, up_to_ports
+from snn_dfa._attach.between.sources import up_to_ports
+from snn_dfa._attach.graph import LEAF, PORT, are_packed, post_order
 from snn_dfa._attach.steps.products import Made
 
 __all__ = [
