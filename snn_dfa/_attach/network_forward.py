@@ -55,11 +55,9 @@ class NetworkForward(Forward):
             return self.plain(*args, **kwargs)
         args, kwargs, before = self._begin(args, kwargs)
         try:
-            result = self.plain(*args, **kwargs)
-            self._end()
+            return self._end(self.plain(*args, **kwargs))
         finally:
             self._restore(*before)
-        return self._hand_out(result) if torch.is_grad_enabled() else result
 
     @eager
     def _begin(self, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
@@ -88,8 +86,9 @@ class NetworkForward(Forward):
         return args, kwargs, (before, held)
 
     @eager
-    def _end(self) -> None:
+    def _end(self, result: Any) -> Any:
         self.core.end()
+        return self._hand_out(result) if torch.is_grad_enabled() else result
 
     @eager
     def _restore(self, before: Any, held: list[Held]) -> None:
@@ -129,7 +128,6 @@ class NetworkForward(Forward):
             return t
         return core.leave_network([t])[0]
 
-    @eager
     def _hand_out(self, result: Any) -> Any:
         """Give out what the network returns by a port, where parameters lie on the way to it."""
         made = [t for t in tensors_in(result) if t.grad_fn is not None]

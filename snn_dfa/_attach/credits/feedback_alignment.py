@@ -14,7 +14,6 @@ from snn_dfa._attach.core import Core
 from snn_dfa._attach.credits.functions import Detour
 from snn_dfa._attach.credits.uses import uses_of
 from snn_dfa._attach.forward import Around, Held
-from snn_dfa._attach.hooks import eager
 from snn_dfa._attach.network_forward import NetworkForward
 from snn_dfa._attach.tensors import tensors_in
 from snn_dfa._attach.weights import (
@@ -171,7 +170,6 @@ class AlignedForward(NetworkForward):
         self._since = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
         return args, kwargs, []
 
-    @eager
     def _hand_out(self, result: Any) -> Any:
         """See that every weight is used by its layer alone, and other parameters are added."""
         known = set(self._weights.values())
