@@ -156,27 +156,25 @@ class Pass:
     """One forward pass of the network.
 
     Args:
+        layers: The layers.
         whole: Whether the pass is one call of the network. Then an output that the user named may
             be called once, as a readout of mean spikes or of the last ones is.
         repeats: Whether activation checkpointing does a pass again.
     """
 
+    layers: Layers
     whole: bool = False
     repeats: bool = False
     calls: dict[str, list[Call]] = field(default_factory=dict)
     last: str | None = None  # the neuron that was called last
 
-    def note(self, call: Call, layers: Layers) -> None:
+    def note(self, call: Call) -> None:
         """Note a call; what may be an output's gets the hidden calls of its step.
-
-        Args:
-            call: The call.
-            layers: The layers.
 
         Raises:
             OutOfStepError: if it is not known which hidden call an output's belongs with.
         """
-        name = call.layer or ""
+        name, layers = call.layer or "", self.layers
         before = self.calls.setdefault(name, [])
         step = len(before)
         before.append(call)
@@ -188,14 +186,14 @@ class Pass:
             }
             complete = len(call.below) == len(layers.hidden)
             if name in layers.outputs and not (self.whole and complete):
-                self._match(call, layers)
+                self._match(call)
         elif len(layers.outputs) > 1:  # some of which may have been called before
             for output in layers.outputs:
                 calls = self.calls.get(output, ())
                 if len(calls) > step:
                     calls[step].below[name] = call
 
-    def _match(self, call: Call, layers: Layers) -> None:
+    def _match(self, call: Call) -> None:
         """Give an output's call the hidden calls that it reads, where these are not of its step.
 
         In one call of the network the order decides, but for layers that were called before it.
@@ -203,7 +201,7 @@ class Pass:
         read = self._read_by(call)
         for name, calls in read.items():
             known = call.below.get(name)
-            if name in layers.outputs or known in calls or (self.whole and known is not None):
+            if name in self.layers.outputs or known in calls or (self.whole and known is not None):
                 continue
             if len(calls) > 1 or any(c.supposed for c in calls):
                 raise OutOfStepError(messages.other_call(name, call.layer or "", len(calls)))
@@ -226,32 +224,32 @@ class Pass:
                     todo += each.sources
         return found
 
-    def parted(self, layers: Layers) -> Pass:
+    def parted(self) -> Pass:
         """Part calls at which the output was not known into passes; return the last, if unended.
 
         Raises:
             OutOfStepError: if it is not known which hidden call an output's belongs with.
         """
-        now = Pass()
+        now = Pass(self.layers)
         calls = (call for each in self.calls.values() for call in each)
         for call in sorted(calls, key=lambda call: call.number):
             call.below = {}
-            now.note(call, layers)
-            if now.is_even(layers):
-                now.end(layers)
-                now = Pass()
+            now.note(call)
+            if now.is_even():
+                now.end()
+                now = Pass(self.layers)
         return now
 
-    def is_even(self, layers: Layers) -> bool:
+    def is_even(self) -> bool:
         """Return whether every layer that was called has been called as often as the outputs."""
-        counts = set(self.counts().values())
-        return len(counts) == 1 and all(output in self.calls for output in layers.outputs or [""])
+        counts, outputs = set(self.counts().values()), self.layers.outputs
+        return len(counts) == 1 and all(output in self.calls for output in outputs or [""])
 
     def counts(self) -> Mapping[str, int]:
         """Return how often each layer was called."""
         return {name: len(calls) for name, calls in self.calls.items()}
 
-    def end(self, layers: Layers) -> None:
+    def end(self) -> None:
         """Settle which layer is the output; see that all layers kept step with it.
 
         Of several outputs some may not have been called, as where each batch has a task of its own.
@@ -259,9 +257,9 @@ class Pass:
         Raises:
             OutOfStepError: naming a layer that did not.
         """
+        layers, counts = self.layers, self.counts()
         if not layers.outputs and self.last is not None:
             layers.outputs = (self.last,)
-        counts = self.counts()
         once = find_steps(self.calls, layers) if self.whole and layers.given else set()
         called = [output for output in layers.outputs if output in counts]
         for output in called or layers.outputs:
@@ -273,23 +271,20 @@ class Pass:
                         raise OutOfStepError(messages.parts_out_of_step(name, output, counts))
                     said = messages.out_of_step(name, output, counts, given=layers.given)
                     raise OutOfStepError(said)
-        self._see_that_an_output_is_last(layers)
+        self._see_that_an_output_is_last()
         if self.whole:
             for output in called:
-                self._see_that_steps_are_in_order(output, layers)
+                self._see_that_steps_are_in_order(output)
 
-    def _see_that_steps_are_in_order(self, output: str, layers: Layers) -> None:
+    def _see_that_steps_are_in_order(self, output: str) -> None:
         """See that no layer runs through the steps in another order, as backward in time.
 
         Then the output's first call reads the layer's last one. It is seen where each call of the
         output reads calls of its own. Of a tensor that holds all steps all are read.
         """
         calls = self.calls[output]
-        ahead = [
-            name
-            for name, each in self.calls.items()
-            if name not in layers.outputs and len(each) > 1 and each[1].number < calls[0].number
-        ]
+        first, hidden = calls[0].number, self._hidden().items()
+        ahead = [name for name, each in hidden if len(each) > 1 and each[1].number < first]
         if len(calls) > 1 and ahead:
             for call in calls:
                 read = self._read_by(call)
@@ -297,15 +292,16 @@ class Pass:
                     if all(c.number > call.below[name].number for c in read[name]):
                         raise OutOfStepError(messages.other_order(name, output))
 
-    def _see_that_an_output_is_last(self, layers: Layers) -> None:
+    def _see_that_an_output_is_last(self) -> None:
+        outputs = self.layers.outputs
         steps = max(map(len, self.calls.values()), default=0)
-        numbers = [
-            [call.number for call in self.calls[name]]
-            for name in layers.outputs
-            if name in self.calls
-        ]
-        padded = [each + each[-1:] * (steps - len(each)) for each in numbers]
+        numbers = [[call.number for call in self.calls.get(name, ())] for name in outputs]
+        padded = [each + each[-1:] * (steps - len(each)) for each in numbers if each]
         last = [max(each) for each in zip(*padded, strict=True)]
-        for name in [name for name in self.calls if name not in layers.outputs]:
-            if any(c.number > end for c, end in zip(self.calls[name], last, strict=False)):
-                raise OutOfStepError(messages.called_late(name, layers.outputs))
+        for name, each in self._hidden().items():
+            if any(call.number > end for call, end in zip(each, last, strict=False)):
+                raise OutOfStepError(messages.called_late(name, outputs))
+
+    def _hidden(self) -> Mapping[str, list[Call]]:
+        """Return the calls of all layers but the outputs."""
+        return {n: calls for n, calls in self.calls.items() if n not in self.layers.outputs}

@@ -68,7 +68,7 @@ class Core:
         self.active = True
         self.targets: Tensor | None = None
         self.running: Run | None = None
-        self.now, self.numbers = Pass(), itertools.count()
+        self.now, self.numbers = Pass(layers), itertools.count()
         self.inside: str | None = None
         self.shapes: dict[str, list[torch.Size]] = {}  # of what a layer returned, by layer
         self._warned = False
@@ -176,14 +176,15 @@ class Core:
         if self._layouts:
             call.steps = next((each.steps for each in self._layouts if each.running), None)
         try:
-            self.now.note(call, self.layers)
+            self.now.note(call)
         except OutOfStepError:  # the call is none that can be: a new pass begins
-            self.now = Pass(self.now.whole, self.now.repeats)
+            self.now = Pass(self.layers, self.now.whole, self.now.repeats)
             raise
-        if not self.now.whole and self.now.is_even(self.layers):
-            now, self.now = self.now, Pass()  # layers are called without the network: step by step
+        if not self.now.whole and self.now.is_even():
+            # Layers are called without the network: step by step.
+            now, self.now = self.now, Pass(self.layers)
             entry.forget()
-            now.end(self.layers)
+            now.end()
         if spikes is not None:
             counted = values[:returned] if call.linked else ()
             self.shapes[layer] = [call.shape, *[v.shape for v in counted]]
@@ -214,13 +215,13 @@ class Core:
             repeats: Whether activation checkpointing does a pass again.
         """
         self.collector.restore()
-        before, self.now, self.inside = self.now, Pass(whole=True, repeats=repeats), None
+        before, self.now, self.inside = self.now, Pass(self.layers, True, repeats), None
         self.entry.forget()
         return before
 
     def restore(self, before: Pass) -> None:
         """Go on after a pass, whether or not it came to its end."""
-        self.now, self.inside = before if self.now.repeats else Pass(), None
+        self.now, self.inside = before if self.now.repeats else Pass(self.layers), None
 
     def end(self) -> None:
         """End a pass.
@@ -229,7 +230,7 @@ class Core:
             OutOfStepError: if a layer was not called as often as the output.
         """
         try:
-            self.now.end(self.layers)
+            self.now.end()
         except OutOfStepError:
             self._structure.check()  # a layer that is gone says more
             raise
@@ -280,14 +281,14 @@ class Core:
         layers, now, unknown = self.layers, self.now, not self.layers.outputs
         mine = {id(call) for calls in now.calls.values() for call in calls}
         if not now.whole and any(id(call) in mine for call, _ in arrived):
-            self.now = Pass()
+            self.now = Pass(layers)
             if unknown and now.last is not None:
                 layers.outputs = (now.last,)
-                now = now.parted(layers)
+                now = now.parted()
             if any(map(layers.may_be_output, now.calls)):
-                now.end(layers)
+                now.end()
         elif unknown:
-            now.end(layers)
+            now.end()
 
     def _look_at_heads(self) -> None:
         """See which layers the loss reads through weights."""
