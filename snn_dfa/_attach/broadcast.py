@@ -11,7 +11,7 @@ from torch import Tensor
 from snn_dfa._attach import messages
 from snn_dfa._attach.calls import Arrivals, Call, with_earlier
 from snn_dfa._attach.sample_errors import SentByWays, send_by_ways
-from snn_dfa.errors import AttachError, OutOfStepError
+from snn_dfa.errors import AttachError
 from snn_dfa.feedback import project
 from snn_dfa.feedback.apply import readout
 from snn_dfa.rules import broadcast_signal, check_finite, local
@@ -119,7 +119,7 @@ class Broadcast:
         """
         if output not in self._shapes:
             if output not in self._layers.sizes:
-                raise OutOfStepError(messages.not_yet_called(output))
+                raise messages.not_yet_called(output)
             return self._layers.sizes[output]
         spikes, *returned = self._shapes[output]
         others = [s for s in returned if s != spikes and output not in self._layers.neurons]
@@ -147,9 +147,7 @@ class Broadcast:
                             errors[output] = _sum(known, error, sums)
                         else:
                             shapes = hidden.shape, error.shape
-                            raise OutOfStepError(
-                                messages.other_steps(name, *shapes, error.dim() - 1)
-                            )
+                            raise messages.other_steps(name, *shapes, error.dim() - 1)
         return {name: steps[name] for name in self._shapes if name in steps}
 
     def _error(self, call: Call, grads: Sequence[Tensor | None]) -> Tensor:
@@ -195,7 +193,7 @@ class Broadcast:
             return 1
         dims = 2 if self._layers.sequences else 1
         if dims == len(call.shape) == 2 and call.shape[0] == call.shape[1]:
-            raise OutOfStepError(messages.square(call.layer or "", call.shape[0]))
+            raise messages.square(call.layer or "", call.shape[0])
         if len(call.shape) == 1:
             shapes = [hidden.shape for hidden in call.below.values()]
             if not shapes or any(len(s) == 1 or s[0] != call.shape[0] for s in shapes):
@@ -213,7 +211,7 @@ class Broadcast:
         batch = first.shape[:-1]
         shape = group[0][0].shape
         if shape[: len(batch)] != batch or len(shape) < len(batch):
-            raise OutOfStepError(messages.other_steps(name, shape, first.shape, len(batch)))
+            raise messages.other_steps(name, shape, first.shape, len(batch))
         if key not in self._errors:
             e = _stacked([self._joined(each) for _, each in group])
             check_finite(e, " and ".join(self._layers.outputs))

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from snn_dfa._attach import messages
 from snn_dfa._attach.between.order import Origin, origin_in_steps
 from snn_dfa._attach.layers import Layers
-from snn_dfa.errors import OutOfStepError
 
 if TYPE_CHECKING:
     from snn_dfa._attach.calls import Call
@@ -98,7 +97,7 @@ def _place(
         )
         order = of_each or order
     if lost and len(steps) > 1:
-        raise OutOfStepError(messages.mixed_steps(call.layer or ""))
+        raise messages.mixed_steps(call.layer or "")
     call.below, *call.later = [steps[i] for i in order]
 
 

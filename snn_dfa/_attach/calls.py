@@ -13,7 +13,6 @@ from snn_dfa._attach import messages
 from snn_dfa._attach.called_once import find_steps
 from snn_dfa._attach.layers import Layers
 from snn_dfa._attach.steps.compiled_step import Record
-from snn_dfa.errors import OutOfStepError
 
 if TYPE_CHECKING:
     from snn_dfa._attach.between.ways import Passage
@@ -204,7 +203,7 @@ class Pass:
             if name in self.layers.outputs or known in calls or (self.whole and known is not None):
                 continue
             if len(calls) > 1 or any(c.supposed for c in calls):
-                raise OutOfStepError(messages.other_call(name, call.layer or "", len(calls)))
+                raise messages.other_call(name, call.layer or "", len(calls))
             (call.below[name],) = calls
         if not self.whole:
             for name, hidden in call.below.items():
@@ -268,9 +267,8 @@ class Pass:
                     continue
                 if counts[name] != counts.get(output, 0):
                     if not self.whole:
-                        raise OutOfStepError(messages.parts_out_of_step(name, output, counts))
-                    said = messages.out_of_step(name, output, counts, given=layers.given)
-                    raise OutOfStepError(said)
+                        raise messages.parts_out_of_step(name, output, counts)
+                    raise messages.out_of_step(name, output, counts, given=layers.given)
         self._see_that_an_output_is_last()
         if self.whole:
             for output in called:
@@ -290,7 +288,7 @@ class Pass:
                 read = self._read_by(call)
                 for name in [name for name in ahead if name in read]:
                     if all(c.number > call.below[name].number for c in read[name]):
-                        raise OutOfStepError(messages.other_order(name, output))
+                        raise messages.other_order(name, output)
 
     def _see_that_an_output_is_last(self) -> None:
         outputs = self.layers.outputs
@@ -300,7 +298,7 @@ class Pass:
         last = [max(each) for each in zip(*padded, strict=True)]
         for name, each in self._hidden().items():
             if any(call.number > end for call, end in zip(each, last, strict=False)):
-                raise OutOfStepError(messages.called_late(name, outputs))
+                raise messages.called_late(name, outputs)
 
     def _hidden(self) -> Mapping[str, list[Call]]:
         """Return the calls of all layers but the outputs."""

@@ -307,7 +307,7 @@ class Collector:
             if any(node.call.collector is self for node in passed):
                 left_out = [n.call for n in ports if n not in passed and n.call.learns]
                 if left_out:
-                    raise BackwardError(messages.left_out(left_out[0].layer))
+                    raise messages.left_out(left_out[0].layer)
 
     def _see_entrance(self, entrance: weakref.ref[Tensor]) -> None:
         """See that a leaf from outside gets its gradient when all has arrived, and none here."""

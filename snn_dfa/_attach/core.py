@@ -23,7 +23,7 @@ from snn_dfa._attach.leaves import Leaves
 from snn_dfa._attach.run import Run
 from snn_dfa._attach.steps.compiled_step import Record
 from snn_dfa._attach.steps.products import Notes
-from snn_dfa.errors import AttachError, OutOfStepError
+from snn_dfa.errors import OutOfStepError
 from snn_dfa.feedback.base import FeedbackWeights
 from snn_dfa.rules import Rule, local
 from snn_dfa.sequence import Layout
@@ -295,7 +295,7 @@ class Core:
         outputs, found = self.layers.outputs, self.paths.heads
         for name, of in found.items():
             if of.intersection(outputs) and not self.layers.given:
-                raise AttachError(messages.unnamed_readout(name, outputs[0]))
+                raise messages.unnamed_readout(name, outputs[0])
         rest = {name: of.difference(outputs) for name, of in found.items()}
         heads = {name: min(of) for name, of in rest.items() if of}
         if heads and not self._warned:
@@ -309,7 +309,7 @@ class Core:
             name = call.layer or ""
             alone = name not in self.layers.outputs and name not in self.entry.taken
             if alone and call.learns and any(g is not None for g in grads):
-                raise AttachError(messages.second_output(name, self.layers.outputs[0]))
+                raise messages.second_output(name, self.layers.outputs[0])
 
 
 def _see_that_none_hears(hooked: Sequence[str], arrived: Arrivals) -> None:
@@ -317,4 +317,4 @@ def _see_that_none_hears(hooked: Sequence[str], arrived: Arrivals) -> None:
     below = [each for call, _ in arrived for each in call.steps_below]
     for name in hooked:
         if any(name in each and each[name].hears for each in below):
-            raise AttachError(messages.hooked_layer(name))
+            raise messages.hooked_layer(name)

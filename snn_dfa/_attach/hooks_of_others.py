@@ -13,7 +13,6 @@ from torch import Tensor
 
 from snn_dfa._attach import messages
 from snn_dfa._attach.hooks import watch
-from snn_dfa.errors import BackwardError
 
 if TYPE_CHECKING:
     from snn_dfa._attach.core import Core
@@ -31,7 +30,7 @@ def with_hooks(core: Core, layer: str, value: Tensor) -> Tensor:
 
     def looks(hook: Callable[[Tensor], Any], grad: Tensor) -> None:
         if not core.asks and hook(grad) is not None:
-            raise BackwardError(messages.hooked(layer))
+            raise messages.hooked(layer)
 
     node: Any = value.grad_fn
     call, index = node.call, value.output_nr
@@ -61,7 +60,7 @@ def see_no_change(core: Core, layer: str, at: Iterable[Any]) -> None:
         if core.asks:
             return
         if core.task in passed and (changed or passed[core.task]):
-            raise BackwardError(messages.hooked(layer))
+            raise messages.hooked(layer)
         passed.clear()
         passed[core.task] = changed
 

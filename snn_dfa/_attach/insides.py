@@ -94,8 +94,8 @@ class Insides:
 
     def _refuse_reading(self, layer: str, _: Tensor) -> None:
         if self._core.running is None:
-            raise BackwardError(messages.read_inside(layer))
+            raise messages.read_inside(layer)
 
     def _refuse_changed(self, layer: str, value: Tensor, version: int, _: Tensor) -> None:
         if self._core.running is None and value._version != version:
-            raise BackwardError(messages.changed_inside(layer))
+            raise messages.changed_inside(layer)

@@ -263,7 +263,7 @@ class Structure:
         neurons = {} if self._layers.named else spiking_layers(net)
         new = [name for name, module in neurons.items() if module not in known.values()]
         if gone or new:
-            raise AttachError(messages.changed(gone, new))
+            raise messages.changed(gone, new)
         self._seen = self._children(net)
 
     def hooked(self) -> list[str]:

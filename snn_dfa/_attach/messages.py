@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from snn_dfa.errors import AttachError, FeedbackError
+from snn_dfa.errors import AttachError, BackwardError, FeedbackError, OutOfStepError
 
 
-def out_of_step(hidden: str, output: str | None, calls: Mapping[str, int], *, given: bool) -> str:
+def out_of_step(
+    hidden: str, output: str | None, calls: Mapping[str, int], *, given: bool
+) -> OutOfStepError:
     """Say that a hidden layer and the output were not called equally often.
 
     Args:
@@ -42,16 +44,16 @@ def out_of_step(hidden: str, output: str | None, calls: Mapping[str, int], *, gi
             "Does the network call one neuron for several layers? Give each layer a neuron of its "
             "own"
         )
-    return (
+    return OutOfStepError(
         f"hidden layer {hidden!r} was called {count} times and the output {output!r} {outputs} "
         f"times in one forward pass; expected equally many calls, one for each time step. "
         f"{'. '.join(asked)}"
     )
 
 
-def mixed_steps(output: str) -> str:
+def mixed_steps(output: str) -> OutOfStepError:
     """Say that it is not known which steps a readout reads, or which of its values is of which."""
-    return (
+    return OutOfStepError(
         f"output {output!r} was called once, on the values of several steps, and DFA does not know "
         f"which step each value is of; expected torch.stack of the steps' values, with nothing "
         f"between that joins steps, as a convolution over time does, and none of them "
@@ -61,9 +63,9 @@ def mixed_steps(output: str) -> str:
     )
 
 
-def parts_out_of_step(layer: str, output: str, calls: Mapping[str, int]) -> str:
+def parts_out_of_step(layer: str, output: str, calls: Mapping[str, int]) -> OutOfStepError:
     """Say that layers which are called without the network were not called equally often."""
-    return (
+    return OutOfStepError(
         f"layers are called outside of net.forward: layer {layer!r} was called "
         f"{calls.get(layer, 0)} times and the output {output!r} {calls.get(output, 0)} times since "
         f"all were last called equally often; expected one call of each layer and of each output "
@@ -73,9 +75,9 @@ def parts_out_of_step(layer: str, output: str, calls: Mapping[str, int]) -> str:
     )
 
 
-def changed_inside(block: str) -> str:
+def changed_inside(block: str) -> BackwardError:
     """Say that the loss reads a value that a hook has kept inside a block, and that changed."""
-    return (
+    return BackwardError(
         f"backward: the loss reads a value that a hook or an object inside of {block!r} has kept, "
         f"and the program changed this value in place after {block!r} had returned it; expected "
         f"the unchanged value. Let the loss read the value that {block!r} returned, or change a "
@@ -83,27 +85,27 @@ def changed_inside(block: str) -> str:
     )
 
 
-def read_inside(output: str) -> str:
+def read_inside(output: str) -> BackwardError:
     """Say that the loss reads an output's value before the output has returned it."""
-    return (
+    return BackwardError(
         f"output {output!r}: the loss reads a value inside the layer, for instance one that a hook "
         f"has kept, and not the value that {output!r} returns; let the loss read the value that "
         f"{output!r} returns"
     )
 
 
-def left_out(layer: str | None) -> str:
+def left_out(layer: str | None) -> BackwardError:
     """Say that the loss reads a value that autograd does not go to."""
-    return (
+    return BackwardError(
         f"layer {layer!r}: the loss reads a value of the layer, as a penalty on spikes does; "
         f"torch.autograd.grad and backward(inputs=...) do not reach such a value, so that a part "
         f"of the gradient would be missing; call loss.backward() and read .grad"
     )
 
 
-def not_yet_called(output: str) -> str:
+def not_yet_called(output: str) -> OutOfStepError:
     """Say that the size of an output is not known."""
-    return (
+    return OutOfStepError(
         f"output {output!r} was not called, and has not been called before: DFA does not know how "
         f"many numbers it has; expected all outputs to be called in the first forward pass. Run "
         f"one forward pass that calls all of them, for instance on one batch before the training; "
@@ -111,19 +113,19 @@ def not_yet_called(output: str) -> str:
     )
 
 
-def called_late(hidden: str, outputs: Sequence[str]) -> str:
+def called_late(hidden: str, outputs: Sequence[str]) -> OutOfStepError:
     """Say that a layer was called after all outputs of its step."""
     output = " and ".join(map(repr, outputs))
-    return (
+    return OutOfStepError(
         f"hidden layer {hidden!r} is called after the output {output} in a time step; expected "
         f"the output to be called last. If another layer is the output, name it with output=. If "
         f"{output} is the output, name the layers before it with hidden=[...]"
     )
 
 
-def other_call(hidden: str, output: str, count: int) -> str:
+def other_call(hidden: str, output: str, count: int) -> OutOfStepError:
     """Say that it is not known which call of a hidden layer an output's call belongs with."""
-    return (
+    return OutOfStepError(
         f"output {output!r} is called outside of net.forward on the values of {count} calls of "
         f"hidden layer {hidden!r}, and DFA cannot tell which of them gets its error: expected one "
         f"call, whose values {output!r} gets before it gets values that no layer made. Call both "
@@ -132,9 +134,9 @@ def other_call(hidden: str, output: str, count: int) -> str:
     )
 
 
-def other_order(hidden: str, output: str) -> str:
+def other_order(hidden: str, output: str) -> OutOfStepError:
     """Say that a layer runs through the steps in another order than the output."""
-    return (
+    return OutOfStepError(
         f"hidden layer {hidden!r} runs through the time steps in another order than the output "
         f"{output!r}, as a layer that goes backward in time; expected the k-th call of {output!r} "
         f"to read the k-th call of {hidden!r}, or an earlier one, since it gets the error of this "
@@ -144,9 +146,11 @@ def other_order(hidden: str, output: str) -> str:
     )
 
 
-def other_steps(hidden: str, spikes: Sequence[int], output: Sequence[int], dims: int) -> str:
+def other_steps(
+    hidden: str, spikes: Sequence[int], output: Sequence[int], dims: int
+) -> OutOfStepError:
     """Say that a layer has another number of steps or samples than the output."""
-    return (
+    return OutOfStepError(
         f"hidden layer {hidden!r}: expected spikes of shape {list(output[:dims])} followed by its "
         f"neurons, as the errors at the output are of steps and samples {list(output[:dims])}, got "
         f"{list(spikes)}. Does the output read a mean over time, or the last step, of layers that "
@@ -156,9 +160,9 @@ def other_steps(hidden: str, spikes: Sequence[int], output: Sequence[int], dims:
     )
 
 
-def square(output: str, size: int) -> str:
+def square(output: str, size: int) -> OutOfStepError:
     """Say that an output of two dimensions of one size has steps and samples, or has not."""
-    return (
+    return OutOfStepError(
         f"output {output!r}: hidden layers return whole sequences, and the result of {output!r}, "
         f"of shape [{size}, {size}], may be of steps and samples, or a mean over the steps; "
         f"expected [T, B, C], also if C = 1. Call the output on the sequence, and take the mean "
@@ -166,9 +170,9 @@ def square(output: str, size: int) -> str:
     )
 
 
-def second_output(other: str, output: str) -> str:
+def second_output(other: str, output: str) -> AttachError:
     """Say that the loss reads a layer whose values go to no other layer."""
-    return (
+    return AttachError(
         f"the loss reads two spiking layers, {output!r} and {other!r}, and no other layer reads "
         f"the spikes of {other!r}; expected one output. If both are outputs, name them: "
         f"output=[{output!r}, {other!r}]. If {output!r} alone is the output, name the layers that "
@@ -176,9 +180,9 @@ def second_output(other: str, output: str) -> str:
     )
 
 
-def unnamed_readout(name: str, output: str) -> str:
+def unnamed_readout(name: str, output: str) -> AttachError:
     """Say that the loss reads the output through weights."""
-    return (
+    return AttachError(
         f"which layer is the output? The last spiking neuron {output!r} is followed by {name!r}, "
         f"a layer with weights. If {name!r} is the last layer of the network, call "
         f"DFA(net, output={name!r}). If more layers follow, name the last one, or the module that "
@@ -198,14 +202,14 @@ def heads(found: Mapping[str, str], outputs: Sequence[str]) -> str:
     )
 
 
-def changed(gone: Sequence[str], new: Sequence[str]) -> str:
+def changed(gone: Sequence[str], new: Sequence[str]) -> AttachError:
     """Say that the network has other layers than when DFA was attached to it."""
     if gone:
-        return (
+        return AttachError(
             f"layer {gone[0]!r} was removed from the network or replaced after DFA(net), and DFA "
             f"does not know the layer in its place; call dfa.remove(), then DFA(net) again"
         )
-    return (
+    return AttachError(
         f"layer {new[0]!r} was added to the network after DFA(net), and DFA does not know it; "
         f"call dfa.remove(), then DFA(net) again"
     )
@@ -236,18 +240,13 @@ def refuse_repetition(name: str, *, whole: bool, goes_on: bool) -> None:
         )
 
 
-def refuse_unled(learns: bool) -> None:
-    """Raise an error for feedback that takes its step when a pass begins, where passes repeat.
-
-    Raises:
-        FeedbackError: if it is such.
-    """
-    if learns:
-        raise FeedbackError(
-            "feedback: activation checkpointing repeats forward passes, and this feedback learns "
-            "at each forward pass; call dfa.follow(optimizer), so that it learns at each step of "
-            "the optimiser"
-        )
+def unled() -> FeedbackError:
+    """Say that feedback takes its step when a pass begins, where passes repeat."""
+    return FeedbackError(
+        "feedback: activation checkpointing repeats forward passes, and this feedback learns "
+        "at each forward pass; call dfa.follow(optimizer), so that it learns at each step of "
+        "the optimiser"
+    )
 
 
 def nested(name: str, inside: str) -> AttachError:
@@ -258,9 +257,9 @@ def nested(name: str, inside: str) -> AttachError:
     )
 
 
-def hooked(layer: str) -> str:
+def hooked(layer: str) -> BackwardError:
     """Say that a hook changes the gradient of a state that comes back into its layer."""
-    return (
+    return BackwardError(
         f"layer {layer!r}: a hook (register_hook, register_full_backward_hook or "
         f"register_full_backward_pre_hook) changes the gradient of a state that the next step of "
         f"the layer gets; expected a hook that returns None, since DFA does not have this gradient "
@@ -268,9 +267,9 @@ def hooked(layer: str) -> str:
     )
 
 
-def hooked_layer(layer: str) -> str:
+def hooked_layer(layer: str) -> AttachError:
     """Say that a hidden layer has a hook of a module that the projected error would go past."""
-    return (
+    return AttachError(
         f"hidden layer {layer!r}: expected no register_full_backward_hook and no "
         f"register_full_backward_pre_hook on it, got one; DFA sends the projected error straight "
         f"to the spikes, past such a hook; put it on the layer with weights before {layer!r}"

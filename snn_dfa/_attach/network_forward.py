@@ -64,9 +64,9 @@ class NetworkForward(Forward):
         core, feedback = self.core, self.core.feedback
         learns, again = torch.is_grad_enabled(), in_backward()
         steps = feedback.accumulates and not feedback.has_optimizer
-        if again:
-            messages.refuse_unled(steps)
-        else:
+        if again and steps:
+            raise messages.unled()
+        if not again:
             self._states.begin()
             if steps and learns:
                 feedback.learn()

@@ -175,7 +175,7 @@ class AlignedForward(NetworkForward):
         known = set(self._weights.values())
         new = [name for name, module in synapses(self.module).items() if module not in known]
         if new:
-            raise AttachError(messages.changed([], new))
+            raise messages.changed([], new)
         own = {
             id(p): name for name, m in self._weights.items() for p in m.parameters() if p.dim() > 1
         }
