@@ -67,10 +67,14 @@ class CreditForward(LayerForward):
             result = self._run(args, kwargs, held, self.plain)
             states = [s for s in self._graphs() if s[2].grad_fn is not None]
         else:
-            result = self._run(args, kwargs, held, torch.no_grad()(self.plain))
+            result = self._run(args, kwargs, held, self._without_graph)
             states = self._attributes()
         known = {id(old) for _, _, old, _ in held} | {id(old) for _, _, old in before}
         return self._hand_out(result, [s for s in states if id(s[2]) not in known])
+
+    def _without_graph(self, *args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad():
+            return self.plain(*args, **kwargs)
 
     def _attributes(self) -> list[State]:
         """Return the module's attributes that hold numbers, but for the resets of the last step."""
