@@ -17,7 +17,7 @@ from snn_dfa._attach.layers import has_hidden_state
 from snn_dfa._attach.series import Series
 from snn_dfa._attach.steps.known_neurons import step_of
 from snn_dfa._attach.steps.step import Inputs, Step
-from snn_dfa._attach.tensors import map_tensors, tensors_in
+from snn_dfa._attach.tensors import Lent, map_tensors, tensors_in
 from snn_dfa._attach.weights import matrix_parameters
 from snn_dfa._distributed import States
 
@@ -113,26 +113,25 @@ class LayerForward(Forward):
 
     def _call(self, args: Any, kwargs: Any) -> Any:
         """Run the module between what comes in and what goes out."""
-        args, kwargs, held = self._come_in(args, kwargs)
+        lent, held = self._come_in(args, kwargs)
+        args, kwargs = lent.args, lent.kwargs
         if self._asks():
             args, kwargs = self._tapped(args, kwargs)
-        result = self._run(args, kwargs, held, self.plain)
+        result = self._run(args, kwargs, lent, held, self.plain)
         known = {id(old) for _, _, old, _ in held}
         left = [s for s in self._graphs() if id(s[2]) not in known and s[2].grad_fn is not None]
-        return self._hand_out(result, left)
+        return self._hand_out(result, left, lent)
 
-    def _come_in(self, args: Any, kwargs: Any) -> tuple[Any, Any, list[Held]]:
+    def _come_in(self, args: Any, kwargs: Any) -> tuple[Lent, list[Held]]:
         """Return the arguments, and the states that the module holds, as they come in."""
         entry = self.core.entry
         held = [(store, key, old, entry.enter(old)) for store, key, old in self._graphs()]
         if args and self.core.follows_ways:
             entry.look_at(args[0], alone=self._is_gate)
-        args = map_tensors(entry.enter, args)
-        if kwargs:
-            kwargs = map_tensors(entry.enter, kwargs)
+        lent = Lent(entry.enter, args, kwargs)
         for store, key, _, new in held:
             store[key] = new
-        return args, kwargs, held
+        return lent, held
 
     def _asks(self) -> bool:
         """Return whether the gradient at this call's current may be asked for."""
@@ -150,9 +149,12 @@ class LayerForward(Forward):
         current = self.core.entry.tapped(current)
         return ((current, *args[1:]), kwargs) if args else (args, {**kwargs, key: current})
 
-    def _run(self, args: Any, kwargs: Any, held: Sequence[Held], plain: Callable[..., Any]) -> Any:
+    def _run(
+        self, args: Any, kwargs: Any, lent: Lent, held: Sequence[Held], plain: Callable[..., Any]
+    ) -> Any:
         """Run the module; note what it learns from inside; put back states that it left alone."""
-        core = self.core
+        core, looks = self.core, not self._closed or self._has_own_surrogate()
+        came_in = [*tensors_in(args), *tensors_in(kwargs)] if looks else []
         since = 0 if self._closed else torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
         core.inside, done = self._name, False
         self._series.begin()
@@ -163,12 +165,12 @@ class LayerForward(Forward):
             for store, key, old, new in held:
                 if not done or store.get(key) is new:
                     store[key] = old
+            lent.put_back()
         self._note_series(args, result)
-        if not self._closed or self._has_own_surrogate():
-            came_in = [*tensors_in(args), *[new for *_, new in held]]
-            came_in += tensors_in(kwargs) if kwargs else []
+        if looks:
+            came_in += [new for *_, new in held]
             ends = {t.grad_fn for t in came_in if t.grad_fn is not None}
-            core.entry.note_leaves(tensors_in(result), ends)
+            core.entry.note_leaves([*tensors_in(result), *lent.written()], ends)
             if not self._closed:
                 core.entry.insides.note(self._name, since)
         return result
@@ -247,7 +249,7 @@ class LayerForward(Forward):
             if isinstance(value := store.get(key), Tensor) and value.requires_grad
         ]
 
-    def _hand_out(self, result: Any, left: list[State]) -> Any:
+    def _hand_out(self, result: Any, left: list[State], lent: Lent) -> Any:
         """Give out the result, and the states that the call has left, by a port."""
         tensors, linked = tensors_in(result), self.core.entry.call.linked
         found = {
@@ -255,10 +257,11 @@ class LayerForward(Forward):
         }
         returned = len(found)
         found |= {id(value): value for *_, value in left}
-        return self._give_out(result, tensors, left, found, returned)
+        found |= {id(t): t for t in lent.written() if t.grad_fn is not None}
+        return self._give_out(result, tensors, left, lent, found, returned)
 
     def _give_out(
-        self, result: Any, tensors: Sequence[Tensor], left: list[State],
+        self, result: Any, tensors: Sequence[Tensor], left: list[State], lent: Lent,
         found: Mapping[int, Tensor], returned: int,
     ) -> Any:  # fmt: skip
         """Give out the result and the states that the call has left.
@@ -267,7 +270,8 @@ class LayerForward(Forward):
             result: Of the call.
             tensors: Those in it.
             left: The states.
-            found: The tensors in both that get a port, by identity of what the call has made.
+            lent: The arguments.
+            found: The tensors in all of these that get a port, by identity of what the call made.
             returned: How many of these are in the result.
         """
         core, values = self.core, list(found.values())
@@ -282,6 +286,7 @@ class LayerForward(Forward):
         ports = dict(zip(found, given, strict=True))
         for store, key, value in left:
             store[key] = ports.get(id(value), value)
+        lent.exchange(ports)
         if type(result) is Tensor:
             return ports.get(id(result), result)
         return map_tensors(lambda t: ports.get(id(t), t), result)

@@ -16,7 +16,7 @@ from snn_dfa._attach.forward import Forward, Held
 from snn_dfa._attach.functions import in_backward, is_transformed
 from snn_dfa._attach.graph import PORT, are_sums, origin_of
 from snn_dfa._attach.hooks import eager
-from snn_dfa._attach.tensors import map_tensors, tensors_in
+from snn_dfa._attach.tensors import Lent, map_tensors, tensors_in
 from snn_dfa._distributed import States, runs_distributed
 from snn_dfa.errors import ExportError
 
@@ -53,14 +53,17 @@ class NetworkForward(Forward):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.core.active:
             return self.plain(*args, **kwargs)
-        args, kwargs, before = self._begin(args, kwargs)
+        lent, before = self._begin(args, kwargs)
+        args, kwargs = (args, kwargs) if lent is None else (lent.args, lent.kwargs)
         try:
-            return self._end(self.plain(*args, **kwargs))
+            result = self.plain(*args, **kwargs)
+            self._end()
         finally:
-            self._restore(*before)
+            self._restore(lent, *before)
+        return result if lent is None else self._hand_out(result, lent)
 
     @eager
-    def _begin(self, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
+    def _begin(self, args: Any, kwargs: Any) -> tuple[Lent | None, Any]:
         core, feedback = self.core, self.core.feedback
         learns, again = torch.is_grad_enabled(), in_backward()
         steps = feedback.accumulates and not feedback.has_optimizer
@@ -78,35 +81,35 @@ class NetworkForward(Forward):
             if is_transformed():
                 raise messages.transformed()
             core.bind(self._parameters())
-        before, held = core.begin(repeats=again), list[Held]()
+        before, held, lent = core.begin(repeats=again), list[Held](), None
         if learns:
-            args, kwargs, held = self._come_in(args, kwargs)
+            lent, held = self._come_in(args, kwargs)
             for store, key, _, leaf in held:
                 store[key] = leaf
-        return args, kwargs, (before, held)
+        return lent, (before, held)
 
     @eager
-    def _end(self, result: Any) -> Any:
+    def _end(self) -> None:
         self.core.end()
-        return self._hand_out(result) if torch.is_grad_enabled() else result
 
     @eager
-    def _restore(self, before: Any, held: list[Held]) -> None:
+    def _restore(self, lent: Lent | None, before: Any, held: list[Held]) -> None:
+        if lent is not None:
+            lent.put_back()
         for store, key, parameter, _ in held:
             store[key] = parameter
         self.core.restore(before)
 
-    def _come_in(self, args: Any, kwargs: Any) -> tuple[Any, Any, list[Held]]:
+    def _come_in(self, args: Any, kwargs: Any) -> tuple[Lent, list[Held]]:
         """Return the arguments, and parameters that were made of others, with leaves.
 
         So it is by ``functional_call``. In the pass a leaf stands for each, so that no layer's
         graph goes on into what made it.
         """
-        args = map_tensors(self._enter, args)
-        kwargs = map_tensors(self._enter, kwargs) if kwargs else kwargs
+        lent = Lent(self._enter, args, kwargs)
         leaves = self.core.collector.stand_ins
         pairs = ((s, key, p) for s in self._stores for key, p in s.items()) if leaves else ()
-        return args, kwargs, [(s, key, p, leaves[id(p)]) for s, key, p in pairs if id(p) in leaves]
+        return lent, [(s, key, p, leaves[id(p)]) for s, key, p in pairs if id(p) in leaves]
 
     def _enter(self, t: Tensor) -> Tensor:
         """Return a value that comes into the network; one made of outputs' values by a port.
@@ -122,32 +125,40 @@ class NetworkForward(Forward):
         original = core.entry.own(None, t)
         if original is not None:
             return original
+        if type(t.grad_fn) is PORT and core.entry.mine(t.grad_fn):
+            return t  # nothing lies behind it that could be freed
         ports, leaves = core.entry.ends_of(t)
         outputs = core.layers.outputs
         if leaves or not ports or not all(node.call.layer in outputs for node in ports):
             return t
         return core.leave_network([t])[0]
 
-    def _hand_out(self, result: Any) -> Any:
-        """Give out what the network returns by a port, where parameters lie on the way to it."""
-        made = [t for t in tensors_in(result) if t.grad_fn is not None]
+    @eager
+    def _hand_out(self, result: Any, lent: Lent) -> Any:
+        """Give out what the network returns by a port, where parameters lie on the way to it.
+
+        What it has written into its arguments, it has returned, too.
+        """
+        made = [t for t in (*tensors_in(result), *lent.written()) if t.grad_fn is not None]
         values = {id(t): t for t in made if not self._is_of_ports(t)}
         if not values:
             return result
         ports = dict(zip(values, self.core.leave_network(list(values.values())), strict=True))
-        return map_tensors(lambda t: ports.get(id(t), t), result)
+        lent.exchange(ports)
+        return map_tensors(lambda t: ports.get(id(t), t), result, in_place=True)
 
     def _is_of_ports(self, value: Tensor) -> bool:
         """Return whether autograd may go from a value to ports by itself.
 
-        So it is with what a layer has handed out, and with what outputs' values were put together
-        to, as by ``torch.stack``: on such a way lies no parameter, whose gradient would be written
-        before all others are known, and nothing is kept, which a second way would find used up.
+        So it is with what a layer has handed out, with what the network has returned and keeps, and
+        with what outputs' values were put together to, as by ``torch.stack``: on such a way lies no
+        parameter, whose gradient would be written before all others are known, and nothing is kept,
+        which a second way would find used up.
         """
         node: Any = value.grad_fn
         mine = self.core.entry.mine
         if type(node) is PORT:
-            return node.call.layer is not None and mine(node)
+            return mine(node)
         origin = origin_of([value], mine)
         if origin.leaves or not are_sums(origin.nodes):
             return False

@@ -4,40 +4,58 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["map_tensors", "tensors_in"]
+__all__ = ["Lent", "map_tensors", "tensors_in"]
 
 _PLAIN = (int, float, bool, str, bytes, complex, type(None), nn.Module, type)
+_HOLD_NONE = (Tensor, *_PLAIN)
 
 
-def map_tensors(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+def map_tensors(
+    change: Callable[[Tensor], Tensor],
+    value: Any,
+    *,
+    in_place: bool = False,
+    within: tuple[Any, ...] = (),
+) -> Any:
     """Return ``value`` with every tensor inside it changed.
 
     A container or an object in which nothing changes is returned as it is; another one is
     copied. An object is one with attributes, such as a dataclass or a graph's data.
+
+    Args:
+        change: Returns what stands for a tensor.
+        value: A tensor, or what holds tensors.
+        in_place: Whether lists, dicts and objects are changed themselves, and no copies made.
+        within: What the value lies in: what holds itself is left there as it is.
     """
     kind = type(value)
     if isinstance(value, Tensor):
         return change(value)
+    if kind in _PLAIN or isinstance(value, _PLAIN) or any([value is each for each in within]):
+        return value
+    inside = partial(map_tensors, change, in_place=in_place, within=(*within, value))
     if isinstance(value, (tuple, list)):
-        changed = [change(v) if type(v) is Tensor else map_tensors(change, v) for v in value]
+        changed = [change(v) if type(v) is Tensor else inside(v) for v in value]
         if _same(changed, value):
             return value
+        if in_place and isinstance(value, list):
+            value[:] = changed
+            return value
         return kind(*changed) if hasattr(value, "_fields") else kind(changed)
-    if kind in _PLAIN or isinstance(value, _PLAIN):
-        return value
     if isinstance(value, dict):
-        items = {key: map_tensors(change, v) for key, v in value.items()}
+        items = {key: inside(v) for key, v in value.items()}
         if _same(items.values(), value.values()):
             return value
-        twin = copy.copy(value)
+        twin = value if in_place else copy.copy(value)
         twin.update(items)
         return twin
-    return _map_object(change, value)
+    return _map_object(inside, value, in_place=in_place)
 
 
 def tensors_in(value: Any) -> list[Tensor]:
@@ -55,7 +73,7 @@ def _same(new: Any, old: Any) -> bool:
     return all(map(operator.is_, new, old))
 
 
-def _map_object(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+def _map_object(inside: Callable[[Any], Any], value: Any, *, in_place: bool) -> Any:
     slots = [s for k in type(value).__mro__ for s in getattr(k, "__slots__", ())]
     names = [*getattr(value, "__dict__", ()), *(s for s in slots if hasattr(value, s))]
     if callable(value):  # a function keeps its attributes to itself
@@ -63,8 +81,54 @@ def _map_object(change: Callable[[Tensor], Tensor], value: Any) -> Any:
     twin = value
     for name in names:
         old = getattr(value, name)
-        new = map_tensors(change, old)
+        new = inside(old)
         if new is not old:
-            twin = copy.copy(value) if twin is value else twin
+            twin = copy.copy(value) if twin is value and not in_place else twin
             object.__setattr__(twin, name, new)  # a frozen dataclass has no other way
     return twin
+
+
+class Lent:
+    """The arguments of a call, in which other tensors stand until the call is over.
+
+    A list, a dict or an object stays the same one, so that the program sees what the call writes
+    into it, such as the next state.
+
+    Args:
+        enter: Returns the tensor that stands for one.
+        args: Of the call.
+        kwargs: Of the call.
+    """
+
+    def __init__(self, enter: Callable[[Tensor], Tensor], args: Any, kwargs: Any) -> None:
+        self._enter, self._old = enter, dict[int, tuple[Tensor, Tensor]]()
+        self._holders = [v for v in (*args, *kwargs.values()) if not isinstance(v, _HOLD_NONE)]
+        self._came_in = [*tensors_in(args), *tensors_in(kwargs)] if self._holders else []
+        try:
+            self.args = map_tensors(self._change, args, in_place=True)
+            # It is this call's own dictionary.
+            self.kwargs = map_tensors(self._change, kwargs, in_place=True)
+        except BaseException:
+            self.put_back()
+            raise
+
+    def _change(self, old: Tensor) -> Tensor:
+        new = self._enter(old)
+        if new is not old:
+            self._old[id(new)] = new, old
+        return new
+
+    def put_back(self) -> None:
+        """Put the tensors back for which others stood, where the call has left these."""
+        if self._old:
+            self.exchange({key: old for key, (_, old) in self._old.items()})
+
+    def written(self) -> list[Tensor]:
+        """Return the tensors that the call has written into what holds tensors."""
+        known = {id(t) for t in self._came_in}
+        return [t for t in tensors_in(self._holders) if id(t) not in known]
+
+    def exchange(self, others: Mapping[int, Tensor]) -> None:
+        """Put other tensors, by the number of the one that is there, into what holds tensors."""
+        if self._holders:
+            map_tensors(lambda t: others.get(id(t), t), self._holders, in_place=True)

@@ -119,7 +119,7 @@ class Oracle:
             finally:
                 self._inside = None
             result = self._mark_foreign(module, result, start)
-            self._note(name, module, result, start)
+            self._note(name, module, result, start, (args, kwargs))
             return result
 
         module.forward = forward  # type: ignore[method-assign]
@@ -139,13 +139,14 @@ class Oracle:
                 setattr(owner, key, marked[id(t)])
         return replace_tensors(result, lambda t: marked.get(id(t), t))
 
-    def _note(self, name: str, module: nn.Module, result: Any, start: int) -> None:
+    def _note(self, name: str, module: nn.Module, result: Any, start: int, given: Any) -> None:
         returned = list(tensors_in(result))
         if not returned:
             raise OracleError(f"{name!r} returned no tensor")
         spikes = returned[0]
         call = Call(name, self.forward_pass, edge_of(spikes), spikes.shape, start)
-        kept = [t for _, _, t in attributes(module)]
+        # In attributes, or written into what the call was given.
+        kept = [*(t for _, _, t in attributes(module)), *tensors_in(given)]
         for t in returned + kept:
             # An attribute that this call did not make is an earlier call's value.
             mine = t.grad_fn is not None and t.grad_fn._sequence_nr() >= start

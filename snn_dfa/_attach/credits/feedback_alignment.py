@@ -14,8 +14,9 @@ from snn_dfa._attach.core import Core
 from snn_dfa._attach.credits.functions import Detour
 from snn_dfa._attach.credits.uses import uses_of
 from snn_dfa._attach.forward import Around, Held
+from snn_dfa._attach.hooks import eager
 from snn_dfa._attach.network_forward import NetworkForward
-from snn_dfa._attach.tensors import tensors_in
+from snn_dfa._attach.tensors import Lent, tensors_in
 from snn_dfa._attach.weights import (
     added_parameters,
     check_weights,
@@ -166,11 +167,12 @@ class AlignedForward(NetworkForward):
         self._weights = weights
         self._since = 0  # the number of the pass's first node
 
-    def _come_in(self, args: Any, kwargs: Any) -> tuple[Any, Any, list[Held]]:
+    def _come_in(self, args: Any, kwargs: Any) -> tuple[Lent, list[Held]]:
         self._since = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
-        return args, kwargs, []
+        return Lent(lambda t: t, args, kwargs), []
 
-    def _hand_out(self, result: Any) -> Any:
+    @eager
+    def _hand_out(self, result: Any, lent: Lent) -> Any:
         """See that every weight is used by its layer alone, and other parameters are added."""
         known = set(self._weights.values())
         new = [name for name, module in synapses(self.module).items() if module not in known]
@@ -182,7 +184,8 @@ class AlignedForward(NetworkForward):
         added = added_parameters(self.module)
         names = {id(store[key]): name for store, key, name, _ in added}
         rest = {id(store[key]) for store, key, _, may_rest in added if may_rest}
-        uses = uses_of(tensors_in(result), names.keys(), self._since)
+        made = [*tensors_in(result), *lent.written()]
+        uses = uses_of(made, names.keys(), self._since)
         if found := uses.leaves & own.keys():
             raise messages.functional_weight(min(own[each] for each in found))
         if wrong := (names.keys() - uses.added - rest) | uses.multiplied:

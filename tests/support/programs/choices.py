@@ -85,7 +85,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     # How the loss comes by what is neither spikes nor membrane of the output.
     # reduced: a number for each step, kept on the network.
     "recorded": ("returned", "self", "hooks", "reduced"),
-    "returns": ("tuple", "dict", "object"),
+    # written: the states are written into the dictionary that the network was given.
+    "returns": ("tuple", "dict", "object", "written"),
     "branch": ("", "add", "cat", "add_"),
     "between_value": ("", "returned"),  # the last hidden layer's current goes to the loss, too
     "plain_head": ("", "spikes", "membrane"),  # a linear head that is not named

@@ -282,7 +282,10 @@ class Network(Built):
         """Take a sequence, or a step and the states; return the records by name, and the states."""
         if t in (None, 0):
             self.kept = {}
-        states = {} if states is None else dict(states)
+        if states is None:
+            states = {}
+        elif self.spec.returns != "written":
+            states = dict(states)
         steps = list(enumerate(x)) if t is None else [(t, x)]
         if self.spec.loop == "sequence":
             steps = [(0, x)]
@@ -305,4 +308,6 @@ class Network(Built):
             return {"values": values, "states": states}
         if self.spec.returns == "object":
             return SimpleNamespace(values=values, states=states)
+        if self.spec.returns == "written":
+            return tuple(values.values())
         return tuple(values.values()), states

@@ -56,12 +56,12 @@ def run(
     _begin(spec, net)
     x = inputs(spec, batch).requires_grad_(spec.input_grad)
     if spec.loop != "around":
-        values, states = _unpack(net, net(x))
+        values, states = _unpack(net, net(x), {})
         records = _complete(spec, net, {k: list(v) for k, v in values.items()})
         return records, states, losses(spec, records)
     records, states, found = {}, {}, []
     for t, x_t in enumerate(x):
-        values, states = _unpack(net, net(x_t, states, t))
+        values, states = _unpack(net, net(x_t, states, t), states)
         for k, v in values.items():
             records.setdefault(k, []).extend(v)
         if spec.backward == "steps":
@@ -108,7 +108,9 @@ def _detached(states: Any) -> Any:
     return states.detach() if isinstance(states, Tensor) else states
 
 
-def _unpack(net: Network, returned: Any) -> tuple[dict[str, Any], Any]:
+def _unpack(net: Network, returned: Any, given: Any) -> tuple[dict[str, Any], Any]:
+    if net.spec.returns == "written":
+        return dict(zip(net.names, returned, strict=True)), given
     if isinstance(returned, dict):
         return returned["values"], returned["states"]
     if isinstance(returned, tuple):
