@@ -63,12 +63,12 @@ class Broadcast:
             self._feedback.require(shapes, self._path(e.shape[-1], dims))
             name, calls, e = errors[0]
             alike = self._rule is not local and all(each[2] is e for each in errors)
-            if self._feedback.by_sample and alike and dims:
+            if self._feedback.by_sample and alike and dims and e.numel():
                 signal = self._signal(name, e, calls)
                 self._by_ways = send_by_ways(
                     self._core, arrived, signal, calls, dims, steady=steady
                 )
-            elif self._feedback.needs_ways:
+            elif self._feedback.needs_ways and e.numel():  # without samples nothing is sent
                 raise messages.without_ways(self._feedback.needs_ways)
         return [sent for each in errors for sent in self._send(*each)]
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import snntorch as snn
 import torch
-from small_net import X, equal, gradients, small
+from small_net import X, equal, gradients, run, small
 from torch import nn
 
 from snn_dfa import (
@@ -108,8 +108,15 @@ def test_a_batch_of_another_size_begins_anew_as_in_snntorch(credit):
         assert equal(got, [p.grad for p in net.parameters()])
 
 
-def test_an_empty_batch_has_no_gradient():
+@pytest.mark.parametrize("learns", [False, True], ids=["fixed", "learned"])
+def test_an_empty_batch_has_no_gradient(learns):
     net = small()
-    with DFA(net, output="5"):
-        net(torch.rand(0, 5)).sum().backward()
-    assert not any(p.grad.any() for p in net.parameters())
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with DFA(net, output="5", optimizer=optimizer if learns else None):
+        for batch in (0, 4, 0):
+            net.zero_grad()
+            run(net, torch.rand(3, batch, 5)).sum().backward()
+            optimizer.step()
+            grads = [p.grad for p in net.parameters()]
+            assert all(g is not None and bool(g.any()) == (batch > 0) for g in grads[-2:])
+    assert not any(g.any() for g in grads)
