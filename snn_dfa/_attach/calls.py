@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from snn_dfa._attach.between.ways import Passage
     from snn_dfa._attach.collector import Collector
 
-__all__ = ["Arrivals", "Call", "Pass", "with_earlier"]
+__all__ = ["Arrivals", "Call", "Pass", "in_sequences", "with_earlier"]
 
 
 class Call:
@@ -34,9 +34,9 @@ class Call:
 
     __slots__ = (
         "__weakref__", "along", "below", "came_in", "chosen", "collector", "earlier", "entered",
-        "inputs", "later", "layer", "learns", "leaves", "linked", "links", "number", "passage",
-        "record", "released", "returned", "shape", "sources", "spikes", "steps", "supposed", "tap",
-        "targets", "values",
+        "first", "inputs", "later", "layer", "learns", "leaves", "linked", "links", "number",
+        "passage", "record", "released", "returned", "shape", "sources", "spikes", "steps",
+        "supposed", "tap", "targets", "values",
     )  # fmt: skip
 
     def __init__(
@@ -44,6 +44,7 @@ class Call:
     ) -> None:
         self.layer, self.collector, self.number = layer, collector, number
         self.learns, self.linked = learns, linked
+        self.first = number  # of the calls of its pass
         self.sources: set[Call] = set()  # the calls of other layers that its input was made of
         self.entered: list[Any] = []  # nodes that the call learns through
         self.leaves: set[int] = set()  # identity of those that its input was made of, layers apart
@@ -131,6 +132,32 @@ def with_earlier(calls: Iterable[Call]) -> list[Call]:
     return list(found)
 
 
+def in_sequences(arrived: Arrivals, outputs: Container[str | None]) -> list[Arrivals]:
+    """Part what has arrived at outputs into sequences, if it is of several.
+
+    The passes of a sequence go on from each other's states, or read the same hidden calls. Those of
+    two sequences, as for two images that a loss compares, are of other samples.
+    """
+    own = [each for each in arrived if each[0].layer in outputs]
+    if len({call.first for call, _ in own}) < 2:
+        return [arrived]
+    reads = [(call, hidden) for call, _ in own for b in call.steps_below for hidden in b.values()]
+    every = with_earlier(each for pair in reads for each in pair)
+    above: dict[int, int] = {}  # from passes that are joined to one that stands for all
+
+    def of(first: int) -> int:
+        while (up := above.setdefault(first, first)) != first:
+            above[first] = first = above.setdefault(up, up)
+        return first
+
+    for one, other in (*reads, *((each, earlier) for each in every for earlier in each.earlier)):
+        above[of(other.first)] = of(one.first)
+    parts: dict[int, Arrivals] = {}
+    for each in own:
+        parts.setdefault(of(each[0].first), []).append(each)
+    return list(parts.values())
+
+
 def _make_nodes(call: Call) -> None:
     """Let a call's step become a node of the graph, and those that it goes on from."""
     todo = [call]
@@ -166,6 +193,7 @@ class Pass:
     repeats: bool = False
     calls: dict[str, list[Call]] = field(default_factory=dict)
     last: str | None = None  # the neuron that was called last
+    first: int | None = None  # number of the first call
 
     def note(self, call: Call) -> None:
         """Note a call; what may be an output's gets the hidden calls of its step.
@@ -174,6 +202,7 @@ class Pass:
             OutOfStepError: if it is not known which hidden call an output's belongs with.
         """
         name, layers = call.layer or "", self.layers
+        self.first = call.first = call.number if self.first is None else self.first
         before = self.calls.setdefault(name, [])
         step = len(before)
         before.append(call)

@@ -14,7 +14,7 @@ from torch import Tensor
 from snn_dfa._attach import messages
 from snn_dfa._attach.between.paths import Paths
 from snn_dfa._attach.broadcast import Broadcast
-from snn_dfa._attach.calls import Arrivals, Call, Pass
+from snn_dfa._attach.calls import Arrivals, Call, Pass, in_sequences
 from snn_dfa._attach.collector import Collector
 from snn_dfa._attach.entry import Entry
 from snn_dfa._attach.functions import Port
@@ -270,7 +270,9 @@ class Core:
         if hooked := self._structure.hooked():  # seldom; then the calls are gone through
             _see_that_none_hears(hooked, arrived)
         self._refuse_second_output(arrived)
-        return Broadcast(self)(arrived)
+        # Each sequence has samples of its own, with their own ways.
+        parts = in_sequences(arrived, self.layers.outputs) if self.takes_ways else [arrived]
+        return [sent for part in parts for sent in Broadcast(self)(part)]
 
     def _settle(self, arrived: Arrivals) -> None:
         """Settle who is the output, and end a pass that is made without the network's forward.
