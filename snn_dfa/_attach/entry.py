@@ -354,8 +354,13 @@ class Entry:
         Args:
             values: What the call returned.
             ends: Nodes of what came in.
+
+        Raises:
+            AttachError: if an own value came in by another way, and has not its own graph.
         """
         origin = self._origin(values, ends)
+        if any(node.call.layer == self.call.layer for node, _ in origin.ports):
+            raise messages.came_in_unseen(self.call.layer or "")
         self.call.entered += origin.nodes
         for leaf in origin.leaves.values():
             self._note_leaf(leaf)

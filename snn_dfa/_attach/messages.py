@@ -85,6 +85,16 @@ def changed_inside(block: str) -> BackwardError:
     )
 
 
+def came_in_unseen(layer: str) -> AttachError:
+    """Say that a layer has got a value of its own by a way that is not looked at."""
+    return AttachError(
+        f"layer {layer!r}: a value that it has returned comes into it again by a generator, a set, "
+        f"a function's variables or the like, where DFA does not look; pass the value as an "
+        f"argument, also inside a tuple, a list, a dictionary or an object, or let the layer keep "
+        f"it as an attribute"
+    )
+
+
 def read_inside(output: str) -> BackwardError:
     """Say that the loss reads an output's value before the output has returned it."""
     return BackwardError(

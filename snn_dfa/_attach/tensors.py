@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, ItemsView, Mapping, ValuesView
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,8 @@ __all__ = ["Lent", "map_tensors", "tensors_in"]
 
 _PLAIN = (int, float, bool, str, bytes, complex, type(None), nn.Module, type)
 _HOLD_NONE = (Tensor, *_PLAIN)
+#: Of a dictionary's view of its values only a list can have other ones.
+_SERIES = (tuple, list, deque, ValuesView, ItemsView)
 
 
 def map_tensors(
@@ -40,14 +43,18 @@ def map_tensors(
     if kind in _PLAIN or isinstance(value, _PLAIN) or any([value is each for each in within]):
         return value
     inside = partial(map_tensors, change, in_place=in_place, within=(*within, value))
-    if isinstance(value, (tuple, list)):
+    if isinstance(value, _SERIES):
         changed = [change(v) if type(v) is Tensor else inside(v) for v in value]
         if _same(changed, value):
             return value
-        if in_place and isinstance(value, list):
-            value[:] = changed
-            return value
-        return kind(*changed) if hasattr(value, "_fields") else kind(changed)
+        if isinstance(value, tuple):
+            return kind(*changed) if hasattr(value, "_fields") else kind(changed)
+        if not isinstance(value, (list, deque)):
+            return changed
+        twin: Any = value if in_place else copy.copy(value)
+        for i, new in enumerate(changed):
+            twin[i] = new
+        return twin
     if isinstance(value, dict):
         items = {key: inside(v) for key, v in value.items()}
         if _same(items.values(), value.values()):

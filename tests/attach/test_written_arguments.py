@@ -1,6 +1,6 @@
 """Lists, dictionaries and objects that a network or a layer writes into, or keeps and returns."""
 
-from collections import UserDict
+from collections import UserDict, deque
 from dataclasses import dataclass
 
 import pytest
@@ -9,7 +9,7 @@ import torch
 from oracle import Oracle
 from torch import Tensor, nn
 
-from snn_dfa import DFA
+from snn_dfa import DFA, AttachError
 from snn_dfa.surrogate import fast_sigmoid
 
 T, B = 4, 5
@@ -204,6 +204,59 @@ def test_an_argument_that_holds_itself():
     assert same is config
     grads = [p.grad for p in net.parameters()]
     assert all(isinstance(g, Tensor) and g.isfinite().all() for g in grads)
+
+
+class Delayed(Own):
+    """Takes its last membranes, in any container."""
+
+    def forward(self, current, past):
+        mem = current + self.decay * sum(0.7**i * m for i, m in enumerate(past))
+        spk = self.fire(mem)
+        return spk, mem - 0.3 * spk.detach()
+
+
+class WithPast(nn.Module):
+    def __init__(self, form):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc1, self.lif1, self.fc2 = nn.Linear(4, 6), Delayed(6), nn.Linear(6, 3)
+        self.lif2, self.form = Own(3), form
+        self.double()
+
+    def forward(self, x):
+        past, state, out, total = deque(maxlen=2), {"mem": x.new_zeros(B, 3)}, [], 0
+        for step in x:
+            spk, mem = self.lif1(self.fc1(step), self.form(past))
+            past.appendleft(mem)
+            out.append(self.lif2(self.fc2(spk), state))
+            total = total + mem.square().mean()
+        return torch.stack(out), total
+
+
+@pytest.mark.parametrize(
+    "form", [lambda past: past, tuple, lambda past: dict(enumerate(past)).values()],
+    ids=["deque", "tuple", "values of a dict"],
+)  # fmt: skip
+def test_a_layer_is_given_its_last_membranes(form):
+    plain, net = WithPast(form), WithPast(form)
+    oracle, dfa = Oracle(plain, ["lif1"], ["lif2"]), DFA(net)
+    x = 2 * torch.rand(T, B, 4, generator=torch.Generator().manual_seed(1)).double()
+    for _ in range(2):
+        oracle.clear()
+        net.zero_grad()
+        wanted, got = plain(x), net(x)
+        assert all(torch.equal(a, b) for a, b in zip(wanted, got, strict=True))
+        assert 0 < got[0].mean() < 1
+        (got[0].mean() + got[1]).backward()
+        for name, grad in oracle.gradients(wanted[0].mean() + wanted[1], dfa.feedback).items():
+            torch.testing.assert_close(net.get_parameter(name).grad, grad, rtol=1e-9, atol=1e-12)
+
+
+def test_own_values_that_come_in_by_a_generator_raise_an_error():
+    net = WithPast(iter)
+    DFA(net)
+    with pytest.raises(AttachError, match=r"layer 'lif1': a value that it has returned comes in"):
+        net(torch.rand(T, B, 4).double())
 
 
 class Keeping(nn.Module):
