@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import types
 from functools import partial
 from typing import Any, TypeAlias
@@ -36,6 +37,11 @@ class Forward(Attached):
         self._had = "forward" in vars(module)
         self.plain = module.forward
         module.forward = self  # type: ignore[assignment]
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The arguments of the plain ``forward``: some trainers pick a batch's columns by them."""
+        return inspect.signature(self.plain)
 
     @property
     def at_work(self) -> bool:

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import inspect
 import io
 import pickle
 import warnings
@@ -254,3 +255,26 @@ def test_an_export_while_attached_is_an_error_that_says_what_to_do():
         with pytest.raises(ExportError, match=r"'__code__'.*dfa.remove\(\) first"):
             net.forward.__code__  # noqa: B018  # torch.export and torch.jit.script read it
         assert not hasattr(net.forward, "__code__")
+
+
+def test_the_arguments_of_forward_can_be_asked_for():
+    """Trainers that pass a batch as keywords leave out what ``forward`` does not name."""
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.lif = nn.Linear(3, 4), snn.Leaky(0.9)
+            self.out, self.lif_out = nn.Linear(4, 2), snn.Leaky(0.9)
+
+        def forward(self, pixels, num_steps=2):
+            mem, mem_out = self.lif.init_leaky(), self.lif_out.init_leaky()
+            for _ in range(num_steps):
+                spk, mem = self.lif(self.fc(pixels), mem)
+                spk, mem_out = self.lif_out(self.out(spk), mem_out)
+            return spk
+
+    net = Named()
+    before = [inspect.signature(each.forward) for each in (net, net.lif, net.fc)]
+    with DFA(net):
+        assert [inspect.signature(each.forward) for each in (net, net.lif, net.fc)] == before
+    assert list(before[0].parameters) == ["pixels", "num_steps"]
