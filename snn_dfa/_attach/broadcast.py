@@ -26,11 +26,7 @@ Errors = dict[str, Tensor]
 
 
 class Broadcast:
-    """One backward pass's broadcast.
-
-    Args:
-        core: The attachment.
-    """
+    """One backward pass's broadcast."""
 
     def __init__(self, core: Core) -> None:
         assert core.rule is not None

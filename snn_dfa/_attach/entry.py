@@ -34,11 +34,7 @@ __all__ = ["Entry"]
 
 
 class Entry:
-    """Takes what comes into each call of a layer, and notes what the call learns through.
-
-    Args:
-        core: The attachment.
-    """
+    """Takes what comes into each call of a layer, and notes what the call learns through."""
 
     def __init__(self, core: Core) -> None:
         self._core = core

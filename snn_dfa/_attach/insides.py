@@ -21,11 +21,7 @@ __all__ = ["Insides"]
 
 
 class Insides:
-    """Sees that no layer and no loss reads a value inside a layer.
-
-    Args:
-        core: The attachment.
-    """
+    """Sees that no layer and no loss reads a value inside a layer."""
 
     def __init__(self, core: Core) -> None:
         self._core = core

@@ -16,11 +16,7 @@ __all__ = ["Leaves"]
 
 
 class Leaves:
-    """Notes leaves from outside, and what autograd finds a way to them by.
-
-    Args:
-        core: The attachment.
-    """
+    """Notes leaves from outside, and what autograd finds a way to them by."""
 
     def __init__(self, core: Core) -> None:
         self._core = core

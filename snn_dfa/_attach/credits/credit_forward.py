@@ -30,16 +30,7 @@ class Credit(Protocol):
 
 
 class CreditForward(LayerForward):
-    """The same as :class:`LayerForward`, with a credit.
-
-    Args:
-        name: Of the layer.
-        module: The layer.
-        core: The attachment.
-        closed: Whether values come out by the result and the module's own attributes alone.
-        states: Sees that no membrane is one of another process.
-        credit: Replaces what autograd does inside.
-    """
+    """The same as :class:`LayerForward`, with a credit that replaces what autograd does inside."""
 
     def __init__(
         self, name: str, module: nn.Module, core: Core, *, closed: bool, states: States,

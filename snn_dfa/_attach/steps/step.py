@@ -17,7 +17,7 @@ from snn_dfa.sequence.change_step import Change
 from snn_dfa.sequence.one_step import Constants, suits
 from snn_dfa.surrogate import Surrogate, inline_form, recognise
 
-__all__ = ["Inputs", "Kind", "Result", "Step", "are_alike"]
+__all__ = ["Inputs", "Kind", "Result", "Step"]
 
 
 #: What a neuron computes with; where an instance has its own, it is left alone.
@@ -118,7 +118,7 @@ class Step:
                 states[i] = torch.zeros_like(current)
         gains, decays = self._factors()
         threshold, graded = self._constant("threshold"), self._constant("graded_spikes_factor")
-        if not are_alike(current, [*states, *decays, threshold, graded]):
+        if not _are_alike(current, [*states, *decays, threshold, graded]):
             return None
         dtype = current.dtype if surrogate is neuron.spike_grad else torch.float32
         form = Form(reset, surrogate, dtype)
@@ -298,7 +298,7 @@ def _circuit(r: Any, c: Any, step: Any) -> tuple[list[Tensor], Tensor | None]:
     return gains, 1 - step / (r * c)
 
 
-def are_alike(current: Tensor, others: Sequence[Any]) -> bool:
+def _are_alike(current: Tensor, others: Sequence[Any]) -> bool:
     """Return whether all are of one dtype and device, and constants, but for parameters, fixed."""
     dtype, device = current.dtype, current.device
     for t in others:
