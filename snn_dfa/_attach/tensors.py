@@ -109,8 +109,12 @@ class Lent:
 
     def __init__(self, enter: Callable[[Tensor], Tensor], args: Any, kwargs: Any) -> None:
         self._enter, self._old = enter, dict[int, tuple[Tensor, Tensor]]()
-        self._holders = [v for v in (*args, *kwargs.values()) if not isinstance(v, _HOLD_NONE)]
-        self._came_in = [*tensors_in(args), *tensors_in(kwargs)] if self._holders else []
+        self._holders = [v for v in (*args, *kwargs.values()) if _can_be_written(v)]
+        if not self._holders:
+            self.args = map_tensors(enter, args)
+            self.kwargs = map_tensors(enter, kwargs) if kwargs else kwargs
+            return
+        self._came_in = [*tensors_in(args), *tensors_in(kwargs)]
         try:
             self.args = map_tensors(self._change, args, in_place=True)
             # It is this call's own dictionary.
@@ -132,6 +136,8 @@ class Lent:
 
     def written(self) -> list[Tensor]:
         """Return the tensors that the call has written into what holds tensors."""
+        if not self._holders:
+            return []
         known = {id(t) for t in self._came_in}
         return [t for t in tensors_in(self._holders) if id(t) not in known]
 
@@ -139,3 +145,10 @@ class Lent:
         """Put other tensors, by the number of the one that is there, into what holds tensors."""
         if self._holders:
             map_tensors(lambda t: others.get(id(t), t), self._holders, in_place=True)
+
+
+def _can_be_written(value: Any) -> bool:
+    """Return whether a call can write tensors into an argument."""
+    if type(value) is tuple:
+        return any([_can_be_written(each) for each in value])
+    return not isinstance(value, _HOLD_NONE)
