@@ -118,8 +118,10 @@ class LayerForward(Forward):
         if self._asks():
             args, kwargs = self._tapped(args, kwargs)
         result = self._run(args, kwargs, lent, held, self.plain)
-        known = {id(old) for _, _, old, _ in held}
-        left = [s for s in self._graphs() if id(s[2]) not in known and s[2].grad_fn is not None]
+        left = [state for state in self._graphs() if state[2].grad_fn is not None]
+        if left and held:
+            known = {id(old) for _, _, old, _ in held}
+            left = [state for state in left if id(state[2]) not in known]
         return self._hand_out(result, left, lent)
 
     def _come_in(self, args: Any, kwargs: Any) -> tuple[Lent, list[Held]]:
