@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from snn_dfa._attach.assemble import assemble
+from snn_dfa._attach.between.cells import cell_weights
 from snn_dfa._attach.between.made_matrices import made_for
 from snn_dfa._attach.between.paths import Paths
 from snn_dfa._attach.credits import feedback_alignment, trace
@@ -347,7 +348,8 @@ class DFA:
         known = list(synapses(self._net)) if fa or feedback.by_weight else own
         if feedback.by_weight and not fa:
             saved = state["matrices"]
-            known += [n for n in matrices(self._net) if n in saved]
+            others = (*matrices(self._net), *cell_weights(self._net))
+            known += [n for n in others if n in saved]
             known += [n for n in saved if made_for(n) in self._names]
         check_names(state["matrices"], known, "state_dict")
         self._core.feedback = load(state, self._feedback)

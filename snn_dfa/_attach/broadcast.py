@@ -14,6 +14,7 @@ from snn_dfa._attach.sample_errors import SentByWays, send_by_ways
 from snn_dfa.errors import AttachError
 from snn_dfa.feedback import project
 from snn_dfa.feedback.apply import readout
+from snn_dfa.feedback.sample_ways import index_of, layer_of
 from snn_dfa.rules import broadcast_signal, check_finite, local
 
 if TYPE_CHECKING:
@@ -256,18 +257,24 @@ class Broadcast:
         signal = self._signal(name, e, calls)
         if self._feedback.accumulates:
             self._feedback.accumulate(name, signal, _spikes(calls))
-        spikes0 = calls[0].spikes
+        values = [name] if self._by_ways is None else self._feedback.values_of(name)
+        return [sent for value in values for sent in self._send_at(value, calls, signal)]
+
+    def _send_at(self, value: str, calls: Sequence[Call], signal: Tensor) -> Arrivals:
+        """Return what the steps of one layer are sent at one of its values."""
+        name, index, spikes0 = layer_of(value), index_of(value), calls[0].spikes
         dtype = signal.dtype if spikes0 is None else spikes0.dtype
         if self._by_ways is None:
             sent = project(signal, self._feedback.matrix(name, signal))
         else:
-            sent = self._by_ways.to(name, signal, calls)
+            sent = self._by_ways.to(value, signal, calls)
         sent = sent.to(dtype)
         shape = calls[0].shape if len(calls) == 1 else (len(calls), *calls[0].shape)
         sent = sent if sent.shape == shape else sent.expand(shape)
         self._feedback.notify(name, sent)
-        each = [sent] if len(calls) == 1 else sent
-        return [(call, (e,)) for call, e in zip(calls, each, strict=True) if call.hears]
+        each, before = [sent] if len(calls) == 1 else sent, (None,) * index
+        pairs = zip(calls, each, strict=True)
+        return [(call, (*before, e)) for call, e in pairs if call.hears_at(index)]
 
 
 def _of_each_step(call: Call, error: Tensor, count: int) -> Sequence[Tensor]:

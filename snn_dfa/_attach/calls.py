@@ -107,6 +107,19 @@ class Call:
         """Return whether a value is kept as a tensor of its shape and graph, without its memory."""
         return self.links and index > 0
 
+    def hears_at(self, index: int) -> bool:
+        """Return whether an error at one of the values reaches anything."""
+        return self.hears and (not index or self.released or self.is_state(index))
+
+    def is_state(self, index: int) -> bool:
+        """Return whether an error can be sent at a value beside the spikes, which has their shape.
+
+        Not every value of a call has a graph, as where a credit other than the membrane's is given.
+        """
+        if not 0 < index < len(self.values) or self.values[index].shape != self.shape:
+            return False
+        return self.record is not None or self.values[index].requires_grad
+
     def release(self) -> None:
         """Forget the layer's own graph, which a backward pass has used up."""
         if self.released:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from snn_dfa._attach.between.ways import Passage, ways_of
 from snn_dfa._attach.calls import Arrivals, Call
-from snn_dfa.feedback.base import Sent
 from snn_dfa.feedback.sample_ways import Ways, course_of, sizes_of
+from snn_dfa.feedback.sent import Sent
 from snn_dfa.sequence.scan import InSteps, is_scanned
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class SentByWays:
     """What each layer is sent.
 
     Args:
-        sent: By the name of the layer.
+        sent: By the layer's value: the layer's name for its spikes.
         rest: By what the signal of each step differs from the mean one, which is taken as large as
             that step's, [T, B, C]; ``None`` for nothing.
         neurons: The layers that are spiking neurons.
@@ -36,9 +36,9 @@ class SentByWays:
     rest: Tensor | None
     neurons: set[str]
 
-    def to(self, name: str, signal: Tensor, calls: Sequence[Call]) -> Tensor:
-        r"""Return what a layer is sent for a signal, [..., \*S]."""
-        once, matrix, rest, course = self.sent[name]
+    def to(self, value: str, signal: Tensor, calls: Sequence[Call]) -> Tensor:
+        r"""Return what a layer is sent for a signal at one of its values, [..., \*S]."""
+        once, matrix, rest, course = self.sent[value]
         steps = _in_steps(signal, calls[0].steps)
         if rest is not None:
             sent = _added(rest.reshape(len(steps), *once.shape), once, course)
@@ -48,7 +48,7 @@ class SentByWays:
             sent = once.expand(len(steps), *once.shape)
         else:  # the parts are for scans; hooks and functions in a block see what they know
             sent = InSteps.of(once, course.to(once.dtype))
-            parts = name in self.neurons and is_scanned(calls[0].spikes)
+            parts = value in self.neurons and is_scanned(calls[0].spikes)
             sent = sent if parts and len(calls) == 1 else sent.product()
         shape = (*signal.shape[:-1], *once.shape[1:])
         return sent if sent.shape == shape else sent.reshape(shape)
@@ -83,7 +83,8 @@ def send_by_ways(
                         passed.setdefault(name, {})[each] = None
     ways = _ways(core, {name: list(each) for name, each in passed.items()}, steps.shape[1], dims)
     known = {n: each for n, each in ways.courses.items() if len(each) == len(steps) > 1}
-    ways = replace(ways, courses=known | courses)
+    in_steps = {value: g for value, g in ways.steps.items() if len(g) == len(steps)}
+    ways = replace(ways, courses=known | courses, steps=in_steps)
     flat = None if rest is None else rest.flatten(0, 1)
     sent = core.feedback.send(mean[0], flat, ways, steady=steady)
     return SentByWays(sent, rest, core.layers.neurons) if sent else None
@@ -99,17 +100,20 @@ def _ways(core: Core, calls: dict[str, list[Call]], batch: int, dims: int) -> Wa
         dims: How many dimensions of a call are samples and steps.
     """
     passages: dict[str, list[tuple[Passage, int]]] = {}
-    gates, courses = dict[str, Tensor](), dict[str, Tensor]()
+    gates, courses, steps = dict[str, Tensor](), dict[str, Tensor](), dict[str, Any]()
     for layer, each in calls.items():
         known = [(c, c.passage) for c in each if c.passage is not None]  # others flow in there
         if known:
             passages[layer] = [(p, c.without_time(c.shape)[:dims].numel()) for c, p in known]
-            has_gates = layer not in core.layers.outputs and all(p.alone for _, p in known)
-            if core.running is not None and has_gates:
-                found = core.running.gate(each, [c for c, _ in known], batch, dims)
-                if found is not None:
-                    gates[layer], courses[layer] = found[0], course_of(found[1])
-    return Ways(gates, ways_of(passages, core.paths.signatures, batch), courses)
+            inner = core.feedback.cells.get(layer)
+            alone = inner is not None or all(p.alone for _, p in known)
+            if core.running is not None and layer not in core.layers.outputs and alone:
+                asked, values = [c for c, _ in known], core.feedback.values_of(layer)
+                weight = None if inner is None else core.paths.weight(inner)
+                found = core.running.gates(each, asked, batch, dims, values, weight)
+                gates, steps = gates | found.gates, steps | found.steps
+                courses |= {} if found.course is None else {layer: found.course}
+    return Ways(gates, ways_of(passages, core.paths.signatures, batch), courses, steps)
 
 
 def _in_steps(signal: Tensor, steps: int | None) -> Tensor:

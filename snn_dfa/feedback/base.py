@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,9 +12,10 @@ from torch import Tensor
 from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback.apply import correlation, product
 from snn_dfa.feedback.sample_ways import Ways
+from snn_dfa.feedback.sent import Sent
 from snn_dfa.feedback.stand_in import Inflow
 
-__all__ = ["MAX_MATRIX_BYTES", "FeedbackWeights", "Forward", "Sent", "Shapes", "check_tensor"]
+__all__ = ["MAX_MATRIX_BYTES", "FeedbackWeights", "Forward", "Shapes", "check_tensor"]
 
 #: Layer name to the shape [C, *S] of its matrix, in the order in which the layers are called.
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
@@ -22,23 +23,6 @@ Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 #: The library draws no matrix that needs more bytes (4 GB). A function or matrices of your own
 #: have no such limit.
 MAX_MATRIX_BYTES = 4 * 10**9
-
-
-class Sent(NamedTuple):
-    r"""What each layer is sent by :meth:`FeedbackWeights.send`.
-
-    Args:
-        mean: [B, \*S], for the mean error of each sample.
-        matrix: [C, \*S], for the differences from it: B of the mean ways.
-        rest: [T * B, \*S], the differences times that matrix, which was not made: so where they are
-            fewer than outputs.
-        course: What the mean error is multiplied by at each step, [T]; ``None`` for 1.
-    """
-
-    mean: Tensor
-    matrix: Tensor | None
-    rest: Tensor | None
-    course: Tensor | None
 
 
 class Forward(Protocol):
@@ -248,10 +232,22 @@ class FeedbackWeights:
         """Layers into which a function leads that has a derivative for each sample alone."""
         return []
 
+    @property
+    def cells(self) -> dict[str, str]:
+        """Layers that are gated cells, with the names of their input weights."""
+        return {}
+
+    def values_of(self, layer: str) -> list[str]:
+        """Return which values of a layer :meth:`send` sends errors to: its spikes, or its states.
+
+        They have the names of :func:`~snn_dfa.feedback.sample_ways.value_name`.
+        """
+        return [layer]
+
     def send(
         self, error: Tensor, rest: Tensor | None, ways: Ways, *, steady: bool
     ) -> dict[str, Sent]:
-        r"""Return what each layer is sent for the errors of all steps.
+        r"""Return what each layer's values are sent for the errors of all steps.
 
         Args:
             error: [B, C], the mean error of each sample.

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from snn_dfa.errors import FeedbackError
-from snn_dfa.feedback.sample_ways import Backward, Named, Ways, course_of
+from snn_dfa.feedback.cells import at_currents, at_rest
+from snn_dfa.feedback.sample_ways import Backward, Named, Ways, course_of, layer_of
 from snn_dfa.feedback.stand_in import Inflow, added, linear
 
 __all__ = ["courses", "errors", "jacobians"]
@@ -45,7 +46,7 @@ def jacobians(
         rows: If given, errors E [R, C].
 
     Returns:
-        Layer to B [C, \*S], or to E B; with ``only`` without the layers that flow into none of
+        Value to B [C, \*S], or to E B; with ``only`` without the layers that flow into none of
         them.
 
     Example:
@@ -91,7 +92,7 @@ def errors(
         ways: Of M samples, or the same for all.
 
     Returns:
-        Layer to [M, \*S].
+        Layer, as its spikes, and each of its other values that others take, to [M, \*S].
 
     Example:
         >>> from snn_dfa.feedback.stand_in import source, weigh
@@ -107,17 +108,30 @@ def errors(
     known = {**factors, **ways.local}
     with torch.enable_grad():
         sizes = {name: (rows, *shape[1:]) for name, shape in shapes.items()}
-        leaves = {n: error.new_zeros(()).expand(s).requires_grad_() for n, s in sizes.items()}
+        handed = {layer: [layer] for layer in shapes}
+        for value in dict.fromkeys(v for each in inflows.values() for v in each.values):
+            if (layer := layer_of(value)) != value and layer in handed:
+                handed[layer].append(value)
+        leaves = {
+            value: error.new_zeros(()).expand(sizes[layer]).requires_grad_()
+            for layer, each in handed.items()
+            for value in each
+        }
         values = dict(leaves)
         for name, size in _sizes(outputs, error.shape[1]).items():
             # What an output hands back to a hidden layer passes no error.
             values[name] = error.new_zeros(rows, size)
         for name in [name for name in shapes if name in inflows]:
-            value, gate = inflows[name].apply(values, known), ways.gates.get(name)
-            value = value.reshape(sizes[name])
-            if gate is not None:
-                value = linear(partial(torch.mul, gate), sizes[name], value)
-            values[name] = added(leaves[name], value)
+            current = inflows[name].apply(values, known)
+            cell = inflows[name].cell
+            for value in handed[name]:
+                gate, whole = ways.gates.get(value), sizes[name]
+                if cell is None:
+                    gated = _gated(current, gate, whole)
+                else:
+                    gate = at_rest(cell, current, whole[1]) if gate is None else gate
+                    gated = _of_cell(current, gate, whole)
+                values[value] = added(leaves[value], gated)
         parts = {
             n: inflows[n].apply(values, known).reshape(rows, -1) if n in inflows else None
             for n in outputs
@@ -131,6 +145,22 @@ def errors(
         name: error.new_zeros(leaves[name].shape) if grad is None else grad
         for name, grad in zip(leaves, found, strict=True)
     }
+
+
+def _gated(current: Tensor, gate: Tensor | None, size: tuple[int, ...]) -> Tensor:
+    """Return what a layer makes of its current [M, ...], of a size."""
+    current = current.reshape(size)
+    return current if gate is None else linear(partial(torch.mul, gate), size, current)
+
+
+def _of_cell(current: Tensor, gate: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Return what a gated cell makes of the currents of all its gates [M, ...]."""
+    shape = current.shape[0], *gate.shape[1:]
+
+    def back(error: Tensor) -> Tensor:
+        return at_currents(error, gate).reshape(current.shape)
+
+    return linear(back, size, current.reshape(shape))
 
 
 def courses(

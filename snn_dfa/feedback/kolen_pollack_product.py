@@ -17,6 +17,7 @@ from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback.base import FeedbackWeights, Forward, Shapes
 from snn_dfa.feedback.jacobians import jacobians
 from snn_dfa.feedback.learning import Learned, LearningOptions
+from snn_dfa.feedback.sample_ways import layer_of
 from snn_dfa.feedback.stand_in import Inflow
 
 __all__ = ["KolenPollackProduct", "KolenPollackProductFeedback", "leading"]
@@ -153,7 +154,10 @@ class KolenPollackProductFeedback(Learned):
         factors = self._factors(device)
         if self._inflows is None:
             return factors[name]
-        found = self._through(jacobians, factors)
+        found = dict[str, Tensor]()
+        for value, matrix in self._through(jacobians, factors).items():
+            layer = layer_of(value)  # all that it hands out as one
+            found[layer] = found[layer] + matrix if layer in found else matrix
         self._cache.update(found)
         return found[name]
 

@@ -25,16 +25,43 @@ __all__ = [
     "Way",
     "Ways",
     "course_of",
+    "index_of",
+    "layer_of",
     "normalised",
     "on_average",
     "product",
     "scaled",
     "sizes_of",
     "softmax",
+    "value_name",
 ]
 
-#: By name: a stand-in's values [M, ...] of layers, or the factors.
+#: By name: a stand-in's values [M, ...], by :func:`value_name`, or the factors.
 Named: TypeAlias = Mapping[str, Tensor]
+
+
+#: Between a layer and the number of its value; no name of a module has an empty part.
+_NUMBER = ".."
+
+
+def value_name(layer: str, index: int) -> str:
+    """Return the name of a value that a layer hands out; of its spikes it is that of the layer.
+
+    Example:
+        >>> value_name("lif1", 0), value_name("lif1", 1)
+        ('lif1', 'lif1..1')
+    """
+    return f"{layer}{_NUMBER}{index}" if index else layer
+
+
+def layer_of(value: str) -> str:
+    """Return the layer of a value that :func:`value_name` has named."""
+    return value.partition(_NUMBER)[0]
+
+
+def index_of(value: str) -> int:
+    """Return which of its layer's values one is that :func:`value_name` has named."""
+    return int(value.partition(_NUMBER)[2] or 0)
 
 
 @dataclass(frozen=True)
@@ -244,10 +271,12 @@ class Ways:
     """How samples have passed a network, as means over its steps; M samples, or 1 for all.
 
     Args:
-        gates: Layer to [M, *S]: what its summed spikes gain by a change of its current.
+        gates: Value of a layer to [M, *S]: what the value, summed over the steps, gains by a change
+            of the layer's current.
         local: By layer and number. A pooling's pixels; of all samples together [1, channels, *S],
             the share of steps in which a pixel was the largest of its window. A batch
             normalisation. The derivative of another function.
+        steps: Value of a gated cell to its gates at each step.
         courses: Layer, or output, to how large the errors at its current are at each step, [T] with
             mean 1 or 0: of a layer with gates they are as large as these.
     """
@@ -255,17 +284,21 @@ class Ways:
     gates: Named = field(default_factory=dict)
     local: Mapping[str, Way] = field(default_factory=dict)
     courses: Named = field(default_factory=dict)
+    steps: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
 
     def into(self, layers: Container[str]) -> Ways:
         """Return those into some layers alone, without courses."""
         return Ways(
-            {name: gate for name, gate in self.gates.items() if name in layers},
+            {name: gate for name, gate in self.gates.items() if layer_of(name) in layers},
             {key: each for key, each in self.local.items() if key.rpartition(" ")[0] in layers},
         )
 
     def mixed(self, share: float) -> Ways:
         """Return gates that are, but for a share, what neuron and sample have on average."""
-        gates = {n: on_average(g).lerp_(g, share) for n, g in self.gates.items()}
+        gates = {
+            value: gate if value in self.steps else on_average(gate).lerp_(gate, share)
+            for value, gate in self.gates.items()
+        }
         return replace(self, gates=gates)
 
     def mean(self) -> Ways:

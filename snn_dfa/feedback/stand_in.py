@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from snn_dfa.feedback.sample_ways import Backward, Derivative, Named, Taken
+from snn_dfa.feedback.cells import Cell
+from snn_dfa.feedback.sample_ways import Backward, Derivative, Named, Taken, layer_of, value_name
 
 __all__ = [
     "Inflow",
@@ -55,7 +56,7 @@ class Inflow:
     Args:
         apply: From values [M, ...] of layers, which are zero, and factors, among which are the
             numbers of :attr:`Ways.local`, to what comes in, [M, ...].
-        sources: The layers whose values it takes.
+        values: The values that it takes, by :func:`value_name`.
         weights: The layers with weights whose factors it takes, in order.
         terms: Of a sum the parts, each with what it is multiplied by.
         steps: The dimension in which the program has set steps side by side, if it has: the inflow
@@ -64,19 +65,32 @@ class Inflow:
             known.
         lost: Of functions that pass nothing since they are not known, the first one's name, and the
             layers whose values come by such functions alone.
+        cell: Of a gated cell, whose input weights have made the inflow: several numbers for each of
+            the cell's own.
     """
 
     apply: Callable[[Named, Known], Tensor]
-    sources: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
     terms: tuple[tuple[Inflow, float], ...] = ()
     steps: int | None = None
     needs: tuple[str, ...] = ()
     lost: tuple[str, tuple[str, ...]] | None = None
+    cell: Cell | None = None
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The layers whose values it takes."""
+        return tuple(dict.fromkeys(map(layer_of, self.values)))
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """The values and the weights that it takes."""
+        return frozenset((*self.values, *self.weights))
 
     def made(self, apply: Callable[[Named, Known], Tensor]) -> Inflow:
         """Return another function of the same values and factors."""
-        return Inflow(apply, self.sources, self.weights, needs=self.needs)
+        return Inflow(apply, self.values, self.weights, needs=self.needs)
 
     def then(self, function: Callable[[Tensor], Tensor]) -> Inflow:
         """Return the inflow after one more function."""
@@ -119,9 +133,11 @@ def added(*values: Tensor) -> Tensor:
     return linear(lambda error: error, values[0].shape, *values)
 
 
-def source(layer: str) -> Inflow:
-    """Return a layer's own value."""
-    return Inflow(lambda values, _: values[layer], (layer,))
+def source(layer: str, index: int = 0) -> Inflow:
+    """Return a value of a layer: its spikes, or one of its states."""
+    name = value_name(layer, index)
+    # What an output hands back is one value, whichever it is.
+    return Inflow(lambda values, _: values[name if name in values else layer], (name,))
 
 
 def nothing(sample: Sequence[int]) -> Inflow:
@@ -194,7 +210,7 @@ def _joined(parts: Sequence[Inflow], apply: Callable[[Named, Known], Tensor]) ->
     """Return a function of all that some inflows are functions of."""
     return Inflow(
         apply,
-        tuple(dict.fromkeys(s for part in parts for s in part.sources)),
+        tuple(dict.fromkeys(v for part in parts for v in part.values)),
         tuple(dict.fromkeys(w for part in parts for w in part.weights)),
         needs=tuple(dict.fromkeys(n for part in parts for n in part.needs)),
     )

@@ -13,12 +13,14 @@ from torch.nn import Parameter
 
 from snn_dfa._distributed import whole
 from snn_dfa.errors import FeedbackError
-from snn_dfa.feedback.base import FeedbackWeights, Forward, Sent, Shapes
+from snn_dfa.feedback.base import FeedbackWeights, Forward, Shapes
+from snn_dfa.feedback.cells import in_steps
 from snn_dfa.feedback.draw import gaussian, generator_for
 from snn_dfa.feedback.jacobians import courses, errors, jacobians
 from snn_dfa.feedback.kolen_pollack_product import KolenPollackProductFeedback, leading
 from snn_dfa.feedback.learning import LearningOptions, Twin
-from snn_dfa.feedback.sample_ways import Ways
+from snn_dfa.feedback.sample_ways import Named, Ways, layer_of
+from snn_dfa.feedback.sent import Sent
 
 __all__ = ["SELDOM", "WeightMirror", "WeightMirrorFeedback"]
 
@@ -47,6 +49,12 @@ class WeightMirror(LearningOptions):
     - A product of two layers' values (attention, gates) is linear in each of them, given the values
       of the other one. A softmax, a layer normalisation or an activation function has its
       derivative of the forward pass.
+
+    Errors pass a gated cell, such as :class:`snntorch.SLSTM`, by a factor of its input weights and
+    by the gates of each step, from its own graph.
+
+    An error goes to the values of a layer that others take: to the membrane, if a program hands on
+    membranes in place of spikes. Each of these values has its own way back.
 
     The mean error over the steps goes this way once. A layer's error at each step is this mean
     times one number: the size of the gates at this step, in the layer into which the error flows,
@@ -185,6 +193,12 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
         """Layers into which a function leads that has a derivative for each sample alone."""
         return [name for name, each in (self._inflows or {}).items() if each.needs]
 
+    @property
+    def cells(self) -> dict[str, str]:
+        """Gated cells, with the names of their input weights."""
+        cells = {name: each.cell for name, each in (self._inflows or {}).items()}
+        return {name: cell.weight for name, cell in cells.items() if cell is not None}
+
     def send(
         self, error: Tensor, rest: Tensor | None, ways: Ways, *, steady: bool
     ) -> dict[str, Sent]:
@@ -201,8 +215,51 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
             found = self._through(jacobians, factors, ways, only, rest.to(dtype))
         elif rest is not None:
             matrices = self._through(jacobians, factors, ways, only)
-        at = courses(self._inflows or {}, self.forward.outputs, sent, ways.courses, self._direct)
-        return {n: Sent(each, matrices.get(n), found.get(n), at[n]) for n, each in sent.items()}
+        layers = dict.fromkeys(map(layer_of, sent))
+        at = courses(self._inflows or {}, self.forward.outputs, layers, ways.courses, self._direct)
+        each = {
+            value: Sent(mean, matrices.get(value), found.get(value), at[layer_of(value)])
+            for value, mean in sent.items()
+        }
+        return each | self._in_steps(each, rest, factors, ways)
+
+    def _in_steps(
+        self, sent: Mapping[str, Sent], rest: Tensor | None, factors: Named, ways: Ways
+    ) -> dict[str, Sent]:
+        """Return what layers are sent that flow into gated cells alone: by each step's gates."""
+        inflows = self._inflows or {}
+        if not ways.steps:
+            return {}
+
+        def error_of(value: str, steps: int) -> Tensor:
+            return sent[value].in_steps(steps, rest)
+
+        def through(cell: str, error: Tensor) -> dict[str, Tensor]:
+            inflow = {cell: inflows[cell]}
+            shapes = {name: self.path[name] for name in inflows[cell].sources if name in self.path}
+            own = ways.into(inflow)
+            # Functions on the way have a derivative for each sample: then step by step.
+            batch = len(next(iter(sent.values())).mean) if own.local else len(error)
+            parts = [
+                errors(inflow, {cell: None}, shapes, factors, (), part, own)
+                for part in torch.split(error.flatten(1), batch)
+            ]
+            return {value: torch.cat([part[value] for part in parts]) for value in parts[0]}
+
+        above = {
+            layer: {name for name, each in inflows.items() if layer in each.sources}
+            for layer in self.path
+        }
+        found = in_steps(self.path, above, ways.steps, self.values_of, error_of, through)
+        return {
+            value: Sent(torch.zeros_like(sent[value].mean), None, error, None)
+            for value, error in found.items()
+        }
+
+    def values_of(self, layer: str) -> list[str]:
+        """Return the values that others take, as the base says; the spikes where none do."""
+        taken = dict.fromkeys(v for i in (self._inflows or {}).values() for v in i.values)
+        return [value for value in taken if layer_of(value) == layer] or [layer]
 
     def _see_that_all_are_known(self, ways: Ways) -> None:
         for layer, each in (self._inflows or {}).items():

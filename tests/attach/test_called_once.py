@@ -396,3 +396,33 @@ def test_one_may_read_as_many_channels_as_there_are_steps(way):
         grads.append([p.grad for p in net.parameters()])
     assert grads[0][0].any()
     torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-12)
+
+
+def test_steps_may_be_weighed_by_parameters():
+    """At equal weights they are their mean; a parameter that is unsqueezed is of no step."""
+
+    class Weighed(nn.Module):
+        def __init__(self, equal):
+            super().__init__()
+            torch.manual_seed(0)
+            self.fc, self.lif, self.head = nn.Linear(4, 8), lif(), nn.Linear(8, 2)
+            self.weights, self.equal = nn.Parameter(torch.zeros(T)), equal
+
+        def forward(self, x):
+            mem, spikes = self.lif.reset_mem(), []
+            for step in x:
+                spk, mem = self.lif(self.fc(step), mem)
+                spikes.append(spk)
+            shares = self.weights.softmax(0).unsqueeze(-1).unsqueeze(-1)
+            stack = torch.stack(spikes)
+            assert stack.any()
+            return self.head(stack.mean(0) if self.equal else (shares * stack).sum(0))
+
+    found = []
+    for equal in (True, False):
+        net = Weighed(equal).double()
+        DFA(net, output="head", feedback={"lif": torch.ones(2, 8)})
+        net(X).sin().sum().backward()
+        assert equal or net.weights.grad.any()
+        found.append([p.grad for n, p in net.named_parameters() if n != "weights"])
+    torch.testing.assert_close(*found)

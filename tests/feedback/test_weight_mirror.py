@@ -474,7 +474,7 @@ def test_an_output_that_is_found_out_is_one_that_is_named():
 
 def test_neurons_with_weights_of_their_own_have_a_matrix_of_their_own():
     torch.manual_seed(0)
-    lstm = snn.SLSTM(6, 6, init_hidden=True, threshold=0.1)
+    lstm = snn.SLSTM(6, 6, init_hidden=True, threshold=0.1, reset_mechanism="zero")
     net = nn.Sequential(nn.Linear(5, 6), leaky(), lstm, nn.Linear(6, 3), leaky(output=True))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     dfa = DFA(net, optimizer=optimizer)
@@ -496,7 +496,8 @@ def test_a_layers_own_matrix_starts_like_a_fixed_one():
     class Stacked(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.second = (snn.SLSTM(n, 6, threshold=0.05) for n in (5, 6))
+            self.first = snn.SLSTM(5, 6, threshold=0.05)
+            self.second = snn.SLSTM(6, 6, threshold=0.05, reset_mechanism="zero")
             self.out = nn.Linear(6, 3)
 
         def forward(self, x):

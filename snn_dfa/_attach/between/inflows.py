@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -97,7 +97,7 @@ def inflow_of(
             such nodes. Where something comes by others, too, they pass nothing.
     """
     known: dict[Any, Any] = {}
-    sources: dict[str, Inflow] = {}
+    sources: dict[tuple[str, int], Inflow] = {}
     weights: dict[Any, str] = {}  # below a node that no layer flows into
     computed: set[Any] = set()  # of these, those with other numbers than the weight
     signature: list[tuple[str, tuple[int, ...]]] = []
@@ -108,8 +108,7 @@ def inflow_of(
         signature += [] if function is None else [(type(node).__name__, function.parts)]
         if type(node) is PORT and ends:
             if walk.flows[node]:
-                layer = node.call.layer
-                known[node] = sources.setdefault(layer, stand_in.source(layer))
+                known[node] = _values(node.call, len(node._input_metadata), sources)
         elif ends:
             name = names.get(id(node.variable)) or names.get(node.variable.shape)
             weights |= {node: name} if name else {}
@@ -138,8 +137,18 @@ def inflow_of(
     return made, tuple(signature)
 
 
+def _values(call: Any, count: int, sources: dict[tuple[str, int], Inflow]) -> list[Inflow]:
+    """Return the values that a call handed out, each as one number of its layer."""
+    each = ((call.layer, i if call.is_state(i) else 0) for i in range(count))
+    return [sources.setdefault(value, stand_in.source(*value)) for value in each]
+
+
 def _without(
-    unread: NotLinearError, made: Inflow, sources: Mapping[str, Inflow], *, several: bool
+    unread: NotLinearError,
+    made: Inflow,
+    sources: Iterable[tuple[str, int]],
+    *,
+    several: bool,
 ) -> Inflow:
     """Return what comes in past a node that is not known, with what it lacks by that.
 
@@ -148,7 +157,8 @@ def _without(
     """
     if several or not made.sources:
         raise unread
-    only = tuple(layer for layer in sources if layer not in made.sources)
+    layers = dict.fromkeys(layer for layer, _ in sources)
+    only = tuple(layer for layer in layers if layer not in made.sources)
     return replace(made, lost=(str(unread), only))
 
 
@@ -307,7 +317,7 @@ def _side_by_side(node: Any, known: Mapping[Any, Any], walk: Walk) -> Inflow:
     there = [part for part in parts if part is not None]
     if len(there) < len(parts):
         raise NotLinearError(type(node).__name__)
-    if len({frozenset((*part.sources, *part.weights)) for part in there}) > 1:
+    if len({part.takes for part in there}) > 1:
         walk.stacked.pop(node)  # values of several layers: what takes one of them is not known
     return stand_in.stack(there, 0)
 
@@ -347,8 +357,8 @@ def _reduced(node: Any, kind: str, x: Inflow, shape: tuple[int, ...]) -> Inflow:
     if dims != [x.steps] or getattr(node, "_saved_keepdim", False):
         raise NotLinearError(kind)
     if kind in ("SelectBackward0", "SliceBackward0"):
-        flows = [{*each.sources, *each.weights} for each, _ in x.terms]
-        most = max(flows, key=len, default=set())
+        flows = [each.takes for each, _ in x.terms]
+        most = max(flows, key=len, default=frozenset())
         if any(not each <= most for each in flows):
             raise NotLinearError(kind)  # values of several layers, of which one is taken
     if kind == "SliceBackward0":

@@ -101,7 +101,7 @@ def _made(node: Any, below: Sequence[Origin], index: int = 0) -> Origin:
         return Origin(None, made_of)
     unsure = any(each.unsure for each in parts)
     alike = len(below) > 1 and all(each.made_of == below[0].made_of for each in below)
-    if all(each.steps is None for each in parts) and (kind not in _JOINS or alike):
+    if not parts or (all(each.steps is None for each in parts) and (kind not in _JOINS or alike)):
         return Origin(None, made_of, unsure=unsure)
     if kind in PICKS and (found := _picked(node, kind, parts[0], index)) is not None:
         return found._replace(unsure=unsure or found.unsure)

@@ -12,10 +12,12 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from snn_dfa._attach.between.cells import cell_of, into_cell
 from snn_dfa._attach.between.inflows import NotLinearError, inflow_of
 from snn_dfa._attach.between.made_matrices import MadeMatrices
 from snn_dfa._attach.between.sources import sources_of
 from snn_dfa._attach.between.walk import Product, Signature, Structure
+from snn_dfa._attach.graph import are_packed
 from snn_dfa._attach.layers import Layers
 from snn_dfa._attach.weights import (
     SYNAPSES,
@@ -55,7 +57,7 @@ _Read: TypeAlias = tuple[Inflow | None, Signature]
 
 def _covers(one: Inflow, other: Inflow) -> bool:
     """Return whether all that flows into another inflow flows into one, and not the reverse."""
-    more, less = ({*each.sources, *each.weights} for each in (one, other))
+    more, less = one.takes, other.takes
     return less < more or (less == more and len(other.needs) < len(one.needs))
 
 
@@ -64,6 +66,7 @@ def _mean(parts: Sequence[tuple[Inflow, float]]) -> Inflow:
     made = stand_in.total([stand_in.multiply(each, share) for each, share in parts])
     only = dict.fromkeys(layer for _, layers in lost for layer in layers)
     only = dict.fromkeys(layer for layer in only if layer not in made.sources)
+    made = replace(made, cell=parts[0][0].cell)
     return replace(made, lost=(lost[0][0], tuple(only))) if lost else made
 
 
@@ -221,7 +224,10 @@ class Paths:
             names.setdefault(id(held), name)
             names.setdefault(held.data_ptr(), name)
         try:
-            if layer not in modules:
+            module = None if net is None or layer in modules else self._hidden(layer)
+            by_step = by_sample and value.dim() > 1 and not are_packed()
+            cell = cell_of(module) if by_step else ""
+            if layer not in modules and not cell:
                 self._see_that_it_is_linear(layer)
             made, signature = inflow_of(
                 value,
@@ -236,6 +242,8 @@ class Paths:
             )
             if made is not None and layer in modules:  # a readout
                 made = own_step(made, layer, modules[layer], tuple(value.shape))
+            if made is not None and cell:
+                made = into_cell(made, layer, module, cell, tuple(value.shape))
             return made, signature
         except NotLinearError as error:
             of = {source for source, _ in self.sources(value, mine)} - {layer}
@@ -243,10 +251,13 @@ class Paths:
                 self._why[layer] = str(error), sorted(of)
             return None, ()
 
+    def _hidden(self, layer: str) -> Any:
+        net = self._net()
+        return None if net is None else dict(net.named_modules()).get(layer)
+
     def _see_that_it_is_linear(self, layer: str) -> None:
         """Raise an error for a layer that does more to what comes in than a neuron does."""
-        net = self._net()
-        module = None if net is None else dict(net.named_modules()).get(layer)
+        module = self._hidden(layer)
         if module is None or layer not in self._layers.neurons:
             raise NotLinearError(type(module).__name__)
         inside = matrix_parameters(module)
@@ -334,14 +345,25 @@ class Paths:
         """Return what comes into each layer, and into each output, as a linear function."""
         for layer in self._of_round:
             self._choose(layer)
-        return {name: each for name, each in self._inflows.items() if name not in self._unknown}
+        lost = {**self._unknown, **self._cells_at_the_end()}
+        return {name: each for name, each in self._inflows.items() if name not in lost}
+
+    def _cells_at_the_end(self) -> dict[str, tuple[str, list[str]]]:
+        """Return outputs that are gated cells: their errors are not those of their gates."""
+        found = {name: self._inflows.get(name) for name in self._layers.outputs}
+        return {
+            name: (type(self._hidden(name)).__name__, list(each.sources))
+            for name, each in found.items()
+            if each is not None and each.cell is not None
+        }
 
     def unknown(self) -> dict[str, tuple[str, list[str]]]:
         """Return the layers of which :meth:`inflows` does not know all, why, and what it lacks."""
         for layer in self._of_round:
             self._choose(layer)
         partly = {n: each.lost for n, each in self._inflows.items() if each.lost is not None}
-        return {n: (why, list(of)) for n, (why, of) in partly.items()} | self._unknown
+        found = {n: (why, list(of)) for n, (why, of) in partly.items()} | self._unknown
+        return found | self._cells_at_the_end()
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -119,7 +119,7 @@ class Walk:
             flows = [n is not None and self.flows[n] for n in below]
             own = [n is not None and self.own[n] for n in below]
             self.flows[node], self.own[node] = any(flows), any(own)
-            of_each = [known[n] for n in below]
+            of_each = [self._value(known[n], n, i) for n, i in node.next_functions]
             if not self.flows[node]:
                 known[node] = frozenset().union(*[each for each in of_each if each is not None])
                 yield node, False, None
@@ -135,6 +135,10 @@ class Walk:
             else:
                 known[node] = self._noted((self._kind(node), *of_each))
             yield node, False, self._function(node, flows, own)
+
+    def _value(self, place: Any, node: Any, index: int) -> Any:
+        """Return what stands for a value of a node, of which a layer may hand out several."""
+        return (place, index) if index and type(node) is PORT and self.flows[node] else place
 
     def _noted(self, what: Any) -> int:
         self.structure.append(what)
@@ -276,7 +280,9 @@ def look_below(
     ]
     if not walk.flows[root]:
         return None
-    return Below(found, walk.own[root], tuple(walk.structure), walk.products)
+    which = [value.output_nr] * (type(root) is PORT)
+    structure = (*walk.structure, *which)
+    return Below(found, walk.own[root], structure, walk.products)
 
 
 def below_product(value: Tensor, made: Made, port: Any) -> Below | None:
@@ -290,8 +296,11 @@ def below_product(value: Tensor, made: Made, port: Any) -> Below | None:
     if port is None:
         return None
     parameters = [frozenset([id(p)] * isinstance(p, Parameter)) for p in (made.bias, made.weight)]
-    of_each = (parameters[0], 1, parameters[1]) if made.bias is not None else (1, parameters[1])
-    return Below((), False, (port.call.layer, (type(value.grad_fn), *of_each)))
+    node: Any = value.grad_fn
+    index = next(i for n, i in node.next_functions if n is port)
+    x: Any = (1, index) if index else 1
+    of_each = (parameters[0], x, parameters[1]) if made.bias is not None else (x, parameters[1])
+    return Below((), False, (port.call.layer, (type(node), *of_each)))
 
 
 def _pixels(node: Any) -> Pixels:
