@@ -230,6 +230,26 @@ def test_a_readout_after_the_loop(read, feedback):
             torch.testing.assert_close(found, expected)
 
 
+def test_learned_errors_pass_an_lstm():
+    """Its gates are in one node there."""
+    torch.manual_seed(1)
+    net = nn.Sequential(
+        nn.Linear(7, 8), neuron(), snn.SLSTM(8, 8, threshold=0.05, init_hidden=True),
+        nn.Linear(8, C), neuron(),
+    ).to(DEVICE)  # fmt: skip
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    dfa = DFA(net, optimizer=optimizer, output="4")
+    x, y = batch((7,), DEVICE)
+    x = x.float()
+    for _ in range(3):
+        optimizer.zero_grad()
+        reset(net)
+        functional.cross_entropy(torch.stack([net(step) for step in x]).sum(0), y).backward()
+        optimizer.step()
+    assert "own_matrix" not in repr(dfa)
+    assert net[0].weight.grad.any()
+
+
 @pytest.mark.parametrize("attach_first", [False, True])
 def test_one_line_learns_and_moves(attach_first):
     """The feedback learns on the device to which the network was moved, before or after."""
