@@ -7,6 +7,8 @@ from torch.nn import functional
 from ways import leaky, loop
 
 from snn_dfa import DFA, WeightMirror, over_time
+from snn_dfa._attach.between.made_matrices import MadeMatrices
+from snn_dfa._attach.between.walk import Product
 
 B, N = 5, 8
 #: What the program multiplies by, and how.
@@ -191,3 +193,15 @@ def test_one_for_each_sample_and_one_that_grows_give_the_layer_a_matrix_of_its_o
         optimizer.step()
     assert gradient(net).any()
     assert "own_matrix=('lif1',)" in repr(dfa)
+
+
+def test_parameters_that_are_others_in_each_pass_leave_nothing_behind():
+    """So it is with ``functional_call``, and in shards."""
+    made = MadeMatrices()
+    for new in range(100, 200):
+        products = [Product(None, frozenset({number})) for number in (1, new)]
+        assert made.names("lif", products) == ["into lif 1", "into lif 2"]
+        made.keep(["into lif 1"], ["into lif 1"])
+        made.next_round()
+    assert made.names("lif", products[:1]) == ["into lif 1"]
+    assert made.names("lif", products[1:]) == ["into lif 2"]

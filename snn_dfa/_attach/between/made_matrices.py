@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 from torch import Tensor
@@ -33,7 +34,6 @@ class MadeMatrices:
 
     def __init__(self) -> None:
         self._names: dict[tuple[str, frozenset[int], int], str] = {}
-        self._counts: Counter[str] = Counter()
         self._last: dict[str, tuple[Tensor, Mapping[str, Any]]] = {}
         self._unfit: set[str] = set()
         self._taken: set[str] = set()
@@ -48,10 +48,16 @@ class MadeMatrices:
             times[product.parameters] += 1
             key = layer, product.parameters, times[product.parameters]
             if key not in self._names:
-                self._counts[layer] += 1
-                self._names[key] = f"{_INTO}{layer} {self._counts[layer]}"
+                used = {name for (of, *_), name in self._names.items() if of == layer}
+                every = (f"{_INTO}{layer} {number}" for number in count(1))
+                self._names[key] = next(name for name in every if name not in used)
             found.append(self._names[key])
         return found
+
+    def next_round(self) -> None:
+        """Forget names for which no factor stands: their parameters may be gone."""
+        known = self._taken | self._unfit
+        self._names = {key: name for key, name in self._names.items() if name in known}
 
     def note(
         self, names: Sequence[str], products: Sequence[Product], taken: Container[str]
@@ -109,10 +115,13 @@ def _weight(product: Product) -> tuple[Tensor, Mapping[str, Any]] | None:
     node = product.node
     if are_packed() or not product.parameters:
         return None
-    if type(node).__name__ == "ConvolutionBackward0":
+    convolves = type(node).__name__ == "ConvolutionBackward0"
+    kept = node._saved_weight.detach() if convolves else right_factor(node)
+    if kept is None or not kept.untyped_storage().size():
+        return None  # in shards: the whole one has gone
+    if convolves:
         options = ("stride", "dilation", "groups", "transposed")
-        return node._saved_weight.detach(), {n: getattr(node, f"_saved_{n}") for n in options}
-    kept = right_factor(node)
-    if kept is None or (kept.dim() > 2 and len(kept) > 1 and kept.stride(0)):
+        return kept, {name: getattr(node, f"_saved_{name}") for name in options}
+    if kept.dim() > 2 and len(kept) > 1 and kept.stride(0):
         return None
     return (kept if kept.dim() == 2 else kept[0]).t(), {}

@@ -175,6 +175,7 @@ class Paths:
             known = self._read_of[layer]
             self._read_of[layer] = {s: known[s] for s in self._of_round[layer] if s in known}
         self._of_round.clear()
+        self._made.next_round()
         self.hearing.clear()
 
     def _choose(self, layer: str) -> None:
