@@ -6,10 +6,10 @@ import pytest
 import snntorch as snn
 import torch
 from torch import nn
+from ways import grads_of
 
 from snn_dfa import DFA, WeightMirror, over_time, reset
 from snn_dfa.surrogate import fast_sigmoid
-from tests.support.ways import grads_of
 
 B, F = 4, 5
 OPTIONS = {"spike_grad": fast_sigmoid(5), "threshold": 0.05}
@@ -401,3 +401,34 @@ def test_a_cell_may_be_the_output(width, named):
         optimizer.step()
         assert net.lstms[0].lstm_cell.weight_ih.grad.any()
     assert "own_matrix=('lstms.0',)" in repr(dfa)
+
+
+def test_states_that_come_from_another_layer_do_not_pass_the_input_weights():
+    """Of a decoder that starts from an encoder's states; its inputs have another width."""
+
+    class Translator(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.encoder, self.decoder = (snn.SLSTM(n, 6, threshold=0.05) for n in (4, 3))
+            self.head = nn.Linear(6, 2)
+
+        def forward(self, source, target):
+            syn, mem = torch.zeros(2, 5, 6)
+            for step in source:
+                _, syn, mem = self.encoder(step, syn, mem)
+            found = []
+            for step in target:
+                spk, syn, mem = self.decoder(step, syn, mem)
+                found.append(spk)
+            return self.head(torch.stack(found))
+
+    net = Translator()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    dfa = DFA(net, output="head", optimizer=optimizer)
+    for _ in range(3):
+        optimizer.zero_grad()
+        net(torch.rand(3, 5, 4), torch.rand(3, 5, 3)).square().sum().backward()
+        optimizer.step()
+    assert net.encoder.lstm_cell.weight_ih.grad.any()
+    assert repr(dfa).endswith("no_way={'decoder': 'SLSTM'}, own_matrix=('encoder',))")

@@ -4,10 +4,10 @@ import pytest
 import snntorch as snn
 import torch
 from torch import nn
+from ways import grads_of, with_weights
 
 from snn_dfa import DFA, WeightMirror
 from snn_dfa.surrogate import fast_sigmoid
-from tests.support.ways import grads_of, with_weights
 
 B, F = 6, 5
 READS = {

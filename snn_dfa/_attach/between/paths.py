@@ -123,7 +123,7 @@ class Paths:
                 self._found.setdefault(source, set()).add((weights, layer))
         if any(self._of_round.get(layer, ())):
             return  # it has been seen
-        made, signature = self._read(layer, value, mine, by_sample=by_sample)
+        made, signature = self._read(layer, value, mine, by_sample=by_sample, is_current=False)
         if made is not None:
             known = self._inflows.get(layer)
             if known is None or _covers(made, known):
@@ -216,6 +216,7 @@ class Paths:
         products: Sequence[str | None] = (),
         *,
         by_sample: bool,
+        is_current: bool = True,
     ) -> _Read:
         """Return what comes into a layer as a linear function, ``None`` if there is none."""
         net, modules = self._net(), self._synapses()
@@ -227,7 +228,7 @@ class Paths:
         try:
             module = None if net is None or layer in modules else self._hidden(layer)
             by_step = by_sample and value.dim() > 1 and not are_packed()
-            cell = cell_of(module) if by_step else ""
+            cell = cell_of(module) if by_step and is_current else ""  # not what comes in as a state
             if layer not in modules and not cell:
                 self._see_that_it_is_linear(layer)
             made, signature = inflow_of(
