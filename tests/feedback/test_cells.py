@@ -333,14 +333,20 @@ class Between(Lstm):
         return torch.stack(out)
 
 
-def test_functions_between_cells_have_the_derivative_of_each_sample():
-    net, x = made(Between, 1, B, F)
+def in_one_step_it_is_back_propagation(network):
+    """See so, with the weights as factors; return what is attached."""
+    net, x = made(network, 1, B, F)
     want = grads_of(net, net, x, same)
-    _kept = attached(net, x, same, feedback=WeightMirror(by_sample=1))
+    kept = attached(net, x, same, feedback=WeightMirror(by_sample=1))
     got = grads_of(net, net, x, same)
     assert net.spikes
     for name, each in want.items():
         torch.testing.assert_close(got[name], each, rtol=1e-9, atol=1e-12)
+    return kept
+
+
+def test_functions_between_cells_have_the_derivative_of_each_sample():
+    in_one_step_it_is_back_propagation(Between)
 
 
 class Beside(Lstm):
@@ -357,14 +363,7 @@ class Beside(Lstm):
 
 
 def test_a_layer_that_flows_past_a_cell_too_is_sent_both_errors():
-    net, x = made(Beside, 1, B, F)
-    want = grads_of(net, net, x, same)
-    _kept = attached(net, x, same, feedback=WeightMirror(by_sample=1))
-    got = grads_of(net, net, x, same)
-    assert net.spikes
-    for name, each in want.items():
-        torch.testing.assert_close(got[name], each, rtol=1e-9, atol=1e-12)
-    _kept[0].remove()
+    in_one_step_it_is_back_propagation(Beside)[0].remove()
     net, x = made(Beside, 4, B, F)
     dfa, _optimizer = attached(net, x, other)
     got = grads_of(net, net, x, other)
