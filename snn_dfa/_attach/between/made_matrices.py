@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from snn_dfa._attach.between.named_weights import of_all_samples
 from snn_dfa._attach.between.walk import Product, right_factor
 from snn_dfa._attach.graph import are_packed
 from snn_dfa._attach.weights import layer_of
@@ -122,6 +123,5 @@ def _weight(product: Product) -> tuple[Tensor, Mapping[str, Any]] | None:
     if convolves:
         options = ("stride", "dilation", "groups", "transposed")
         return kept, {name: getattr(node, f"_saved_{name}") for name in options}
-    if kept.dim() > 2 and len(kept) > 1 and kept.stride(0):
-        return None
-    return (kept if kept.dim() == 2 else kept[0]).t(), {}
+    matrix = of_all_samples(kept)
+    return None if matrix is None else (matrix.t(), {})

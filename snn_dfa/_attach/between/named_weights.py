@@ -19,6 +19,7 @@ __all__ = [
     "known_or_made",
     "made_of_parameters",
     "named",
+    "of_all_samples",
     "passed",
 ]
 
@@ -79,11 +80,17 @@ def _free(node: Any, name: str, free: Mapping[str, Tensor]) -> str | None:
     if type(node).__name__ not in PRODUCTS or are_packed():
         return None
     kept = right_factor(node)
-    if kept is None or (kept.dim() > 2 and len(kept) > 1 and kept.stride(0)):
-        return None  # or one for each sample
-    factor = _first(kept)
+    factor = None if kept is None else of_all_samples(kept)
+    if factor is None:
+        return None
     same = (n for n in (name, f"{name}.T") if _equal(factor, free[n].detach().t()))
     return next(same, None)
+
+
+def of_all_samples(factor: Tensor) -> Tensor | None:
+    """Return the matrix by which all samples are multiplied; ``None`` if each has its own."""
+    of_each = factor.dim() > 2 and len(factor) > 1 and factor.stride(0)
+    return None if of_each else _first(factor)
 
 
 def _first(factor: Tensor) -> Tensor:

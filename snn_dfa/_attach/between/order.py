@@ -97,8 +97,6 @@ def _made(node: Any, below: Sequence[Origin], index: int = 0) -> Origin:
     """Return what a node has made of what comes in: of several results the one asked for."""
     kind, made_of = type(node).__name__, set[int]().union(*(each.made_of for each in below))
     parts = [each for each in below if each.made_of]
-    if not parts:
-        return Origin(None, made_of)
     unsure = any(each.unsure for each in parts)
     alike = len(below) > 1 and all(each.made_of == below[0].made_of for each in below)
     if not parts or (all(each.steps is None for each in parts) and (kind not in _JOINS or alike)):
