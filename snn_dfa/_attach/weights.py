@@ -18,6 +18,7 @@ from snn_dfa.errors import AttachError, FeedbackError
 from snn_dfa.feedback import stand_in
 from snn_dfa.feedback.apply import correlation
 from snn_dfa.feedback.stand_in import Inflow
+from snn_dfa.feedback.way_back import Value, through
 from snn_dfa.sequence import AtOnce
 from snn_dfa.sequence.attached import Attached
 
@@ -409,7 +410,7 @@ def own_step(x: Inflow, name: str, module: Any, shape: tuple[int, ...]) -> Inflo
         return stand_in.weigh(x, name)
     dims = len(module.kernel_size) + 1  # a weight that is computed would change by being read
 
-    def convolved(value: Tensor, v: Tensor) -> Tensor:
-        return answer(module, value.reshape(-1, *shape[-dims:]), v)
+    def convolved(value: Value, v: Tensor) -> Value:
+        return through(lambda x: answer(module, x, v), value.reshape(-1, *shape[-dims:]))
 
     return x.through(name, convolved)

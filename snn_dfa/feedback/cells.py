@@ -32,15 +32,16 @@ class Cell(NamedTuple):
     share: float
 
 
-def at_rest(cell: Cell, current: Tensor, channels: int) -> Tensor:
+def at_rest(cell: Cell, like: Tensor, shape: Sequence[int], channels: int) -> Tensor:
     """Return gates [1, gates * C, *S] where nothing is known of them: they are half open.
 
     Args:
         cell: The cell.
-        current: What its input weights make, [M, gates * C, *S].
+        like: Of the gates' type, on their device.
+        shape: Of what its input weights make, [M, gates * C, *S].
         channels: C.
     """
-    gate = current.new_zeros(1, *current.shape[1:])
+    gate = like.new_zeros(1, *shape[1:])
     gate.narrow(1, cell.candidate * channels, channels).fill_(cell.share)
     return gate
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from snn_dfa.errors import FeedbackError
-from snn_dfa.feedback.cells import at_currents, at_rest
-from snn_dfa.feedback.sample_ways import Backward, Named, Ways, course_of, layer_of
-from snn_dfa.feedback.stand_in import Inflow, added, linear
+from snn_dfa.feedback.cells import Cell, at_currents, at_rest
+from snn_dfa.feedback.sample_ways import Named, Ways, course_of, layer_of
+from snn_dfa.feedback.stand_in import Inflow
+from snn_dfa.feedback.way_back import Value, added, errors_at, joined, linear
 
 __all__ = ["courses", "errors", "jacobians"]
 
@@ -104,63 +105,56 @@ def errors(
         tensor([[ 1.,  1.,  1.],
                 [-3., -3., -3.]])
     """
-    ways, rows = ways or Ways(), len(error)
+    ways, rows, like = ways or Ways(), len(error), error.new_zeros(())
     known = {**factors, **ways.local}
-    with torch.enable_grad():
-        sizes = {name: (rows, *shape[1:]) for name, shape in shapes.items()}
-        handed = {layer: [layer] for layer in shapes}
-        for value in dict.fromkeys(v for each in inflows.values() for v in each.values):
-            if (layer := layer_of(value)) != value and layer in handed:
-                handed[layer].append(value)
-        leaves = {
-            value: error.new_zeros(()).expand(sizes[layer]).requires_grad_()
-            for layer, each in handed.items()
-            for value in each
-        }
-        values = dict(leaves)
-        for name, size in _sizes(outputs, error.shape[1]).items():
-            # What an output hands back to a hidden layer passes no error.
-            values[name] = error.new_zeros(rows, size)
-        for name in [name for name in shapes if name in inflows]:
-            current = inflows[name].apply(values, known)
-            cell = inflows[name].cell
-            for value in handed[name]:
-                gate, whole = ways.gates.get(value), sizes[name]
-                if cell is None:
-                    gated = _gated(current, gate, whole)
-                else:
-                    gate = at_rest(cell, current, whole[1]) if gate is None else gate
-                    gated = _of_cell(current, gate, whole)
-                values[value] = added(leaves[value], gated)
-        parts = {
-            n: inflows[n].apply(values, known).reshape(rows, -1) if n in inflows else None
-            for n in outputs
-        }
-        out = _side_by_side(parts, outputs, error)
-        for name in direct:
-            out = out + values[name].flatten(1) @ factors[name].flatten(1).t()
-    alone = not any(isinstance(way, Backward) for way in ways.local.values())
-    found = _gradients(out, error, list(leaves.values()), alone=alone)
+    sizes = {name: (rows, *shape[1:]) for name, shape in shapes.items()}
+    handed = {layer: [layer] for layer in shapes}
+    for value in dict.fromkeys(v for each in inflows.values() for v in each.values):
+        if (layer := layer_of(value)) != value and layer in handed:
+            handed[layer].append(value)
+    wanted = {
+        value: Value(like, sizes[layer], wanted=True)
+        for layer, each in handed.items()
+        for value in each
+    }
+    values = dict(wanted)
+    for name, size in _sizes(outputs, error.shape[1]).items():
+        # What an output hands back to a hidden layer passes no error.
+        values[name] = Value(like, (rows, size))
+    for name in [name for name in shapes if name in inflows]:
+        current, whole = inflows[name].apply(values, known), sizes[name]
+        for value in handed[name]:
+            made = _of_layer(current, inflows[name].cell, ways.gates.get(value), whole)
+            values[value] = added(wanted[value], made)
+    parts = {
+        n: inflows[n].apply(values, known).reshape(rows, -1) if n in inflows else None
+        for n in outputs
+    }
+    ends = [_side_by_side(parts, outputs, Value(like, error.shape))]
+    for name in direct:
+        own = factors[name].flatten(1)
+        ends.append(linear(partial(torch.matmul, other=own), error.shape, _flat(values[name])))
+    found = errors_at(added(*ends), error, list(wanted.values()))
     return {
-        name: error.new_zeros(leaves[name].shape) if grad is None else grad
-        for name, grad in zip(leaves, found, strict=True)
+        name: error.new_zeros(value.shape) if sent is None else sent
+        for (name, value), sent in zip(wanted.items(), found, strict=True)
     }
 
 
-def _gated(current: Tensor, gate: Tensor | None, size: tuple[int, ...]) -> Tensor:
-    """Return what a layer makes of its current [M, ...], of a size."""
-    current = current.reshape(size)
-    return current if gate is None else linear(partial(torch.mul, gate), size, current)
+def _flat(value: Value) -> Value:
+    return value.reshape(len(value), -1)
 
 
-def _of_cell(current: Tensor, gate: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Return what a gated cell makes of the currents of all its gates [M, ...]."""
-    shape = current.shape[0], *gate.shape[1:]
-
-    def back(error: Tensor) -> Tensor:
-        return at_currents(error, gate).reshape(current.shape)
-
-    return linear(back, size, current.reshape(shape))
+def _of_layer(
+    current: Value, cell: Cell | None, gate: Tensor | None, size: tuple[int, ...]
+) -> Value:
+    """Return what a layer makes of its current [M, ...]: a value of a size."""
+    if cell is None:
+        current = current.reshape(*size)
+        return current if gate is None else linear(partial(torch.mul, gate), size, current)
+    gates = at_rest(cell, current.like, current.shape, size[1]) if gate is None else gate
+    current = current.reshape(len(current), *gates.shape[1:])
+    return linear(partial(at_currents, gate=gates), size, current)
 
 
 def courses(
@@ -214,44 +208,30 @@ def _sizes(outputs: Mapping[str, int | None], total: int) -> dict[str, int]:
 
 
 def _side_by_side(
-    parts: Mapping[str, Tensor | None], sizes: Mapping[str, int | None], error: Tensor
-) -> Tensor:
-    """Return the outputs [M, C]; of one that reads no layer, or no graph, the numbers are zero.
+    parts: Mapping[str, Value | None], sizes: Mapping[str, int | None], nothing: Value
+) -> Value:
+    """Return the outputs [M, C]; of one that reads no layer, or no graph, nothing goes back.
 
     Raises:
         FeedbackError: if it is not known how many numbers several of these have.
     """
     if all(part is None for part in parts.values()):
-        return torch.zeros_like(error)
+        return nothing
     known = {n: sizes[n] if part is None else part.shape[1] for n, part in parts.items()}
     missing = [name for name, size in known.items() if size is None]
     if len(missing) > 1:
         raise FeedbackError(
             f"feedback: no linear function of hidden layers leads into the outputs {missing}, but "
             f"one leads into other outputs; expected at most one output without such a function, "
-            f"since it is not known how many of the {error.shape[1]} numbers of the error each "
+            f"since it is not known how many of the {nothing.shape[1]} numbers of the error each "
             f"output has. Are these outputs called later in the training? Run one forward pass "
             f"that calls all outputs first. Otherwise use feedback='kolen-pollack'"
         )
-    rest = error.shape[1] - sum(size for size in known.values() if size is not None)
+    rest = nothing.shape[1] - sum(size for size in known.values() if size is not None)
     sides = (rest if size is None else size for size in known.values())
-    return torch.cat(
-        [
-            error.new_zeros(len(error), side) if part is None else part
+    return joined(
+        *(
+            Value(nothing.like, (len(nothing), side)) if part is None else part
             for part, side in zip(parts.values(), sides, strict=True)
-        ],
-        1,
+        )
     )
-
-
-def _gradients(
-    out: Tensor, error: Tensor, leaves: Sequence[Tensor], *, alone: bool
-) -> Sequence[Tensor | None]:
-    """Return the gradients at leaves; ``alone``: no node on the way asks for another pass."""
-    if not out.requires_grad:  # nothing passes to any layer
-        return [None] * len(leaves)
-    if alone:
-        return torch.autograd.grad(out, leaves, error, allow_unused=True)
-    # Asked for some gradients alone, autograd lets no other node answer.
-    torch.autograd.backward(out, error)
-    return [leaf.grad for leaf in leaves]

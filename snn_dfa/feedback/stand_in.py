@@ -9,11 +9,12 @@ together for all layers.
 the stand-in is linear, too, and another one for each sample.
 
 Rows [M] come first and in order. What follows them may have any shape, and is read as the next
-function needs it: so a view of the program is none here.
+function needs it: so a view of the program is none here. All values are zero: ``way_back.py``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, cast
@@ -23,16 +24,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from snn_dfa.feedback.cells import Cell
-from snn_dfa.feedback.sample_ways import Backward, Derivative, Named, Taken, layer_of, value_name
+from snn_dfa.feedback.sample_ways import Backward, Derivative, Taken, layer_of, value_name
+from snn_dfa.feedback.way_back import Value, added, joined, linear, through
 
 __all__ = [
     "Inflow",
-    "added",
+    "Known",
+    "Values",
     "average",
     "concatenate",
     "convolve",
     "gain",
-    "linear",
     "local",
     "mean",
     "multiply",
@@ -45,6 +47,8 @@ __all__ = [
     "weigh",
 ]
 
+#: Values of layers, by :func:`value_name`.
+Values: TypeAlias = Mapping[str, Value]
 #: Factors, and what of :attr:`Ways.local` is known.
 Known: TypeAlias = Mapping[str, Any]
 
@@ -54,8 +58,8 @@ class Inflow:
     """What comes into a layer, as a linear function of other layers' values.
 
     Args:
-        apply: From values [M, ...] of layers, which are zero, and factors, among which are the
-            numbers of :attr:`Ways.local`, to what comes in, [M, ...].
+        apply: From values [M, ...] of layers, and factors, among which are the numbers of
+            :attr:`Ways.local`, to what comes in, [M, ...].
         values: The values that it takes, by :func:`value_name`.
         weights: The layers with weights whose factors it takes, in order.
         terms: Of a sum the parts, each with what it is multiplied by.
@@ -69,7 +73,7 @@ class Inflow:
             the cell's own.
     """
 
-    apply: Callable[[Named, Known], Tensor]
+    apply: Callable[[Values, Known], Value]
     values: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
     terms: tuple[tuple[Inflow, float], ...] = ()
@@ -88,49 +92,18 @@ class Inflow:
         """The values and the weights that it takes."""
         return frozenset((*self.values, *self.weights))
 
-    def made(self, apply: Callable[[Named, Known], Tensor]) -> Inflow:
+    def made(self, apply: Callable[[Values, Known], Value]) -> Inflow:
         """Return another function of the same values and factors."""
         return Inflow(apply, self.values, self.weights, needs=self.needs)
 
-    def then(self, function: Callable[[Tensor], Tensor]) -> Inflow:
-        """Return the inflow after one more function."""
-        return self.made(lambda v, f: function(self.apply(v, f)))
+    def then(self, shape: Sequence[int], function: Callable[[Tensor], Tensor]) -> Inflow:
+        """Return the inflow, each row in a shape, after one more function of tensors."""
+        return self.made(lambda v, f: through(function, self.apply(v, f).reshape(-1, *shape)))
 
-    def through(self, weight: str, function: Callable[[Tensor, Tensor], Tensor]) -> Inflow:
+    def through(self, weight: str, function: Callable[[Value, Tensor], Value]) -> Inflow:
         """Return the inflow after a function of it and of a factor."""
         made = self.made(lambda v, f: function(self.apply(v, f), f[weight]))
         return replace(made, weights=(*self.weights, weight))
-
-
-class _Linear(torch.autograd.Function):
-    """A linear function at zero, where its value is known: only the way back is computed.
-
-    What it is a function of is zero, too, in the memory of one number. Several of them are added,
-    or each gets an error of its own.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, back: Callable[[Tensor], Any], shape: Sequence[int], *values: Tensor
-    ) -> Tensor:
-        ctx.back, ctx.count = back, len(values)
-        return values[0].new_zeros(()).expand(shape)
-
-    @staticmethod
-    def backward(ctx: Any, error: Tensor) -> tuple[Tensor | None, ...]:
-        sent = ctx.back(error)
-        return None, None, *(sent if isinstance(sent, tuple) else (sent,) * ctx.count)
-
-
-def linear(back: Callable[[Tensor], Any], shape: Sequence[int], *values: Tensor) -> Tensor:
-    """Return a linear function of values that are zero, from its way back and its shape alone."""
-    out: Tensor = _Linear.apply(back, shape, *values)
-    return out
-
-
-def added(*values: Tensor) -> Tensor:
-    """Return the sum of values of one shape."""
-    return linear(lambda error: error, values[0].shape, *values)
 
 
 def source(layer: str, index: int = 0) -> Inflow:
@@ -143,9 +116,9 @@ def source(layer: str, index: int = 0) -> Inflow:
 def nothing(sample: Sequence[int]) -> Inflow:
     """Return what passes nothing, of a sample's shape."""
 
-    def apply(values: Named, _: Known) -> Tensor:
-        like = next(iter(values.values()))
-        return like.new_zeros(()).expand(len(like), *sample)
+    def apply(values: Values, _: Known) -> Value:
+        one = next(iter(values.values()))
+        return Value(one.like, (len(one), *sample))
 
     return Inflow(apply)
 
@@ -160,11 +133,11 @@ def total(parts: Sequence[Inflow]) -> Inflow:
 
 
 def _combined(terms: tuple[tuple[Inflow, float], ...], steps: int | None) -> Inflow:
-    def apply(values: Named, factors: Known) -> Tensor:
+    def apply(values: Values, factors: Known) -> Value:
         first, *others = (_times(each.apply(values, factors), number) for each, number in terms)
-        return added(first, *(other.reshape(first.shape) for other in others))
+        return added(first, *(other.reshape(*first.shape) for other in others))
 
-    def _times(value: Tensor, number: float) -> Tensor:
+    def _times(value: Value, number: float) -> Value:
         return value if number == 1 else linear(lambda e: e * number, value.shape, value)
 
     return replace(_joined([each for each, _ in terms], apply), terms=terms, steps=steps)
@@ -189,24 +162,23 @@ def concatenate(parts: Sequence[Inflow | None], shapes: Sequence[tuple[int, ...]
     """
     there = [part for part in parts if part is not None]
 
-    def apply(values: Named, factors: Known) -> Tensor:
+    def apply(values: Values, factors: Known) -> Value:
         made = [
             None if part is None else part.apply(values, factors).reshape(-1, *shape)
             for part, shape in zip(parts, shapes, strict=True)
         ]
-        like = next(m for m in made if m is not None)
-        return torch.cat(
-            [
-                like.new_zeros(len(like), *shape) if m is None else m
+        one = next(m for m in made if m is not None)
+        return joined(
+            *(
+                Value(one.like, (len(one), *shape)) if m is None else m
                 for m, shape in zip(made, shapes, strict=True)
-            ],
-            1,
+            )
         )
 
     return _joined(there, apply)
 
 
-def _joined(parts: Sequence[Inflow], apply: Callable[[Named, Known], Tensor]) -> Inflow:
+def _joined(parts: Sequence[Inflow], apply: Callable[[Values, Known], Value]) -> Inflow:
     """Return a function of all that some inflows are functions of."""
     return Inflow(
         apply,
@@ -225,7 +197,7 @@ def multiply(x: Inflow, number: float) -> Inflow:
 def weigh(x: Inflow, weight: str) -> Inflow:
     """Return an inflow through a factor [N_out, N_in] in place of a dense layer's weight."""
 
-    def weighed(value: Tensor, v: Tensor) -> Tensor:
+    def weighed(value: Value, v: Tensor) -> Value:
         value = value.reshape(-1, v.shape[1])
         return linear(lambda error: error @ v, (len(value), len(v)), value)
 
@@ -244,7 +216,7 @@ def convolve(x: Inflow, weight: str, shape: tuple[int, ...], options: Sequence[A
     convolution = torch.ops.aten.convolution
     stride, padding, dilation, transposed, _, groups = options
 
-    def convolved(value: Tensor, v: Tensor) -> Tensor:
+    def convolved(value: Value, v: Tensor) -> Value:
         value = value.reshape(-1, *shape)
         sizes = _sizes(shape[1:], v.shape[2:], options)
         # Where a stride passes over the last pixels, they get nothing.
@@ -305,14 +277,14 @@ def pool(
     """
     function: Any = (functional.avg_pool2d, functional.avg_pool3d)[len(kernel) - 2]
 
-    def apply(values: Named, factors: Known) -> Tensor:
+    def apply(values: Values, factors: Known) -> Value:
         value, taken = x.apply(values, factors).reshape(-1, *shape), factors.get(name)
         whole = (len(value), shape[0], *windows)
         if isinstance(taken, Taken) and taken.sample == shape:
             return linear(taken.spread, whole, value)
         if apart and isinstance(taken, Tensor) and taken.shape[1:] == shape:
             return linear(lambda error: _spread(error, kernel, shape) * taken, whole, value)
-        return cast("Tensor", function(value, tuple(kernel), *options))
+        return through(lambda x: function(x, tuple(kernel), *options), value)
 
     return x.made(apply)
 
@@ -334,10 +306,10 @@ def gain(x: Inflow, channel: int, name: str) -> Inflow:
         name: Of its ways.
     """
 
-    def apply(values: Named, factors: Known) -> Tensor:
+    def apply(values: Values, factors: Known) -> Value:
         value, known = x.apply(values, factors), factors.get(name)
         rows = len(next(iter(values.values())))
-        if known is None or value.numel() != rows * channel * len(known.gains):
+        if known is None or math.prod(value.shape) != rows * channel * len(known.gains):
             return value
 
         def back(error: Tensor) -> Tensor:
@@ -364,10 +336,10 @@ def local(
         needed: Whether nothing passes where that is not known, and not its one part as it is.
     """
 
-    def apply(values: Named, factors: Known) -> Tensor:
+    def apply(values: Values, factors: Known) -> Value:
         made, known = [part.apply(values, factors) for part in parts], factors.get(name)
         rows = len(next(iter(values.values())))
-        shape = rows, made[0].numel() // rows * size // sizes[0]
+        shape = rows, math.prod(made[0].shape) // rows * size // sizes[0]
         if isinstance(known, Derivative | Backward):
 
             def back(error: Tensor) -> tuple[Tensor, ...]:
@@ -375,7 +347,7 @@ def local(
                 return tuple(e.reshape(m.shape) for e, m in zip(sent, made, strict=True))
 
             return linear(back, shape, *made)
-        return made[0].new_zeros(()).expand(shape) if needed else made[0]
+        return Value(made[0].like, shape) if needed else made[0]
 
     made = _joined(parts, apply)
     return replace(made, needs=(*made.needs, name)) if needed else made
@@ -385,15 +357,15 @@ def average(x: Inflow, shape: tuple[int, ...], size: Sequence[int], name: str = 
     """Return means over as many windows as ``size`` says; maxima as :func:`pool` does."""
     function: Any = (functional.adaptive_avg_pool2d, functional.adaptive_avg_pool3d)[len(size) - 2]
 
-    def apply(values: Named, factors: Known) -> Tensor:
+    def apply(values: Values, factors: Known) -> Value:
         value, taken = x.apply(values, factors).reshape(-1, *shape), factors.get(name)
         if isinstance(taken, Taken) and taken.sample == shape:
             return linear(taken.spread, (len(value), shape[0], *size), value)
-        return cast("Tensor", function(value, tuple(size)))
+        return through(lambda x: function(x, tuple(size)), value)
 
     return x.made(apply)
 
 
 def mean(x: Inflow, shape: tuple[int, ...], dims: Sequence[int]) -> Inflow:
     """Return means over some dimensions, counted from the last one, of values of a shape."""
-    return x.then(lambda value: value.reshape(-1, *shape).mean(tuple(dims)))
+    return x.then(shape, lambda value: value.mean(tuple(dims)))

@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from snn_dfa._attach.graph import signed
 from snn_dfa.feedback import stand_in
-from snn_dfa.feedback.stand_in import Inflow
+from snn_dfa.feedback.stand_in import Inflow, Known, Values
+from snn_dfa.feedback.way_back import Value, through
 
 __all__ = [
     "MAXIMA",
@@ -77,11 +78,11 @@ class Behind(NamedTuple):
 def _opened(
     x: Inflow, shape: tuple[int, ...], samples: int, function: Callable[[Tensor], Tensor]
 ) -> Inflow:
-    def apply(values: Mapping[str, Tensor], known: Mapping[str, Any]) -> Tensor:
+    def apply(values: Values, known: Known) -> Value:
         rows = len(next(iter(values.values())))
         # Of several heads the samples' dimension may hold more than samples.
         sizes = (*shape[:samples], -1, *shape[samples + 1 :])
-        return function(x.apply(values, known).reshape(rows, *sizes))
+        return through(function, x.apply(values, known).reshape(rows, *sizes))
 
     return x.made(apply)
 
@@ -162,7 +163,7 @@ def repeated(kind: str, x: Inflow, shape: tuple[int, ...], after: tuple[int, ...
     if len(shape) != len(after) or shape[0] != after[0] or x.steps is not None:
         raise NotLinearError(kind)
     first = next((i for i, n in enumerate(shape) if n != after[i]), len(shape))
-    return x.then(lambda value: value.reshape(-1, *shape[first:]).expand(-1, *after[first:]))
+    return x.then(shape[first:], lambda value: value.expand(-1, *after[first:]))
 
 
 def parted(node: Any, kind: str, x: Inflow, shape: tuple[int, ...]) -> list[Inflow]:
@@ -176,7 +177,7 @@ def parted(node: Any, kind: str, x: Inflow, shape: tuple[int, ...]) -> list[Infl
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
 
     def part(start: int, size: int) -> Inflow:
-        return x.then(lambda value: value.reshape(-1, *shape[dim:]).narrow(1, start, size))
+        return x.then(shape[dim:], lambda value: value.narrow(1, start, size))
 
     return [part(*pair) for pair in zip(starts, sizes, strict=True)]
 
@@ -272,7 +273,7 @@ def moved(node: Any, kind: str, x: Inflow, shape: tuple[int, ...]) -> Inflow:
     first, function = MOVES[kind](node, shape, tuple(node._input_metadata[0].shape))
     if first == 0 or x.steps is not None:
         raise NotLinearError(kind)  # of samples, or of steps
-    return x.then(lambda value: function(value.reshape(-1, *shape[first:])))
+    return x.then(shape[first:], function)
 
 
 def pooled(node: Any, kind: str, x: Inflow, shape: tuple[int, ...], local: str) -> Inflow:
