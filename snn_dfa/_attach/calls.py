@@ -56,7 +56,7 @@ class Call:
         self.returned = 0
         self.spikes: Tensor | None = None  # the first tensor that was returned
         self.shape = torch.Size()
-        self.came_in = torch.Size()  # the shape of the first tensor; of layers that are no neurons
+        self.came_in = torch.Size()  # the shape of the first tensor; of what may be an output
         self.links = False  # whether all values but the spikes are their graphs alone
         self.record: Record | None = None  # of a step that is no node of the graph
         #: Where the gradient at the current can be asked for, of a step that is one.
@@ -71,7 +71,7 @@ class Call:
         self.along: int | None = None
         #: Of one that was given another step of each sample: which of them, by sample.
         self.chosen: list[int] | None = None
-        self.inputs: list[Any] = []  # edges of what came in; of layers that are no neurons
+        self.inputs: list[Any] = []  # edges of what came in; of what may be an output
         self.supposed = False  # an output has the call by order alone, and does not read it
 
     @property

@@ -88,8 +88,6 @@ class Entry:
             self._go_on(node.call)
             hooked = value._backward_hooks and not node.call.is_lost(self._core.collector)
             return with_hooks(self._core, self.layer, value) if hooked else original
-        if self.call.linked:
-            self.call.inputs.append((value.grad_fn, value.output_nr))
         made = self._made(value)
         if made is None:
             return self._guarded(self._enter_graph(value))
@@ -197,6 +195,9 @@ class Entry:
         ``None`` stands also for a value of which more has to be known.
         """
         core = self._core
+        if self.call.linked:
+            self.call.inputs.append((value.grad_fn, value.output_nr))
+            self.call.came_in = self.call.came_in or value.shape
         if core.paths.tracing:
             core.paths.note(self.layer, value, self.mine, by_sample=core.takes_ways)
         found = self._product(value)

@@ -215,6 +215,35 @@ def test_each_sample_has_a_step_of_its_own(once, options):
 
 
 @pytest.mark.filterwarnings("ignore:the loss reads layer")
+class Spiking(nn.Module):
+    """The readout is a neuron; which inputs a step has is seen at the columns of a weight."""
+
+    def __init__(self, once):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc1, self.lif1 = nn.Linear(T, 8), lif()
+        self.fc2, self.lif2, self.once = nn.Linear(8, 2), lif(), once
+        self.double()
+
+    def forward(self, x):
+        mem, out = self.lif1.init_leaky(), []
+        for step in x:
+            spk, mem = self.lif1(self.fc1(step), mem)
+            out.append(spk)
+        return self.lif2(self.fc2(self.once(out)), self.lif2.init_leaky())[1]
+
+
+@pytest.mark.parametrize("once", OF_SAMPLES.values(), ids=OF_SAMPLES)
+@pytest.mark.parametrize("sample", range(B))
+def test_so_it_is_with_a_readout_that_is_a_neuron(once, sample):
+    net = Spiking(once)
+    DFA(net, output="lif2")
+    x = torch.eye(T, dtype=torch.float64).unsqueeze(1).expand(T, B, T)
+    net(x)[sample].sum().backward()
+    seen = net.fc1.weight.grad.abs().sum(0) > 0
+    assert seen.tolist() == [t <= ENDS[sample] for t in range(T)]
+
+
 def test_it_learns_with_learned_feedback_where_each_sample_has_a_step_of_its_own():
     net = OfSamples(OF_SAMPLES["index"], layers=1)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
