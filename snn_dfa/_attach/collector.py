@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -13,12 +13,7 @@ from torch.autograd import Variable
 
 from snn_dfa._attach import messages
 from snn_dfa._attach.calls import Arrivals, Call
-from snn_dfa._attach.functions import (
-    Token,
-    accumulate,
-    second_time,
-    will_pass,
-)
+from snn_dfa._attach.functions import Token, accumulate, second_time, silenced, will_pass
 from snn_dfa._attach.graph import PORT, begun_at, post_order
 from snn_dfa._attach.run import Run
 from snn_dfa.errors import BackwardError
@@ -151,7 +146,9 @@ class Collector:
         if replays:
             run.replay(replays, keep=keep)
         self._settled = run.task
-        self._give_back()
+        # Networks that gave values to this one go on with what has come back to them.
+        for source in list(self._sources):
+            source._go_on(partial=self._partial)
         if goes_on and not (self._partial or self.stand_ins):
             # The last of the passes that the loss reads writes for all: till then errors may come.
             self.core.waiting.append((self, [*self.parameters, *others], results))
@@ -254,11 +251,6 @@ class Collector:
         running = (reader.core.running for reader in self._read())
         return next((run for run in running if run is not None), None)
 
-    def _give_back(self) -> None:
-        """Let the networks that gave values to this one go on with what has come back to them."""
-        for source in list(self._sources):
-            source._go_on(partial=self._partial)
-
     def _go_on(self, *, partial: bool) -> None:
         """Go on with what a network that this one feeds has sent back, when all of them have."""
         if self._task != self.core.task or not (self._given or self._waits):
@@ -321,14 +313,12 @@ class Collector:
         """Return whether the pass of autograd that is going on reads values of this one."""
         return will_pass(self.gather.grad_fn) or will_pass(self.deliver.grad_fn)
 
-    def _silence(self, parameters: Iterable[Tensor]) -> None:
+    def _silence(self, parameters: Sequence[Tensor]) -> None:
         """Let autograd call no hook of parameters without a gradient, until its pass has ended."""
-        silenced = self.core.silenced
-        for hooks in [p._backward_hooks for p in parameters if p._backward_hooks]:
-            if not silenced:
-                Variable._execution_engine.queue_callback(self.restore)
-            silenced.append((hooks, dict(hooks)))
-            hooks.clear()
+        found = silenced(parameters)
+        if found and not self.core.silenced:
+            Variable._execution_engine.queue_callback(self.restore)
+        self.core.silenced += found
 
     def restore(self) -> None:
         """Put hooks back."""

@@ -14,8 +14,8 @@ from snn_dfa._attach.hooks import eager
 from snn_dfa.errors import BackwardError, DFAError
 
 __all__ = [
-    "Bridge", "Emit", "Port", "Relink", "Token", "accumulate", "added", "first_order", "gradients",
-    "in_backward", "is_transformed", "second_time", "will_pass",
+    "Bridge", "Port", "Relink", "Token", "accumulate", "added", "first_order", "gradients",
+    "in_backward", "is_transformed", "second_time", "silenced", "will_pass",
 ]  # fmt: skip
 
 
@@ -62,18 +62,14 @@ def first_order(backward: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(backward)
     def checked(ctx: Any, *grads: Tensor | None) -> Any:
         if torch.is_grad_enabled():
-            raise _no_second_order()
+            raise DFAError(
+                "create_graph=True: an error that is sent back directly has no derivative; take "
+                "second derivatives in `with dfa.paused():`, where the gradient is that of "
+                "back-propagation"
+            )
         return backward(ctx, *grads)
 
     return checked
-
-
-def _no_second_order() -> DFAError:
-    return DFAError(
-        "create_graph=True: an error that is sent back directly has no derivative; take "
-        "second derivatives in `with dfa.paused():`, where the gradient is that of "
-        "back-propagation"
-    )
 
 
 # -- where layers begin and end --------------------------------------------------------------------
@@ -100,9 +96,8 @@ class Port(Function):
 
     @staticmethod
     @eager
+    @first_order
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
-        if torch.is_grad_enabled():
-            raise _no_second_order()
         ctx.call.collector.arrive(ctx.call, grads)
         return (None,) * (2 + ctx.tokens)
 
@@ -128,23 +123,6 @@ class Token(Function):
         return None, *(ctx.run() or (None,) * ctx.count)
 
 
-class Emit(Function):
-    """One scalar over many tensors; backward gives each of them its own gradient.
-
-    ``Emit.apply(grads, *tensors)``: autograd's functions check each root that they are given,
-    which for the steps of a sequence costs as much as a step.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, grads: Sequence[Tensor], *tensors: Tensor) -> Tensor:
-        ctx.grads = grads
-        return torch.zeros((), device=tensors[0].device)
-
-    @staticmethod
-    def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *ctx.grads
-
-
 class Bridge(Function):
     """A value that a program made of a layer's own earlier values, on its way back into the layer.
 
@@ -161,13 +139,7 @@ class Bridge(Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        try:
-            found = torch.autograd.grad(
-                ctx.value, ctx.at, grad, retain_graph=True, allow_unused=True
-            )
-        except RuntimeError as error:
-            raise _explained(error) from error
-        return None, None, *found
+        return None, None, *gradients([(ctx.value, grad)], ctx.at, keep=True)
 
 
 class Relink(Function):
@@ -193,16 +165,24 @@ class Relink(Function):
 
 
 def _joined(roots: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Return one root over many values that have gradients."""
+    """Return one root over many values, whose backward pass gives each of them its own gradient.
+
+    Autograd's functions check each root that they are given, which for the steps of a sequence
+    costs as much as a step.
+    """
     values, grads = zip(*roots, strict=True)
     with torch.enable_grad():
-        root: Tensor = Emit.apply(grads, *values)
+        root: Tensor = Token.apply(lambda: grads, *values)
     return root
 
 
-def _explained(error: RuntimeError) -> RuntimeError:
-    used_up = "graph a second time" in str(error) or "already been freed" in str(error)
-    return second_time() if used_up else error
+def silenced(tensors: Sequence[Any]) -> list[tuple[dict[int, Any], dict[int, Any]]]:
+    """Take the hooks off tensors; return where they were, and what."""
+    every = [t._backward_hooks for t in tensors if isinstance(t, Tensor)]
+    found = [(hooks, dict(hooks)) for hooks in every if hooks]
+    for hooks, _ in found:
+        hooks.clear()
+    return found
 
 
 def gradients(
@@ -220,17 +200,13 @@ def gradients(
     Raises:
         BackwardError: if a part of the graph has been used up.
     """
-    every = [t._backward_hooks for t in at if isinstance(t, Tensor)]
-    hooked = [(hooks, dict(hooks)) for hooks in every if hooks]
-    for hooks, _ in hooked:
-        hooks.clear()
+    hooked = silenced(at)
     try:
         return torch.autograd.grad(_joined(roots), at, retain_graph=keep, allow_unused=True)
     except RuntimeError as error:
-        explained = _explained(error)
-        if explained is error:
-            raise
-        raise explained from error
+        if "graph a second time" in str(error) or "already been freed" in str(error):
+            raise second_time() from error
+        raise
     finally:
         for hooks, were in hooked:
             hooks.update(were)
@@ -249,5 +225,4 @@ def accumulate(
         at: The leaves; ``None`` for all.
         keep: Whether the graph can be passed once more.
     """
-    inputs = None if at is None else list(at)
-    torch.autograd.backward(_joined(roots), inputs=inputs, retain_graph=keep)
+    torch.autograd.backward(_joined(roots), inputs=at, retain_graph=keep)
