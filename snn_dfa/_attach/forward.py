@@ -6,10 +6,10 @@ import copy
 import inspect
 import types
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from snn_dfa._attach import messages
 from snn_dfa._attach.core import Core
@@ -18,11 +18,7 @@ from snn_dfa._attach.hooks import After, Before, eager
 from snn_dfa.errors import ExportError
 from snn_dfa.sequence.attached import Attached
 
-__all__ = ["Around", "Forward", "Held"]
-
-
-#: One that a module runs with another value: where, name, its own value and the other.
-Held: TypeAlias = tuple[dict[str, Any], str, Tensor, Tensor]
+__all__ = ["Around", "Forward"]
 
 
 class _NoCodeError(ExportError, AttributeError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from snn_dfa._attach import messages
 from snn_dfa._attach.core import Core
-from snn_dfa._attach.forward import Forward, Held
+from snn_dfa._attach.forward import Forward
 from snn_dfa._attach.functions import in_backward
 from snn_dfa._attach.hooks import eager
 from snn_dfa._attach.layers import has_hidden_state
@@ -113,27 +113,24 @@ class LayerForward(Forward):
 
     def _call(self, args: Any, kwargs: Any) -> Any:
         """Run the module between what comes in and what goes out."""
-        lent, held = self._come_in(args, kwargs)
+        lent = self._come_in(args, kwargs)
         args, kwargs = lent.args, lent.kwargs
         if self._asks():
             args, kwargs = self._tapped(args, kwargs)
-        result = self._run(args, kwargs, lent, held, self.plain)
+        result = self._run(args, kwargs, lent, self.plain)
         left = [state for state in self._graphs() if state[2].grad_fn is not None]
-        if left and held:
-            known = {id(old) for _, _, old, _ in held}
+        if left and lent.held:
+            known = {id(old) for _, _, old, _ in lent.held}
             left = [state for state in left if id(state[2]) not in known]
         return self._hand_out(result, left, lent)
 
-    def _come_in(self, args: Any, kwargs: Any) -> tuple[Lent, list[Held]]:
+    def _come_in(self, args: Any, kwargs: Any) -> Lent:
         """Return the arguments, and the states that the module holds, as they come in."""
         entry = self.core.entry
         held = [(store, key, old, entry.enter(old)) for store, key, old in self._graphs()]
         if args and self.core.follows_ways:
             entry.look_at(args[0], alone=self._is_gate)
-        lent = Lent(entry.enter, args, kwargs)
-        for store, key, _, new in held:
-            store[key] = new
-        return lent, held
+        return Lent(entry.enter, args, kwargs, held)
 
     def _asks(self) -> bool:
         """Return whether the gradient at this call's current may be asked for."""
@@ -151,9 +148,7 @@ class LayerForward(Forward):
         current = self.core.entry.tapped(current)
         return ((current, *args[1:]), kwargs) if args else (args, {**kwargs, key: current})
 
-    def _run(
-        self, args: Any, kwargs: Any, lent: Lent, held: Sequence[Held], plain: Callable[..., Any]
-    ) -> Any:
+    def _run(self, args: Any, kwargs: Any, lent: Lent, plain: Callable[..., Any]) -> Any:
         """Run the module; note what it learns from inside; put back states that it left alone."""
         core, looks = self.core, not self._closed or self._has_own_surrogate()
         came_in = [*tensors_in(args), *tensors_in(kwargs)] if looks else []
@@ -164,13 +159,10 @@ class LayerForward(Forward):
             result, done = plain(*args, **kwargs), True
         finally:
             core.inside = None
-            for store, key, old, new in held:
-                if not done or store.get(key) is new:
-                    store[key] = old
-            lent.put_back()
+            lent.put_back(all_held=not done)
         self._note_series(args, result)
         if looks:
-            came_in += [new for *_, new in held]
+            came_in += [new for *_, new in lent.held]
             ends = {t.grad_fn for t in came_in if t.grad_fn is not None}
             core.entry.note_leaves([*tensors_in(result), *lent.written()], ends)
             if not self._closed:
@@ -251,32 +243,23 @@ class LayerForward(Forward):
             if isinstance(value := store.get(key), Tensor) and value.requires_grad
         ]
 
-    def _hand_out(self, result: Any, left: list[State], lent: Lent) -> Any:
-        """Give out the result, and the states that the call has left, by a port."""
-        tensors, linked = tensors_in(result), self.core.entry.call.linked
+    def _ported(
+        self, tensors: Sequence[Tensor], left: list[State], lent: Lent, *, linked: bool
+    ) -> tuple[dict[int, Tensor], int]:
+        """Return what gets a port, by identity of what the call made, and how many are returned."""
         found = {
             id(t): t for t in tensors if t.grad_fn is not None or (linked and t.is_floating_point())
         }
         returned = len(found)
         found |= {id(value): value for *_, value in left}
         found |= {id(t): t for t in lent.written() if t.grad_fn is not None}
-        return self._give_out(result, tensors, left, lent, found, returned)
+        return found, returned
 
-    def _give_out(
-        self, result: Any, tensors: Sequence[Tensor], left: list[State], lent: Lent,
-        found: Mapping[int, Tensor], returned: int,
-    ) -> Any:  # fmt: skip
-        """Give out the result and the states that the call has left.
-
-        Args:
-            result: Of the call.
-            tensors: Those in it.
-            left: The states.
-            lent: The arguments.
-            found: The tensors in all of these that get a port, by identity of what the call made.
-            returned: How many of these are in the result.
-        """
-        core, values = self.core, list(found.values())
+    def _hand_out(self, result: Any, left: list[State], lent: Lent) -> Any:
+        """Give out the result, and the states that the call has left, by a port."""
+        core, tensors = self.core, tensors_in(result)
+        found, returned = self._ported(tensors, left, lent, linked=core.entry.call.linked)
+        values = list(found.values())
         spikes = tensors[0] if tensors else None
         if values and next(iter(found)) == id(spikes):
             spikes = values[0]

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from snn_dfa._attach import messages
+from snn_dfa._attach.calls import Pass
 from snn_dfa._attach.core import Core
-from snn_dfa._attach.forward import Forward, Held
+from snn_dfa._attach.forward import Forward
 from snn_dfa._attach.functions import in_backward, is_transformed
 from snn_dfa._attach.graph import PORT, are_sums, origin_of
 from snn_dfa._attach.hooks import eager
@@ -59,11 +60,11 @@ class NetworkForward(Forward):
             result = self.plain(*args, **kwargs)
             self._end()
         finally:
-            self._restore(lent, *before)
+            self._restore(lent, before)
         return result if lent is None else self._hand_out(result, lent)
 
     @eager
-    def _begin(self, args: Any, kwargs: Any) -> tuple[Lent | None, Any]:
+    def _begin(self, args: Any, kwargs: Any) -> tuple[Lent | None, Pass]:
         core, feedback = self.core, self.core.feedback
         learns, again = torch.is_grad_enabled(), in_backward()
         steps = feedback.accumulates and not feedback.has_optimizer
@@ -81,35 +82,29 @@ class NetworkForward(Forward):
             if is_transformed():
                 raise messages.transformed()
             core.bind(self._parameters())
-        before, held, lent = core.begin(repeats=again), list[Held](), None
-        if learns:
-            lent, held = self._come_in(args, kwargs)
-            for store, key, _, leaf in held:
-                store[key] = leaf
-        return lent, (before, held)
+        before = core.begin(repeats=again)
+        return self._come_in(args, kwargs) if learns else None, before
 
     @eager
     def _end(self) -> None:
         self.core.end()
 
     @eager
-    def _restore(self, lent: Lent | None, before: Any, held: list[Held]) -> None:
+    def _restore(self, lent: Lent | None, before: Pass) -> None:
         if lent is not None:
-            lent.put_back()
-        for store, key, parameter, _ in held:
-            store[key] = parameter
+            lent.put_back(all_held=True)
         self.core.restore(before)
 
-    def _come_in(self, args: Any, kwargs: Any) -> tuple[Lent, list[Held]]:
+    def _come_in(self, args: Any, kwargs: Any) -> Lent:
         """Return the arguments, and parameters that were made of others, with leaves.
 
         So it is by ``functional_call``. In the pass a leaf stands for each, so that no layer's
         graph goes on into what made it.
         """
-        lent = Lent(self._enter, args, kwargs)
         leaves = self.core.collector.stand_ins
         pairs = ((s, key, p) for s in self._stores for key, p in s.items()) if leaves else ()
-        return lent, [(s, key, p, leaves[id(p)]) for s, key, p in pairs if id(p) in leaves]
+        held = [(s, key, p, leaves[id(p)]) for s, key, p in pairs if id(p) in leaves]
+        return Lent(self._enter, args, kwargs, held)
 
     def _enter(self, t: Tensor) -> Tensor:
         """Return a value that comes into the network; one made of outputs' values by a port.

@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import operator
 from collections import deque
-from collections.abc import Callable, ItemsView, Mapping, ValuesView
+from collections.abc import Callable, ItemsView, Mapping, Sequence, ValuesView
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-__all__ = ["Lent", "map_tensors", "tensors_in"]
+__all__ = ["Held", "Lent", "map_tensors", "tensors_in"]
+
+#: What a module holds and a call replaces: where, its name there, itself and what stands for it.
+Held: TypeAlias = tuple[dict[str, Any], str, Tensor, Tensor]
 
 _PLAIN = (int, float, bool, str, bytes, complex, type(None), nn.Module, type)
 _HOLD_NONE = (Tensor, *_PLAIN)
@@ -96,25 +99,24 @@ def _map_object(inside: Callable[[Any], Any], value: Any, *, in_place: bool) -> 
 
 
 class Lent:
-    """The arguments of a call, in which other tensors stand until the call is over.
+    """What a call is given and its module holds, with other tensors until the call is over.
 
     A list, a dict or an object stays the same one, so that the program sees what the call writes
     into it, such as the next state.
 
     Args:
-        enter: Returns the tensor that stands for one.
+        enter: Returns the tensor that stands for one of the arguments.
         args: Of the call.
         kwargs: Of the call.
+        held: What the module holds.
     """
 
-    def __init__(self, enter: Callable[[Tensor], Tensor], args: Any, kwargs: Any) -> None:
-        self._enter, self._old = enter, dict[int, tuple[Tensor, Tensor]]()
+    def __init__(
+        self, enter: Callable[[Tensor], Tensor], args: Any, kwargs: Any, held: Sequence[Held] = ()
+    ) -> None:
+        self._enter, self._old, self.held = enter, dict[int, tuple[Tensor, Tensor]](), held
         self._holders = [v for v in (*args, *kwargs.values()) if _can_be_written(v)]
-        if not self._holders:
-            self.args = map_tensors(enter, args)
-            self.kwargs = map_tensors(enter, kwargs) if kwargs else kwargs
-            return
-        self._came_in = [*tensors_in(args), *tensors_in(kwargs)]
+        self._came_in = [*tensors_in(args), *tensors_in(kwargs)] if self._holders else []
         try:
             self.args = map_tensors(self._change, args, in_place=True)
             # It is this call's own dictionary.
@@ -122,6 +124,8 @@ class Lent:
         except BaseException:
             self.put_back()
             raise
+        for store, key, _, new in held:
+            store[key] = new
 
     def _change(self, old: Tensor) -> Tensor:
         new = self._enter(old)
@@ -129,15 +133,16 @@ class Lent:
             self._old[id(new)] = new, old
         return new
 
-    def put_back(self) -> None:
-        """Put the tensors back for which others stood, where the call has left these."""
+    def put_back(self, *, all_held: bool = False) -> None:
+        """Put tensors back where the call has left others; ``all_held``: held ones in any case."""
+        for store, key, old, new in self.held:
+            if all_held or store.get(key) is new:
+                store[key] = old
         if self._old:
             self.exchange({key: old for key, (_, old) in self._old.items()})
 
     def written(self) -> list[Tensor]:
         """Return the tensors that the call has written into what holds tensors."""
-        if not self._holders:
-            return []
         known = {id(t) for t in self._came_in}
         return [t for t in tensors_in(self._holders) if id(t) not in known]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from snn_dfa._attach.core import Core
 from snn_dfa._attach.layer_forward import LayerForward, State
-from snn_dfa._attach.tensors import Lent, tensors_in
+from snn_dfa._attach.tensors import Lent
 from snn_dfa._distributed import States
 
 __all__ = ["Credit", "CreditForward"]
@@ -45,7 +45,7 @@ class CreditForward(LayerForward):
 
     def _call(self, args: Any, kwargs: Any) -> Any:
         credit, cuts = self._credit, self._name in self._credit.cuts
-        lent, held = self._come_in(args, kwargs)
+        lent = self._come_in(args, kwargs)
         args, kwargs = lent.args, lent.kwargs
         asks = self._asks()
         before = self._attributes() if cuts else []
@@ -56,12 +56,12 @@ class CreditForward(LayerForward):
         if asks and not cuts:
             args, kwargs = self._tapped(args, kwargs)
         if not cuts:
-            result = self._run(args, kwargs, lent, held, self.plain)
+            result = self._run(args, kwargs, lent, self.plain)
             states = [s for s in self._graphs() if s[2].grad_fn is not None]
         else:
-            result = self._run(args, kwargs, lent, held, self._without_graph)
+            result = self._run(args, kwargs, lent, self._without_graph)
             states = self._attributes()
-        known = {id(old) for _, _, old, _ in held} | {id(old) for _, _, old in before}
+        known = {id(old) for _, _, old, _ in lent.held} | {id(old) for _, _, old in before}
         return self._hand_out(result, [s for s in states if id(s[2]) not in known], lent)
 
     def _without_graph(self, *args: Any, **kwargs: Any) -> Any:
@@ -77,16 +77,14 @@ class CreditForward(LayerForward):
             if isinstance(value, Tensor) and value.is_floating_point() and key != "reset"
         ]
 
-    def _hand_out(self, result: Any, left: list[State], lent: Lent) -> Any:
-        tensors = tensors_in(result)
-        found = {id(t): t for t in tensors if t.grad_fn is not None or t.is_floating_point()}
-        returned = len(found)
-        found |= {id(value): value for *_, value in left}
-        found |= {id(t): t for t in lent.written() if t.grad_fn is not None}
+    def _ported(
+        self, tensors: Sequence[Tensor], left: list[State], lent: Lent, *, linked: bool
+    ) -> tuple[dict[int, Tensor], int]:
+        found, returned = super()._ported(tensors, left, lent, linked=True)
         if found:
             values = self._credit.after(self._name, self.module, list(found.values()))
             found = dict(zip(found, values, strict=True))
-            if not self.core.entry.call.linked:
+            if not linked:
                 returned = sum(v.requires_grad for v in values[:returned])
                 found = {key: v for key, v in found.items() if v.requires_grad}
-        return self._give_out(result, tensors, left, lent, found, returned)
+        return found, returned

@@ -13,7 +13,7 @@ from snn_dfa._attach.between.paths import Paths
 from snn_dfa._attach.core import Core
 from snn_dfa._attach.credits.functions import Detour
 from snn_dfa._attach.credits.uses import uses_of
-from snn_dfa._attach.forward import Around, Held
+from snn_dfa._attach.forward import Around
 from snn_dfa._attach.hooks import eager
 from snn_dfa._attach.network_forward import NetworkForward
 from snn_dfa._attach.tensors import Lent, tensors_in
@@ -167,9 +167,9 @@ class AlignedForward(NetworkForward):
         self._weights = weights
         self._since = 0  # the number of the pass's first node
 
-    def _come_in(self, args: Any, kwargs: Any) -> tuple[Lent, list[Held]]:
+    def _come_in(self, args: Any, kwargs: Any) -> Lent:
         self._since = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
-        return Lent(lambda t: t, args, kwargs), []
+        return Lent(lambda t: t, args, kwargs)
 
     @eager
     def _hand_out(self, result: Any, lent: Lent) -> Any:
