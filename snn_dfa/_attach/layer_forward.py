@@ -114,9 +114,7 @@ class LayerForward(Forward):
     def _call(self, args: Any, kwargs: Any) -> Any:
         """Run the module between what comes in and what goes out."""
         lent = self._come_in(args, kwargs)
-        args, kwargs = lent.args, lent.kwargs
-        if self._asks():
-            args, kwargs = self._tapped(args, kwargs)
+        args, kwargs = self._tapped(lent.args, lent.kwargs)
         result = self._run(args, kwargs, lent, self.plain)
         left = [state for state in self._graphs() if state[2].grad_fn is not None]
         if left and lent.held:
@@ -141,9 +139,10 @@ class LayerForward(Forward):
         return passage is not None and passage.alone and self._name not in core.layers.outputs
 
     def _tapped(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Return the arguments, of which the first is the current, whose gradient is asked for."""
+        """Return the arguments, of which the first is the current, whose gradient may be asked."""
         key, current = next(iter((*enumerate(args), *kwargs.items())), (0, None))
-        if not (isinstance(current, Tensor) and current.is_floating_point()):
+        is_one = isinstance(current, Tensor) and current.is_floating_point()
+        if not is_one or not self._asks():
             return args, kwargs
         current = self.core.entry.tapped(current)
         return ((current, *args[1:]), kwargs) if args else (args, {**kwargs, key: current})

@@ -47,20 +47,16 @@ class CreditForward(LayerForward):
         credit, cuts = self._credit, self._name in self._credit.cuts
         lent = self._come_in(args, kwargs)
         args, kwargs = lent.args, lent.kwargs
-        asks = self._asks()
         before = self._attributes() if cuts else []
         # A credit that cuts makes spikes of the current; one that traces knows it by identity.
-        if asks and cuts:
+        if cuts:
             args, kwargs = self._tapped(args, kwargs)
         args, kwargs = credit.before(self._name, self.module, args, kwargs)
-        if asks and not cuts:
-            args, kwargs = self._tapped(args, kwargs)
         if not cuts:
-            result = self._run(args, kwargs, lent, self.plain)
-            states = [s for s in self._graphs() if s[2].grad_fn is not None]
-        else:
-            result = self._run(args, kwargs, lent, self._without_graph)
-            states = self._attributes()
+            args, kwargs = self._tapped(args, kwargs)
+        result = self._run(args, kwargs, lent, self._without_graph if cuts else self.plain)
+        states = self._attributes() if cuts else self._graphs()
+        states = [s for s in states if cuts or s[2].grad_fn is not None]
         known = {id(old) for _, _, old, _ in lent.held} | {id(old) for _, _, old in before}
         return self._hand_out(result, [s for s in states if id(s[2]) not in known], lent)
 
