@@ -131,7 +131,7 @@ class Collector:
         """Turn what has arrived into gradients, now that nothing more is to come."""
         self.restore()
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
-        others = self.core.leaves.others(self)
+        others = self.core.other_leaves(self.known)
         linked = any(call.linked for call, _ in self._arrived) and not self._waits
         arrived, self._arrived, self._given = self._arrived + self._given, [], []
         # Parameters that come and go, as those of a network in shards, are accumulated where they

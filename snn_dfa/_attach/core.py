@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from snn_dfa._attach import messages
 from snn_dfa._attach.between.paths import Paths
@@ -19,7 +21,6 @@ from snn_dfa._attach.collector import Collector
 from snn_dfa._attach.entry import Entry
 from snn_dfa._attach.functions import Port
 from snn_dfa._attach.layers import Layers, Structure
-from snn_dfa._attach.leaves import Leaves
 from snn_dfa._attach.run import Run
 from snn_dfa._attach.steps.compiled_step import Record
 from snn_dfa._attach.steps.products import Notes
@@ -75,7 +76,10 @@ class Core:
         self._seen: list[tuple[torch.Size, ...]] = []  # shapes for which there is feedback
         self._kinds: Any = None  # stream and parameters of the last pass
         self.entry = Entry(self)
-        self.leaves = Leaves(self)
+        #: By identity leaves that layers learn from, of which this pass has no parameters.
+        self._others: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
+        #: What ports of this pass lead to, beside the parameters of the network.
+        self.tokens: dict[int, Tensor] = {}
         self.collector: Collector
         #: Hooks of parameters that autograd is to call none of, and what they were.
         self.silenced: list[tuple[dict[int, Any], dict[int, Any]]] = []
@@ -126,7 +130,7 @@ class Core:
             # A state may have a graph that leads to parameters which are frozen now.
             for p in self.collector.parameters:
                 if p.is_leaf and not p.requires_grad:
-                    self.leaves.note_other(p)
+                    self._others[id(p)] = p
             before = [ref for ref in self.collector.before if ref() is not None]
             before.append(weakref.ref(self.collector))
         # First let go of the nodes that autograd has for the old ones: it keeps one for each
@@ -145,6 +149,27 @@ class Core:
     def book(self) -> Notes | None:
         """Return the notes of the pass that is going on through the layers' own graphs."""
         return None if self.running is None else self.running.notes
+
+    # -- what layers learn from, and is no parameter of the network --------------------------------
+
+    def note_leaf(self, leaf: Tensor) -> bool:
+        """Note a leaf that came into a layer; return whether it learns."""
+        if leaf is self.leaf or leaf is self.trap:
+            return False
+        if id(leaf) not in self.collector.known:
+            self._others[id(leaf)] = leaf
+            if not isinstance(leaf, Parameter) and leaf.dim():
+                self.note_entrance(leaf)
+        return True
+
+    def note_entrance(self, value: Tensor) -> None:
+        """Note a leaf, or a view of one, that comes from outside: autograd may be asked for it."""
+        if id(value) not in self.tokens:
+            self.tokens[id(value)] = self.collector.entrance(value)
+
+    def other_leaves(self, known: Container[int]) -> list[Tensor]:
+        """Return the leaves that layers learn from, but for those that are known by identity."""
+        return [t for key, t in self._others.items() if t.requires_grad and key not in known]
 
     # -- what goes out -----------------------------------------------------------------------------
 
@@ -201,7 +226,7 @@ class Core:
     def _port(self, call: Call, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
         if not call.values:
             return ()
-        tokens = [self.collector.gather, *self.leaves.entrances.values()]
+        tokens = [self.collector.gather, *self.tokens.values()]
         tokens += [self.collector.deliver] * call.linked
         ports: tuple[Tensor, ...] = Port.apply(call, values, *tokens)
         return ports

@@ -50,7 +50,7 @@ class Entry:
     def forget(self) -> None:
         """Forget the pass that has ended."""
         self.insides.forget()
-        self._core.leaves.forget()
+        self._core.tokens = {}
         self._of_steps = {}
 
     def begin(self, layer: str, *, learns: bool, closed: bool, block: bool) -> None:
@@ -80,7 +80,7 @@ class Entry:
         if self._core.aligned or not value.requires_grad:
             return value
         if value.grad_fn is None:
-            self._note_leaf(value)
+            self.call.learns |= self._core.note_leaf(value)
             return self._guarded(value)
         original = self.own(self.layer, value)
         if original is not None:
@@ -124,7 +124,7 @@ class Entry:
         self.call.leaves.update(origin.leaves)
         self.insides.refuse(layer, origin.nodes)
         for leaf in origin.leaves.values():
-            self._note_leaf(leaf)
+            self.call.learns |= self._core.note_leaf(leaf)
         own: dict[Any, Tensor] = {}
         for node, index in origin.ports:
             of = node.call.layer
@@ -280,15 +280,11 @@ class Entry:
     def mine(self, node: Any) -> bool:
         """Return whether a port belongs to this network."""
         core: Core = node.call.collector.core
-        if core is not self._core:
-            self._note_network(node.call)
+        if core is not self._core:  # another attached network has made what comes in
+            other: Collector = node.call.collector
+            other.read_by(self._core.collector, node.call)
+            self._core.tokens[id(other)] = other.deliver
         return core is self._core
-
-    def _note_network(self, call: Call) -> None:
-        """Note that another attached network has made what comes in."""
-        other: Collector = call.collector
-        other.read_by(self._core.collector, call)
-        self._core.leaves.note_network(other)
 
     def own(self, layer: str | None, value: Tensor) -> Tensor | None:
         """Return the original of a value that a layer (``None``: the network) has handed out."""
@@ -360,7 +356,4 @@ class Entry:
             raise messages.came_in_unseen(self.call.layer or "")
         self.call.entered += origin.nodes
         for leaf in origin.leaves.values():
-            self._note_leaf(leaf)
-
-    def _note_leaf(self, leaf: Tensor) -> None:
-        self.call.learns |= self._core.leaves.note(leaf)
+            self.call.learns |= self._core.note_leaf(leaf)

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from snn_dfa._attach import messages
 from snn_dfa._attach.core import Core
-from snn_dfa._attach.forward import Forward
+from snn_dfa._attach.forward import Forward, Series
 from snn_dfa._attach.functions import in_backward
 from snn_dfa._attach.hooks import eager
 from snn_dfa._attach.layers import has_hidden_state
-from snn_dfa._attach.series import Series
 from snn_dfa._attach.steps.known_neurons import step_of
 from snn_dfa._attach.steps.step import Inputs, Step
 from snn_dfa._attach.tensors import Lent, map_tensors, tensors_in
@@ -26,14 +25,6 @@ __all__ = ["LayerForward", "State"]
 _CURRENT = "input_"  # snnTorch's name for it
 #: An attribute of a module: where it is kept, its name and its value.
 State: TypeAlias = tuple[dict[str, Any], str, Tensor]
-
-
-class _AreTensors(dict[type, bool]):
-    """Whether values of a class are tensors; each class is asked once."""
-
-    def __missing__(self, kind: type) -> bool:
-        found = self[kind] = issubclass(kind, Tensor)
-        return found
 
 
 class LayerForward(Forward):
@@ -54,7 +45,6 @@ class LayerForward(Forward):
         super().__init__(module, core)
         self._name, self._states = name, states
         self._is_plain = core.aligned  # errors go from layer to layer
-        self._are_tensors = _AreTensors()
         self._is_neuron = name in core.layers.neurons
         self._look(closed=closed)
 
@@ -218,17 +208,9 @@ class LayerForward(Forward):
 
     def _graphs(self) -> list[State]:
         """Return the module's attributes that have a graph or ask for one: store, key and value."""
-        if not self._closed:
-            are_tensors = self._are_tensors
-            return [
-                (store, key, value)
-                for store in self._stores
-                for key, value in store.items()
-                if are_tensors[type(value)] and value.requires_grad
-            ]
-        # Such a module's attributes are numbers for good, or never; it is asked at each step.
         size = sum([len(store) for store in self._stores])
-        if size != self._size:
+        # A closed module's attributes are numbers for good, or never; it is asked at each step.
+        if size != self._size or not self._closed:
             self._size = size
             self._keys = [
                 (store, key)

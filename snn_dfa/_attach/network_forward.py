@@ -116,7 +116,7 @@ class NetworkForward(Forward):
         if t.grad_fn is None:
             return t
         if t._is_view() and t._base is not None and t._base.is_leaf:
-            core.leaves.note_entrance(t)
+            core.note_entrance(t)
         original = core.entry.own(None, t)
         if original is not None:
             return original

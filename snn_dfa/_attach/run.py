@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
-from snn_dfa._attach.between.cells import local_gates
-from snn_dfa._attach.between.ways import gate_over
 from snn_dfa._attach.calls import Arrivals, Call
 from snn_dfa._attach.functions import accumulate, added, gradients, second_time
 from snn_dfa._attach.steps.products import Notes
-from snn_dfa.feedback.sample_ways import course_of, index_of
-from snn_dfa.sequence.scan import gate_of
 
 if TYPE_CHECKING:
     from snn_dfa._attach.core import Core
 
 __all__ = ["Run"]
-
-
-class Gates(NamedTuple):
-    """The gates of a layer's values, those of each step of a gated cell, and their course [T]."""
-
-    gates: dict[str, Tensor]
-    steps: dict[str, list[Tensor]]
-    course: Tensor | None
 
 
 class Run:
@@ -93,88 +81,12 @@ class Run:
                 call.release()
         return [total.get(id(t)) for t in self._at]
 
-    def gates(
-        self,
-        calls: Sequence[Call],
-        asked: Sequence[Call],
-        batch: int,
-        dims: int,
-        values: Sequence[str],
-        weight: Tensor | None,
-    ) -> Gates:
-        """Return the gates of a layer's values.
-
-        Args:
-            calls: Of the layer.
-            asked: Those into which others flow.
-            batch: How many samples there are.
-            dims: How many dimensions of a call are samples and steps.
-            values: Their names.
-            weight: Of a gated cell its input weights.
-        """
-        gates, steps, sizes = dict[str, Tensor](), dict[str, list[Tensor]](), list[Tensor]()
-        for value in values:
-            index = index_of(value)
-            if weight is None:
-                found = self.gate(calls, asked, batch, dims, index)
-            else:
-                local = self.cell(asked, weight, index)
-                found = None if local is None else gate_over(local, batch, dims)
-                steps |= {} if local is None else {value: local}
-            if found is not None:
-                gates[value] = found[0]
-                sizes.append(found[1])
-        return Gates(gates, steps, course_of(torch.stack(sizes).sum(0)) if sizes else None)
-
-    def gate(
-        self,
-        calls: Sequence[Call],
-        asked: Sequence[Call],
-        batch: int,
-        dims: int,
-        index: int = 0,
-    ) -> tuple[Tensor, Tensor] | None:
-        r"""Return what the sum of a layer's spikes gains by a change of its currents.
-
-        Args:
-            calls: Of the layer.
-            asked: Those into which others flow.
-            batch: How many samples there are.
-            dims: How many dimensions of a call are samples and steps.
-            index: Of another value than the spikes, which is summed in their place.
-
-        Returns:
-            The mean over steps [B, \*S], and the sum of the sizes of each step's, [T].
-        """
-        heard = [(c, c.values[index]) for c in calls if c.values and c.hears_at(index)]
-        if len(heard) < len(asked):
-            return None
-        if len(calls) == 1 and not index and isinstance(asked[0].tap, GradientEdge):
-            gate = gate_of(heard[0][1], asked[0].tap.node, dims)
-            if gate is not None:
-                return gate
-        one = heard[0][1].new_ones(())  # in the memory of one, which a scan reads once
-        before = (None,) * index
-        found = self.at_currents([(c, (*before, one.expand(s.shape))) for c, s in heard], asked)
-        grads = [g for g in found if g is not None]
-        return gate_over(grads, batch, dims) if len(grads) == len(asked) else None
-
-    def cell(self, asked: Sequence[Call], weight: Tensor, index: int) -> list[Tensor] | None:
-        """Return what a cell's value gains, in the same step, by what its input weights make.
-
-        Args:
-            asked: The cell's calls into which others flow.
-            weight: Its input weights.
-            index: Which of the cell's values it is.
-
-        Returns:
-            Of each call; ``None`` where that is not known.
-        """
-        if not all(c.values and c.hears_at(index) for c in asked):
-            return None
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Let nothing learn by what passes the layers' own graphs."""
         self.notes = Notes(keep=False)
         try:
-            return local_gates([c.values[index] for c in asked], weight)
+            yield
         finally:
             self.notes = None
 
@@ -186,15 +98,12 @@ class Run:
             asked: The calls.
         """
         found: dict[Call, Tensor | None] = {}
-        self.notes = Notes(keep=False)
-        try:
+        with self.asking():
             others, _ = _through_records(arrived, found.__setitem__)
             taps = {c: c.tap for c in asked if c.tap is not None}
             if taps and (roots := _roots(others)):
                 at = gradients(roots, list(taps.values()), keep=True)
                 found |= zip(taps, at, strict=True)
-        finally:
-            self.notes = None
         return [found.get(call) for call in asked]
 
     def replay(self, replays: Sequence[tuple[Tensor, Tensor]], *, keep: bool) -> None:

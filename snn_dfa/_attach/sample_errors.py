@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
-from snn_dfa._attach.between.ways import Passage, ways_of
+from snn_dfa._attach.between.cells import local_gates
+from snn_dfa._attach.between.ways import Passage, gate_over, ways_of
 from snn_dfa._attach.calls import Arrivals, Call
-from snn_dfa.feedback.sample_ways import Ways, course_of, sizes_of
+from snn_dfa.feedback.sample_ways import Ways, course_of, index_of, sizes_of
 from snn_dfa.feedback.sent import Sent
-from snn_dfa.sequence.scan import InSteps, is_scanned
+from snn_dfa.sequence.scan import InSteps, gate_of, is_scanned
 
 if TYPE_CHECKING:
     from snn_dfa._attach.core import Core
+    from snn_dfa._attach.run import Run
 
 __all__ = ["SentByWays", "send_by_ways"]
 
@@ -99,21 +102,70 @@ def _ways(core: Core, calls: dict[str, list[Call]], batch: int, dims: int) -> Wa
         batch: How many samples there are.
         dims: How many dimensions of a call are samples and steps.
     """
-    passages: dict[str, list[tuple[Passage, int]]] = {}
+    run, passages = core.running, dict[str, list[tuple[Passage, int]]]()
     gates, courses, steps = dict[str, Tensor](), dict[str, Tensor](), dict[str, Any]()
+    assert run is not None
     for layer, each in calls.items():
         known = [(c, c.passage) for c in each if c.passage is not None]  # others flow in there
         if known:
             passages[layer] = [(p, c.without_time(c.shape)[:dims].numel()) for c, p in known]
             inner = core.feedback.cells.get(layer)
             alone = inner is not None or all(p.alone for _, p in known)
-            if core.running is not None and layer not in core.layers.outputs and alone:
-                asked, values = [c for c, _ in known], core.feedback.values_of(layer)
-                weight = None if inner is None else core.paths.weight(inner)
-                found = core.running.gates(each, asked, batch, dims, values, weight)
-                gates, steps = gates | found.gates, steps | found.steps
-                courses |= {} if found.course is None else {layer: found.course}
+            if layer in core.layers.outputs or not alone:
+                continue
+            asked, sizes = [c for c, _ in known], list[Tensor]()
+            weight = None if inner is None else core.paths.weight(inner)
+            for value in core.feedback.values_of(layer):
+                if weight is None:
+                    found = _gate(run, each, asked, batch, dims, index_of(value))
+                else:
+                    local = _of_cell(run, asked, weight, index_of(value))
+                    found = None if local is None else gate_over(local, batch, dims)
+                    steps |= {} if local is None else {value: local}
+                if found is not None:
+                    gates[value] = found[0]
+                    sizes.append(found[1])
+            if sizes:
+                courses[layer] = course_of(torch.stack(sizes).sum(0))
     return Ways(gates, ways_of(passages, core.paths.signatures, batch), courses, steps)
+
+
+def _gate(
+    run: Run, calls: Sequence[Call], asked: Sequence[Call], batch: int, dims: int, index: int
+) -> tuple[Tensor, Tensor] | None:
+    r"""Return what the sum of a layer's values gains by a change of its currents.
+
+    Args:
+        run: What runs.
+        calls: Of the layer.
+        asked: Those into which others flow.
+        batch: How many samples there are.
+        dims: How many dimensions of a call are samples and steps.
+        index: Which value; 0 for the spikes.
+
+    Returns:
+        The mean over steps [B, \*S], and the sum of the sizes of each step's, [T].
+    """
+    heard = [(c, c.values[index]) for c in calls if c.values and c.hears_at(index)]
+    if len(heard) < len(asked):
+        return None
+    if len(calls) == 1 and not index and isinstance(asked[0].tap, GradientEdge):
+        gate = gate_of(heard[0][1], asked[0].tap.node, dims)
+        if gate is not None:
+            return gate
+    one = heard[0][1].new_ones(())  # in the memory of one, which a scan reads once
+    before = (None,) * index
+    found = run.at_currents([(c, (*before, one.expand(s.shape))) for c, s in heard], asked)
+    grads = [g for g in found if g is not None]
+    return gate_over(grads, batch, dims) if len(grads) == len(asked) else None
+
+
+def _of_cell(run: Run, asked: Sequence[Call], weight: Tensor, index: int) -> list[Tensor] | None:
+    """Return what a cell's value gains in each step by what its input weights make, if known."""
+    if not all(c.values and c.hears_at(index) for c in asked):
+        return None
+    with run.asking():
+        return local_gates([c.values[index] for c in asked], weight)
 
 
 def _in_steps(signal: Tensor, steps: int | None) -> Tensor:
