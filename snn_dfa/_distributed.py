@@ -85,8 +85,3 @@ class States:
                 f"copied that of the first process over it; put the loop over time into the "
                 f"module's forward, or give DistributedDataParallel broadcast_buffers=False"
             )
-
-    def clear(self) -> None:
-        """Forget them."""
-        self._left.clear()
-        self._copied.clear()

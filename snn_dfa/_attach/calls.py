@@ -12,7 +12,7 @@ from torch import Tensor
 from snn_dfa._attach import messages
 from snn_dfa._attach.called_once import find_steps
 from snn_dfa._attach.layers import Layers
-from snn_dfa._attach.steps.compiled_step import Record
+from snn_dfa._attach.steps.nodes import Record
 
 if TYPE_CHECKING:
     from snn_dfa._attach.between.ways import Passage
@@ -44,7 +44,7 @@ class Call:
     ) -> None:
         self.layer, self.collector, self.number = layer, collector, number
         self.learns, self.linked = learns, linked
-        self.first = number  # of the calls of its pass
+        self.first = number  # of the first call of its pass
         self.sources: set[Call] = set()  # the calls of other layers that its input was made of
         self.entered: list[Any] = []  # nodes that the call learns through
         self.leaves: set[int] = set()  # identity of those that its input was made of, layers apart
@@ -206,7 +206,6 @@ class Pass:
     repeats: bool = False
     calls: dict[str, list[Call]] = field(default_factory=dict)
     last: str | None = None  # the neuron that was called last
-    first: int | None = None  # number of the first call
 
     def note(self, call: Call) -> None:
         """Note a call; what may be an output's gets the hidden calls of its step.
@@ -215,10 +214,10 @@ class Pass:
             OutOfStepError: if it is not known which hidden call an output's belongs with.
         """
         name, layers = call.layer or "", self.layers
-        self.first = call.first = call.number if self.first is None else self.first
         before = self.calls.setdefault(name, [])
         step = len(before)
         before.append(call)
+        call.first = next(iter(self.calls.values()))[0].number
         if layers.may_be_output(name):
             call.below = {
                 other: calls[step]
@@ -253,7 +252,6 @@ class Pass:
 
     def _read_by(self, call: Call) -> dict[str, set[Call]]:
         """Return by layer the calls that a call was made of, through layers of this pass."""
-        first = min(calls[0].number for calls in self.calls.values())
         found: dict[str, set[Call]] = {}
         todo = [*call.sources]
         while todo:
@@ -261,7 +259,7 @@ class Pass:
             known = found.setdefault(each.layer or "", set())
             if each not in known:
                 known.add(each)
-                if each.number >= first or each.layer not in self.calls:
+                if each.number >= call.first or each.layer not in self.calls:
                     todo += each.sources
         return found
 

@@ -20,9 +20,10 @@ from snn_dfa._attach.calls import Arrivals, Call, Pass, in_sequences
 from snn_dfa._attach.collector import Collector
 from snn_dfa._attach.entry import Entry
 from snn_dfa._attach.functions import Port
+from snn_dfa._attach.hooks import eager
 from snn_dfa._attach.layers import Layers, Structure
 from snn_dfa._attach.run import Run
-from snn_dfa._attach.steps.compiled_step import Record
+from snn_dfa._attach.steps.nodes import Record
 from snn_dfa._attach.steps.products import Notes
 from snn_dfa.errors import OutOfStepError
 from snn_dfa.feedback.base import FeedbackWeights
@@ -248,6 +249,7 @@ class Core:
         """Go on after a pass, whether or not it came to its end."""
         self.now, self.inside = before if self.now.repeats else Pass(self.layers), None
 
+    @eager
     def end(self) -> None:
         """End a pass.
 

@@ -13,7 +13,7 @@ from snn_dfa._attach.core import Core
 from snn_dfa._attach.forward import Forward, Series
 from snn_dfa._attach.functions import in_backward
 from snn_dfa._attach.hooks import eager
-from snn_dfa._attach.layers import has_hidden_state
+from snn_dfa._attach.layers import children_of, has_hidden_state
 from snn_dfa._attach.steps.known_neurons import step_of
 from snn_dfa._attach.steps.step import Inputs, Step
 from snn_dfa._attach.tensors import Lent, map_tensors, tensors_in
@@ -53,7 +53,7 @@ class LayerForward(Forward):
         module = self.module
         self._closed = closed
         self._own = [m._parameters for m in module.modules()]
-        self._inside = [(m._modules, tuple(m._modules.values())) for m in module.modules()]
+        self._inside = children_of(module)
         self._is_block = not closed and bool(module._modules)
         self._step = step_of(module) if closed else None
         self._size, self._keys = -1, list[tuple[dict[str, Any], str]]()

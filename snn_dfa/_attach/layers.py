@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, TypeAlias
 
 import snntorch as snn
 from torch import nn
@@ -17,8 +17,8 @@ from snn_dfa.sequence import NeuronOverTime, Scan
 from snn_dfa.sequence.attached import Attached
 
 __all__ = [
-    "Layers", "Structure", "find_layers", "has_hidden_state", "is_attached", "is_spiking",
-    "spiking_layers", "takes_sequences",
+    "Layers", "Structure", "children_of", "find_layers", "has_hidden_state", "is_attached",
+    "is_spiking", "spiking_layers", "takes_sequences",
 ]  # fmt: skip
 
 # They take a whole sequence [T, B, ...] in one call, where the other neurons take a step [B, ...].
@@ -152,12 +152,6 @@ def _learns_unseen(module: nn.Module, known: set[int]) -> bool:
     return learns and any(isinstance(m, snn.SpikingNeuron) for m in module.modules())
 
 
-def _last_weights(net: nn.Module, modules: Mapping[str, nn.Module]) -> str:
-    """Return the name of the last layer with weights, which may be meant as the output."""
-    found = [name for name in synapses(net) if name not in modules]
-    return f"{found[-1]!r}" if found else ""
-
-
 #: What names a layer: its name or itself.
 Reference: TypeAlias = str | nn.Module
 
@@ -203,7 +197,9 @@ def find_layers(
             "a plain list? Put them into an nn.ModuleList. Does the network have no neurons? Name "
             "its layers with hidden=[...] and output="
         )
-    outs = {} if outputs is None else dict(_resolve(names, o, "output") for o in outputs)
+    outs: dict[str, Any] = (
+        {} if outputs is None else dict(_resolve(names, o, "output") for o in outputs)
+    )
     if outputs is None and chosen is not None:
         outs = dict([_only_neuron_left(neurons, chosen)])
     modules = dict(neurons if chosen is None else chosen)
@@ -213,10 +209,11 @@ def find_layers(
         modules.pop(name, None)
         modules[name] = module
     if len(modules) < 2 or len(modules) == len(outs):
+        last = [repr(name) for name in synapses(net) if name not in modules][-1:]
         raise AttachError(
             f"net: expected an output and at least one hidden spiking layer, found only "
             f"{next(iter(modules))!r}; if the last layer is not a spiking neuron, name it with "
-            f"output={_last_weights(net, modules)}"
+            f"output={''.join(last)}"
         )
     layers = Layers(
         names=list(modules),
@@ -225,13 +222,14 @@ def find_layers(
         outputs=tuple(outs),
         named=chosen is not None,
         given=bool(outs),
-        sizes={n: m.out_features for n, m in outs.items() if _is_linear(m)},
+        sizes={n: m.out_features for n, m in outs.items() if computes_as(m, [nn.Linear])},
     )
     return layers, modules
 
 
-def _is_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
-    return computes_as(module, [nn.Linear])
+def children_of(net: nn.Module) -> list[tuple[Mapping[str, Any], tuple[Any, ...]]]:
+    """Return where each module of a network keeps its children, and which these are now."""
+    return [(m._modules, tuple(m._modules.values())) for m in net.modules()]
 
 
 class Structure:
@@ -246,7 +244,7 @@ class Structure:
     def __init__(self, net: nn.Module, layers: Layers, modules: Mapping[str, nn.Module]) -> None:
         self._net, self._layers = weakref.ref(net), layers
         self._modules = weakref.WeakValueDictionary(modules)
-        self._seen = self._children(net)
+        self._seen = children_of(net)
 
     def check(self) -> None:
         """See that the layers are those that DFA was attached to.
@@ -264,7 +262,7 @@ class Structure:
         new = [name for name, module in neurons.items() if module not in known.values()]
         if gone or new:
             raise messages.changed(gone, new)
-        self._seen = self._children(net)
+        self._seen = children_of(net)
 
     def hooked(self) -> list[str]:
         """Return the hidden layers with a hook that an error at their spikes would go past."""
@@ -276,11 +274,6 @@ class Structure:
             and (module._backward_hooks or module._backward_pre_hooks)
             and getattr(module, "_is_full_backward_hook", True) is not False
         ]
-
-    @staticmethod
-    def _children(net: nn.Module) -> list[tuple[Mapping[str, Any], tuple[Any, ...]]]:
-        stores = [m._modules for m in net.modules()]
-        return [(store, tuple(store.values())) for store in stores]
 
 
 def _only_neuron_left(

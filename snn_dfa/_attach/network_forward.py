@@ -58,7 +58,7 @@ class NetworkForward(Forward):
         args, kwargs = (args, kwargs) if lent is None else (lent.args, lent.kwargs)
         try:
             result = self.plain(*args, **kwargs)
-            self._end()
+            self.core.end()
         finally:
             self._restore(lent, before)
         return result if lent is None else self._hand_out(result, lent)
@@ -84,10 +84,6 @@ class NetworkForward(Forward):
             core.bind(self._parameters())
         before = core.begin(repeats=again)
         return self._come_in(args, kwargs) if learns else None, before
-
-    @eager
-    def _end(self) -> None:
-        self.core.end()
 
     @eager
     def _restore(self, lent: Lent | None, before: Pass) -> None:

@@ -10,8 +10,14 @@ import torch
 from torch import Tensor
 
 from snn_dfa._attach.graph import are_packed
-from snn_dfa._attach.steps.compiled_step import CompiledStep, Earlier, Record, compiled_step
-from snn_dfa._attach.steps.plain_step import Form, PlainStep
+from snn_dfa._attach.steps.nodes import (
+    CompiledStep,
+    Earlier,
+    Form,
+    PlainStep,
+    Record,
+    compiled_step,
+)
 from snn_dfa._attach.steps.products import Made, weights_of
 from snn_dfa.sequence.change_step import Change
 from snn_dfa.sequence.one_step import Constants, suits
