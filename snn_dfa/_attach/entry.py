@@ -20,10 +20,9 @@ from snn_dfa._attach.between.ways import Passage
 from snn_dfa._attach.calls import Call
 from snn_dfa._attach.functions import Bridge, Relink, second_time
 from snn_dfa._attach.graph import PORT, Origin, origin_of
-from snn_dfa._attach.hooks_of_others import see_no_change, with_hooks
-from snn_dfa._attach.insides import Insides
 from snn_dfa._attach.steps.nodes import Earlier
 from snn_dfa._attach.steps.products import Current, Made, made_of
+from snn_dfa._attach.unseen import Insides, see_no_change, with_hooks
 from snn_dfa.errors import AttachError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from snn_dfa._attach.functions import Port
 
 __all__ = [
     "LEAF", "PORT", "SUMS", "Origin", "are_packed", "are_sums", "begun_at", "below_of", "origin_of",
-    "post_order", "signed",
+    "post_order", "shape_of", "signed",
 ]  # fmt: skip
 
 PORT: Any = Port._backward_cls
@@ -36,6 +36,11 @@ _BEGINS: Any = torch.autograd.graph._engine_run_backward.__code__
 
 def below_of(node: Any) -> list[Any]:
     return [n for n, _ in node.next_functions if n is not None]
+
+
+def shape_of(node: Any, index: int = 0) -> tuple[int, ...]:
+    """Return the shape of one of a node's results."""
+    return tuple(node._input_metadata[index].shape)
 
 
 def post_order(
@@ -145,7 +150,7 @@ def _taken(node: Any) -> list[tuple[Any, int]] | None:
     below = node.next_functions[0][0]
     if type(below) is not _STACK:
         return None
-    dims = len(below._input_metadata[0].shape)
+    dims = len(shape_of(below))
     if (signed(node._saved_dim) - signed(below._saved_dim)) % dims:
         return None
     values = list(below.next_functions)

@@ -1,4 +1,4 @@
-"""The only file that places hooks; what they do is for others to say."""
+"""The hooks of this library on modules and optimisers; what they do is for others to say."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["After", "Before", "after_steps", "eager", "place", "sweep", "watch"]
+__all__ = ["After", "Before", "after_steps", "eager", "place", "sweep"]
 
 #: ``before(args, kwargs)`` returns the new ones or ``None``; ``after(output)`` likewise.
 Before: TypeAlias = Callable[[Any, Any], Any]
@@ -95,34 +95,6 @@ def place(
         hook = _Hook(lambda _, args, output: after(output))
         handles.append(module.register_forward_hook(hook, prepend=first))
     return handles
-
-
-def watch(at: Any, see: Callable[[bool], None]) -> None:
-    """See what the hooks that are on a node of the graph, or on a tensor, do to gradients.
-
-    Args:
-        at: A tensor, or a node that returns the gradients that it gets.
-        see: Called when the backward pass has called the hooks, with whether they changed anything.
-    """
-    before: list[Any] = []
-
-    def first(grads: Any) -> None:
-        before.append(grads if type(grads) is tuple else (grads,))
-
-    def last(grads: Any, *_: Any) -> None:
-        pairs = zip(before.pop(), grads if type(grads) is tuple else (grads,), strict=False)
-        see(any(g is not None and new is not g and not _same(g, new) for g, new in pairs))
-
-    is_tensor = isinstance(at, Tensor)
-    handle = (at.register_hook if is_tensor else at.register_prehook)(first)
-    hooks = handle.hooks_dict_ref()
-    others = [hooks.popitem(last=False) for _ in range(len(hooks) - 1)]
-    hooks.update(others)  # so that `first` is called first, in the order that C sees
-    at.register_hook(last)
-
-
-def _same(a: Tensor, b: Tensor | None) -> bool:
-    return b is not None and torch.equal(a, b)
 
 
 def after_steps(

@@ -245,7 +245,7 @@ class LayerForward(Forward):
         if values and next(iter(found)) == id(spikes):
             spikes = values[0]
         if self._is_block:
-            core.entry.insides.watch(core.entry.call, values)
+            core.entry.insides.watch(self._name, values, linked=core.entry.call.linked)
         given = core.leave(values, spikes, returned)
         if not given:
             return result

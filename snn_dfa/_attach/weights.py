@@ -23,27 +23,11 @@ from snn_dfa.sequence import AtOnce
 from snn_dfa.sequence.attached import Attached
 
 __all__ = [
-    "SYNAPSES",
-    "Matrix",
-    "added_parameters",
-    "answer",
-    "check_weights",
-    "computes_as",
-    "gradient_at_input",
-    "gradient_at_weight",
-    "gradient_to_mirror",
-    "inside_neurons",
-    "matrices",
-    "matrix",
-    "matrix_parameters",
-    "mirror_rows",
-    "own_step",
-    "synapse",
-    "synapses",
-    "weight_in_use",
-    "weight_of",
-    "within_layers",
-]
+    "SYNAPSES", "Matrix", "added_parameters", "answer", "check_weights", "computes_as",
+    "gradient_at_input", "gradient_at_weight", "gradient_to_mirror", "inside_neurons", "matrices",
+    "matrix", "matrix_parameters", "mirror_rows", "own_step", "synapse", "synapses",
+    "weight_in_use", "weight_of", "within_layers",
+]  # fmt: skip
 
 #: A layer is driven by noise in so many rows at least, or an eighth of the number of inputs of one
 #: of its neurons: so its factor comes closer by a tenth or more each time, however many there are.

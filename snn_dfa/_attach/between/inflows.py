@@ -42,7 +42,7 @@ from snn_dfa._attach.between.rows import (
     taken,
 )
 from snn_dfa._attach.between.walk import NORMS, Signature, Walk, number_of
-from snn_dfa._attach.graph import PORT, are_packed, below_of, signed
+from snn_dfa._attach.graph import PORT, are_packed, below_of, shape_of, signed
 from snn_dfa.feedback import stand_in
 from snn_dfa.feedback.stand_in import Inflow
 
@@ -130,7 +130,7 @@ def inflow_of(
                     )
             except NotLinearError as error:
                 unread = unread or error
-                known[node] = stand_in.nothing(tuple(node._input_metadata[0].shape)[1:])
+                known[node] = stand_in.nothing(shape_of(node)[1:])
     made = _at(known, value.grad_fn, value.output_nr)
     if unread is not None and made is not None:
         made = _without(unread, made, sources, several=walk.several)
@@ -242,7 +242,7 @@ def _of_one(
     local: str,
 ) -> Any:
     """Return the function of a node of one inflow of a shape."""
-    alike = kind in _SAME and shape == tuple(node._input_metadata[0].shape)
+    alike = kind in _SAME and shape == shape_of(node)
     if x.steps is not None and kind not in _OF_STEPS and not alike:
         raise NotLinearError(kind)  # of several steps at once
     if weight is not None and kind == "ConvolutionBackward0":
@@ -263,7 +263,7 @@ def _single(
     if len(pairs) != 1:
         raise NotLinearError(kind)
     ((below, index),) = pairs
-    return _any_at(known, below, index), tuple(below._input_metadata[index].shape)
+    return _any_at(known, below, index), shape_of(below, index)
 
 
 def _of_behind(
@@ -290,7 +290,7 @@ def _function(node: Any, kind: str, x: Inflow, shape: tuple[int, ...], local: st
     if kind in NORMS:
         return stand_in.gain(x, _per_channel(shape), local)
     if kind in _SAME:
-        if shape != tuple(node._input_metadata[0].shape) and kind in (
+        if shape != shape_of(node) and kind in (
             "MulBackward0",
             "DivBackward0",
         ):
@@ -323,12 +323,9 @@ def _side_by_side(node: Any, known: Mapping[Any, Any], walk: Walk) -> Inflow:
 
 
 def _cat(node: Any, known: Mapping[Any, Any], steps: int | None) -> Inflow:
-    whole = tuple(node._input_metadata[0].shape)
+    whole = shape_of(node)
     dim = signed(node._saved_dim) % len(whole)
-    shapes = [
-        None if n is None else tuple(n._input_metadata[i].shape)[dim:]
-        for n, i in node.next_functions
-    ]
+    shapes = [None if n is None else shape_of(n, i)[dim:] for n, i in node.next_functions]
     if dim == 0 or shapes.count(None) > 1:
         raise NotLinearError("CatBackward0")
     rest = whole[dim] - sum(shape[0] for shape in shapes if shape is not None)
@@ -346,7 +343,7 @@ def _stack(node: Any, known: Mapping[Any, Any], *, of_steps: bool) -> Any:
     dim = signed(node._saved_dim) % len(node._input_metadata[0].shape)
     if of_steps or len(parts) == 1:
         return stand_in.stack(there, dim)
-    shapes = [(1, *tuple(n._input_metadata[i].shape)[dim or 1 :]) for n, i in node.next_functions]
+    shapes = [(1, *shape_of(n, i)[dim or 1 :]) for n, i in node.next_functions]
     made = stand_in.concatenate(there, shapes)
     return made if dim else Behind(made, len(parts))
 
@@ -372,12 +369,12 @@ def _sum(node: Any, kind: str, known: Mapping[Any, Any]) -> Inflow | Behind:
     else:
         alpha = float(node._saved_alpha)
         signs = 1.0, -alpha if kind == "SubBackward0" else alpha
-    parts, counts, shape = [], list[int](), tuple(node._input_metadata[0].shape)
+    parts, counts, shape = [], list[int](), shape_of(node)
     for (below, index), sign in zip(node.next_functions, signs, strict=True):
         flow = _any_at(known, below, index)
         if flow is None:
             continue
-        of = tuple(below._input_metadata[index].shape)
+        of = shape_of(below, index)
         if isinstance(flow, Behind):
             counts.append(flow.parts if of == shape else 0)
             flow = flow.x

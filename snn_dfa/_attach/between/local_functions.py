@@ -16,19 +16,13 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.nn import Parameter
 
-from snn_dfa._attach.graph import signed
+from snn_dfa._attach.graph import shape_of, signed
 from snn_dfa.feedback.sample_ways import normalised, product, scaled, softmax
 
 __all__ = [
-    "ALONE",
-    "OTHERS_ALONE",
-    "Asked",
-    "Kept",
-    "LocalFunction",
-    "function_of",
-    "of_steps",
+    "ALONE", "OTHERS_ALONE", "Asked", "Kept", "LocalFunction", "function_of", "of_steps",
     "repeats_a_weight",
-]
+]  # fmt: skip
 
 #: Functions of each number alone. A feedback without ways of samples takes them as they are.
 ALONE = {
@@ -136,7 +130,7 @@ def function_of(node: Any, flows: Sequence[bool], own: Sequence[bool]) -> LocalF
         return None
     if kind in ALONE or kind in OTHERS_ALONE:
         return LocalFunction(parts, kind in OTHERS_ALONE, partial(_alone, node))
-    shape = tuple(node._input_metadata[0].shape)
+    shape = shape_of(node)
     if kind == "SoftmaxBackward0":
         dim = signed(node._saved_dim) % len(shape)
         return (
@@ -177,10 +171,10 @@ def of_steps(function: LocalFunction, node: Any, steps: tuple[int, int]) -> Loca
 
 def _is_of_each(node: Any, steps: tuple[int, int]) -> bool:
     """Return whether a function of [T, B, ...] is one of each sample alone."""
-    kind, shape = type(node).__name__, tuple(node._input_metadata[0].shape)
+    kind, shape = type(node).__name__, shape_of(node)
     if kind in (*_PRODUCTS, _LERP):
         parts = [i for i, (n, _) in enumerate(node.next_functions) if n is not None]
-        return all(_shape(node, i)[:2] == steps for i in parts)
+        return all(shape_of(*node.next_functions[i])[:2] == steps for i in parts)
     if kind == "SoftmaxBackward0":
         return signed(node._saved_dim) % len(shape) > 1
     if kind == _LAYER_NORM:
@@ -229,8 +223,8 @@ def repeats_a_weight(node: Any) -> bool:
 
 def _keeps_samples(node: Any, parts: Sequence[int]) -> bool:
     """Return whether a function is one of each sample alone."""
-    after = tuple(node._input_metadata[0].shape)
-    befores = [_shape(node, i) for i in parts]
+    after = shape_of(node)
+    befores = [shape_of(*node.next_functions[i]) for i in parts]
     found = [getattr(node, name, None) for name in ("_saved_dim", "_saved_dimension")]
     dims = [d for each in found for d in (each if isinstance(each, tuple) else (each,))]
     over = {signed(d) % len(befores[0]) for d in dims if d is not None}
@@ -242,18 +236,13 @@ def _keeps_samples(node: Any, parts: Sequence[int]) -> bool:
     return 0 not in over and all(b[:1] == after[:1] for b in befores)
 
 
-def _shape(node: Any, part: int) -> tuple[int, ...]:
-    below, index = node.next_functions[part]
-    return tuple(below._input_metadata[index].shape)
-
-
 def _scaling(node: Any, kind: str, parts: tuple[int, ...]) -> LocalFunction | None:
     """Return a product or a quotient, ``None`` for one with a number or with a matrix."""
-    shape = tuple(node._input_metadata[0].shape)
+    shape = shape_of(node)
     values = _factors(node)
     dims = []
     for i in parts:
-        of, other = _shape(node, i), values[1 - i]
+        of, other = shape_of(*node.next_functions[i]), values[1 - i]
         wide = [d for d, (a, b) in enumerate(zip(of, shape, strict=False)) if a != b]
         if other is None or len(of) != len(shape) or 0 in wide:
             return None
@@ -272,7 +261,7 @@ def _factors(node: Any) -> tuple[Tensor | None, Tensor | None]:
 
 
 def _gains(node: Any, kind: str, parts: Sequence[int], dims: Sequence[list[int]]) -> Kept:
-    shape, (one, other) = tuple(node._input_metadata[0].shape), _factors(node)
+    shape, (one, other) = shape_of(node), _factors(node)
     gains = []
     for i in parts:
         if kind == "MulBackward0":

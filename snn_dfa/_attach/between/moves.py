@@ -11,26 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from snn_dfa._attach.graph import signed
+from snn_dfa._attach.graph import shape_of, signed
 from snn_dfa.feedback import stand_in
 from snn_dfa.feedback.stand_in import Inflow, Known, Values
 from snn_dfa.feedback.way_back import Value, through
 
 __all__ = [
-    "MAXIMA",
-    "MOVES",
-    "TURNED",
-    "VIEWS",
-    "Behind",
-    "NotLinearError",
-    "moved",
-    "of_behind",
-    "order_of",
-    "parted",
-    "pooled",
-    "repeated",
-    "turned",
-]
+    "MAXIMA", "MOVES", "TURNED", "VIEWS", "Behind", "NotLinearError", "moved", "of_behind",
+    "order_of", "parted", "pooled", "repeated", "turned",
+]  # fmt: skip
 
 #: Pooling that takes some pixels, and in how many dimensions.
 MAXIMA = {
@@ -270,14 +259,14 @@ MOVES: Mapping[str, Callable[[Any, tuple[int, ...], tuple[int, ...]], _Move]] = 
 
 def moved(node: Any, kind: str, x: Inflow, shape: tuple[int, ...]) -> Inflow:
     """Return a function that moves numbers of a sample, or makes others of them."""
-    first, function = MOVES[kind](node, shape, tuple(node._input_metadata[0].shape))
+    first, function = MOVES[kind](node, shape, shape_of(node))
     if first == 0 or x.steps is not None:
         raise NotLinearError(kind)  # of samples, or of steps
     return x.then(shape[first:], function)
 
 
 def pooled(node: Any, kind: str, x: Inflow, shape: tuple[int, ...], local: str) -> Inflow:
-    after = tuple(node._input_metadata[0].shape)
+    after = shape_of(node)
     for dims in (2, 3):
         sample = shape[-dims - 1 :]
         if kind.startswith((f"MaxPool{dims}DWithIndices", f"AvgPool{dims}D")):

@@ -14,14 +14,9 @@ from snn_dfa._attach.between.walk import Walk, right_factor
 from snn_dfa._attach.graph import are_packed, below_of
 
 __all__ = [
-    "AS_IT_IS",
-    "PRODUCTS",
-    "known_or_made",
-    "made_of_parameters",
-    "named",
-    "of_all_samples",
+    "AS_IT_IS", "PRODUCTS", "known_or_made", "made_of_parameters", "named", "of_all_samples",
     "passed",
-]
+]  # fmt: skip
 
 #: Products with a weight, beside convolutions: this library's among them, and those of traces.
 PRODUCTS = {

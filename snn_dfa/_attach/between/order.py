@@ -14,7 +14,7 @@ from snn_dfa._attach.between.local_functions import ALONE, OTHERS_ALONE
 from snn_dfa._attach.between.moves import MAXIMA, TURNED, VIEWS, order_of
 from snn_dfa._attach.between.picks import PICKS, picked
 from snn_dfa._attach.between.rows import FILLED, PARTED, dims_of, place_of
-from snn_dfa._attach.graph import LEAF, PORT, post_order, signed
+from snn_dfa._attach.graph import LEAF, PORT, post_order, shape_of, signed
 
 __all__ = ["Origin", "origin_in_steps"]
 
@@ -119,7 +119,7 @@ def _all_of(steps: Steps | None, made_of: set[int]) -> set[int]:
 
 def _picked(node: Any, kind: str, part: Origin, index: int) -> Origin | None:
     """Return what a node has picked along time; ``None`` where it picks along other dimensions."""
-    before, pick = _shape(node.next_functions[0]), None
+    before, pick = shape_of(*node.next_functions[0]), None
     if part.filled and not part.steps and picked(node, kind, before, index).dims:
         return Origin({}, part.made_of, unsure=True)
     for behind, steps in (part.steps or {}).items():
@@ -142,16 +142,16 @@ def _picked(node: Any, kind: str, part: Origin, index: int) -> Origin | None:
         made_of = set[int]().union(*kept)
         if pick.now is None:
             return Origin(None, made_of)
-        shape = tuple(node._input_metadata[index].shape)
+        shape = shape_of(node, index)
         return Origin({math.prod(shape[pick.now + 1 :]): kept}, made_of, pick.of_samples)
     return None
 
 
 def _steps_of(node: Any, kind: str, below: Sequence[Origin], index: int) -> Steps | None:
     """Return the steps of a node's result, of those of what comes in."""
-    shape, edges = tuple(node._input_metadata[index].shape), node.next_functions
+    shape, edges = shape_of(node, index), node.next_functions
     read = [i for i, each in enumerate(below) if each.made_of]
-    parts, shapes = [below[i].steps or {} for i in read], [_shape(edges[i]) for i in read]
+    parts, shapes = [below[i].steps or {} for i in read], [shape_of(*edges[i]) for i in read]
     made_of = [each.made_of for each in below]
     if kind in _JOINED:
         return _joined_along(node, parts[0], shapes[0])
@@ -250,11 +250,6 @@ def _moved(
         now = turned.index(dim) if turned is not None else now
         found[math.prod(shape[now + 1 :])] = steps
     return found
-
-
-def _shape(edge: tuple[Any, int]) -> tuple[int, ...]:
-    node, index = edge
-    return tuple(node._input_metadata[index].shape)
 
 
 def _joined(parts: Sequence[Steps]) -> Steps:

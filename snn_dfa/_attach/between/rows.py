@@ -16,24 +16,14 @@ import torch
 from torch import Tensor
 
 from snn_dfa._attach.between.moves import MOVES, TURNED, Behind, NotLinearError, order_of
-from snn_dfa._attach.graph import signed
+from snn_dfa._attach.graph import shape_of, signed
 from snn_dfa.feedback import stand_in
 from snn_dfa.feedback.stand_in import Inflow
 
 __all__ = [
-    "FILLED",
-    "PARTED",
-    "Rows",
-    "as_rows",
-    "dims_of",
-    "parts_of",
-    "place_of",
-    "see_that_samples_stay",
-    "side_by_side",
-    "some_of",
-    "taken",
-    "takes_rows",
-]
+    "FILLED", "PARTED", "Rows", "as_rows", "dims_of", "parts_of", "place_of",
+    "see_that_samples_stay", "side_by_side", "some_of", "taken", "takes_rows",
+]  # fmt: skip
 
 #: What puts a value into a tensor in place.
 FILLED = "CopySlices"
@@ -68,7 +58,7 @@ def side_by_side(node: Any, *, several: bool, count: int = 0) -> Rows | None:
         return _filled(node, count) if several or count == 1 else None
     if type(node).__name__ not in ("StackBackward0", "CatBackward0"):
         return None
-    parts, shape = node.next_functions, tuple(node._input_metadata[0].shape)
+    parts, shape = node.next_functions, shape_of(node)
     dim = signed(node._saved_dim) % len(shape)
     apart = type(node).__name__ == "StackBackward0" or all(
         type(n).__name__ == "UnsqueezeBackward0" and n._saved_dim == dim for n, _ in parts
@@ -82,7 +72,7 @@ def side_by_side(node: Any, *, several: bool, count: int = 0) -> Rows | None:
 
 def _filled(node: Any, count: int) -> Rows | None:
     """Return how values lie in a tensor if each is one step, and they are as many as its steps."""
-    shape = tuple(node._input_metadata[0].shape)
+    shape = shape_of(node)
     dims = [dim for dim in range(min(2, len(shape) - 1)) if count == shape[dim]]
     dims = [dim for dim in dims if place_of(node, dim) is not None]
     return Rows(count, shape[1 - dims[0]], first=dims[0] == 0) if dims else None
@@ -95,8 +85,8 @@ def place_of(node: Any, dim: int) -> tuple[int, bool] | None:
     the program's sees this. Nothing is known where the value fills no part alone, or where an
     earlier backward pass has used the node up.
     """
-    shape, (below, index) = tuple(node._input_metadata[0].shape), node.next_functions[1]
-    if below is None or tuple(below._input_metadata[index].shape) != shape[:dim] + shape[dim + 1 :]:
+    shape, (below, index) = shape_of(node), node.next_functions[1]
+    if below is None or shape_of(below, index) != shape[:dim] + shape[dim + 1 :]:
         return None
     count = torch.arange(shape[dim]).view(-1, *[1] * (len(shape) - dim - 1))
     place, before = 0, None
@@ -151,10 +141,10 @@ def takes_rows(node: Any, rows: Rows) -> bool:
 
 def some_of(node: Any, rows: Rows) -> Rows:
     """Return how steps lie after a node, which may take some, as ``stack[-3:]``, or turn them."""
-    shape, kind = tuple(node._input_metadata[0].shape), type(node).__name__
+    shape, kind = shape_of(node), type(node).__name__
     dim = int(not rows.first)
     below, index = node.next_functions[0]
-    if below is None or tuple(below._input_metadata[index].shape)[:2] != rows.sizes:
+    if below is None or shape_of(below, index)[:2] != rows.sizes:
         return rows
     if kind == "SliceBackward0" and dims_of(node) == [dim]:
         return rows._replace(steps=shape[dim])
@@ -183,7 +173,7 @@ def see_that_samples_stay(
         rows: How steps lie in it.
         alone: Whether it is a function of each number, or of the last dimension.
     """
-    after, count = tuple(node._input_metadata[0].shape), rows.steps * rows.samples
+    after, count = shape_of(node), rows.steps * rows.samples
     is_one = shape[0] % count == 0  # steps and samples are one dimension, with parts of a sample
     first = 2 if alone or is_one else 0
     if kind in MOVES and not is_one:

@@ -14,23 +14,13 @@ from snn_dfa._attach.between.local_functions import LocalFunction, function_of, 
 from snn_dfa._attach.between.moves import MAXIMA, TURNED
 from snn_dfa._attach.between.rows import FILLED, Rows, side_by_side, some_of, takes_rows
 from snn_dfa._attach.between.sources import up_to_ports
-from snn_dfa._attach.graph import LEAF, PORT, are_packed, post_order
+from snn_dfa._attach.graph import LEAF, PORT, are_packed, post_order, shape_of
 from snn_dfa._attach.steps.products import Made
 
 __all__ = [
-    "NORMS",
-    "Below",
-    "Gains",
-    "Pixels",
-    "Product",
-    "Signature",
-    "Structure",
-    "Walk",
-    "below_product",
-    "look_below",
-    "number_of",
-    "right_factor",
-]
+    "NORMS", "Below", "Gains", "Pixels", "Product", "Signature", "Structure", "Walk",
+    "below_product", "look_below", "number_of", "right_factor",
+]  # fmt: skip
 
 #: What differs from batch to batch.
 NORMS = {"CudnnBatchNormBackward0", "NativeBatchNormBackward0"}
@@ -305,7 +295,7 @@ def below_product(value: Tensor, made: Made, port: Any) -> Below | None:
 
 def _pixels(node: Any) -> Pixels:
     below, index = node.next_functions[0]
-    return Pixels(tuple(below._input_metadata[index].shape), node._saved_result1)
+    return Pixels(shape_of(below, index), node._saved_result1)
 
 
 def _gains(node: Any) -> Gains:
