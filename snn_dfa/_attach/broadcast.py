@@ -207,7 +207,7 @@ class Broadcast:
         first = next(iter(group[0][1].values()))
         batch = first.shape[:-1]
         shape = group[0][0].shape
-        if shape[: len(batch)] != batch or len(shape) < len(batch):
+        if shape[: len(batch)] != batch:
             raise messages.other_steps(name, shape, first.shape, len(batch))
         if key not in self._errors:
             e = _stacked([self._joined(each) for _, each in group])

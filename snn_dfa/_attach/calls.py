@@ -71,6 +71,7 @@ class Call:
         self.along: int | None = None
         #: Of one that was given another step of each sample: which of them, by sample.
         self.chosen: list[int] | None = None
+        #: Of what may be an output: edges of what came in, but for currents of known steps.
         self.inputs: list[Any] = []  # edges of what came in; of what may be an output
         self.supposed = False  # an output has the call by order alone, and does not read it
 

@@ -2,7 +2,10 @@
 
 - The layer's own value, as it was handed out: exchanged for the original.
 - A value that the program made of the layer's own: passes a ``Bridge``.
-- Everything else: its graph ends at other layers' ports, and is left as it is.
+- A current that a linear layer alone made: its graph is left out, and its error is noted.
+- Everything else: its graph ends at other layers' ports, and is left as it is, but for what comes
+  into a block, from which no path leads to another layer, or into a module of unknown kind, where
+  no loss may come by.
 """
 
 from __future__ import annotations
@@ -94,14 +97,14 @@ class Entry:
         return current
 
     def enter_current(self, value: Tensor) -> tuple[Tensor, Made | None]:
-        """Return a value that comes into the layer, or it without its graph and what made it."""
+        """Return a neuron's current, and what made it, if a linear layer alone: without a graph."""
         if value.grad_fn is None or type(value.grad_fn) is PORT:
             return self.enter(value), None
         made = self._made(value)
         return (self._enter_graph(value), None) if made is None else (value.detach(), made)
 
     def enter_state(self, value: Tensor) -> tuple[Tensor, Earlier | None]:
-        """Return a state that comes back; of one that has a link without its graph, and whose."""
+        """Return a neuron's state; one with a link without its graph, and of which call it is."""
         node: Any = value.grad_fn
         if type(node) is not PORT or node.call.layer != self.layer:
             return self.enter(value), None

@@ -27,6 +27,14 @@ _CURRENT = "input_"  # snnTorch's name for it
 State: TypeAlias = tuple[dict[str, Any], str, Tensor]
 
 
+class _AreTensors(dict[type, bool]):
+    """Whether values of a class are tensors; each class is asked once."""
+
+    def __missing__(self, kind: type) -> bool:
+        found = self[kind] = issubclass(kind, Tensor)
+        return found
+
+
 class LayerForward(Forward):
     """In place of a layer's ``forward``.
 
@@ -45,6 +53,7 @@ class LayerForward(Forward):
         super().__init__(module, core)
         self._name, self._states = name, states
         self._is_plain = core.aligned  # errors go from layer to layer
+        self._are_tensors = _AreTensors()
         self._is_neuron = name in core.layers.neurons
         self._look(closed=closed)
 
@@ -131,8 +140,7 @@ class LayerForward(Forward):
     def _tapped(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Return the arguments, of which the first is the current, whose gradient may be asked."""
         key, current = next(iter((*enumerate(args), *kwargs.items())), (0, None))
-        is_one = isinstance(current, Tensor) and current.is_floating_point()
-        if not is_one or not self._asks():
+        if not (isinstance(current, Tensor) and current.is_floating_point() and self._asks()):
             return args, kwargs
         current = self.core.entry.tapped(current)
         return ((current, *args[1:]), kwargs) if args else (args, {**kwargs, key: current})
@@ -208,9 +216,17 @@ class LayerForward(Forward):
 
     def _graphs(self) -> list[State]:
         """Return the module's attributes that have a graph or ask for one: store, key and value."""
+        if not self._closed:
+            are_tensors = self._are_tensors
+            return [
+                (store, key, value)
+                for store in self._stores
+                for key, value in store.items()
+                if are_tensors[type(value)] and value.requires_grad
+            ]
+        # Such a module's attributes are numbers for good, or never; it is asked at each step.
         size = sum([len(store) for store in self._stores])
-        # A closed module's attributes are numbers for good, or never; it is asked at each step.
-        if size != self._size or not self._closed:
+        if size != self._size:
             self._size = size
             self._keys = [
                 (store, key)

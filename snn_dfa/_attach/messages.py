@@ -8,7 +8,7 @@ from snn_dfa.errors import AttachError, BackwardError, FeedbackError, OutOfStepE
 
 
 def out_of_step(
-    hidden: str, output: str | None, calls: Mapping[str, int], *, given: bool
+    hidden: str, output: str, calls: Mapping[str, int], *, given: bool
 ) -> OutOfStepError:
     """Say that a hidden layer and the output were not called equally often.
 
@@ -18,7 +18,7 @@ def out_of_step(
         calls: How often each layer was called.
         given: Whether the user named the output.
     """
-    count, outputs = calls.get(hidden, 0), calls.get(output or "", 0)
+    count, outputs = calls.get(hidden, 0), calls.get(output, 0)
     asked = []
     if not given:
         asked.append(
