@@ -36,7 +36,7 @@ class Call:
         "__weakref__", "along", "below", "came_in", "chosen", "collector", "earlier", "entered",
         "first", "inputs", "later", "layer", "learns", "leaves", "linked", "links", "number",
         "passage", "record", "released", "returned", "shape", "sources", "spikes", "steps",
-        "supposed", "tap", "targets", "values",
+        "supposed", "tap", "targets", "values", "versions",
     )  # fmt: skip
 
     def __init__(
@@ -54,6 +54,7 @@ class Call:
         #: counts those that were returned; the others are states.
         self.values: Sequence[Tensor] = ()
         self.returned = 0
+        self.versions: list[int] | None = None  # of values that share memory, as they were returned
         self.spikes: Tensor | None = None  # the first tensor that was returned
         self.shape = torch.Size()
         self.came_in = torch.Size()  # the shape of the first tensor; of what may be an output
@@ -120,6 +121,23 @@ class Call:
         if not 0 < index < len(self.values) or self.values[index].shape != self.shape:
             return False
         return self.record is not None or self.values[index].requires_grad
+
+    def note_shared(self) -> None:
+        """Note the versions of values that share memory: each has a graph of its own from here."""
+        values = [value for value in self.values if value.layout is torch.strided]
+        if len({value.untyped_storage()._cdata for value in values}) < len(values):
+            self.versions = [value._version for value in values]
+
+    def see_shared(self) -> None:
+        """See that values which share memory are as they were returned.
+
+        Raises:
+            BackwardError: if one was changed in place.
+        """
+        if self.versions is not None and not self.released:
+            values = [value for value in self.values if value.layout is torch.strided]
+            if [value._version for value in values] != self.versions:
+                raise messages.shared(self.layer)
 
     def release(self) -> None:
         """Forget the layer's own graph, which a backward pass has used up."""

@@ -94,6 +94,7 @@ class Collector:
             self._begin(reader.task)
             self._given.append((call, grads))
             return
+        call.see_shared()
         task = torch._C._current_graph_task_id()
         if self._begin(task):
             keeps = torch._C._autograd._get_current_graph_task_keep_graph()

@@ -227,6 +227,8 @@ class Core:
     def _port(self, call: Call, values: Sequence[Tensor]) -> tuple[Tensor, ...]:
         if not call.values:
             return ()
+        if len(call.values) > 1 and not call.links:
+            call.note_shared()
         tokens = [self.collector.gather, *self.tokens.values()]
         tokens += [self.collector.deliver] * call.linked
         ports: tuple[Tensor, ...] = Port.apply(call, values, *tokens)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from snn_dfa._attach import messages
+from snn_dfa._attach.between.picks import ORDERS, orders_samples
 from snn_dfa._attach.between.walk import below_product, look_below
 from snn_dfa._attach.between.ways import Passage
 from snn_dfa._attach.calls import Call
@@ -127,6 +128,8 @@ class Entry:
         self.insides.refuse(layer, origin.nodes)
         for leaf in origin.leaves.values():
             self.call.learns |= self._core.note_leaf(leaf)
+        if any([type(node).__name__ in ORDERS for node in origin.nodes]):
+            self._see_order(value, origin)
         own: dict[Any, Tensor] = {}
         for node, index in origin.ports:
             of = node.call.layer
@@ -145,6 +148,24 @@ class Entry:
             at = (*origin.hooked, *[value] * bool(value._backward_hooks))
             see_no_change(self._core, layer, at)
         return self._bridged(value, origin, own)
+
+    def _see_order(self, value: Tensor, origin: Origin) -> None:
+        """See that other layers' samples come in the order in which the layers gave them.
+
+        An error is sent to the sample at the same place. Samples may also come in another order
+        beside their own, as where pairs of them are mixed.
+
+        Raises:
+            AttachError: if samples of a layer come in another order alone.
+        """
+        orders = [node for node in origin.nodes if type(node).__name__ in ORDERS]
+        others = [edge for edge in origin.ports if edge[0].call.layer not in (self.layer, None)]
+        for samples in {node.call.shape[:1].numel() for node, _ in others}:
+            ordered = {node for node in orders if orders_samples(node, samples)}
+            in_place = origin_of([value], self.mine, ordered).ports if ordered else others
+            for node, index in others:
+                if (node, index) not in in_place:
+                    raise messages.other_order_of_samples(node.call.layer, self.layer)
 
     def _leads_on(self, call: Call, index: int) -> bool:
         """Return whether the layer learns through what the network was given or has returned."""

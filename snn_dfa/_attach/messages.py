@@ -156,6 +156,27 @@ def other_order(hidden: str, output: str) -> OutOfStepError:
     )
 
 
+def other_order_of_samples(source: str, layer: str) -> AttachError:
+    """Say that samples come into a layer in another order than another one has given them."""
+    return AttachError(
+        f"layer {layer!r} gets the samples of layer {source!r} in another order; expected the same "
+        f"order in all layers and outputs, since DFA sends each sample of a hidden layer the error "
+        f"of the output's sample at the same place. Change the order before the first layer or "
+        f"after the output, or use rule='fa'"
+    )
+
+
+def shared(layer: str | None) -> BackwardError:
+    """Say that values which share memory were changed in place after they were returned."""
+    who = "the network" if layer is None else f"layer {layer!r}"
+    return BackwardError(
+        f"backward: {who} has returned or kept values that share memory, such as a tensor and a "
+        f"part of it, and the program has changed one of them in place; expected unchanged values, "
+        f"since DFA does not know which of them the change is of. Change a copy: y = y * 2 in "
+        f"place of y.mul_(2)"
+    )
+
+
 def other_steps(
     hidden: str, spikes: Sequence[int], output: Sequence[int], dims: int
 ) -> OutOfStepError:

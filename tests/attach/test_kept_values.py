@@ -111,3 +111,40 @@ def test_asked_for_gradients_lack_no_penalty_on_a_kept_value(asked):
         asked(out + net.last.mean(), params)
     assert all(p.grad is None for p in params)
     asked(net(x).square().sum() + net.last.detach().mean(), params)
+
+
+@pytest.mark.parametrize("reads", [0, 1])
+@pytest.mark.parametrize("changes", [0, 1])
+def test_values_that_share_memory_and_are_changed_in_place_are_an_error(reads, changes):
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.lif = nn.Linear(4, 6), snn.Leaky(beta=0.8)
+
+        def forward(self, x):
+            spk, _ = self.lif(self.fc(x), self.lif.init_leaky())
+            return spk, spk[:, :3]
+
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.block, self.fc, self.out = Shared(), nn.Linear(6, 3), snn.Leaky(beta=0.8)
+
+        def forward(self, x):
+            values = self.block(x)
+            spk, _ = self.out(self.fc(values[0]), self.out.init_leaky())
+            return spk, values
+
+    net = Whole()
+    x = 4 * torch.rand(5, 4)
+    with DFA(net, hidden=["block"], output="out"):
+        spk, values = net(x)
+        (spk.sum() + values[reads].sum()).backward()  # without a change all is well
+        assert net.block.fc.weight.grad.any()
+        net.zero_grad()
+        spk, values = net(x)
+        values[changes].mul_(3.0)
+        with pytest.raises(BackwardError, match="share memory"):
+            (spk.sum() + values[reads].sum()).backward()
+    assert all(p.grad is None for p in net.parameters())

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from snn_dfa._attach.between.rows import PARTED
-from snn_dfa._attach.graph import are_packed, signed
+from snn_dfa._attach.graph import are_packed, shape_of, signed
 
-__all__ = ["PICKS", "Pick", "picked"]
+__all__ = ["ORDERS", "PICKS", "Pick", "orders_samples", "picked"]
+
+#: What may give the samples another order.
+ORDERS = {"FlipBackward0", "IndexBackward0", "IndexSelectBackward0", "RollBackward0"}
 
 PICKS = {
     "GatherBackward0", "IndexBackward0", "IndexSelectBackward0", "SelectBackward0",
@@ -68,6 +71,28 @@ def picked(node: Any, kind: str, before: tuple[int, ...], index: int = 0) -> Pic
     if kind == "IndexSelectBackward0":
         return Pick({dim}, dim, node._saved_index.flatten().tolist(), dim)
     return _gathered(node._saved_index, dim, before)
+
+
+def orders_samples(node: Any, samples: int) -> bool:
+    """Return whether a node, one of ``ORDERS``, gives samples another order.
+
+    They are the first dimension, or that behind the steps, which ``torch.stack`` has set there.
+
+    Args:
+        node: The node.
+        samples: How many there are.
+    """
+    kind, (below, index) = type(node).__name__, node.next_functions[0]
+    before = () if below is None else shape_of(below, index)
+    dim = int(type(below).__name__ == "StackBackward0" and signed(below._saved_dim) == 0)
+    if samples < 2 or before[dim : dim + 1] != (samples,):
+        return False
+    if kind in ("FlipBackward0", "RollBackward0"):
+        dims = [signed(each) % len(before) for each in node._saved_dims]
+        return dim in dims or not dims
+    pick = picked(node, kind, before)
+    of = [each % samples for each in pick.of or ()]
+    return pick.along == dim and len(of) == samples and of != list(range(samples))
 
 
 def _of_indices(indices: Sequence[Tensor | None], before: tuple[int, ...]) -> Pick:

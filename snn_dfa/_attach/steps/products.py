@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Container, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -85,9 +86,18 @@ def made_of(
         return None
     if bias is not None and (id(bias) not in known or bias.shape != weight.shape[:1]):
         return None
-    x = getattr(node, kept)  # which a sparse tensor may be, that has no address
-    made = Made(x, weight, bias, weakref.ref(value), x._version, book)
-    return (made, source) if x.layout is torch.strided else None
+    x = _kept(node, kept)
+    seen = weakref.ref(value)
+    return None if x is None else (Made(x, weight, bias, seen, x._version, book), source)
+
+
+def _kept(node: Any, name: str) -> Tensor | None:
+    """Return what a node keeps; ``None`` of what is sparse, and of what was changed in place."""
+    try:
+        kept = getattr(node, name)
+    except RuntimeError:  # autograd says so in the backward pass
+        return None
+    return kept if kept.layout is torch.strided else None
 
 
 class Notes:
@@ -122,11 +132,19 @@ class Notes:
     def _sum(self, key: tuple[int, int]) -> None:
         steps = self._steps.pop(key)
         del self._noted[key]
-        made, _ = steps[0]
-        for leaf, grad in zip((made.weight, made.bias), _summed(steps), strict=True):
+        made, error = steps[0]
+        with _as_they_are(error.device.type):
+            found = _summed(steps)
+        for leaf, grad in zip((made.weight, made.bias), found, strict=True):
             if leaf is not None:
                 known = self._found.get(id(leaf))
                 self._found[id(leaf)] = grad if known is None else known + grad
+
+
+def _as_they_are(device: str) -> AbstractContextManager[Any]:
+    """Return what lets products keep their type where a backward pass is called in autocast."""
+    on = torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()
 
 
 def changed_in_place() -> BackwardError:

@@ -49,3 +49,30 @@ def test_the_gradients_are_sums_over_all_steps(constant, room, noted, bias, monk
     torch.testing.assert_close(got, plain, rtol=1e-10, atol=1e-14)
     assert len(seen) == T
     assert all(g.abs().sum() > 0 for g in got)
+
+
+def test_a_backward_pass_that_is_called_in_autocast_keeps_the_type_of_products(monkeypatch):
+    monkeypatch.setattr(products, "_ROOM", 1)
+    net, found = net_of().float(), []
+    x = 2 * torch.rand(T, B, 5)
+    for on in (False, True):
+        with DFA(net, output="3"):
+            reset(net)
+            loss = torch.stack([net(step) for step in x]).square().mean()
+            net.zero_grad()
+            with torch.autocast("cpu", enabled=on):
+                loss.backward()
+            found.append([p.grad.clone() for p in net.parameters()])
+    assert found[0][0].any()
+    torch.testing.assert_close(*found, rtol=0.05, atol=1e-3)  # autocast rounds what is sent
+
+
+def test_an_input_may_be_overwritten_where_no_gradient_is_asked_for():
+    net = net_of()
+    with DFA(net, output="3"):
+        x = torch.rand(B, 5, dtype=torch.float64)
+        current = net[0](x)
+        x.zero_()
+        out = net[3](net[2](net[1](current)))
+        with pytest.raises(RuntimeError, match="inplace operation"):
+            out.sum().backward()
