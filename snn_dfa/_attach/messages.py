@@ -32,10 +32,11 @@ def out_of_step(
             "reads be read at the same steps. Does each layer run all steps before the next layer "
             "begins? Name the modules that return whole sequences, hidden=[...]"
         )
-    if count < outputs:
+    if outputs > 1 or count < outputs:
         asked.append(
-            f"Is {hidden!r} not called at some steps? Name the other hidden layers, hidden=[...]; "
-            f"{hidden!r} then learns with the layer after it"
+            f"Has {hidden!r} steps of its own, as an encoder has, or is it not called at some "
+            f"steps? Name the other hidden layers, hidden=[...]; {hidden!r} then learns with the "
+            f"layer after it"
         )
     if outputs == 0:
         asked.append(f"Call {output!r} in each time step")
@@ -150,8 +151,10 @@ def other_order(hidden: str, output: str) -> OutOfStepError:
         f"hidden layer {hidden!r} runs through the time steps in another order than the output "
         f"{output!r}, as a layer that goes backward in time; expected the k-th call of {output!r} "
         f"to read the k-th call of {hidden!r}, or an earlier one, since it gets the error of this "
-        f"step. Put {hidden!r} into a module that returns the whole sequence [T, B, ...] in the "
-        f"order of the output, name all such modules, hidden=[...], and call the output on the "
+        f"step. Is {hidden!r} an encoder, whose last state starts another layer? Name the other "
+        f"hidden layers, hidden=[...]; {hidden!r} then learns with the layer after it. Otherwise "
+        f"put {hidden!r} into a module that returns the whole sequence [T, B, ...] in the order of "
+        f"the output, name all such modules, hidden=[...], and call the output on the "
         f"whole sequence"
     )
 
