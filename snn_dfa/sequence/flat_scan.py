@@ -178,8 +178,8 @@ class FlatScan(NeuronOverTime):
                 f"T * B = {layout.steps} * {layout.batch}; in the network's forward leave the "
                 f"first dimension, the samples, as it is"
             )
-        given = dict(zip(state_names(neuron), args, strict=False)) | kwargs
-        given = {name: state for name, state in given.items() if state is not None}
+        named = dict(zip(state_names(neuron), args, strict=False)) | kwargs
+        given = {name: state for name, state in named.items() if state is not None}
         self._see_calls(given)
         if layout.probes:
             layout.last_neuron = self
@@ -192,7 +192,7 @@ class FlatScan(NeuronOverTime):
         reads = self.reads if not layout.probes else {n for n, _ in states_of(neuron, all_of=True)}
         dynamics = None if layout.probes else dynamics_of(neuron, self._facts)
         if dynamics is None or not reads <= set(state_series(dynamics)):
-            result, series = self._steps(x, given, sorted(reads))
+            result, series = self._steps(x, given, sorted(reads), hands_on=bool(named))
         else:
             result, series = self._scan(x, dynamics, given, bool(reads))
         result, series = _flat(result), {name: _flat(s) for name, s in series.items()}

@@ -102,9 +102,22 @@ class NeuronOverTime(nn.Module):
         return counter if fits else None
 
     def _steps(
-        self, x: Tensor, given: Mapping[str, Any], reads: Sequence[str] = ()
+        self,
+        x: Tensor,
+        given: Mapping[str, Any],
+        reads: Sequence[str] = (),
+        *,
+        hands_on: bool = False,
     ) -> tuple[Any, dict[str, Any]]:
-        """Call the neuron step by step; return as :meth:`_scan`."""
+        """Call the neuron step by step; return as :meth:`_scan`.
+
+        Args:
+            x: Of all steps.
+            given: The states before the first step.
+            reads: Names of states whose series are wanted.
+            hands_on: Whether the states that are returned go into the next step, if none are given:
+                a user's neuron may begin with ``None``.
+        """
         neuron, states, steps, read = self.neuron, dict(given), [], []
         if not self.stateful:
             reset(neuron)
@@ -113,7 +126,7 @@ class NeuronOverTime(nn.Module):
             result = neuron(step, **states)
             steps.append(result)
             read.append({name: getattr(neuron, name) for name in reads})
-            if states:
+            if states or (hands_on and isinstance(result, tuple) and len(result) > len(names)):
                 states = dict(zip(names, result[-len(names) :], strict=True))
         if self.stateful:
             _detach(neuron)

@@ -24,6 +24,7 @@ from sequences import C, F, N
 from torch import nn
 
 from snn_dfa import DFA, over_time, reset
+from snn_dfa.surrogate import fast_sigmoid
 
 pytestmark = pytest.mark.usefixtures("in_torch")
 
@@ -166,6 +167,41 @@ def test_states_among_arguments_and_results():
         spk, mem, state = net(step, mem, state, scale=1.2)
         for a, b in zip(tensors(got), (spk, mem, *state), strict=True):
             assert torch.equal(a[t], b)
+
+
+class Soft(snn.Leaky):
+    """A user's neuron, which begins by itself."""
+
+    def forward(self, x, mem=None):
+        mem = torch.zeros_like(x) if mem is None else mem
+        mem = (self.beta * mem + x).clamp(-1, 1)
+        spk = self.spike_grad(mem - self.threshold)
+        return spk, mem - spk * self.threshold
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_users_neuron_may_begin_without_a_state(named):
+    class Begins(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.fc1, self.fc2 = linear(F, N), linear(N, C)
+            self.lif1, self.lif2 = (
+                Soft(0.9, 0.3, spike_grad=fast_sigmoid(5)).double() for _ in "12"
+            )
+
+        def forward(self, x):
+            one, two, out = None, None, []
+            for step in x:
+                spk, one = (
+                    self.lif1(self.fc1(step), mem=one) if named else self.lif1(self.fc1(step), one)
+                )
+                spk, two = self.lif2(self.fc2(spk), two)
+                out.append(spk)
+            return torch.stack(out)
+
+    net = Begins()
+    assert_same(net, net, 3 * inputs())
 
 
 def test_a_first_state_that_learns():
