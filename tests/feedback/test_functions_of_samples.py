@@ -71,6 +71,11 @@ def squeeze(net, a, _):
     return net.patch(z.flatten(2).mT).amax(1)
 
 
+def unpooled(net, a, q):
+    z, at = functional.max_pool2d(net.conv(images(a)), 2, return_indices=True)
+    return net.patch(functional.max_unpool2d(z, at, 2).flatten(2).mT).amax(1) + net.fc(q)
+
+
 def norms(net, a, q):
     z = net.instance(functional.gelu(net.group(net.conv(images(a)))))
     pooled = functional.adaptive_max_pool2d(z, 1) + functional.max_pool2d(z, 2, 1)
@@ -146,7 +151,7 @@ def quantised(net, a, q):
 
 
 BETWEEN = ((heads, queries), (gates, squeeze), (norms, numbers), (moves,), (written,))
-BETWEEN += ((curves,), (quantised,))
+BETWEEN += ((curves,), (quantised,), (unpooled,))
 
 
 @pytest.mark.parametrize("functions", BETWEEN)
