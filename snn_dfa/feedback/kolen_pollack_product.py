@@ -133,6 +133,10 @@ class KolenPollackProductFeedback(Learned):
             FeedbackError: if the weight is no parameter, or has another shape.
         """
         weight = self.forward.weight(layer)
+        self._see_that_it_fits(layer, weight, shape)
+        return weight
+
+    def _see_that_it_fits(self, layer: str, weight: Tensor, shape: torch.Size | None) -> None:
         if not isinstance(weight, Parameter):
             raise FeedbackError(
                 f"feedback: {self.type_name!r} follows weights that are parameters, but the weight "
@@ -144,7 +148,6 @@ class KolenPollackProductFeedback(Learned):
                 f"layer {layer!r}, got {list(shape)}. Does the layer have another weight than at "
                 f"DFA(net)? Then call dfa.remove(), and DFA(net) again"
             )
-        return weight
 
     def known(self) -> list[str]:
         """Return the names of the hidden layers whose factors are drawn."""

@@ -169,10 +169,10 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
         self._own |= dict.fromkeys(self._direct)
         self._no_way = {name: why for name, (why, _) in unknown.items()}
 
-    def _weight(self, layer: str, shape: torch.Size | None) -> Tensor:
-        weight = self.forward.weight(layer)
+    def _see_that_it_fits(self, layer: str, weight: Tensor, shape: torch.Size | None) -> None:
         # One that is computed from parameters, as by weight normalisation, is mirrored alone.
-        return super()._weight(layer, shape) if isinstance(weight, Parameter) else weight
+        if isinstance(weight, Parameter):
+            super()._see_that_it_fits(layer, weight, shape)
 
     def _check_saved(self, name: str, matrix: Tensor, current: FeedbackWeights) -> None:
         self.forward.stand_for(name, matrix)
