@@ -327,24 +327,27 @@ class TimeAsBatch(nn.Module):
         return twin
 
     def _take_attributes(self) -> list[dict[str, Any]]:
-        """Let the twins have their modules' attributes; return them."""
+        """Let the twins have their modules' attributes; return them, and buffers with them."""
         taken = []
         for module, twin in self._pairs:
             values = {k: self._with_twins(v) for k, v in vars(module).items() if k not in _OWN}
             vars(twin).update(values)
-            taken.append(values)
+            taken.append(values | module._buffers)
         return taken
 
     def _give_attributes(self, taken: list[dict[str, Any]]) -> None:
         """Hand on the attributes that the network's code has set, as sequences."""
         samples = self.layout.steps * self.layout.batch
         for (module, twin), before in zip(self._pairs, taken, strict=True):
-            for key, value in vars(twin).items():
-                if key in _OWN or (key in before and before[key] is value):
+            pairs = (vars(twin), vars(module)), (twin._buffers, module._buffers)
+            for key, value, store in [(k, v, to) for left, to in pairs for k, v in left.items()]:
+                last = before.get(key)
+                if key in _OWN or (key in before and last is value):
                     continue
-                if isinstance(value, Tensor) and value.dim() and len(value) == samples:
+                is_of_samples = isinstance(value, Tensor) and value.shape[:1] == (samples,)
+                if is_of_samples and getattr(last, "shape", None) != value.shape:
                     value = self.layout.first_dimension(value)
-                vars(module)[key] = value
+                store[key] = value
 
     def _with_twins(self, value: Any) -> Any:
         """Return a list, tuple or dict of modules with their twins."""

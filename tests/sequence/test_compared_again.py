@@ -145,7 +145,12 @@ def as_a_step(net, spk):
     net.kept = spk
 
 
-@pytest.mark.parametrize("keep", [in_a_list, in_a_sum, as_a_number])
+def in_a_running_mean(net, spk):
+    net.kept = spk.new_zeros(N) if not hasattr(net, "kept") else net.kept
+    net.kept.mul_(0.5).add_(0.5 * spk.detach().mean(0))
+
+
+@pytest.mark.parametrize("keep", [in_a_list, in_a_sum, as_a_number, in_a_running_mean])
 def test_what_is_kept_in_another_form_than_that_of_a_step_raises_an_error(keep):
     with pytest.raises(AttachError, match="keeps 'kept' on its Keeps, which differs"):
         over_time(Keeps(keep))(X)
@@ -156,3 +161,61 @@ def test_a_step_that_is_kept_is_the_sequence():
     over_time(net)(X)
     assert net.kept.shape == (2 * T, B, N)
     assert net.kept.any()
+
+
+class InABuffer(Keeps):
+    def __init__(self, keep, first):
+        super().__init__(keep)
+        self.register_buffer("kept", first)
+
+
+@pytest.mark.parametrize("keep", [in_a_sum, as_a_number, in_a_running_mean])
+def test_a_buffer_is_what_an_attribute_is(keep):
+    first = torch.zeros(N if keep is in_a_running_mean else (), dtype=torch.float64)
+    net = InABuffer(keep, first.clone())
+    with pytest.raises(AttachError, match="keeps 'kept' on its InABuffer, which differs"):
+        over_time(net)(X)
+    assert torch.equal(net.kept, first)
+    over_time(net, check=False)(X)
+    assert not torch.equal(net.kept, first)
+
+
+def test_a_buffer_of_a_module_in_a_sequential_is_one_too():
+    net = nn.Sequential(nn.Linear(F, N), MeanOfInputs(), snn.Leaky(0.8, init_hidden=True)).double()
+    with pytest.raises(AttachError, match="keeps 'mean' on its MeanOfInputs"):
+        over_time(net)(X)
+
+
+class MeanOfInputs(nn.Module):
+    """Changes its buffer in place and gives what it gets."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(N))
+
+    def forward(self, x):
+        self.mean.mul_(0.5).add_(x.detach().mean(0))
+        return x
+
+
+def test_buffers_that_may_change_or_that_do_not():
+    class Own(InABuffer):
+        """A step in a buffer, statistics of a normalisation, states, and unusual constants."""
+
+        def __init__(self):
+            super().__init__(as_a_step, torch.zeros(B, N))
+            self.norm = nn.BatchNorm1d(F).double()
+            self.register_buffer("waves", torch.randn(2, 2, dtype=torch.complex64))
+            self.register_buffer("sparse", torch.eye(3).to_sparse())
+            self.register_buffer("same", torch.ones(2 * T * B))
+
+        def forward(self, x):
+            self.same = self.same.clone()
+            return super().forward(self.norm(x))
+
+    net = Own()
+    over_time(net)(X)
+    assert net.kept.shape == (2 * T, B, N)
+    assert net.kept.any()
+    assert net.norm.running_mean.any()
+    assert net.same.shape == (2 * T * B,)
