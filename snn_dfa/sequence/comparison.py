@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from itertools import product
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from snn_dfa.errors import AttachError, DFAError
 from snn_dfa.sequence.any_network import LONGEST, TimeAsBatch, is_the_users
+from snn_dfa.sequence.fixed_draws import DrawsError, FixedDraws
 from snn_dfa.sequence.flat_scan import Layout
 from snn_dfa.sequence.left_behind import see_same_left
 from snn_dfa.state import reset
@@ -59,23 +61,22 @@ def compare_with_loop(
     for dtype, samples, training in tries:
         trial = _Trial(net, samples, args, kwargs, loops=loops, dtype=dtype, training=training)
         try:
-            return trial.compare(1e-9 if dtype == torch.float64 else 1e-3)
+            form = trial.compare(1e-9 if dtype == torch.float64 else 1e-3)
         except DFAError:
             raise
-        except _DrawsError:
-            continue  # as it does in training alone, or the comparison says so
+        except DrawsError:
+            continue
         except Exception as raised:  # of a network with a batch of its own, or in single precision
             error = error or raised
+            continue
+        if not trial.drew:  # in training alone, or the next comparison says so
+            return form
     assert error is not None
     raise error
 
 
 def _trains(net: nn.Module) -> bool:
     return any(m.training for m in net.modules() if is_the_users(m))
-
-
-class _DrawsError(Exception):
-    """The network draws random numbers, or normalises a batch, while it is training."""
 
 
 class _Trial:
@@ -88,7 +89,7 @@ class _Trial:
         kwargs: The same, by name.
         loops: Whether the network loops over its input's first dimension.
         dtype: Of the copies.
-        training: Whether the user's own modules are in training mode.
+        training: Whether the user's own modules are in training mode. What they draw is constant.
     """
 
     def __init__(
@@ -111,6 +112,12 @@ class _Trial:
         self._x = _half_random(cast(x))
         self._args, self._kwargs = tree_map(shaken, (tuple(args), dict(kwargs)))
         self._dtype = dtype
+        self._fixed = FixedDraws() if training else None
+
+    @property
+    def drew(self) -> bool:
+        """Whether constants have stood for random numbers."""
+        return self._fixed is not None and self._fixed.drew
 
     def compare(self, tolerance: float) -> TimeAsBatch:
         """Return the form, if it gives what the loop gives."""
@@ -124,7 +131,7 @@ class _Trial:
         snn.SpikingNeuron.instances[:] = [m for m in neurons if isinstance(m, snn.SpikingNeuron)]
         form = TimeAsBatch(at_once, check=False)
         form.loops, form.layout.probes = self._loops, True
-        with torch.enable_grad():
+        with torch.enable_grad(), self._fixed or nullcontext():
             wanted, got = self._results(by_steps, form)
             _see_equal(wanted, got, tolerance)
             _see_equal_gradients(wanted, got, by_steps, at_once, 10 * tolerance)
@@ -181,7 +188,7 @@ class _Trial:
         try:
             with _Followed(x, form.layout, self._training) as followed, _Converted(followed):
                 return form.run(x, *self._args, **self._kwargs)
-        except (DFAError, _DrawsError):
+        except (DFAError, DrawsError):
             raise
         except Exception as error:
             if call == "second":
@@ -230,7 +237,7 @@ class _Followed(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Args:
         x: The samples; what is made of them is followed.
         layout: Of the network that runs.
-        training: Whether draws and statistics of a batch end the trial.
+        training: Whether statistics of a batch end the trial.
     """
 
     def __init__(self, x: Tensor, layout: Layout, training: bool) -> None:
@@ -256,8 +263,8 @@ class _Followed(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.data_dependent_output in func.tags:
             self.see_that_none_is_read((args, kwargs))
-        if self._training and _draws(func, args) and not self._layout.in_neuron:
-            raise _DrawsError
+        if self._training and _normalises(func, args) and not self._layout.in_neuron:
+            raise DrawsError
         result = func(*args, **(kwargs or {}))
         if self._are_of_samples((args, kwargs)):
             for t in tree_flatten(result)[0]:
@@ -266,10 +273,9 @@ class _Followed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def _draws(func: Any, args: Sequence[Any]) -> bool:
-    """Return whether an operation draws random numbers or takes the statistics of a batch."""
-    normalises = "batch_norm" in func.name() and len(args) > 5 and args[5] is True
-    return normalises or torch.Tag.nondeterministic_seeded in func.tags
+def _normalises(func: Any, args: Sequence[Any]) -> bool:
+    """Return whether an operation takes the statistics of a batch."""
+    return "batch_norm" in func.name() and len(args) > 5 and args[5] is True
 
 
 class _Converted(TorchFunctionMode):
@@ -380,13 +386,12 @@ def _see_equal_gradients(
 
 
 def _gradients(values: Any, net: nn.Module, names: Sequence[str]) -> list[Tensor]:
-    """Return the gradients of a sum of the values with fixed random factors."""
-    generator = torch.Generator().manual_seed(0)
+    """Return the gradients of a sum of the values with fixed factors, without a pattern."""
     parts = []
     for value in tree_flatten(values)[0]:
         if isinstance(value, Tensor) and value.is_floating_point():
-            factors = torch.rand(value.shape, generator=generator).to(value)
-            parts.append((factors * value.nan_to_num()).sum())
+            factors = torch.arange(1, value.numel() + 1, device=value.device).mul(12.9898).sin()
+            parts.append((factors.to(value).view(value.shape) * value.nan_to_num()).sum())
     parameters = dict(net.named_parameters())
     at = [parameters[name] for name in names]
     total = sum(parts[1:], parts[0]) if parts else torch.zeros(())

@@ -167,6 +167,31 @@ class KeepsAMeanInTraining(Inside):
         return current - self.mean
 
 
+class DropsAndMixesInTraining(Hidden):
+    def forward(self, x):
+        current = self.fc(nn.functional.dropout(x, 0.1, self.training))
+        if self.training:
+            current = current - current.mean(0)
+        return self.lif_out(self.out(self.lif(current)))
+
+
+class DropsAndKeepsATraceInTraining(Hidden):
+    trace = 0.0
+
+    def forward(self, x):
+        current = self.fc(nn.functional.dropout(x, 0.1, self.training))
+        if self.training:
+            self.trace = 0.5 * self.trace + current.detach()
+        return self.lif_out(self.out(self.lif(current - self.trace)))
+
+
+class MixesUpInTraining(Hidden):
+    def forward(self, x):
+        if self.training:
+            x = 0.9 * x + 0.1 * x[torch.randperm(len(x))]
+        return super().forward(x)
+
+
 class DetachesAState(Hidden):
     def forward(self, x):
         snn.Leaky.detach_hidden()
@@ -199,6 +224,9 @@ ERRORS = {
     Delays: DIFFERS,
     HasAParameterOfEachStep: DIFFERS,
     KeepsAMeanInTraining: DIFFERS,
+    DropsAndMixesInTraining: DIFFERS,
+    DropsAndKeepsATraceInTraining: DIFFERS,
+    MixesUpInTraining: DIFFERS,
     DetachesAState: "gives the values of its loop, and other gradients, such as that of 'fc.weight'",
     ReadsNumbers: "reads a number off its samples",
     Branches: "reads a number off its samples",
