@@ -7,7 +7,6 @@ and equal numbers hide nothing. Values and the parameters' gradients are compare
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from itertools import product
@@ -24,12 +23,14 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from snn_dfa.errors import AttachError, DFAError
 from snn_dfa.sequence.any_network import LONGEST, TimeAsBatch, is_the_users
+from snn_dfa.sequence.copies import copy_of
 from snn_dfa.sequence.fixed_draws import DrawsError, FixedDraws
 from snn_dfa.sequence.flat_scan import Layout
+from snn_dfa.sequence.handed_on import HandedOn
 from snn_dfa.sequence.left_behind import see_same_left
 from snn_dfa.state import reset
 
-__all__ = ["compare_with_loop", "copy_of"]
+__all__ = ["compare_with_loop"]
 
 #: So many steps, at least, and so many samples are compared.
 _LEAST, _SAMPLES = 3, 4
@@ -173,15 +174,19 @@ class _Trial:
     def _results(self, by_steps: nn.Module, form: TimeAsBatch) -> tuple[Any, Any]:
         """Return what the loop gives, and what the form gives."""
         x, args, kwargs = self._x, self._args, self._kwargs
+        handed_on = HandedOn(by_steps)
         if self._loops:  # twice, since what a call leaves on the network may change the next one
             wanted, got = [], []
             for call in ("first", "second"):
                 wanted.append(by_steps(x, *args, **kwargs))
+                handed_on.see(len(x))
                 got.append(self._run(form, call))
                 reset(by_steps)
             return wanted, got
         once = self._run(form)
-        return _loop(by_steps, x, args, kwargs, _passed_on(form, args, kwargs)), once
+        wanted = _loop(by_steps, x, args, kwargs, _passed_on(form, args, kwargs))
+        handed_on.see(len(x))
+        return wanted, once
 
     def _run(self, form: TimeAsBatch, call: str = "first") -> Any:
         x = self._x
@@ -198,25 +203,6 @@ class _Trial:
                 f"T * B = {len(x)} * {x.shape[1]} in one call ({type(error).__name__}: {error}); "
                 f"take sizes from the input, x.size(0), and steps from its first dimension alone"
             ) from error
-
-
-def copy_of(net: nn.Module) -> nn.Module:
-    """Return a copy of a network in evaluation mode and at rest."""
-    memo: dict[int, Any] = {}
-    for module in net.modules():
-        for store in (module._buffers, vars(module)):
-            for value in store.values():
-                if isinstance(value, Tensor) and value.grad_fn is not None:
-                    memo[id(value)] = value.detach().clone()
-    twin = copy.deepcopy(net, memo).eval()
-    for m in twin.modules():
-        if isinstance(m, nn.modules.batchnorm._NormBase) and m.running_mean is None:
-            # Without running statistics it takes those of what it sees, in evaluation, too.
-            like = next(net.parameters())
-            m.running_mean = torch.zeros(m.num_features, dtype=like.dtype, device=like.device)
-            m.running_var = torch.ones_like(m.running_mean)
-    reset(twin)
-    return twin
 
 
 def _half_random(x: Tensor) -> Tensor:

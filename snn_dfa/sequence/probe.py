@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from snn_dfa.errors import AttachError
 from snn_dfa.sequence.any_network import TimeAsBatch
-from snn_dfa.sequence.comparison import compare_with_loop, copy_of
+from snn_dfa.sequence.comparison import compare_with_loop
+from snn_dfa.sequence.copies import copy_of
 
 __all__ = ["Found", "examine"]
 
