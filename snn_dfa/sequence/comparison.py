@@ -98,6 +98,8 @@ class _Trial:
         loops: bool, dtype: torch.dtype, training: bool,
     ) -> None:  # fmt: skip
         def cast(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.is_inference():
+                value = value.clone()
             is_number = isinstance(value, Tensor) and value.is_floating_point()
             return value.detach().to(dtype) if is_number else value
 

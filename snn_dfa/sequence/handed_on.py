@@ -37,7 +37,7 @@ class _State(NamedTuple):
     @property
     def is_unchanged(self) -> bool:
         """Whether its memory is as it was."""
-        return self.tensor._version == self.version
+        return _version(self.tensor) == self.version
 
     def is_in(self, t: Tensor) -> bool:
         """Return whether a tensor has this one's memory or, without a graph, its numbers."""
@@ -131,7 +131,11 @@ def _tensors(values: Any, neuron: nn.Module) -> Iterator[Tensor]:
 
 
 def _noted(t: Tensor) -> _State:
-    return _State(t, t._version, t.grad_fn)
+    return _State(t, _version(t), t.grad_fn)
+
+
+def _version(t: Tensor) -> int:
+    return 0 if t.is_inference() else t._version
 
 
 def _moves(node: Any) -> bool:

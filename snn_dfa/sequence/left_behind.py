@@ -37,7 +37,7 @@ def see_same_left(by_steps: nn.Module, at_once: nn.Module, tolerance: float) -> 
                 raise AttachError(
                     f"over_time: the network keeps {key!r} on its {type(module).__name__}, which "
                     f"differs with all time steps in one call from that of the loop over time, as "
-                    f"a list of steps, a sum or a mean over steps, or a number of the last one does; "
+                    f"a list of steps, a sum or mean over steps, or a number of the last one does; "
                     f"return what a loss reads, or keep a tensor [B, ...] of the step, which the "
                     f"form gives as [T, B, ...]; if nothing reads {key!r}, pass check=False"
                 )

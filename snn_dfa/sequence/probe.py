@@ -80,6 +80,7 @@ def _aside(x: Tensor) -> Iterator[None]:
     neurons.clear()  # a network may reset or detach the states of all there are
     try:
         with (
+            torch.inference_mode(False),  # in which gradients are not compared
             torch.no_grad(),
             torch.random.fork_rng(devices=devices),
             torch.autocast(x.device.type, enabled=False),

@@ -88,12 +88,17 @@ def test_a_change_that_the_values_do_not_show_is_an_error(between):
     name = "'lif_out'" if between is CHANGES["clamp of the last layer"] else "'lif'"
     with pytest.raises(AttachError, match=f"changes the states of {name}, a Leaky, between two"):
         over_time(Between(between))(inputs())
+    form = over_time(Between(between))
+    with torch.inference_mode(), pytest.raises(AttachError, match="changes the states"):
+        form(inputs())
 
 
 @pytest.mark.parametrize("between", MOVES.values(), ids=MOVES)
 def test_a_state_that_is_moved_is_none_that_is_changed(between):
-    net = Between(between)
-    assert torch.equal(over_time(net)(inputs()), net(inputs()))
+    net, x = Between(between), inputs()
+    assert torch.equal(over_time(net)(x), net(x))
+    with torch.inference_mode():
+        assert torch.equal(over_time(net)(x), net(x))
 
 
 def test_a_frozen_network_may_copy_states_without_a_graph():
@@ -135,8 +140,8 @@ class OneNeuronForTwoPlaces(nn.Module):
 
 
 def test_one_neuron_for_two_places():
-    net = OneNeuronForTwoPlaces()
-    assert torch.equal(over_time(net)(inputs()), net(inputs()))
+    net, x = OneNeuronForTwoPlaces(), inputs()
+    assert torch.equal(over_time(net)(x), net(x))
     net.limit = 100.0
     with pytest.raises(AttachError, match="changes the states of 'lif', a Leaky, between two"):
         over_time(net)(inputs())
@@ -162,7 +167,7 @@ def test_states_among_the_arguments():
         over_time(TakesStates(lambda mem: mem.clamp(-100, 100)))(x, zero, zero)
 
 
-def test_neurons_with_several_states_that_are_hidden(monkeypatch):
+def test_neurons_with_several_states_that_are_hidden():
     class Several(nn.Module):
         def __init__(self):
             super().__init__()
