@@ -7,6 +7,7 @@ the network's own code runs as it is, with functions, branches and states betwee
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from enum import Enum
 from types import MappingProxyType
@@ -17,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from snn_dfa.errors import AttachError, InputError
+from snn_dfa.errors import AttachError
 from snn_dfa.sequence import spike_linear
 from snn_dfa.sequence.attached import see_that_none_is_at_work
-from snn_dfa.sequence.flat_scan import FlatScan, Layout
+from snn_dfa.sequence.flat_scan import FlatScan, Layout, see_that_it_is_a_sequence
 
 __all__ = [
     "LONGEST",
@@ -71,6 +72,11 @@ def own_attributes(module: nn.Module) -> dict[str, Any]:
         {'in_features': 2, 'out_features': 3}
     """
     return {name: value for name, value in vars(module).items() if name not in _BARE}
+
+
+def _first_argument(net: nn.Module) -> str:
+    """Return the name of the first argument of a network's forward."""
+    return next(iter(inspect.signature(net.forward).parameters), "")
 
 
 class SpikeLinear(nn.Linear):
@@ -198,11 +204,11 @@ class TimeAsBatch(nn.Module):
         """The neurons by name."""
         return {n: m for n, m in self.named_modules() if type(m) is FlatScan}
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Run the network over the sequence [T, B, ...].
 
         Args:
-            x: The sequence.
+            x: The sequence; also by the name of the network's own first argument.
             *args: What else the network takes, as it is, such as states [B, ...].
             **kwargs: The same, by name.
 
@@ -210,12 +216,9 @@ class TimeAsBatch(nn.Module):
             What the network returns at a step, each tensor stacked over T; of a network with the
             loop inside, what it returns.
         """
-        if x.dim() < 3 or not len(x) or not x.is_floating_point():
-            raise InputError(
-                f"over_time: expected floating point numbers [T, B, ...] of one step or more, got "
-                f"{x.dtype} of shape {list(x.shape)}; add the time steps, as with "
-                f"encoding.constant(x, num_steps), and convert integers with x.float()"
-            )
+        if x is None:
+            x = kwargs.pop(_first_argument(self._source[0]), None)
+        see_that_it_is_a_sequence(x)
         self.compare(x, args, kwargs)
         return self.run(x, *args, **kwargs)
 

@@ -13,7 +13,7 @@ from snn_dfa.sequence.attached import see_that_none_is_at_work
 from snn_dfa.sequence.equations import dynamics_of, state_series
 from snn_dfa.sequence.neuron import STATES, NeuronOverTime, state_names, states_of
 
-__all__ = ["FlatScan", "Layout", "twice"]
+__all__ = ["FlatScan", "Layout", "see_that_it_is_a_sequence", "twice"]
 
 
 @dataclass
@@ -220,6 +220,29 @@ class FlatScan(NeuronOverTime):
 
 def _bare_flat_scan() -> FlatScan:
     return FlatScan.__new__(FlatScan)
+
+
+def see_that_it_is_a_sequence(x: Any) -> None:
+    """See that what a form is called with is a sequence [T, B, ...].
+
+    Args:
+        x: Its first argument.
+
+    Raises:
+        InputError: if it is not.
+    """
+    if not isinstance(x, Tensor):
+        got = "none" if x is None else f"a {type(x).__name__}"
+        raise InputError(
+            f"over_time: expected one tensor [T, B, ...] as the network's first argument, got "
+            f"{got}; give the sequence there, and what else the network takes after it"
+        )
+    if x.dim() < 3 or not len(x) or not x.is_floating_point():
+        raise InputError(
+            f"over_time: expected floating point numbers [T, B, ...] of one step or more, got "
+            f"{x.dtype} of shape {list(x.shape)}; add the time steps, as with "
+            f"encoding.constant(x, num_steps), and convert integers with x.float()"
+        )
 
 
 def twice(neuron: nn.Module) -> AttachError:

@@ -8,11 +8,11 @@ import snntorch as snn
 import torch
 from torch import Tensor, nn
 
-from snn_dfa.errors import AttachError, InputError
+from snn_dfa.errors import AttachError
 from snn_dfa.sequence import spike_linear
 from snn_dfa.sequence.any_network import Modules, TimeAsBatch, is_the_users
 from snn_dfa.sequence.attached import see_that_no_hook_is_left_out, see_that_none_is_at_work
-from snn_dfa.sequence.flat_scan import twice
+from snn_dfa.sequence.flat_scan import see_that_it_is_a_sequence, twice
 from snn_dfa.sequence.neuron import Scan
 from snn_dfa.sequence.products import fast_product
 
@@ -145,14 +145,10 @@ class OverTime(nn.Sequential):
         for name, layer in layers.items():
             self.add_module(name, layer)
 
-    def forward(self, x: Tensor) -> Any:
-        """Run all layers over the sequence [T, B, ...]."""
-        if x.dim() < 3 or not len(x) or not x.is_floating_point():
-            raise InputError(
-                f"over_time: expected floating point numbers [T, B, ...] of one step or more, got "
-                f"{x.dtype} of shape {list(x.shape)}; add the time steps, as with "
-                f"encoding.constant(x, num_steps), and convert integers with x.float()"
-            )
+    def forward(self, x: Any = None, *, input: Any = None) -> Any:
+        """Run all layers over the sequence [T, B, ...], also by ``nn.Sequential``'s name of it."""
+        x = input if x is None else x
+        see_that_it_is_a_sequence(x)
         self._made_of.check()
         see_that_none_is_at_work(self._source[0])
         see_that_no_hook_is_left_out(self._source[0])

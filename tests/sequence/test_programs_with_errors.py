@@ -1,6 +1,7 @@
 """Programs that cannot run once on T * B samples: each raises an error, and nothing is changed."""
 
 import copy
+import threading
 from dataclasses import dataclass
 
 import pytest
@@ -270,9 +271,52 @@ def test_what_is_no_network_of_single_steps_is_named():
         over_time(Hidden())(torch.rand(B, F))
 
 
-@pytest.mark.parametrize(
-    "make", [Hidden, lambda: nn.Sequential(linear(F, N), snn.Leaky(0.9, init_hidden=True))]
-)
+def sequential():
+    return nn.Sequential(linear(F, N), snn.Leaky(0.9, init_hidden=True))
+
+
+class Named(Hidden):
+    def forward(self, spikes, x=1.0):
+        return super().forward(spikes * x)
+
+
+@pytest.mark.parametrize("make", [Hidden, sequential])
+def test_what_is_no_tensor_is_named(make):
+    x = inputs()
+    for given, name in (({"x": x}, "a dict"), ([x], "a list"), (None, "none")):
+        with pytest.raises(InputError, match=rf"first argument, got {name}; give the sequence"):
+            over_time(make())(given)
+
+
+def test_the_sequence_may_come_by_the_networks_own_name():
+    x = inputs()
+    for net, name in ((Named(), "spikes"), (Hidden(), "x"), (sequential(), "input")):
+        form = over_time(net)
+        wanted = form(x)
+        assert torch.equal(form(**{name: x}), wanted)
+        assert torch.equal(form(x=x), wanted)
+
+
+@pytest.mark.parametrize("what", [threading.Lock, lambda: (i for i in range(3))])
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize("check", [False, True])
+def test_what_cannot_be_copied_is_named(what, inner, check):
+    net = Hidden()
+    (net.fc if inner else net).kept = what()
+    name = "Linear.kept" if inner else "Hidden.kept"
+    with pytest.raises(AttachError, match=rf"over_time: cannot copy {name} \(TypeError: "):
+        over_time(net, check=check)(inputs())
+
+
+def test_graphs_of_an_earlier_loop_may_be_kept_in_lists():
+    net, x = Hidden(), inputs()
+    spikes = [net(step) for step in x]
+    net.kept = {"spikes": spikes}
+    assert spikes[0].requires_grad
+    assert torch.equal(over_time(net)(x), torch.stack(spikes))
+
+
+@pytest.mark.parametrize("make", [Hidden, sequential])
 def test_a_form_whose_network_has_changed(make):
     net = make()
     form, x = over_time(net), inputs()
