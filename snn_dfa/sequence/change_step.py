@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from snn_dfa.sequence.numba_tools import compile_for_addresses, for_kernels
-from snn_dfa.sequence.one_step import slope_at
+from snn_dfa.sequence.one_step import ordered, slope_at
 
 __all__ = ["Change", "change_step", "change_step_back"]
 
@@ -36,8 +36,8 @@ def change_step(current: Tensor, mem: Tensor, of: Change) -> tuple[Tensor, Tenso
         mem: The last membrane, of the same shape.
         of: Of the neuron.
     """
-    current, mem = current.contiguous(), mem.contiguous()
-    spk, new, margin, sign = [torch.empty_like(current) for _ in range(4)]
+    spk, new, margin, sign = [torch.empty_like(mem) for _ in range(4)]
+    current, mem = ordered(current, spk), ordered(mem, spk)
     _forward(current.dtype == torch.float32)(
         current.numel(), current.data_ptr(), mem.data_ptr(), of.beta, of.threshold,
         spk.data_ptr(), new.data_ptr(), margin.data_ptr(), sign.data_ptr(),
@@ -61,7 +61,8 @@ def change_step_back(
         at_mem: That at the membrane, if any.
         of: Of the neuron.
     """
-    at_spikes, at_mem = (None if t is None else t.contiguous() for t in (at_spikes, at_mem))
+    given = at_spikes, at_mem
+    at_spikes, at_mem = (None if t is None else ordered(t, margin) for t in given)
     total, before = torch.empty_like(margin), torch.empty_like(margin)
     name, steepness = of.slope
     width = 1 / steepness  # of an arc tangent

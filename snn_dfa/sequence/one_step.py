@@ -21,7 +21,7 @@ from torch import Tensor
 
 from snn_dfa.sequence.numba_tools import compile_for_addresses, for_kernels, is_installed
 
-__all__ = ["Constants", "slope_at", "step", "step_back", "suits"]
+__all__ = ["Constants", "ordered", "slope_at", "step", "step_back", "suits"]
 
 _is_installed = functools.cache(is_installed)  # it is asked for at each step
 _SHARED = 1 << 22  # numbers times threads from which torch, which shares them, does the work
@@ -66,11 +66,12 @@ def step(
         counter: Of the silent steps that are left, int32, where there are any.
         of: Of the neuron.
     """
-    current, states = current.contiguous(), [state.contiguous() for state in states]
-    recurrent = None if recurrent is None else recurrent.contiguous()
-    counter = None if counter is None else counter.contiguous()
+    # In memory results lie as torch's do: as the last membrane, to which the current is added.
+    spk, margin, late, *new = [torch.empty_like(states[-1]) for _ in range(3 + len(states))]
+    current, states = ordered(current, spk), [ordered(state, spk) for state in states]
+    recurrent = None if recurrent is None else ordered(recurrent, spk)
+    counter = None if counter is None else ordered(counter, spk)
     counted = None if counter is None else torch.empty_like(counter)
-    spk, margin, late, *new = [torch.empty_like(current) for _ in range(3 + len(states))]
     at, at_new = [each.data_ptr() for each in states], [each.data_ptr() for each in new]
     kernel, constants = _forward_of(of, current.dtype == torch.float32)
     kernel(
@@ -99,9 +100,9 @@ def step_back(
         at_states: Those at the states, if any.
         of: Of the neuron.
     """
-    counter = None if counter is None else counter.contiguous()
-    at_spikes = None if at_spikes is None else at_spikes.contiguous()
-    at_states = [None if t is None else t.contiguous() for t in at_states]
+    counter = None if counter is None else ordered(counter, margin)
+    at_spikes = None if at_spikes is None else ordered(at_spikes, margin)
+    at_states = [None if t is None else ordered(t, margin) for t in at_states]
     total, *before = out = [torch.empty_like(margin) for _ in range(1 + len(at_states))]
     at = [t.data_ptr() for t in out]
     kernel, constants = _backward_of(of, margin.dtype == torch.float32)
@@ -111,6 +112,22 @@ def step_back(
         *constants.at, at[0], *_three(at[1:]),
     )  # fmt: skip
     return total, before
+
+
+def ordered(t: Tensor, like: Tensor) -> Tensor:
+    """Return a tensor whose numbers lie in memory as those of another, which has no gaps.
+
+    Args:
+        t: The tensor.
+        like: The other one, of its shape.
+
+    Example:
+        >>> ordered(torch.rand(2, 3), torch.rand(3, 2).t()).stride()
+        (1, 2)
+    """
+    if like.is_contiguous():  # which costs less to ask than strides
+        return t.contiguous()
+    return t if t.stride() == like.stride() else torch.empty_like(like, dtype=t.dtype).copy_(t)
 
 
 def _three(of: Sequence[Any]) -> tuple[Any, Any, Any]:
