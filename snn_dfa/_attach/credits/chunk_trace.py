@@ -19,6 +19,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from snn_dfa._attach.core import Core
 from snn_dfa._attach.credits.trace_base import TraceBase, cut, given_states
+from snn_dfa._attach.forward import Forward
+from snn_dfa._attach.hooks import eager
 from snn_dfa._attach.weights import SYNAPSES, answer, computes_as, inside_neurons
 from snn_dfa.eligibility import advance_chunk
 from snn_dfa.errors import AttachError
@@ -29,6 +31,18 @@ __all__ = ["LINEAR", "ChunkTraces"]
 
 #: What may lie between a synapse and its neuron: it commutes with the sum over time.
 LINEAR = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.Flatten, nn.Identity)
+
+
+class _Traced(Forward):
+    """A neuron's call by its trace: also where the call fails, the next one is a plain one."""
+
+    @partial(eager, recursive=False)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self.plain(*args, **kwargs)
+        finally:
+            neuron: Any = self.module
+            neuron.traces, neuron.carried = False, None
 
 
 class ChunkTraces(TraceBase):
@@ -56,6 +70,7 @@ class ChunkTraces(TraceBase):
             after = partial(self._after, module, inner)
             self._place(module, before, after)
         for name, neuron in self._neurons.items():
+            self._handles.append(_Traced(neuron, core))
             if neuron not in set(modules.values()):
                 before = partial(self.before, name, neuron)
                 self._place(neuron, before, partial(self._after_neuron, name))
@@ -91,12 +106,12 @@ class ChunkTraces(TraceBase):
         if name not in self._neurons or self._idle:
             return args, kwargs
         current, *states = args
-        module.traces = True
         begins = self._is_new(name, module, current, states, kwargs)
         if current in self._ways or self._core.entry.learns(current):
             self._carry(name, module, current, begins)
         else:
             self._see_that_it_learns_as_before(name, None, begins=begins)
+        module.traces = True
         return (current, *map(cut, states)), {k: cut(v) for k, v in kwargs.items()}
 
     def after(self, name: str, module: Any, values: list[Tensor]) -> list[Tensor]:
@@ -107,7 +122,6 @@ class ChunkTraces(TraceBase):
 
     def _after_neuron(self, name: str, output: Any) -> None:
         neuron: Any = self._neurons[name]
-        neuron.traces, neuron.carried = False, None
         self._leave(name, neuron.neuron)
 
     def _carry(self, name: str, scan: Any, current: Tensor, begins: bool) -> None:

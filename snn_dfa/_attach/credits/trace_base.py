@@ -116,7 +116,7 @@ class TraceBase:
 
     def remove(self) -> None:
         """Take everything off and forget the traces."""
-        for handle in self._handles:
+        for handle in reversed(self._handles):
             handle.remove()
         self._handles.clear()
         for kept in (self._inputs, self._traces, self._last, self._learning):

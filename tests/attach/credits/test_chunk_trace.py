@@ -205,3 +205,38 @@ def test_what_has_no_trace_over_chunks_says_so():
         pytest.raises(AttachError, match=r"'2': expected the output of one nn\.Linear"),
     ):
         form(torch.rand(3, 2, 4))
+
+
+@pytest.mark.parametrize("where", ["in the credit", "in the neuron", "in the second call"])
+def test_after_a_call_that_failed_back_propagation_is_what_it_was(where):
+    def made():
+        torch.manual_seed(1)
+        net = dense(NEURONS["zero"])
+        between = nn.Tanh() if where == "in the credit" else nn.Identity()
+        return over_time(nn.Sequential(net[0], between, *net[1:]), stateful=True)
+
+    def learned(form):
+        reset(form)
+        loss(form(x)).backward()
+        return next(form.parameters()).grad
+
+    x = torch.rand(T, B, F, dtype=torch.float64) * 2
+    wanted, form = learned(made()), made()
+    scan = form[2]
+    dfa = DFA(form, credit="trace")
+    if where == "in the second call":
+        form(x)
+    if where == "in the credit":
+        with pytest.raises(AttachError, match=r"expected the output of one nn\.Linear"):
+            form(x)
+    else:
+        scan.neuron.register_forward_hook(lambda *_: None)  # which a scan refuses
+        with pytest.raises(AttachError, match="has a forward hook"):
+            form(x)
+        scan.neuron._forward_hooks.clear()
+    with dfa.paused():
+        torch.testing.assert_close(learned(form), wanted, rtol=0, atol=0)
+    form.zero_grad()
+    dfa.remove()
+    assert not [m for m in form.modules() if "forward" in vars(m)]
+    torch.testing.assert_close(learned(form), wanted, rtol=0, atol=0)
