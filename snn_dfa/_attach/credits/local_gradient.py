@@ -58,16 +58,25 @@ class LocalGradient:
         outputs: Sequence[str],
         derivative: Callable[[Tensor], Tensor] | None,
     ) -> None:
-        self._slopes = _slopes(modules, outputs, derivative)
-        self.cuts: Container[str] = self._slopes  # a plain readout keeps its own graph
+        self._layers = _layers(modules, outputs)
+        self._derivative = derivative
+        self.cuts: Container[str] = self._layers  # a plain readout keeps its own graph
         self._current: Tensor | None = None
+        self._at_current: AtCurrent
         # What each layer's module left last: a neuron may hold its membrane by a weak reference.
         self._kept: dict[str, list[Tensor]] = {}
 
     def before(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Note the current."""
-        if name in self._slopes:
+        """Note the current, and how the neuron is now: the program may change it for a later step.
+
+        Raises:
+            AttachError: if a parameter of the neuron learns by now, which would get no gradient.
+        """
+        neuron = self._layers.get(name)
+        if neuron is not None:
+            _see_that_none_learns(name, neuron)
             self._current = args[0]
+            self._at_current = _credit(neuron, isinstance(module, Scan), self._derivative)
         return args, kwargs
 
     def after(self, name: str, module: nn.Module, values: list[Tensor]) -> list[Tensor]:
@@ -78,16 +87,13 @@ class LocalGradient:
             return values
         alike = [v for v in values if v.shape == values[0].shape]
         bare = [v.detach() for v in alike]  # the module goes on with its own as they are
-        made = CurrentCredit.apply(self._slopes[name], current, *bare)
+        made = CurrentCredit.apply(self._at_current, current, *bare)
         by_id = {id(old): new for old, new in zip(alike, made, strict=True)}
         return [by_id.get(id(v), v) for v in values]
 
 
-def _slopes(
-    modules: Mapping[str, nn.Module],
-    outputs: Sequence[str],
-    derivative: Callable[[Tensor], Tensor] | None,
-) -> dict[str, AtCurrent]:
+def _layers(modules: Mapping[str, nn.Module], outputs: Sequence[str]) -> dict[str, Any]:
+    """Return the neurons by layer, but for a plain readout."""
     found = {}
     for name, module in modules.items():
         if not is_spiking(module):
@@ -98,31 +104,51 @@ def _slopes(
                 f"snntorch.SpikingNeuron, whose threshold and surrogate it needs; use 'membrane'"
             )
         neuron: Any = module.neuron if isinstance(module, Scan) else module
-        learns = [p for p, value in neuron.named_parameters() if value.requires_grad]
-        if learns:
-            raise AttachError(
-                f"credit='current' gives no gradient to parameters of the neuron itself, but "
-                f"{f'{name}.{learns[0]}'!r} has requires_grad=True; set it to False, or use "
-                f"credit='membrane'"
-            )
-        found[name] = _credit(module, neuron, derivative)
+        _see_that_none_learns(name, neuron)
+        found[name] = neuron
     return found
 
 
-def _credit(module: Any, neuron: Any, derivative: Callable[[Tensor], Tensor] | None) -> AtCurrent:
-    """Return (error at the spikes, current) -> error * g(current - threshold) * size of a spike."""
-    surrogate = recognise(neuron.spike_grad) if derivative is None else None
-    if isinstance(module, Scan) and surrogate is not None:
+def _see_that_none_learns(name: str, neuron: nn.Module) -> None:
+    if not any([p.requires_grad for p in neuron.parameters()]):
+        return
+    learns = next(n for n, p in neuron.named_parameters() if p.requires_grad)
+    raise AttachError(
+        f"credit='current' gives no gradient to parameters of the neuron itself, but "
+        f"{f'{name}.{learns}'!r} has requires_grad=True; set it to False, or use credit='membrane'"
+    )
 
-        def in_one_pass(at_spikes: Tensor, current: Tensor) -> Tensor:
-            factor = neuron.graded_spikes_factor
-            at_spikes = at_spikes if bool((factor == 1).all()) else at_spikes * factor
-            return credit_at_current(at_spikes, current, neuron.threshold, surrogate)
 
-        return in_one_pass
+def _credit(
+    neuron: Any, in_one_pass: bool, derivative: Callable[[Tensor], Tensor] | None
+) -> AtCurrent:
+    """Return (error at the spikes, current) -> error * g(current - threshold) * size of a spike.
+
+    It has the numbers that the neuron has now.
+
+    Args:
+        neuron: The neuron.
+        in_one_pass: Whether it runs over whole sequences.
+        derivative: The slope g; ``None`` for that of the neuron's surrogate.
+    """
+    surrogate = recognise(neuron.spike_grad) if in_one_pass and derivative is None else None
+    if surrogate is not None:
+        height, size = (t.detach().clone() for t in (neuron.threshold, neuron.graded_spikes_factor))
+
+        def of_sequence(at_spikes: Tensor, current: Tensor) -> Tensor:
+            at_spikes = at_spikes if bool((size == 1).all()) else at_spikes * size
+            return credit_at_current(at_spikes, current, height, surrogate)
+
+        return of_sequence
+    threshold, factor = _kept(neuron.threshold), _kept(neuron.graded_spikes_factor)
     slope = derivative or derivative_of(neuron.spike_grad)
 
-    def credit(at_spikes: Tensor, current: Tensor) -> Tensor:
-        return at_spikes * slope(current - neuron.threshold) * neuron.graded_spikes_factor
+    def of_step(at_spikes: Tensor, current: Tensor) -> Tensor:
+        return at_spikes * slope(current - threshold) * factor
 
-    return credit
+    return of_step
+
+
+def _kept(t: Tensor) -> Any:
+    """Return what a tensor holds now; a number takes a tenth of the time of a copy."""
+    return t.detach().clone() if t.dim() or t.device.type != "cpu" else t.item()
