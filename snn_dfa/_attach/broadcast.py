@@ -11,7 +11,7 @@ from torch import Tensor
 from snn_dfa._attach import messages
 from snn_dfa._attach.calls import Arrivals, Call, with_earlier
 from snn_dfa._attach.sample_errors import SentByWays, send_by_ways
-from snn_dfa.errors import AttachError
+from snn_dfa.errors import AttachError, BackwardError
 from snn_dfa.feedback import project
 from snn_dfa.feedback.apply import readout
 from snn_dfa.feedback.sample_ways import index_of, layer_of
@@ -218,7 +218,7 @@ class Broadcast:
     def _signal(self, name: str, e: Tensor, calls: Sequence[Call]) -> Tensor:
         """Return what the rule makes of the errors of some calls of a layer."""
         if self._rule is local:
-            scores = readout(_spikes(calls), self._feedback.matrix(name, e))
+            scores = readout(_spikes(name, calls), self._feedback.matrix(name, e))
             return self._made(e, calls, scores)
         if id(e) not in self._signals:
             self._signals[id(e)] = self._made(e, calls)
@@ -255,8 +255,9 @@ class Broadcast:
     def _send(self, name: str, calls: Sequence[Call], e: Tensor) -> Arrivals:
         """Return what the steps of one layer are sent."""
         signal = self._signal(name, e, calls)
-        if self._feedback.accumulates:
-            self._feedback.accumulate(name, signal, _spikes(calls))
+        own = self._feedback.with_own_matrix
+        if self._feedback.accumulates and (not own or name in own):
+            self._feedback.accumulate(name, signal, _spikes(name, calls))
         values = [name] if self._by_ways is None else self._feedback.values_of(name)
         return [sent for value in values for sent in self._send_at(value, calls, signal)]
 
@@ -324,9 +325,20 @@ def _is_one(errors: Sequence[Tensor]) -> bool:
     return all(e.data_ptr() == first.data_ptr() and e.stride() == first.stride() for e in errors)
 
 
-def _spikes(calls: Sequence[Call]) -> Tensor:
-    """Return the spikes of some calls, [*batch, *S] of one, [K, *batch, *S] of K."""
+def _spikes(name: str, calls: Sequence[Call]) -> Tensor:
+    """Return the spikes of some calls of a layer, [*batch, *S] of one, [K, *batch, *S] of K.
+
+    Raises:
+        BackwardError: if the program has changed them in place.
+    """
     spikes = [call.spikes.detach() for call in calls if call.spikes is not None]
+    if any([c.spikes is not None and c.spikes._version != c.version for c in calls]):
+        raise BackwardError(
+            f"backward: the spikes of layer {name!r} were changed in place behind the layer, and "
+            f"rule='local' or the feedback learns from the spikes as the layer has returned them; "
+            f"expected them unchanged; write spk * mask in place of spk.mul_(mask), and leave out "
+            f"inplace=True, as of nn.Dropout"
+        )
     return spikes[0] if len(spikes) == 1 else torch.stack(spikes)
 
 

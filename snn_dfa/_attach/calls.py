@@ -36,7 +36,8 @@ class Call:
         "__weakref__", "along", "below", "came_in", "chosen", "collector", "earlier", "entered",
         "first", "inputs", "later", "layer", "learns", "leaves", "linked", "links", "number",
         "passage", "record", "released", "returned", "shape", "sources", "spikes", "steps",
-        "supposed", "tap", "targets", "values", "versions",
+        "supposed", "tap", "targets", "values", "version",
+        "versions",
     )  # fmt: skip
 
     def __init__(
@@ -56,6 +57,7 @@ class Call:
         self.returned = 0
         self.versions: list[int] | None = None  # of values that share memory, as they were returned
         self.spikes: Tensor | None = None  # the first tensor that was returned
+        self.version: int  # of these spikes as the layer has handed them out, if it learns
         self.shape = torch.Size()
         self.came_in = torch.Size()  # the shape of the first tensor; of what may be an output
         self.links = False  # whether all values but the spikes are their graphs alone

@@ -199,6 +199,8 @@ class Core:
         self.paths.hearing[layer] += call.hears
         if spikes is not None:
             call.shape = spikes.shape
+            if call.learns:
+                call.version = spikes._version
         if self._layouts:
             call.steps = next((each.steps for each in self._layouts if each.running), None)
         try:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from user_nets import B, Net, X, assert_alike, gradients, hidden, lif
 
-from snn_dfa import DFA, reset
+from snn_dfa import DFA, BackwardError, KolenPollack, reset
 
 
 def masked_(spk, mem):
@@ -235,3 +235,72 @@ class TopDown(nn.Module):
 
 def test_what_an_output_hands_back_is_cut():
     assert_alike(gradients(TopDown(True)), gradients(TopDown(False)))
+
+
+class Masked(nn.Module):
+    """Changes the spikes behind a layer; behind the first one is a product that has no way back."""
+
+    def __init__(self, change, layer):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc1, self.lif1, self.left = nn.Linear(4, 8), hidden(), nn.Parameter(torch.rand(B, B))
+        self.lif2, self.fc3, self.lif3 = hidden(), nn.Linear(8, 2), hidden()
+        self.change, self.layer = change, layer
+        with torch.no_grad():
+            self.fc3.weight.abs_()
+
+    def forward(self, x):
+        spk = self.masked(self.lif1(self.fc1(x)), 1)
+        spk = self.masked(self.lif2(self.left @ spk), 2)
+        return self.lif3(self.fc3(spk))
+
+    def masked(self, spk, layer):
+        return self.change(spk) if layer == self.layer else spk
+
+
+MASK = (torch.arange(8) % 2).float()
+LABELS = torch.arange(B) % 2
+
+
+READS = {
+    "local": {"rule": "local"},
+    "kolen-pollack": {"feedback": KolenPollack(lr=0.1)},
+    "own matrix of a mirror": {"mirror": True},
+}
+
+
+def attached(net, mirror=False, **options):
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    options |= {"optimizer": optimizer} if mirror else {}
+    return DFA(net, output="lif3", **options), optimizer
+
+
+@pytest.mark.parametrize("options", READS.values(), ids=READS)
+@pytest.mark.parametrize(
+    "change", [lambda spk: spk.mul_(MASK), nn.Dropout(0.5, inplace=True)], ids=["mul_", "dropout"]
+)
+def test_spikes_that_are_learned_from_and_were_changed_in_place_are_an_error(change, options):
+    net = Masked(change, 1)
+    dfa, _ = attached(net, **options)
+    with dfa.targets(LABELS):
+        loss = torch.stack([net(step) for step in X]).sum()
+        with pytest.raises(BackwardError, match="spikes of layer 'lif1' were changed in place"):
+            loss.backward()
+    assert all(p.grad is None for p in net.parameters())
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_spikes_that_no_one_learns_from_may_be_changed_in_place(mirror):
+    def trained(change):
+        net = Masked(change, 2)
+        _, optimizer = attached(net, mirror)
+        for _ in range(3):
+            reset(net)
+            spikes = torch.stack([net(step) for step in X])
+            assert 0 < spikes.mean() < 1
+            optimizer.zero_grad()
+            (spikes - 1).square().mean().backward()
+            optimizer.step()
+        return {name: p.grad for name, p in net.named_parameters()}
+
+    assert_alike(trained(lambda spk: spk * MASK), trained(lambda spk: spk.mul_(MASK)))
