@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import operator
 from collections import deque
-from collections.abc import Callable, ItemsView, Mapping, Sequence, ValuesView
-from functools import partial
+from collections.abc import Callable, Generator, ItemsView, Iterable, Mapping, Sequence, ValuesView
+from types import ModuleType
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -16,56 +16,56 @@ __all__ = ["Held", "Lent", "map_tensors", "tensors_in"]
 #: What a module holds and a call replaces: where, its name there, itself and what stands for it.
 Held: TypeAlias = tuple[dict[str, Any], str, Tensor, Tensor]
 
-_PLAIN = (int, float, bool, str, bytes, complex, type(None), nn.Module, type)
+#: What has been seen, by identity: itself, so that no other has its place, and what stands for it.
+Done: TypeAlias = dict[int, tuple[Any, Any]]
+
+_NUMBERS = (int, float, bool, str, bytes, complex, type(None))
+_FLAT = frozenset({Tensor, *_NUMBERS})
+_PLAIN = (*_NUMBERS, nn.Module, type, ModuleType)
 _HOLD_NONE = (Tensor, *_PLAIN)
 #: Of a dictionary's view of its values only a list can have other ones.
 _SERIES = (tuple, list, deque, ValuesView, ItemsView)
 
 
-def map_tensors(
-    change: Callable[[Tensor], Tensor],
-    value: Any,
-    *,
-    in_place: bool = False,
-    within: tuple[Any, ...] = (),
-) -> Any:
+def map_tensors(change: Callable[[Tensor], Tensor], value: Any, *, in_place: bool = False) -> Any:
     """Return ``value`` with every tensor inside it changed.
 
     A container or an object in which nothing changes is returned as it is; another one is
-    copied. An object is one with attributes, such as a dataclass or a graph's data.
+    copied, once. An object is one with attributes, such as a dataclass or a graph's data. What
+    holds itself is left there as it is.
 
     Args:
         change: Returns what stands for a tensor.
         value: A tensor, or what holds tensors.
         in_place: Whether lists, dicts and objects are changed themselves, and no copies made.
-        within: What the value lies in: what holds itself is left there as it is.
     """
-    kind = type(value)
     if isinstance(value, Tensor):
         return change(value)
-    if kind in _PLAIN or isinstance(value, _PLAIN) or any([value is each for each in within]):
+    kind = type(value)
+    if kind is tuple or kind is dict or kind is list:
+        parts = value.values() if kind is dict else value
+        if _FLAT.issuperset(map(type, parts)):  # so it is nearly always
+            changed = [change(v) if type(v) is Tensor else v for v in parts]
+            return value if _same(changed, parts) else _filled(value, changed, in_place=in_place)
+    if _holds_none(value):
         return value
-    inside = partial(map_tensors, change, in_place=in_place, within=(*within, value))
-    if isinstance(value, _SERIES):
-        changed = [change(v) if type(v) is Tensor else inside(v) for v in value]
-        if _same(changed, value):
-            return value
-        if isinstance(value, tuple):
-            return kind(*changed) if hasattr(value, "_fields") else kind(changed)
-        if not isinstance(value, (list, deque)):
-            return changed
-        twin: Any = value if in_place else copy.copy(value)
-        for i, new in enumerate(changed):
-            twin[i] = new
-        return twin
-    if isinstance(value, dict):
-        items = {key: inside(v) for key, v in value.items()}
-        if _same(items.values(), value.values()):
-            return value
-        twin = value if in_place else copy.copy(value)
-        twin.update(items)
-        return twin
-    return _map_object(inside, value, in_place=in_place)
+    # A chain of objects may be longer than calls may be deep: so no call is inside another one.
+    done: Done = {id(value): (value, value)}
+    todo, new = [_changed(change, value, done, in_place=in_place)], None
+    while todo:
+        try:
+            inner = todo[-1].send(new)
+        except StopIteration as end:
+            new = end.value
+            todo.pop()
+            continue
+        if id(inner) in done:
+            new = done[id(inner)][1]
+        else:
+            done[id(inner)] = inner, inner
+            todo.append(_changed(change, inner, done, in_place=in_place))
+            new = None
+    return new
 
 
 def tensors_in(value: Any) -> list[Tensor]:
@@ -83,18 +83,60 @@ def _same(new: Any, old: Any) -> bool:
     return all(map(operator.is_, new, old))
 
 
-def _map_object(inside: Callable[[Any], Any], value: Any, *, in_place: bool) -> Any:
+def _holds_none(value: Any) -> bool:
+    return type(value) in _PLAIN or isinstance(value, _PLAIN)
+
+
+def _changed(
+    change: Callable[[Tensor], Tensor], value: Any, done: Done, *, in_place: bool
+) -> Generator[Any, Any, Any]:
+    """Return a container or an object with its tensors changed; yield what it holds, for the same.
+
+    Args:
+        change: Returns what stands for a tensor.
+        value: The container or object.
+        done: What has been seen, by identity: itself and what stands for it.
+        in_place: Whether lists, dicts and objects are changed themselves.
+    """
+    parts = list(value) if isinstance(value, _SERIES) else [v for _, v in _named(value)]
+    changed = []
+    for part in parts:
+        if isinstance(part, Tensor):
+            changed.append(change(part))
+        else:
+            changed.append(part if _holds_none(part) else (yield part))
+    new = value if _same(changed, parts) else _filled(value, changed, in_place=in_place)
+    done[id(value)] = value, new
+    return new
+
+
+def _named(value: Any) -> Iterable[tuple[Any, Any]]:
+    """Return what a dict or an object holds, with its key or its name there."""
+    if isinstance(value, dict):
+        return value.items()
+    if callable(value):  # a function keeps its attributes to itself
+        return ()
     slots = [s for k in type(value).__mro__ for s in getattr(k, "__slots__", ())]
     names = [*getattr(value, "__dict__", ()), *(s for s in slots if hasattr(value, s))]
-    if callable(value):  # a function keeps its attributes to itself
-        return value
-    twin = value
-    for name in names:
-        old = getattr(value, name)
-        new = inside(old)
-        if new is not old:
-            twin = copy.copy(value) if twin is value and not in_place else twin
-            object.__setattr__(twin, name, new)  # a frozen dataclass has no other way
+    return [(name, getattr(value, name)) for name in names]
+
+
+def _filled(value: Any, changed: list[Any], *, in_place: bool) -> Any:
+    """Return a container or an object with other parts."""
+    if isinstance(value, tuple):
+        return type(value)(*changed) if hasattr(value, "_fields") else type(value)(changed)
+    if isinstance(value, _SERIES) and not isinstance(value, (list, deque)):
+        return changed
+    twin: Any = value if in_place else copy.copy(value)
+    if isinstance(value, (list, deque)):
+        for i, new in enumerate(changed):
+            twin[i] = new
+    elif isinstance(value, dict):
+        twin.update(zip(value, changed, strict=True))
+    else:
+        for (name, old), new in zip(_named(value), changed, strict=True):
+            if new is not old:
+                object.__setattr__(twin, name, new)  # a frozen dataclass has no other way
     return twin
 
 
