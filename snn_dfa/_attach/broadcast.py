@@ -332,7 +332,7 @@ def _spikes(name: str, calls: Sequence[Call]) -> Tensor:
         BackwardError: if the program has changed them in place.
     """
     spikes = [call.spikes.detach() for call in calls if call.spikes is not None]
-    if any([c.spikes is not None and c.spikes._version != c.version for c in calls]):
+    if any([c.spikes is not None and c.spikes._version != c.spikes_version for c in calls]):
         raise BackwardError(
             f"backward: the spikes of layer {name!r} were changed in place behind the layer, and "
             f"rule='local' or the feedback learns from the spikes as the layer has returned them; "

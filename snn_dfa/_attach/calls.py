@@ -35,9 +35,8 @@ class Call:
     __slots__ = (
         "__weakref__", "along", "below", "came_in", "chosen", "collector", "earlier", "entered",
         "first", "inputs", "later", "layer", "learns", "leaves", "linked", "links", "number",
-        "passage", "record", "released", "returned", "shape", "sources", "spikes", "steps",
-        "supposed", "tap", "targets", "values", "version",
-        "versions",
+        "passage", "record", "released", "returned", "shape", "shared", "sources", "spikes",
+        "spikes_version", "steps", "supposed", "tap", "targets", "values",
     )  # fmt: skip
 
     def __init__(
@@ -55,9 +54,9 @@ class Call:
         #: counts those that were returned; the others are states.
         self.values: Sequence[Tensor] = ()
         self.returned = 0
-        self.versions: list[int] | None = None  # of values that share memory, as they were returned
+        self.shared: list[int] | None = None  # of values that share memory, as they were returned
         self.spikes: Tensor | None = None  # the first tensor that was returned
-        self.version: int  # of these spikes as the layer has handed them out, if it learns
+        self.spikes_version: int  # of these spikes as the layer has handed them out, if it learns
         self.shape = torch.Size()
         self.came_in = torch.Size()  # the shape of the first tensor; of what may be an output
         self.links = False  # whether all values but the spikes are their graphs alone
@@ -128,7 +127,7 @@ class Call:
         """Note the versions of values that share memory: each has a graph of its own from here."""
         values = [value for value in self.values if value.layout is torch.strided]
         if len({value.untyped_storage()._cdata for value in values}) < len(values):
-            self.versions = [value._version for value in values]
+            self.shared = [value._version for value in values]
 
     def see_shared(self) -> None:
         """See that values which share memory are as they were returned.
@@ -136,9 +135,9 @@ class Call:
         Raises:
             BackwardError: if one was changed in place.
         """
-        if self.versions is not None and not self.released:
+        if self.shared is not None and not self.released:
             values = [value for value in self.values if value.layout is torch.strided]
-            if [value._version for value in values] != self.versions:
+            if [value._version for value in values] != self.shared:
                 raise messages.shared(self.layer)
 
     def release(self) -> None:

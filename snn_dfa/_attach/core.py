@@ -200,7 +200,7 @@ class Core:
         if spikes is not None:
             call.shape = spikes.shape
             if call.learns:
-                call.version = spikes._version
+                call.spikes_version = spikes._version
         if self._layouts:
             call.steps = next((each.steps for each in self._layouts if each.running), None)
         try:
