@@ -347,8 +347,8 @@ class TimeAsBatch(nn.Module):
                 last = before.get(key)
                 if key in _OWN or (key in before and last is value):
                     continue
-                is_of_samples = isinstance(value, Tensor) and value.shape[:1] == (samples,)
-                if is_of_samples and getattr(last, "shape", None) != value.shape:
+                is_new = getattr(last, "shape", None) != getattr(value, "shape", None)
+                if is_new and isinstance(value, Tensor) and value.shape[:1] == (samples,):
                     value = self.layout.first_dimension(value)
                 store[key] = value
 

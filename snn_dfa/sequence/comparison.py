@@ -115,7 +115,7 @@ class _Trial:
         self._x = _half_random(cast(x))
         self._args, self._kwargs = tree_map(shaken, (tuple(args), dict(kwargs)))
         self._dtype = dtype
-        self._fixed = FixedDraws() if training else None
+        self._fixed = FixedDraws() if training else None  # type: ignore[no-untyped-call]
 
     @property
     def drew(self) -> bool:

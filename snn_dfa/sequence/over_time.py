@@ -145,8 +145,8 @@ class OverTime(nn.Sequential):
         for name, layer in layers.items():
             self.add_module(name, layer)
 
-    def forward(self, x: Any = None, *, input: Any = None) -> Any:
-        """Run all layers over the sequence [T, B, ...], also by ``nn.Sequential``'s name of it."""
+    def forward(self, input: Any = None, *, x: Any = None) -> Any:
+        """Run all layers over the sequence [T, B, ...], which has the name of ``nn.Sequential``."""
         x = input if x is None else x
         see_that_it_is_a_sequence(x)
         self._made_of.check()
