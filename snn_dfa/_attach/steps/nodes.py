@@ -181,6 +181,8 @@ def compiled_step(
         _, mem = states
         spk, new_mem, margin, sign = change_step(current, mem, constants)
         return spk, [mem, new_mem], None, None, Kept(constants, margin, sign, None)
+    if counter is not None and counter.is_inference():
+        counter = counter.clone()  # autograd keeps none of inference mode, and they have no version
     spk, new, margin, late, counted = step(current, recurrent, states, counter, constants)
     keeps = constants.reset == "zero" or not constants.delayed or constants.tau is not None
     return spk, new, late, counted, Kept(constants, margin, late if keeps else None, counter)

@@ -7,7 +7,7 @@ import snntorch as snn
 import torch
 from torch import nn
 
-from snn_dfa import DFA, BackwardError
+from snn_dfa import DFA, BackwardError, RefractoryLeaky
 from snn_dfa.surrogate import fast_sigmoid
 
 pytest.importorskip("numba")
@@ -150,3 +150,25 @@ def test_records_answer_what_is_asked_of_them_as_nodes_do(through, frozen, monke
     assert wanted.keys() == found.keys()
     for name, grad in wanted.items():
         torch.testing.assert_close(found[name], grad, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("penalty", [0, 1], ids=["record", "node"])
+def test_a_step_in_inference_mode_before_those_that_learn(penalty):
+    grads = []
+    for mode in (torch.no_grad, torch.inference_mode):
+        torch.manual_seed(0)
+        options = {"spike_grad": fast_sigmoid(5), "threshold": 0.3, "refractory_steps": 2}
+        net = nn.Sequential(
+            nn.Linear(4, 5), RefractoryLeaky(0.9, init_hidden=True, **options),
+            nn.Linear(5, 2), RefractoryLeaky(0.9, init_hidden=True, **options),
+        )  # fmt: skip
+        x = 3 * torch.rand(4, 3, 4)
+        with DFA(net, output="3", seed=1):
+            with mode():
+                net(x[0])
+            assert net[1].counter.any()
+            loss = sum(net(step).sum() + penalty * net[1].mem.square().sum() for step in x[1:])
+            loss.backward()
+        grads.append([p.grad for p in net.parameters()])
+    assert grads[0][0].any()
+    assert all(map(torch.equal, *grads))
