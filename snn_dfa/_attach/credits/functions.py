@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from snn_dfa._attach.functions import first_order
+from snn_dfa._attach.steps.products import changed_in_place
 
 __all__ = ["AtCurrent", "CurrentCredit", "Detour", "Traced"]
 
@@ -40,7 +41,12 @@ class CurrentCredit(Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        (current,) = ctx.saved_tensors
+        try:
+            (current,) = ctx.saved_tensors
+        except RuntimeError as error:
+            if "inplace operation" in str(error):
+                raise changed_in_place() from error
+            raise
         at_spikes, *at_states = grads
         parts = [g for g in at_states if g is not None]
         if at_spikes is not None:
@@ -88,7 +94,8 @@ class Traced(Function):
         *_: Tensor | None,
     ) -> Tensor:  # fmt: skip
         ctx.gradients = gradients
-        return output.view_as(output)  # which no program can change in place: traces would miss it
+        ctx.mark_dirty(output)  # nothing is written, but so it is no view, and nothing is copied
+        return output
 
     @staticmethod
     @first_order

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from small_net import X, run, small
+from torch import nn
 
-from snn_dfa import DFA, AttachError, over_time, reset
+from snn_dfa import DFA, AttachError, BackwardError, over_time, reset
 from snn_dfa.surrogate import fast_sigmoid
 
 
@@ -80,3 +81,22 @@ def test_a_parameter_of_the_neuron_that_is_thawed_is_an_error_before_the_step(se
             net.zero_grad()
             run(net).square().mean().backward()
             assert net[0].weight.grad.any()
+
+
+def test_a_current_that_is_changed_in_place_behind_the_neuron_is_an_error():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = small()
+
+        def forward(self, x):
+            current = self.layers[0](x)
+            spk = self.layers[1](current)
+            current.zero_()
+            return self.layers[2:](spk)
+
+    with DFA(net := Net(), output="layers.5", credit="current"):
+        loss = sum(net(x).sum() for x in X)
+        with pytest.raises(BackwardError, match="changed in place after the layer had read it"):
+            loss.backward()
+    assert all(p.grad is None for p in net.parameters())

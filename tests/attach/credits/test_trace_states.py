@@ -203,3 +203,47 @@ def test_a_head_whose_weight_or_input_has_been_changed_raises_an_error(changed):
         with pytest.raises(BackwardError, match="changed in place since it was called"):
             loss.backward()
         assert all(p.grad is None for p in net.parameters())
+
+
+class Changed(nn.Module):
+    """Changes the current of a layer in place, before the layer reads it or after."""
+
+    def __init__(self, before=None, after=None, head=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.lif, self.out = nn.Linear(4, 7), leaky(init_hidden=True), nn.Linear(7, 2)
+        self.changes = [before, after, head]
+        self.double()
+
+    def forward(self, x):
+        before, after, head = (each or (lambda t: t) for each in self.changes)
+        current = self.a(x)
+        spk = self.lif(before(current))
+        after(current)
+        return head(self.out(spk))
+
+
+def test_a_current_that_a_program_changes_in_place_is_an_error_that_says_what_to_do():
+    message = "'lif': expected its input to be the output of one .* no hook or in-place operation"
+    with (
+        DFA(net := Changed(before=lambda t: t.add_(0.1)), credit="trace", output="out"),
+        pytest.raises(AttachError, match=message),
+    ):
+        net(X[0])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"after": lambda t: t.zero_()}, {"head": lambda t: t.mul_(2).sub_(1)}],
+    ids=["current that was read", "output"],
+)
+def test_what_a_layer_returns_may_be_changed_in_place_where_no_trace_reads_it(changes):
+    found = []
+    for each in (changes, {name: lambda t: t * 2 - 1 for name in changes}):
+        with DFA(net := Changed(**each), credit="trace", output="out", seed=1):
+            for x in X:
+                (net(x) - 1).square().sum().backward()
+        found.append([p.grad for p in net.parameters()])
+    assert found[0][0].any()
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
