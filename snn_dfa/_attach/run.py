@@ -194,4 +194,6 @@ def _add(
     for leaf, grad in zip(leaves, grads, strict=False):
         if grad is not None:
             known = total.get(id(leaf))
-            total[id(leaf)] = grad if known is None else known + grad
+            if known is not None:  # torch adds a sparse one to a dense one, and not the other way
+                grad = grad + known if known.is_sparse else known + grad
+            total[id(leaf)] = grad

@@ -247,3 +247,25 @@ def test_a_weight_that_is_made_of_others_may_be_the_output(make):
 @pytest.mark.parametrize("make", [*MADE, nn.utils.parametrizations.spectral_norm, dropped])
 def test_an_output_that_is_made_of_others_is_mirrored(make):
     assert of_head(make)[1].any()
+
+
+def test_a_sparse_embedding_whose_weight_a_linear_product_has_too():
+    class Tied(nn.Module):
+        def __init__(self, sparse):
+            super().__init__()
+            torch.manual_seed(0)
+            self.words = nn.Embedding(6, 4, sparse=sparse)
+            self.lif1, self.lif2 = hidden(), hidden()
+
+        def forward(self, x):
+            return self.lif2(nn.functional.linear(self.lif1(self.words(x)), self.words.weight))
+
+    grads = []
+    for sparse in (False, True):
+        with DFA(net := Tied(sparse), output="lif2", seed=1):
+            for _ in range(2):
+                reset(net)
+                sum(net(x).square().sum() for x in torch.tensor([[0, 1], [2, 2]])).backward()
+        grads.append(net.words.weight.grad)
+    assert grads[0].any()
+    torch.testing.assert_close(grads[1].to_dense(), grads[0])
