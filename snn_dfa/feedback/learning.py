@@ -163,6 +163,7 @@ class Twin:
 
     def __init__(self) -> None:
         self._state: dict[str, dict[str, Any]] = {}
+        self._of: str | None = None  # the class whose state it is: another one has other moments
 
     def step(
         self,
@@ -178,7 +179,9 @@ class Twin:
             gradients: By name: the weight whose options a matrix has, ``None`` for those of the
                 first group, and the gradient.
         """
-        groups = optimizer.param_groups
+        groups, of = optimizer.param_groups, type(optimizer).__qualname__
+        if of != self._of:
+            self._state, self._of = {}, of
         at = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
         twin = _blank(optimizer)
         twin.param_groups = [{**group, "params": []} for group in groups]
@@ -198,12 +201,12 @@ class Twin:
         self._state.update({n: state[p] for n, p in parameters.items() if p in state})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state by name of the matrix."""
-        return deepcopy(self._state)
+        """Return the state by name of the matrix, and the class of the optimiser that has it."""
+        return {"class": self._of, "state": deepcopy(self._state)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state of :meth:`state_dict`."""
-        self._state = deepcopy(dict(state))
+        self._of, self._state = state["class"], deepcopy(state["state"])
 
 
 def _check_imitable(optimizer: Optimizer) -> None:

@@ -36,6 +36,29 @@ def test_a_subclass_that_calls_its_base_takes_one_step(options):
         assert torch.equal(matrix, found[1][name])
 
 
+@pytest.mark.parametrize("loads", [False, True])
+def test_another_class_of_optimiser_begins_with_its_own_moments(loads):
+    net = network()
+    first = torch.optim.SGD(net.parameters(), lr=LR, momentum=0.9)
+    dfa = DFA(net, output="5", optimizer=first)
+    train(net, first, range(3))
+    if loads:
+        state, twin = dfa.state_dict(), network()
+        other = torch.optim.Adam(twin.parameters(), lr=LR)
+        fresh = DFA(twin, output="5", optimizer=other)
+        backward(loop, twin, 0)
+        fresh.load_state_dict(state)
+        net, dfa = twin, fresh
+    else:
+        other = torch.optim.Adam(net.parameters(), lr=LR)
+        dfa.follow(other)
+    before = dfa.state_dict()["matrices"]
+    train(net, other, range(2))
+    after = dfa.state_dict()["matrices"]
+    assert before
+    assert all(not torch.equal(matrix, before[name]) for name, matrix in after.items())
+
+
 def test_a_step_that_failed_is_none():
     weight = nn.Parameter(torch.ones(1))
     optimizer, taken = torch.optim.SGD([weight], lr=0.1), []
