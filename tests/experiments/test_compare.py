@@ -178,6 +178,16 @@ def test_a_name_of_ones_own_stands_for_arguments_of_dfa_and_a_loop_goes_outside(
     assert set(entry["gradient_angles"]) == {"0", "2"}
 
 
+def test_feedback_that_learns_is_that_of_the_one_line():
+    every = {"rule": "error", "feedback": "weight-mirror", "error_at": "current"}
+    rules = {"short": {"feedback": "weight-mirror"}, "in full": every}
+    found = compare(Net, [(X, Y)] * 2, rules=rules, epochs=3, silent=True)
+    short, full = ([line["train_loss"] for line in found.results[name][0]["history"]]
+                   for name in rules)  # fmt: skip
+    assert short == full
+    assert len(set(short)) > 1
+
+
 # -- mistakes --------------------------------------------------------------------------------------
 
 

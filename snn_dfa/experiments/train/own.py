@@ -204,17 +204,18 @@ class OwnTraining(Training):
         self.net = self.form = self.sequence = task.network(seed)
         self.frozen = frozen
         self._freeze(self.net)
-        self.dfa, learns = None, False
+        self.optimizer = task.make_optimizer(self.net.parameters())
+        self.dfa = None
         if options is not None:
             every = {"seed": seed, **task.options, **options}
             feedback = every.get("feedback")
-            learns = isinstance(feedback, tuple(LEARNED.values())) or (
-                isinstance(feedback, str) and feedback in LEARNED
-            )
+            by_name = isinstance(feedback, str) and feedback in LEARNED
+            if by_name and "rule" not in every:
+                every["optimizer"] = self.optimizer  # as in `DFA(net, optimizer=optimizer)`
             self.dfa = DFA(self.net, **every)
-        self.optimizer = task.make_optimizer(self.net.parameters())
-        if self.dfa is not None and learns:
-            self.dfa.follow(self.optimizer)
+            learns = by_name or isinstance(feedback, tuple(LEARNED.values()))
+            if learns and "optimizer" not in every:
+                self.dfa.follow(self.optimizer)
         make = task.make_scheduler
         self.scheduler = None if make is None else make(self.optimizer)
         self._seen = 0  # batches of an epoch, once one is over
