@@ -7,6 +7,7 @@ import importlib.util
 import warnings
 from typing import Any
 
+import snntorch as snn
 import torch
 from torch import Tensor, nn
 
@@ -53,11 +54,12 @@ def export_nir(net: nn.Module, sample: Tensor) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of packages that these import
         from snntorch.export_nir import export_to_nir
-    subtracting = [n for n, m in net.named_modules() if _reset(m) == "subtract"]
-    if subtracting:
+    resets = {n: _reset(m) for n, m in net.named_modules() if _reset(m) not in (None, "zero")}
+    for name, reset_mechanism in list(resets.items())[:1]:
         warnings.warn(
-            f"export_nir: layer {subtracting[0]!r} resets by subtraction, and NIR's neuron to "
-            f"zero; train with reset_mechanism='zero', so that the exported network does the same",
+            f"export_nir: layer {name!r} has reset_mechanism={reset_mechanism!r}, and NIR's neuron "
+            f"resets to zero; train with reset_mechanism='zero', so that the exported network does "
+            f"the same",
             stacklevel=2,
         )
     return export_to_nir(_spelt_out(net, sample), sample)
@@ -78,10 +80,28 @@ def _check(net: nn.Module) -> None:
                 f"layer {name!r}: expected input_gain=1, which NIR cannot say, got "
                 f"{module.input_gain}; multiply the weights before it instead"
             )
+        if isinstance(module, snn.SpikingNeuron):
+            _check_neuron(name, module)
         if isinstance(module, _NORMALIZATIONS):
             raise ExportError(
                 f"layer {name!r}: expected no batch normalisation, which NIR cannot say; call "
                 f"fold_normalization(net) first"
+            )
+
+
+def _check_neuron(name: str, neuron: Any) -> None:
+    if not type(neuron).__module__.startswith(("snntorch.", "snn_dfa.")):
+        raise ExportError(
+            f"layer {name!r}: expected a neuron of snnTorch, got a {type(neuron).__name__}, whose "
+            f"own computation NIR cannot say; train with a neuron of snnTorch"
+        )
+    plain = {"graded_spikes_factor": 1, "inhibition": False, "state_quant": False}
+    for option, value in plain.items():
+        got = getattr(neuron, option, value)
+        if bool(torch.as_tensor(got != value).any()):
+            raise ExportError(
+                f"layer {name!r}: expected {option}={value}, since NIR cannot say another one, got "
+                f"{got}"
             )
 
 

@@ -53,9 +53,10 @@ def test_a_trained_network_is_exported(nir):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_reset_by_subtraction_is_warned_of(nir):
-    with pytest.warns(UserWarning, match="layer '1' resets by subtraction, and NIR's neuron to ze"):
-        export_nir(trained(network(reset_mechanism="subtract")), X)
+@pytest.mark.parametrize("mechanism", ["subtract", "none"])
+def test_another_reset_is_warned_of(nir, mechanism):
+    with pytest.warns(UserWarning, match=f"layer '1' has reset_mechanism='{mechanism}', and NIR's"):
+        export_nir(trained(network(reset_mechanism=mechanism)), X)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -90,6 +91,24 @@ def test_what_would_be_lost_is_refused(net, message):
     with pytest.raises(ExportError) as caught:
         export_nir(net, X)
     assert str(caught.value) == message
+
+
+class Own(snn.Leaky):
+    def forward(self, x, mem=None):
+        return super().forward(2 * x, mem)
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (network(Own), "layer '1': expected a neuron of snnTorch, got a Own"),
+        (network(graded_spikes_factor=3.0), "layer '1': expected graded_spikes_factor=1"),
+        (network(state_quant=lambda state: state), "layer '1': expected state_quant=False"),
+    ],
+)
+def test_neurons_that_nir_does_not_know_are_an_error(net, message):
+    with pytest.raises(ExportError, match=message):
+        export_nir(net, X)
 
 
 def test_an_attached_network_is_refused():
