@@ -24,7 +24,7 @@ from snn_dfa._attach.weights import matrices, synapses
 from snn_dfa.errors import AttachError, FeedbackError
 from snn_dfa.feedback import Feedback
 from snn_dfa.feedback.base import FeedbackWeights
-from snn_dfa.feedback.learning import Twin
+from snn_dfa.feedback.learning import FeedbackOptimizer, Twin
 from snn_dfa.feedback.make import check_names, learned, load, make, type_of
 from snn_dfa.rules import canonical
 
@@ -240,17 +240,21 @@ class DFA:
             FeedbackError: if the feedback is fixed or has the rates of an optimiser, or if the rate
                 is below zero.
         """
-        return learned(self._feedback).feedback_optimizer.lr
+        return self._own_optimizer().lr
 
     @feedback_lr.setter
     def feedback_lr(self, lr: float) -> None:
+        own = self._own_optimizer()
+        if not lr >= 0:
+            raise FeedbackError(f"feedback_lr: expected zero or more, got {lr}")
+        own.lr = lr
+
+    def _own_optimizer(self) -> FeedbackOptimizer:
         if learned(self._feedback).twin is not None:
             raise FeedbackError(
                 "feedback_lr: the feedback has the rates of the optimiser it follows"
             )
-        if not lr >= 0:
-            raise FeedbackError(f"feedback_lr: expected zero or more, got {lr}")
-        learned(self._feedback).feedback_optimizer.lr = lr
+        return learned(self._feedback).feedback_optimizer
 
     def follow(self, optimizer: Optimizer) -> None:
         """Let feedback that learns take a step whenever this optimiser takes one, and only then.

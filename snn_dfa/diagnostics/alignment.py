@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from snn_dfa._attach.weights import synapses
 from snn_dfa.dfa import DFA
-from snn_dfa.errors import FeedbackError
+from snn_dfa.errors import FeedbackError, InputError
 
 __all__ = [
     "GradientReport", "angle", "feedback_angles", "gradient_angles", "gradient_report",
@@ -189,6 +189,11 @@ def _gradients(
     dtype: torch.dtype | None = None,
 ) -> list[dict[str, Tensor]]:
     """Return each layer's gradient by the rule and by back-propagation, made on copies."""
+    if not dfa._attached:
+        raise InputError(
+            "dfa: expected a DFA that is attached to its network, got one that was removed, whose "
+            "gradients are those of back-propagation; call DFA(net, ...) again"
+        )
     cuda = [p.device for p in dfa.net.parameters() if p.device.type == "cuda"][:1]
     grads = []
     for paused in (False, True):

@@ -9,7 +9,7 @@ import torch
 from problems import problem
 from torch import nn
 
-from snn_dfa import DFA, diagnostics, over_time, reset
+from snn_dfa import DFA, InputError, diagnostics, over_time, reset
 from snn_dfa.diagnostics import (
     angle,
     cost,
@@ -65,6 +65,15 @@ def test_gradient_angles_by_hand():
         assert got[name] == pytest.approx(angle(mine[name], true), abs=0.05)
     assert got["5"] == 0.0
     assert 1 < got["0"] < 179
+
+
+def test_a_dfa_that_was_removed_has_no_angles():
+    net = network()
+    dfa = DFA(net)
+    loss(net).backward()
+    dfa.remove()
+    with pytest.raises(InputError, match="expected a DFA that is attached"):
+        diagnostics.gradient_angles(dfa, loss)
 
 
 def test_gradient_angles_change_nothing():

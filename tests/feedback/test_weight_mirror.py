@@ -396,6 +396,8 @@ def test_optimizers_that_feedback_cannot_follow():
     dfa = DFA(net, optimizer=optimizer)
     with pytest.raises(FeedbackError, match="feedback_lr: the feedback has the rates"):
         dfa.feedback_lr = 0.1
+    with pytest.raises(FeedbackError, match="feedback_lr: the feedback has the rates"):
+        _ = dfa.feedback_lr
     dfa.remove()
     DFA(net, optimizer=optimizer, feedback=WeightMirror()).remove()
 
