@@ -29,7 +29,10 @@ class KolenPollack(LearningOptions):
 
     Under a ``GradScaler`` B learns from the scaled error. A constant factor does not change the
     steps of AdamW. For some steps after the scale has changed, the step is off by less than the
-    change of the scale.
+    change of the scale. With ``DFA(net, optimizer=...)`` B takes the steps of that optimiser. SGD
+    has no such normalisation: with a ``GradScaler`` the steps of B are as many times too large as
+    the scale, and clipping does not act on B. Use Adam, AdamW or the like, or bfloat16 without a
+    scaler.
 
     Args:
         lr: Learning rate of AdamW.
