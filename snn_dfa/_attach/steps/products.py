@@ -143,7 +143,7 @@ class Notes:
 
 def _as_they_are(device: str) -> AbstractContextManager[Any]:
     """Return what lets products keep their type where a backward pass is called in autocast."""
-    on = torch.is_autocast_enabled(device)
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return torch.autocast(device, enabled=False) if on else nullcontext()
 
 
