@@ -73,7 +73,6 @@ class Call:
         self.along: int | None = None
         #: Of one that was given another step of each sample: which of them, by sample.
         self.chosen: list[int] | None = None
-        #: Of what may be an output: edges of what came in, but for currents of known steps.
         self.inputs: list[Any] = []  # edges of what came in; of what may be an output
         self.supposed = False  # an output has the call by order alone, and does not read it
 
@@ -125,7 +124,7 @@ class Call:
 
     def note_shared(self) -> None:
         """Note the versions of values that share memory: each has a graph of its own from here."""
-        values = [value for value in self.values if value.layout is torch.strided]
+        values = self._with_memory()
         if len({value.untyped_storage()._cdata for value in values}) < len(values):
             self.shared = [value._version for value in values]
 
@@ -135,10 +134,14 @@ class Call:
         Raises:
             BackwardError: if one was changed in place.
         """
-        if self.shared is not None and not self.released:
-            values = [value for value in self.values if value.layout is torch.strided]
-            if [value._version for value in values] != self.shared:
-                raise messages.shared(self.layer)
+        if self.shared is None or self.released:
+            return
+        if [value._version for value in self._with_memory()] != self.shared:
+            raise messages.shared(self.layer)
+
+    def _with_memory(self) -> list[Tensor]:
+        """Return the values that have memory of their own; a sparse one has none."""
+        return [value for value in self.values if value.layout is torch.strided]
 
     def release(self) -> None:
         """Forget the layer's own graph, which a backward pass has used up."""

@@ -128,8 +128,9 @@ class Entry:
         self.insides.refuse(layer, origin.nodes)
         for leaf in origin.leaves.values():
             self.call.learns |= self._core.note_leaf(leaf)
-        if any([type(node).__name__ in ORDERS for node in origin.nodes]):
-            self._see_order(value, origin)
+        orders = [node for node in origin.nodes if type(node).__name__ in ORDERS]
+        if orders:
+            self._see_order(value, origin, orders)
         own: dict[Any, Tensor] = {}
         for node, index in origin.ports:
             of = node.call.layer
@@ -149,7 +150,7 @@ class Entry:
             see_no_change(self._core, layer, at)
         return self._bridged(value, origin, own)
 
-    def _see_order(self, value: Tensor, origin: Origin) -> None:
+    def _see_order(self, value: Tensor, origin: Origin, orders: Sequence[Any]) -> None:
         """See that other layers' samples come in the order in which the layers gave them.
 
         An error is sent to the sample at the same place. Samples may also come in another order
@@ -158,7 +159,6 @@ class Entry:
         Raises:
             AttachError: if samples of a layer come in another order alone.
         """
-        orders = [node for node in origin.nodes if type(node).__name__ in ORDERS]
         others = [edge for edge in origin.ports if edge[0].call.layer not in (self.layer, None)]
         for samples in {node.call.shape[:1].numel() for node, _ in others}:
             ordered = {node for node in orders if orders_samples(node, samples)}
