@@ -105,6 +105,8 @@ def _run(
 ) -> None:
     """Train rules, each with so many seeds, and print what came of it."""
     settings = _settings(args)
+    if settings.start and seeds > 1:
+        raise UsageError(f"--seeds: expected 1 with --start, whose run had one seed, got {seeds}")
     folder.check()
 
     @lru_cache(1)

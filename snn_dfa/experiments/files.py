@@ -174,8 +174,12 @@ def refuse_overwrite(path: Path) -> None:
         )
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, option: str = "--resume") -> dict[str, Any]:
     """Load what :class:`Checkpoint` wrote, tensors and plain values only.
+
+    Args:
+        path: Of the file.
+        option: For whose sake it is read.
 
     Raises:
         UsageError: if there is none, or the file is damaged or something else.
@@ -188,16 +192,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UsageError(
-            f"--resume: expected a checkpoint at {path}, found none; train without --resume first"
+            f"{option}: expected a checkpoint at {path}, found none; train without {option} first"
         ) from error
     except READ_ERRORS as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:100]
         raise UsageError(
-            f"--resume: {path} is not a checkpoint, or damaged ({reason}); train anew without "
-            f"--resume"
+            f"{option}: {path} is not a checkpoint, or damaged ({reason}); train anew without "
+            f"{option}"
         ) from error
     if not isinstance(state, dict) or "settings" not in state:
         raise UsageError(
-            f"--resume: {path} holds no training state; expected a file that snn-dfa train wrote"
+            f"{option}: {path} holds no training state; expected a file that snn-dfa train wrote"
         )
     return state

@@ -267,7 +267,7 @@ def describe(name: str) -> str:
     lines = [f"{name}: {recipe.about}"]
     for each in fields(Settings):
         value = getattr(recipe.settings, each.name)
-        if each.name in ENVIRONMENT_FIELDS or value == ():
+        if each.name in ENVIRONMENT_FIELDS or value in ((), ""):
             continue
         if name == DEFAULT or value != each.default:
             lines.append(f"    {option(each, value)} {shown(value)}".rstrip())

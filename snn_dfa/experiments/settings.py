@@ -201,6 +201,11 @@ class Settings:
     )
     # -- learning ----------------------------------------------------------------------------------
     epochs: int = _say(40, "number of passes over the training part", _COUNT)
+    start: str = _say(
+        "",
+        "begin with the weights that an earlier run of the same network tested, and with its "
+        "feedback: its checkpoint.pt",
+    )
     keep: str = _say(
         "best",
         "test the weights of the epoch that is best on the validation part, or of the last epoch",
@@ -334,6 +339,7 @@ def option(of: Field[Any], value: Any = None) -> str:
 _METAVARS = {
     "dataset": "NAME", "data_root": "DIR", "device": "DEVICE", "seed": "SEED", "hidden": "LAYERS",
     "biases": "B,...", "threshold": "THETA,...", "tau": "MS", "dt": "MS", "t_ref": "MS",
+    "start": "FILE",
     "steps": "T", "run_in": "STEPS", "shift": "PIXELS", "max_rate": "RATE", "batch_size": "B",
 }  # fmt: skip
 

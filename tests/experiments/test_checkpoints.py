@@ -14,7 +14,9 @@ from cut_runs import SETTINGS, TINY, cut_at, run
 from paths import ROOT
 
 from snn_dfa.experiments import files
+from snn_dfa.experiments.data import load
 from snn_dfa.experiments.files import Checkpoint, load_checkpoint
+from snn_dfa.experiments.settings import UsageError
 from snn_dfa.experiments.train.trainer import Trainer
 
 
@@ -192,3 +194,54 @@ def test_what_a_killed_run_left_half_written_is_taken_out(tmp_path):
     names = {p.name for p in tmp_path.iterdir()}
     assert {".mine", "checkpoint.pt", "metrics.json"} <= names
     assert not any(name.endswith(".part") for name in names)
+
+
+# -- a second run that begins with the weights of the first ----------------------------------------
+
+
+@pytest.fixture
+def first_run(tmp_path, digits):
+    trainer = Trainer(SETTINGS, "dfa", digits)
+    list(trainer.fit())
+    Checkpoint(tmp_path / "c.pt", 0).save(trainer.state_dict())
+    return trainer, str(tmp_path / "c.pt")
+
+
+def test_a_run_starts_with_the_weights_and_the_feedback_of_another(first_run, digits):
+    before, path = first_run
+    later = Trainer(replace(SETTINGS, start=path, lr=1e-4, steps=SETTINGS.steps + 1), "dfa", digits)
+    for name, value in later.net.state_dict().items():
+        assert torch.equal(value, before.best[name]), name
+    assert all(
+        torch.equal(matrix, before.dfa.feedback[n]) for n, matrix in later.dfa.feedback.items()
+    )
+    assert later.epoch == 0
+    assert not later.optimizer.state
+    (line, *_) = later.fit()
+    assert line["train_accuracy"] > before.history[0]["train_accuracy"]
+
+
+def test_another_rule_starts_with_the_weights_alone(first_run, digits):
+    before, path = first_run
+    later = Trainer(replace(SETTINGS, start=path), "fa", digits)
+    fresh = Trainer(SETTINGS, "fa", digits)
+    for name, value in later.net.state_dict().items():
+        assert torch.equal(value, before.best[name]), name
+    assert all(
+        torch.equal(matrix, fresh.dfa.feedback[n]) for n, matrix in later.dfa.feedback.items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [({"hidden": (7,)}, "the same network"), ({"seed": 1}, "the same validation part")],
+)
+def test_a_start_that_does_not_fit_is_an_error(first_run, digits, changed, said):
+    data = load(replace(SETTINGS, **changed)) if "seed" in changed else digits
+    with pytest.raises(UsageError, match=said):
+        Trainer(replace(SETTINGS, start=first_run[1], **changed), "dfa", data)
+
+
+def test_a_start_that_is_not_there_is_an_error(tmp_path, digits):
+    with pytest.raises(UsageError, match=r"--start: expected .*found none"):
+        Trainer(replace(SETTINGS, start=str(tmp_path / "none.pt")), "dfa", digits)

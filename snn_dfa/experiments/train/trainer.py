@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from snn_dfa.diagnostics import blocks
 from snn_dfa.experiments.data import Part, Splits
 from snn_dfa.experiments.data.inputs import drop_pixels, encode, random_flip, random_shift
+from snn_dfa.experiments.files import load_checkpoint, on_one_line
 from snn_dfa.experiments.ranks import local_slice, ranks
 from snn_dfa.experiments.settings import Settings, UsageError
 from snn_dfa.experiments.train.feedback import RULES, attach, last_of
@@ -60,6 +62,8 @@ class Trainer(Training):
         # What is trained: online learning needs the network that takes one step a call.
         self.form = self.net if settings.online and rule != "bptt" else self.sequence
         self.dfa = attach(settings, rule, self.form)
+        if settings.start:
+            self._begin_with(load_checkpoint(Path(settings.start), "--start"))
         self.optimizer = make_optimizer(settings, self.net)
         if self.dfa is not None and settings.feedback in LEARNED:
             self.dfa.follow(self.optimizer)
@@ -94,6 +98,28 @@ class Trainer(Training):
 
     def _method(self) -> tuple[str, str, str]:
         return RULES[self.rule] or "bptt", self.settings.credit, self.settings.feedback
+
+    def _begin_with(self, state: Mapping[str, Any]) -> None:
+        """Take over the weights that an earlier run tested, and its feedback under the same rule.
+
+        Optimiser and schedule begin anew.
+        """
+        settings, theirs = self.settings, state["settings"]
+        if theirs["dataset"] == settings.dataset and state["data"] != self.checksum:
+            raise UsageError(
+                f"--start: expected a checkpoint whose run held back the same validation part, got "
+                f"{settings.start}; give the same --seed, --validation and --folds"
+            )
+        try:
+            self.net.load_state_dict(state["best"] or state["net"])
+        except RuntimeError as error:
+            raise UsageError(
+                f"--start: expected a checkpoint of the same network, got {settings.start} "
+                f"({on_one_line(error, 300)}); give the same --hidden, --neuron and --normalize"
+            ) from error
+        same = (state["rule"], theirs["feedback"]) == (self.rule, settings.feedback)
+        if self.dfa is not None and same:
+            self.dfa.load_state_dict(state["feedback"])
 
     # -- training ----------------------------------------------------------------------------------
 
