@@ -346,7 +346,14 @@ class FeedbackWeights:
         for name, matrix in state["matrices"].items():
             check_tensor(name, matrix)
             loaded._check_saved(name, matrix, current)
-        loaded._load(state)
+        try:
+            loaded._load(state)
+        except KeyError as error:
+            raise FeedbackError(
+                f"state_dict: expected a state of {state['kind']!r} as this version of snn_dfa "
+                f"saves it, got one without {error}; save it anew, or load it with the version "
+                f"that has saved it"
+            ) from error
         return loaded
 
     @classmethod

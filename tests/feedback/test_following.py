@@ -194,6 +194,22 @@ def test_a_state_that_the_network_could_not_have_been_given_is_refused():
         DFA(network()).load_state_dict(drawn)
 
 
+def test_a_state_of_another_version_is_an_error_and_changes_nothing():
+    net = network()
+    optimizer = torch.optim.Adam(net.parameters(), lr=LR)
+    dfa = DFA(net, output="5", optimizer=optimizer)
+    train(net, optimizer, range(2))
+    before, saved = dfa.state_dict(), dfa.state_dict()
+    saved["learner"]["twin"] = saved["learner"]["twin"]["state"]
+    with pytest.raises(
+        FeedbackError, match=r"expected a state of 'weight-mirror' .* without 'class'"
+    ):
+        dfa.load_state_dict(saved)
+    after = dfa.state_dict()["matrices"]
+    assert before["matrices"]
+    assert all(torch.equal(matrix, after[name]) for name, matrix in before["matrices"].items())
+
+
 @pytest.mark.parametrize("kind", ["zhang", "shared"])
 def test_feedback_does_not_depend_on_what_is_frozen(kind):
     found = []
