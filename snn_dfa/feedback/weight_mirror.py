@@ -144,9 +144,10 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
         # Layers that have had a matrix of their own, which rests while a way is known.
         self._own: dict[str, None] = {}
         self._no_way: dict[str, str] = {}
-        # Of the weights, and how often they have changed in a row without a step of these factors.
-        self._versions: list[int] = []
-        self._missed = 0
+        # Of the weights, which of them have changed since the last step of these factors and did
+        # between the two steps before, and in how many passes in a row without a step.
+        self._versions: dict[str, tuple[int, int]] = {}
+        self._changed, self._changed_before, self._missed = set[str](), set[str](), 0
 
     def _require(self, shapes: Shapes) -> None:
         super()._require(shapes)
@@ -204,7 +205,7 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
     ) -> dict[str, Sent]:
         """Send the errors back by the factors, as the base says."""
         self._see_that_all_are_known(ways)
-        self._see_that_it_learns()
+        self._see_changes()
         dtype = torch.promote_types(error.dtype, torch.float32)
         factors = {n: f.to(dtype) for n, f in self._factors(error.device).items()}
         ways = ways.mixed(self._share)
@@ -271,12 +272,12 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
                     f"feedback='kolen-pollack'"
                 )
 
-    def _see_that_it_learns(self) -> None:
-        """Warn where weights change, and the optimiser that is followed takes no step."""
-        weights = [self.forward.weight(name) for name in self.matrices if name not in self._own]
-        versions = [w._version for w in weights if isinstance(w, Parameter)]
-        self._missed += bool(self._versions) and versions != self._versions
-        self._versions = versions
+    def _see_changes(self) -> None:
+        """Note weights that others than the optimiser have changed; warn if it takes no step."""
+        versions = self._versions_now()
+        changed = {name for name, now in versions.items() if self._versions.get(name, now) != now}
+        self._versions, self._changed = versions, self._changed | changed
+        self._missed += bool(changed)
         if self._missed == _MISSED:
             warnings.warn(
                 f"feedback: the weights have changed {_MISSED} times, and the optimiser that was "
@@ -284,6 +285,18 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
                 f"call dfa.follow(optimizer) with the optimiser whose step() changes the weights",
                 stacklevel=2,
             )
+
+    def _versions_now(self) -> dict[str, tuple[int, int]]:
+        weights = {n: self.forward.weight(n) for n in self.matrices if n not in self._own}
+        return {n: (id(w), w._version) for n, w in weights.items() if isinstance(w, Parameter)}
+
+    def _meet_again(self) -> None:
+        """Let noise drive anew the factors of weights that were drawn or loaded between two steps.
+
+        Weights that a program changes at each step, as to clip them, stay near what they were.
+        """
+        self._met -= self._changed - self._changed_before
+        self._changed, self._changed_before = set(), self._changed
 
     @property
     def without_way(self) -> dict[str, str]:
@@ -315,12 +328,13 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
                 found[layer] = weight, whole(weight.grad)
         self._step(found)
         self._steps += 1
-        self._missed, self._versions = 0, []
+        self._meet_again()
         for layer in factors:
             if layer not in self._met:
                 self._mirror(layer, _FIRST)
             elif layer not in found or self._steps % SELDOM == 0:
                 self._mirror(layer, 1)
+        self._missed, self._versions = 0, self._versions_now()
         self._cache.clear()
 
     def _mirror(self, layer: str, times: int) -> None:
@@ -335,6 +349,7 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
         state = super().state_dict()
         own = {name: state["matrices"].pop(name) for name in self._own}
         state["learner"] |= {"steps": self._steps, "met": sorted(self._met), "own": own}
+        state["learner"]["changed"] = sorted(self._changed_before)
         return state
 
     def _load(self, state: Mapping[str, Any]) -> None:
@@ -343,6 +358,7 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
         self._steps, self._direct = learner["steps"], tuple(learner["own"])
         self._own = dict.fromkeys(self._direct)
         self._met = set(learner.get("met", state["matrices"]))  # all, in a state of before
+        self._changed = self._changed_before = set(learner.get("changed", ()))
         self.matrices |= {name: matrix.detach().clone() for name, matrix in learner["own"].items()}
 
 

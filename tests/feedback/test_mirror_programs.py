@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from snn_dfa import DFA, FeedbackError, reset
+from snn_dfa.feedback.weight_mirror import WeightMirrorFeedback
 from snn_dfa.surrogate import fast_sigmoid
 
 X = torch.rand(32, 8, generator=torch.Generator().manual_seed(1))
@@ -138,6 +139,36 @@ def test_an_optimiser_that_takes_no_step_while_weights_change_gives_a_warning():
     with pytest.warns(UserWarning, match="has taken no step in between") as seen:
         train(network(nn.Linear), steps=30, step=by_hand)
     assert len(seen) == 1
+
+
+def test_factors_of_weights_that_are_drawn_anew_become_these_weights_in_one_step():
+    steps = iter(range(13))
+
+    def drawn_anew(optimizer, net):
+        optimizer.step()
+        if next(steps) == 11:
+            net[4].reset_parameters()
+
+    net = network(nn.Linear)
+    dfa, _ = train(net, steps=13, step=drawn_anew)
+    factor = dfa.state_dict()["matrices"]["4"]
+    assert torch.cosine_similarity(factor.flatten(), net[4].weight.flatten(), dim=0) > 0.9
+
+
+def test_weights_that_a_program_clips_at_each_step_are_met_once_more_at_most(monkeypatch):
+    def clipped(optimizer, net):
+        optimizer.step()
+        with torch.no_grad():
+            net[4].weight.clamp_(-0.2, 0.2)
+
+    driven = []
+    plain = WeightMirrorFeedback._mirror
+    monkeypatch.setattr(
+        WeightMirrorFeedback, "_mirror",
+        lambda self, layer, times: (driven.append((layer, times)), plain(self, layer, times)),
+    )  # fmt: skip
+    train(network(nn.Linear), steps=30, step=clipped)
+    assert driven.count(("4", 30)) == 2
 
 
 def test_weights_that_change_beside_the_optimiser_or_rest_give_no_warning():
