@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from graphlib import TopologicalSorter
 
 import torch
 from torch import Tensor
@@ -18,7 +19,42 @@ from snn_dfa.feedback.sample_ways import Named, Ways, course_of, layer_of
 from snn_dfa.feedback.stand_in import Inflow
 from snn_dfa.feedback.way_back import Value, added, errors_at, joined, linear
 
-__all__ = ["courses", "errors", "jacobians"]
+__all__ = ["courses", "errors", "in_order", "jacobians"]
+
+
+def in_order(layers: Sequence[str], inflows: Mapping[str, Inflow]) -> list[str]:
+    """Return layers such that each comes after those whose values come into it.
+
+    Args:
+        layers: In order of their calls. It decides where layers flow into each other, as where one
+            takes what the other was in the step before.
+        inflows: What comes into each layer.
+
+    Example:
+        >>> from snn_dfa.feedback.stand_in import source, weigh
+        >>> inflows = {"lif2": weigh(source("lif1"), "fc2"), "lif3": weigh(source("lif2"), "fc3")}
+        >>> in_order(["lif3", "lif2", "lif1"], inflows)
+        ['lif1', 'lif2', 'lif3']
+    """
+    place = {layer: number for number, layer in enumerate(layers)}
+    below = {
+        layer: [s for s in inflows[layer].sources if s in place] if layer in inflows else []
+        for layer in layers
+    }
+
+    def are_below(layer: str) -> set[str]:
+        todo, found = [layer], set[str]()
+        while todo:
+            new = [s for s in below[todo.pop()] if s not in found]
+            found.update(new)
+            todo += new
+        return found
+
+    before = {
+        layer: [s for s in sources if place[s] < place[layer] or layer not in are_below(s)]
+        for layer, sources in below.items()
+    }
+    return list(TopologicalSorter(before).static_order())
 
 
 def jacobians(
@@ -39,7 +75,7 @@ def jacobians(
         inflows: What comes into each layer; into outputs, too.
         outputs: Name of each output to how many numbers it has, ``None`` if that is not known.
             Their C numbers are set side by side.
-        shapes: Hidden layers in order of their calls, with the shape [C, \*S] of their matrix.
+        shapes: Hidden layers with the shape [C, \*S] of their matrix, as :func:`in_order` has them.
         factors: By layer with weights.
         direct: Layers that have a matrix [C, \*S] to the outputs among the factors, too.
         ways: Their means are taken; ``None`` for none.
@@ -172,7 +208,7 @@ def courses(
     Args:
         inflows: What comes into each layer; into outputs, too.
         outputs: Their names.
-        layers: Hidden ones in order of their calls.
+        layers: Hidden ones, as :func:`in_order` has them.
         at_currents: Layer, or output, to the same at its current, [T]. A hidden layer of which
             nothing is known passes errors as it gets them.
         direct: Layers that have a matrix to the outputs, too.

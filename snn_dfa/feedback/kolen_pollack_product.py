@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from snn_dfa._distributed import whole
 from snn_dfa.errors import FeedbackError
 from snn_dfa.feedback.base import FeedbackWeights, Forward, Shapes
-from snn_dfa.feedback.jacobians import jacobians
+from snn_dfa.feedback.jacobians import in_order, jacobians
 from snn_dfa.feedback.learning import Learned, LearningOptions
 from snn_dfa.feedback.sample_ways import layer_of
 from snn_dfa.feedback.stand_in import Inflow
@@ -91,6 +91,7 @@ class KolenPollackProductFeedback(Learned):
         self._inflows: Mapping[str, Inflow] | None = {}
         self._direct: tuple[str, ...] = ()  # hidden layers with a matrix of their own
         self._made_for: list[Any] = []
+        self._order: list[str] = []  # hidden layers in the order in which values flow
 
     def _require(self, shapes: Shapes) -> None:
         self._note_unknown(self.forward.unknown())
@@ -98,7 +99,10 @@ class KolenPollackProductFeedback(Learned):
         made = [] if inflows is None else list(map(id, inflows.values()))
         wanted = [list(self.shapes.items()), list(self.path.items()), made]
         if wanted == self._made_for:
+            self.path = {layer: self.path[layer] for layer in self._order}
             return
+        self._order = in_order(list(self.path), inflows or {})
+        self.path = {layer: self.path[layer] for layer in self._order}
         if inflows is None:
             layers = list(self.shapes)
         else:

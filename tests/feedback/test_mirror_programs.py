@@ -181,3 +181,77 @@ def test_weights_that_change_beside_the_optimiser_or_rest_give_no_warning():
         warnings.simplefilter("error")
         train(network(nn.Linear), step=clamped)
         train(network(nn.Linear), step=lambda optimizer, net: None)
+
+
+# -- the order in which values flow, which may be another one than that of the calls ---------------
+
+
+class Pipeline(nn.Module):
+    """Each layer reads what the one below has fired in the step before."""
+
+    def __init__(self, *, backwards):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(n, 8) for n in (8, 8, 8))
+        self.neurons, self.last = nn.ModuleList(leaky() for _ in range(3)), nn.Linear(8, 4)
+        self.order = (2, 1, 0) if backwards else (0, 1, 2)
+
+    def forward(self, x):
+        below, total = [torch.zeros(len(x), 8) for _ in "12"], 0
+        for _ in range(5):
+            came_in, spikes = [x, *below], {}
+            for i in self.order:
+                spikes[i] = self.neurons[i](self.layers[i](came_in[i]))
+            below, total = [spikes[0], spikes[1]], total + self.last(spikes[2])
+        return total
+
+
+def gradients_after(net, options, steps=12):
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    dfa = DFA(net, output="last", optimizer=optimizer, **options)
+    for _ in range(steps):
+        reset(net)
+        optimizer.zero_grad()
+        functional.cross_entropy(net(X), Y).backward()
+        optimizer.step()
+    return [p.grad for p in net.parameters()], dfa
+
+
+@pytest.mark.parametrize("options", [{}, {"feedback": "kolen-pollack-product"}])
+def test_layers_that_are_called_last_to_first_get_the_errors_of_a_pipeline(options):
+    (found, dfa), (wanted, _) = (
+        gradients_after(Pipeline(backwards=backwards), options) for backwards in (True, False)
+    )
+    assert all(grad.norm() > 1e-6 for grad in wanted)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+    assert all(matrix.norm() > 1e-6 for matrix in dfa.feedback.values())
+
+
+class Growing(Pipeline):
+    """The middle layer is a part of the network from some batch on."""
+
+    grown = False
+
+    def forward(self, x):
+        total = 0
+        for _ in range(5):
+            spikes = self.neurons[0](self.layers[0](x))
+            if self.grown:
+                spikes = self.neurons[1](self.layers[1](spikes))
+            total = total + self.last(self.neurons[2](self.layers[2](spikes)))
+        return total
+
+
+def test_a_layer_before_one_that_comes_in_later_is_still_sent_errors():
+    net = Growing(backwards=False)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    DFA(net, output="last", optimizer=optimizer)
+    for batch in range(12):
+        net.grown = batch >= 4
+        reset(net)
+        optimizer.zero_grad()
+        functional.cross_entropy(net(X), Y).backward()
+        optimizer.step()
+    assert net.layers[0].weight.grad.norm() > 1e-6
+    assert net.layers[1].weight.grad.norm() > 1e-6
