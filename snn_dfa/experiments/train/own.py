@@ -18,6 +18,7 @@ from snn_dfa.dfa import DFA
 from snn_dfa.diagnostics import blocks
 from snn_dfa.errors import InputError
 from snn_dfa.experiments.data.batches import Batches, add_checksum
+from snn_dfa.experiments.train import identity
 from snn_dfa.experiments.train.feedback import RULES, rule_called
 from snn_dfa.experiments.train.progress import Progress, own_masks
 from snn_dfa.experiments.train.training import Batch, Training
@@ -142,6 +143,30 @@ class OwnTask:
     described: Mapping[str, Any] = field(default_factory=dict)
     #: By seed: the first network and its first values, which all rules start from.
     _firsts: dict[int, tuple[ref[nn.Module], dict[str, Tensor]]] = field(default_factory=dict)
+    #: What a script's loss and the like are at first; they may count their calls.
+    _functions: dict[str, str] = field(default_factory=dict)
+    _made_of: dict[int, dict[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        named = {"forward": self.forward, "loss": self.loss, "scores": self.scores,
+                 "scheduler": self.make_scheduler}  # fmt: skip
+        self._functions.update({name: identity.of_object(of) for name, of in named.items()})
+
+    def made_of(self, seed: int) -> dict[str, str]:
+        """Return what tells this task from another one; the same in every run of a script."""
+        if seed not in self._made_of:
+            parts = self.data.parts.items()
+            found = {f"{name} part": identity.of_data(part) for name, part in parts}
+            first, again = (self._first_training_batch(seed) for _ in range(2))
+            if first == again:  # else they are drawn anew each time
+                found["first training batch"] = f"{first:08x}"
+            self._made_of[seed] = {**self._functions, **found}
+        return self._made_of[seed]
+
+    def _first_training_batch(self, seed: int) -> int:
+        with own_masks(seed, self.data.device), self.data.drawn("train", seed) as batches:
+            x, y = next(iter(batches))
+        return add_checksum(add_checksum(0, y), x)
 
     def network(self, seed: int) -> nn.Module:
         """Return a new network with the first values that every rule of this seed gets.
@@ -204,7 +229,10 @@ class OwnTraining(Training):
         self.net = self.form = self.sequence = task.network(seed)
         self.frozen = frozen
         self._freeze(self.net)
+        self._made_of = {f"network {k}": v for k, v in identity.of_network(self.net).items()}
         self.optimizer = task.make_optimizer(self.net.parameters())
+        made = identity.of_optimizer(self.optimizer)
+        self._made_of |= {f"optimizer {k}": v for k, v in made.items()}
         self.dfa = None
         if options is not None:
             every = {"seed": seed, **task.options, **options}
@@ -218,6 +246,9 @@ class OwnTraining(Training):
                 self.dfa.follow(self.optimizer)
         make = task.make_scheduler
         self.scheduler = None if make is None else make(self.optimizer)
+        if self.scheduler is not None:
+            state = self.scheduler.state_dict()
+            self._made_of |= {f"scheduler {k}": identity.of_object(v) for k, v in state.items()}
         self._seen = 0  # batches of an epoch, once one is over
 
     @property
@@ -235,6 +266,12 @@ class OwnTraining(Training):
     def described(self) -> dict[str, Any]:
         """Return the settings, as JSON has them."""
         return {**self.task.described, "seed": self.seed, "options": said(self._options or {})}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the rest of the run depends on, and what the training is made of."""
+        options = {"options": identity.of_object({**self.task.options, **(self._options or {})})}
+        made_of = {**self._made_of, **options, **self.task.made_of(self.seed)}
+        return {**super().state_dict(), "made_of": made_of}
 
     def blocks(self) -> dict[str, tuple[str, ...]]:
         """Return the parameters of each hidden block of the network; nothing is changed by it."""
