@@ -36,7 +36,8 @@ class Layer:
     acs: float = 0.0  # on spikes
     dense: float = 0.0  # if every input counted
     inputs: int = 0  # bytes of one step's input
-    features: int = 0  # of one sample's output
+    calls: int = 0
+    shape: tuple[int, ...] = ()  # of the last call's output
 
     @property
     def weight_bytes(self) -> int:
@@ -137,7 +138,7 @@ def _layer_ran(
     of = seen.layers.setdefault(name, Layer(module))
     dense = _connections(module, torch.ones_like(x), output)
     of.dense += dense
-    of.features = output.numel() // max(output.shape[0], 1)
+    of.calls, of.shape = of.calls + 1, output.shape
     of.inputs = x.nbytes  # of the last call: a step's, where steps are calls
     seen.order.append(name)
     spikes = _are_spikes(x)
