@@ -11,8 +11,10 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.utils.data import DataLoader
 
 from snn_dfa.dfa import DFA
 from snn_dfa.diagnostics import blocks
@@ -192,10 +194,23 @@ class OwnTask:
                 "make_network: expected a new network in every call, got the same one twice; make "
                 "it inside the function"
             )
+        self._give_sizes(net, seed)
         if seed not in self._firsts:
             self._firsts[seed] = ref(net), {k: v.clone() for k, v in net.state_dict().items()}
         net.load_state_dict(self._firsts[seed][1])
         return net.to(device)
+
+    def _give_sizes(self, net: nn.Module, seed: int) -> None:
+        """Run a batch through a network with layers such as ``nn.LazyLinear``."""
+        if not any(is_lazy(each) for each in (*net.parameters(), *net.buffers())):
+            return
+        net.to(self.data.device).eval()
+        with own_masks(seed, self.data.device), self.data.drawn("train", seed) as batches:
+            x, _ = next(iter(batches))
+            with torch.no_grad():
+                self.forward(net, x)
+        net.train()
+        reset(net)
 
 
 def _is_ours(forward: Any) -> bool:
@@ -246,6 +261,11 @@ class OwnTraining(Training):
                 self.dfa.follow(self.optimizer)
         make = task.make_scheduler
         self.scheduler = None if make is None else make(self.optimizer)
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            raise InputError(
+                "scheduler: expected a schedule that goes by the number of epochs, such as StepLR, "
+                "got ReduceLROnPlateau, which goes by a loss; give another one"
+            )
         if self.scheduler is not None:
             state = self.scheduler.state_dict()
             self._made_of |= {f"scheduler {k}": identity.of_object(v) for k, v in state.items()}
@@ -307,9 +327,28 @@ class OwnTraining(Training):
 
     def _passes(self, form: nn.Module, x: Any, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         reset(form)
-        output = self.task.forward(form, x)
+        try:
+            output = self.task.forward(form, x)
+        except ValueError as error:
+            if len(y) > 1 or "more than 1 value per channel" not in str(error):
+                raise
+            raise InputError(
+                "data: expected two samples or more in each batch of the train part, since the "
+                "network has batch normalisation, got one alone; give another batch_size, or a "
+                "DataLoader with drop_last=True"
+            ) from error
         scores = self._scores(output, y)
         yield self.task.loss(output, y), scores
+
+    def warm_up(self, size: int) -> None:
+        """Take a step, and see whether a last batch of one sample can be trained on."""
+        super().warm_up(size)
+        part: Any = self.task.data.parts["train"]
+        if isinstance(part, DataLoader) and part.batch_size and not part.drop_last:
+            samples = len(part.dataset) if hasattr(part.dataset, "__len__") else 0
+            if samples % part.batch_size == 1:
+                with own_masks(self.seed, self.device), torch.no_grad():
+                    list(self._passes(self.net, *self._sample(1)))
 
     def _evaluated(self, x: Any, y: Tensor) -> tuple[Tensor, Tensor]:
         ((loss, scores),) = self._passes(self.sequence, x, y)
