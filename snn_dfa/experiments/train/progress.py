@@ -63,8 +63,8 @@ def refuse_another(mine: Mapping[str, Any], state: Mapping[str, Any]) -> None:
             made = f"{name}={theirs[name]!r}" if name in theirs else f"no {name}"
             expected = repr(ours[name]) if name in ours else "none"
             raise UsageError(
-                f"--resume: the checkpoint was made with {made}, expected {expected}; give the "
-                f"same options or another --out"
+                f"--resume: the checkpoint was made with {made}, expected {expected}; give "
+                f"what it was made with, or another --out"
             )
     behind, epochs = len(state["history"]), mine["settings"]["epochs"]
     if behind > epochs:
