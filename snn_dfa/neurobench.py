@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_dfa.errors import ExportError, InputError
-from snn_dfa.sequence import AtOnce, OverTime, Scan
+from snn_dfa.sequence import AtOnce, OverTime, Scan, TimeAsBatch
 from snn_dfa.state import reset
 
 if TYPE_CHECKING:
@@ -27,15 +27,17 @@ def neurobench_model(
 
     Accuracy, activation sparsity and synaptic operations are those of the network, whether a
     :class:`snn_dfa.DFA` is attached to it, was removed from it, whether it is a copy, the result of
-    :func:`snn_dfa.fold_normalization`, or the form of :func:`snn_dfa.over_time`, which is run step
-    by step here. The neurons' states are cleared before each batch, those of copies too, which
-    ``snntorch.utils.reset`` does not know. No gradient is kept.
+    :func:`snn_dfa.fold_normalization`, or the form of :func:`snn_dfa.over_time`: the form of an
+    ``nn.Sequential`` is run step by step here, that of any other network at once. The neurons'
+    states are cleared before each batch, those of copies too, which ``snntorch.utils.reset`` does
+    not know. No gradient is kept.
 
     Args:
         net: The network; it is set to evaluation.
         forward: From the network and a batch of NeuroBench [B, T, ...] to spikes [T, B, C], for a
             network that has its loop over time inside. Without it the network is called with each
-            step [B, ...]. Of several values that it returns the first is meant.
+            step [B, ...], and a form with all steps [T, B, ...]. Of several values that it returns
+            the first is meant.
 
     Raises:
         ExportError: if the package neurobench is not there.
@@ -90,7 +92,9 @@ def neurobench_model(
 
 
 def _steps(net: nn.Module, batch: Tensor) -> Tensor:
-    """Return the spikes [T, B, C] of a network that takes one step a call."""
+    """Return the spikes [T, B, C] of a network that takes one step a call, or of a form."""
+    if isinstance(net, TimeAsBatch):
+        return _first(net(batch.transpose(0, 1)))
     return torch.stack([_first(net(batch[:, t])) for t in range(batch.shape[1])])
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import ref
 
 import snntorch as snn
 import torch
 from torch import Tensor
 
+from snn_dfa.errors import InputError
+
 __all__ = ["RefractoryLeaky"]
 
 _MODES = ("integrate", "clamp")
+#: So many layers that share a neuron are noticed.
+_SHARED = 16
 
 
 class RefractoryLeaky(snn.Leaky):
@@ -51,6 +56,8 @@ class RefractoryLeaky(snn.Leaky):
 
     Raises:
         ValueError: if ``refractory_steps`` or ``refractory`` is none of these.
+        InputError: when it is called, if a membrane comes in that it returned before the last one,
+            as of a neuron that two layers share: there is one counter.
 
     Source: Zhang et al. 2024, arXiv 2409.07776 (``"clamp"``).
 
@@ -112,6 +119,7 @@ class RefractoryLeaky(snn.Leaky):
         del self.state_function
         # The last membrane, so that no other tensor has its place in memory; no state of its own.
         self._last_mem: tuple[Tensor, ...] = ()
+        self._returned: tuple[ref[Tensor], ...] = ()
 
     @classmethod
     def from_time_constants(
@@ -167,6 +175,7 @@ class RefractoryLeaky(snn.Leaky):
         returned = super().forward(input_, mem)
         if self.refractory_steps:
             self._last_mem = (self.mem.detach(),)
+            self._returned = (*self._returned[1 - _SHARED :], ref(self.mem))
         return returned
 
     def reset_mem(self) -> Tensor:
@@ -176,10 +185,17 @@ class RefractoryLeaky(snn.Leaky):
 
     def _restart_if_new(self, input_: Tensor, mem: Tensor) -> None:
         """Start the counter anew where the membrane that comes in begins a new sequence."""
+        goes_on = any(last.data_ptr() == mem.data_ptr() for last in self._last_mem)
+        if not goes_on and any(earlier() is mem for earlier in self._returned):
+            raise InputError(
+                "RefractoryLeaky: expected the membrane that this neuron returned last, or a new "
+                "one, got one that it returned earlier, and its refractory counter is of the last "
+                "one; give each layer a neuron of its own, and to begin a sequence with an earlier "
+                "membrane, call reset(net) and hand in mem.clone()"
+            )
         if self.counter.shape != input_.shape or mem.shape != input_.shape:
             self.counter = torch.zeros_like(input_, dtype=torch.int32)
             return
-        goes_on = any(last.data_ptr() == mem.data_ptr() for last in self._last_mem)
         if not goes_on and not mem.any():
             self.counter = torch.zeros_like(self.counter)
 
@@ -230,4 +246,5 @@ class RefractoryLeaky(snn.Leaky):
         self._reset_mechanism = list(self.reset_dict)[int(self.reset_mechanism_val)]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_last_mem": ()}  # in a copy a membrane of zeros starts anew
+        # In a copy a membrane of zeros starts anew.
+        return {**self.__dict__, "_last_mem": (), "_returned": ()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -21,7 +23,7 @@ class SteadyNorm(nn.BatchNorm1d):
     Args:
         num_features: C.
         eps: Added to the variance.
-        momentum: Share of a call in the running statistics.
+        momentum: Share of a call in the running statistics; ``None``: all calls have the same.
         affine: Whether there are a weight and a bias to learn.
         track_running_stats: As of the base class; only ``True`` makes sense.
 
@@ -39,7 +41,7 @@ class SteadyNorm(nn.BatchNorm1d):
         self,
         num_features: int,
         eps: float = 1e-5,
-        momentum: float = 0.01,
+        momentum: float | None = 0.01,
         affine: bool = True,
         track_running_stats: bool = True,
     ) -> None:
@@ -52,10 +54,17 @@ class SteadyNorm(nn.BatchNorm1d):
         mean, var = self.get_buffer("running_mean"), self.get_buffer("running_var")
         if self.training and len(x):
             over = [d for d in range(x.dim()) if d != 1]
-            now, share = x.detach().to(mean.dtype), self.momentum or 0.0
+            now, share = x.detach().to(mean.dtype), self._share(mean.dtype)
             shape = (1, -1, *(1,) * (x.dim() - 2))
             # New tensors: those of earlier steps may be waiting for their backward pass.
             mean = torch.lerp(mean, now.mean(over), share)
             var = torch.lerp(var, (now - mean.view(shape)).square().mean(over), share)
             self.running_mean, self.running_var = mean, var
         return functional.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+
+    def _share(self, dtype: torch.dtype) -> Any:
+        """Return the share of this call in the statistics."""
+        if self.momentum is not None:
+            return self.momentum
+        self.num_batches_tracked = self.get_buffer("num_batches_tracked") + 1
+        return 1 / self.num_batches_tracked.to(dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from snn_dfa._attach.hooks import place
 from snn_dfa._attach.layers import spiking_layers
@@ -26,7 +28,9 @@ class Cost:
         spikes: Of all spiking layers.
         synaptic_operations: Additions of a weight, one for each spike and each connection that it
             takes; additions within a neuron are not among them.
-        multiplications: Of a weight with an input that is no spike, such as a pixel's value.
+        multiplications: Of a weight with an input that is no spike, such as a pixel's value or a
+            constant current. Spikes are zeros and ones, or have the size that ``net``'s neurons and
+            dropouts give them.
 
     Example:
         >>> Cost(spikes=1200.0, synaptic_operations=12000.0).synaptic_operations / 8  # of 8 samples
@@ -70,7 +74,7 @@ def cost(net: nn.Module) -> Iterator[Cost]:
 
     def count_operations(module: nn.Module, output: Tensor) -> None:
         x = inputs.pop(module)
-        if _are_spikes(x):
+        if _are_spikes(x, net):
             total.synaptic_operations += _connections(module, x.ne(0), output)
         else:
             total.multiplications += _connections(module, torch.ones_like(x), output)
@@ -86,9 +90,21 @@ def cost(net: nn.Module) -> Iterator[Cost]:
             handle.remove()
 
 
-def _are_spikes(x: Tensor) -> bool:
-    """Whether there are zeros and one other value at most, the size of a spike."""
-    return bool(((x == 0) | (x == x.max())).all())
+def _are_spikes(x: Tensor, net: nn.Module) -> bool:
+    """Whether there are zeros and ones, or zeros and the size of the network's spikes."""
+    top = x.max() if x.numel() else x.new_zeros(())
+    if not ((x == 0) | (x == top)).all():
+        return False
+    return top.item() in (0, 1) or any(math.isclose(top, s, rel_tol=0.01) for s in _sizes(net))
+
+
+def _sizes(net: nn.Module) -> list[float]:
+    """Return the sizes of spikes that are not one: of neurons, and behind dropout in training."""
+    neurons = (getattr(m, "neuron", m) for m in spiking_layers(net).values())  # within a scan
+    factors = (getattr(neuron, "graded_spikes_factor", 1.0) for neuron in neurons)
+    graded = {1.0, *(float(f) for f in map(torch.as_tensor, factors) if f.numel() == 1)}
+    drops = {m.p for m in net.modules() if isinstance(m, _DropoutNd) and m.training and m.p < 1}
+    return [size / (1 - p) for size in graded for p in {0.0, *drops} if size / (1 - p) != 1]
 
 
 def _connections(module: nn.Module, active: Tensor, output: Tensor) -> float:

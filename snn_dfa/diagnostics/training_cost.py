@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from snn_dfa._attach.weights import mirror_rows
 from snn_dfa.diagnostics.watched_pass import Layer, Neurons, Seen, watched
@@ -191,7 +194,7 @@ def training_cost(
     unknown = next((rule for rule, name in names.items() if name not in _RULES), None)
     if unknown is not None:
         raise InputError(f"rules: expected some of {', '.join(_RULES)}, got {unknown!r}")
-    with watched(net) as seen, torch.no_grad():
+    with watched(net) as seen, torch.no_grad(), _buffers_as_they_are(net):
         run(net)
     if not seen.layers or not seen.neurons:
         raise InputError(
@@ -201,11 +204,29 @@ def training_cost(
     return {rule: _cost(seen, name, canonical(credit), feedback) for rule, name in names.items()}
 
 
+@contextmanager
+def _buffers_as_they_are(net: nn.Module) -> Iterator[None]:
+    """Give statistics of normalisation and states of neurons back after the block."""
+    held = [
+        (module._buffers, name, b, b.clone())
+        for module in net.modules()
+        for name, b in module._buffers.items()
+        if b is not None and not is_lazy(b)
+    ]
+    try:
+        yield
+    finally:
+        for buffers, name, buffer, value in held:
+            buffers[name] = buffer
+            if not buffer.is_inference():  # nothing can have written into such a one
+                buffer.data.copy_(value)  # as before also for a graph that is still to be used
+
+
 def _cost(seen: Seen, rule: str, credit: str, feedback: str) -> TrainingCost:
     credit = "membrane" if rule in ("bptt", "fa", "shallow") else credit
     layers, steps = list(seen.layers.values()), max(n.steps for n in seen.neurons.values())
     hidden = [n for name, n in seen.neurons.items() if _before(seen, name)]
-    stored, transported = _feedback(rule, feedback, layers, hidden)
+    stored, transported = _feedback(rule, feedback, seen, hidden)
     mirrors = feedback == "weight-mirror" and (rule == "fa" or rule in _DIRECT) and bool(hidden)
     by_sample = mirrors and rule in ("error", "sign", "target")
     return TrainingCost(
@@ -244,7 +265,7 @@ def _backward(seen: Seen, rule: str, hidden: Sequence[Neurons], steps: int) -> O
         return Operations(through - sum(n.values for n in hidden))
     if rule in ("bptt", "fa"):
         return Operations(through + sum(layer.dense for layer in layers[1:]))
-    outputs = layers[-1].features
+    outputs = _outputs(seen)
     if steps:
         gates = sum(n.values for n in hidden[1:])
         back = sum(layer.dense for layer in layers[1:]) / steps
@@ -280,10 +301,9 @@ def _kept(seen: Seen, rule: str, credit: str, steps: int) -> int:
     return inputs + (sum(seen.currents.values()) if credit == "current" else seen.margins)
 
 
-def _feedback(
-    rule: str, feedback: str, layers: Sequence[Layer], hidden: Sequence[Neurons]
-) -> tuple[int, int]:
+def _feedback(rule: str, feedback: str, seen: Seen, hidden: Sequence[Neurons]) -> tuple[int, int]:
     """Return bytes of feedback, and of weights that are carried to where errors are computed."""
+    layers = list(seen.layers.values())
     weights = sum(layer.weight_bytes for layer in layers[1:])
     if rule == "bptt":
         return 0, weights
@@ -297,8 +317,17 @@ def _feedback(
     if rule == "fa" or feedback in ("kolen-pollack-product", "weight-mirror"):
         return weights, 0
     sizes = [n.channels if feedback == "channelwise" else n.size for n in hidden]
-    numbers = layers[-1].features * (max(sizes) if feedback == "shared" else sum(sizes))
+    numbers = _outputs(seen) * (max(sizes) if feedback == "shared" else sum(sizes))
     return size * numbers, 0
+
+
+def _outputs(seen: Seen) -> int:
+    """Return C, of the last layer with weights, also where it gets all steps in one call."""
+    layer, of = list(seen.layers.values())[-1], max(seen.neurons.values(), key=lambda n: n.steps)
+    steps_and_batch = of.steps, of.values // (of.steps * of.size)
+    at_once = layer.calls < max(of.steps, 2) and len(layer.shape) > 2
+    rows = 2 if at_once and sorted(layer.shape[:2]) == sorted(steps_and_batch) else 1
+    return math.prod(layer.shape[rows:])
 
 
 def _two_factors(layer: Layer) -> int:

@@ -36,7 +36,8 @@ class Layer:
     acs: float = 0.0  # on spikes
     dense: float = 0.0  # if every input counted
     inputs: int = 0  # bytes of one step's input
-    features: int = 0  # of one sample's output
+    calls: int = 0
+    shape: tuple[int, ...] = ()  # of the last call's output
 
     @property
     def weight_bytes(self) -> int:
@@ -94,7 +95,7 @@ def watched(net: nn.Module) -> Iterator[Seen]:
         after = partial(_neuron_ran, seen, name, module, inputs)
         handles += place(module, partial(note, module), after)
     for name, module in layers.items():
-        after = partial(_layer_ran, seen, name, module, inputs, module in sequences)
+        after = partial(_layer_ran, seen, net, name, module, inputs, module in sequences)
         handles += place(module, partial(note, module), after)
     for module in net.modules():
         if module not in inside and isinstance(module, _NORMS + _MAX_POOLS + _AVERAGE_POOLS):
@@ -127,6 +128,7 @@ def _neuron_ran(
 
 def _layer_ran(
     seen: Seen,
+    net: nn.Module,
     name: str,
     module: Any,
     inputs: dict[nn.Module, Tensor],
@@ -137,10 +139,10 @@ def _layer_ran(
     of = seen.layers.setdefault(name, Layer(module))
     dense = _connections(module, torch.ones_like(x), output)
     of.dense += dense
-    of.features = output.numel() // max(output.shape[0], 1)
+    of.calls, of.shape = of.calls + 1, output.shape
     of.inputs = x.nbytes  # of the last call: a step's, where steps are calls
     seen.order.append(name)
-    spikes = _are_spikes(x)
+    spikes = _are_spikes(x, net)
     if spikes:
         of.acs += _connections(module, x.ne(0), output)
     else:

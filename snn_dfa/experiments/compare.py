@@ -138,7 +138,8 @@ def compare(
         device: Where network and batches go.
         out: Folder for ``report.html``, ``metrics.json``, ``log.csv``, figures, and a checkpoint
             for each rule and seed; ``None``: nothing is written.
-        resume: Go on from the checkpoints in ``out``.
+        resume: Go on from the checkpoints in ``out``, with the same arguments. The first values of
+            weights, and code that a network or a loss calls elsewhere, are not compared.
         overwrite: Replace the results that are in ``out``.
         diagnose: After each epoch measure angles to back-propagation, rates and errors sent.
         freeze_blocks: Train each rule once more for each hidden block, with that block's parameters

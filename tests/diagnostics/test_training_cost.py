@@ -85,6 +85,47 @@ def test_operations_are_those_that_loops_count():
     assert found["shallow"].update.acs == int(spikes[3].sum()) * 3
 
 
+class Readout(nn.Module):
+    """A readout that is called at each step, or once for all steps."""
+
+    def __init__(self, at_once, dim=0):
+        super().__init__()
+        self.fc1, self.norm, self.lif1 = nn.Linear(5, 7), nn.BatchNorm1d(7), snn.Leaky(0.9, 0.1)
+        self.fc2, self.at_once, self.dim = nn.Linear(7, 3), at_once, dim
+
+    def forward(self, x):
+        mem, spikes = self.lif1.init_leaky(), []
+        for step in x:
+            spk, mem = self.lif1(self.norm(self.fc1(step)), mem)
+            spikes.append(spk)
+        if self.at_once:
+            return self.fc2(torch.stack(spikes, self.dim))
+        return torch.stack([self.fc2(spk) for spk in spikes])
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("steps", [1, 2, 4])  # with as many steps as samples, too
+def test_a_readout_of_all_steps_costs_what_it_costs_step_by_step(dim, steps):
+    torch.manual_seed(0)
+    net, rules = Readout(at_once=False), ("bptt", "dfa", "local")
+    wanted = training_cost(net, lambda net: net(X[:steps]), rules)
+    net.at_once, net.dim = True, dim
+    for rule, cost in training_cost(net, lambda net: net(X[:steps]), rules).items():
+        for name in ("forward", "backward", "update", "feedback_bytes", "chain"):
+            assert getattr(cost, name) == getattr(wanted[rule], name)
+    assert wanted["dfa"].backward.macs == steps * 2 * 7 * (1 + 3)
+
+
+def test_the_network_is_left_as_it_was():
+    net = network().insert(1, nn.BatchNorm1d(7))
+    net(X[0])  # the neurons have states
+    before = {name: (b, b.clone()) for name, b in net.named_buffers()}
+    training_cost(net, lambda net: [net(x) for x in X])
+    for name, buffer in net.named_buffers():
+        assert buffer is before[name][0]
+        assert torch.equal(buffer, before[name][1])
+
+
 def test_bytes_of_feedback_and_of_transported_weights():
     found = costs()
     of = {rule: (c.feedback_bytes // 4, c.transport_bytes // 4) for rule, c in found.items()}

@@ -35,6 +35,22 @@ class Net(nn.Module):
         return torch.stack(spikes), torch.stack(mems)
 
 
+class Normal(Net):
+    """With batch normalisation."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1 = nn.Sequential(self.fc1, nn.BatchNorm1d(12))
+
+
+class Lazy(Net):
+    """Its first layers learn their sizes from a batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1 = nn.Sequential(nn.LazyLinear(12), nn.LazyBatchNorm1d(), nn.Dropout(0.1))
+
+
 def samples(count=48):
     generator = torch.Generator().manual_seed(5)
     x = torch.rand(count, 4, generator=generator)
@@ -178,6 +194,33 @@ def test_a_name_of_ones_own_stands_for_arguments_of_dfa_and_a_loop_goes_outside(
     assert set(entry["gradient_angles"]) == {"0", "2"}
 
 
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_a_network_that_does_not_know_its_sizes():
+    seen = []
+
+    class Watched(Lazy):
+        def forward(self, x):
+            if self.training and not seen:
+                seen.append((x.clone(), self.fc1[1].num_batches_tracked.item()))
+            return super().forward(x)
+
+    rules = {"a": {}, "b": {"rule": "error"}, "c": None}
+    found = compare(Watched, [(X, Y)] * 2, rules=rules, batch_size=16, epochs=2, silent=True)
+    a, b, c = (found.results[name][0]["history"] for name in rules)
+    assert a == b
+    assert a != c
+    assert seen[0][1] == 0  # what gave the sizes has moved no statistics
+
+
+def test_a_last_batch_of_one_sample_needs_no_normalisation(tmp_path):
+    with pytest.raises(InputError, match="expected two samples or more"):
+        compare(Normal, [(X, Y)] * 2, batch_size=47, out=tmp_path / "none", **QUICK)
+    assert not (tmp_path / "none").exists()  # it is told before a training begins
+    assert compare(Net, [(X, Y)] * 2, rules="dfa", batch_size=47, **QUICK).accuracy("dfa") > 0
+    loaders = [DataLoader(TensorDataset(X, Y), 47, drop_last=True)] * 2
+    assert compare(Normal, loaders, rules="dfa", **QUICK).accuracy("dfa") > 0
+
+
 def test_feedback_that_learns_is_that_of_the_one_line():
     every = {"rule": "error", "feedback": "weight-mirror", "error_at": "current"}
     rules = {"short": {"feedback": "weight-mirror"}, "in full": every}
@@ -213,6 +256,14 @@ def test_feedback_that_learns_is_that_of_the_one_line():
         ({"make_network": lambda: DFA(Net()).net}, "expected a plain network, got one with a DFA"),
         ({"make_network": Net().requires_grad_}, "got the same one twice"),
         ({"forward": lambda net, x: 3}, "forward: expected spikes"),
+        (
+            {"scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau},
+            "scheduler: expected a schedule that goes by the number of epochs, such as StepLR, got",
+        ),
+        (
+            {"make_network": Normal, "batch_size": 47},
+            r"data: expected two samples or more in each batch .* got one alone; give another",
+        ),
         ({"loss": lambda out, y: out[0].sum() * float("nan")}, "the loss is nan in epoch 1"),
     ],
 )

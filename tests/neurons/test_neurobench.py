@@ -131,6 +131,46 @@ def test_third_trap_a_sparsity_of_nothing_is_an_error():
         measured(neurobench_model(Whole(), forward=lambda net, x: net(x)))
 
 
+class Step(nn.Module):
+    """The same network with a forward of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = copy.deepcopy(NET)
+
+    def forward(self, x):
+        return self.layers(x) + 0
+
+
+class Loop(Step):
+    """And with explicit states and the loop inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.norm, self.lif1, self.fc2, self.lif2 = self.layers
+        del self.layers
+        self.lif1.init_hidden = self.lif2.init_hidden = False
+
+    def forward(self, x):
+        mem1, mem2, spikes = self.lif1.reset_mem(), self.lif2.reset_mem(), []
+        for t in range(x.size(0)):
+            spk, mem1 = self.lif1(self.norm(self.fc1(x[t])), mem1)
+            spk, mem2 = self.lif2(self.fc2(spk), mem2)
+            spikes.append(spk)
+        return torch.stack(spikes)
+
+
+@pytest.mark.parametrize("attached", [False, True])
+@pytest.mark.parametrize("kind", [Step, Loop])
+def test_the_form_of_a_network_with_a_forward_of_its_own(kind, attached):
+    form = over_time(kind())
+    if attached:
+        DFA(form)
+    model = neurobench_model(form)
+    assert measured(model) == pytest.approx(ours(), abs=1e-6)
+    assert torch.equal(model(X).sum(1), counts(copy.deepcopy(NET)))
+
+
 def test_a_loop_inside_the_network():
     model = neurobench_model(
         copy.deepcopy(NET),

@@ -10,7 +10,7 @@ from snntorch import utils
 from spike_trains import intervals
 from torch import nn
 
-from snn_dfa import RefractoryLeaky, reset
+from snn_dfa import InputError, RefractoryLeaky, reset
 
 T, B, N = 12, 3, 6
 STRONG = torch.rand(40, B, N, generator=torch.Generator().manual_seed(0)) * 3
@@ -51,6 +51,28 @@ def test_every_reset_clears_the_counter(clear, times):
         clear(net)
     assert not neuron.mem.any()
     assert fires(neuron)
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+@pytest.mark.parametrize("sizes", [(N, N, N), (N, 2, 3)])
+def test_a_neuron_of_several_layers_is_an_error(layers, sizes):
+    neuron = fresh()
+    mems = [torch.zeros(B, size) for size in sizes[:layers]]
+    with pytest.raises(InputError, match="give each layer a neuron of its own"):
+        for _ in range(2):
+            for i, mem in enumerate(mems):
+                _, mems[i] = neuron(torch.full(mem.shape, 0.1), mem)
+
+
+def test_an_earlier_membrane_is_an_error_and_a_changed_one_goes_on():
+    neuron = fresh()
+    _, first = neuron(torch.full((B, N), 5.0))
+    _, second = neuron(torch.zeros(B, N), first)
+    assert not fires(neuron, second * 2)
+    with pytest.raises(InputError, match=r"call reset\(net\) and hand in mem.clone\(\)"):
+        neuron(torch.zeros(B, N), first)
+    reset(neuron)
+    assert fires(neuron, first.clone())
 
 
 def test_explicit_states_start_anew_with_a_membrane_of_zeros():

@@ -39,6 +39,21 @@ def test_a_step_in_training_is_what_evaluation_makes_of_the_new_statistics(shape
     assert got.std() > 0
 
 
+def test_without_momentum_all_calls_have_the_same_share():
+    norm, calls = SteadyNorm(3, momentum=None), 2 + 5 * torch.randn(6, 64, 3)
+    means, squares = [], []
+    for count, x in enumerate(calls, 1):
+        got = norm(x)
+        means.append(x.mean(0))
+        squares.append((x - sum(means) / count).square().mean(0))
+    torch.testing.assert_close(norm.running_mean, sum(means) / 6)
+    torch.testing.assert_close(norm.running_var, sum(squares) / 6)
+    assert torch.equal(got, norm.eval()(x))
+    norm.reset_running_stats()
+    norm.train()(x)
+    torch.testing.assert_close(norm.running_mean, x.mean(0))
+
+
 @pytest.mark.parametrize("credit", ["membrane", "trace"])
 def test_in_a_network_that_goes_step_by_step(credit):
     net = nn.Sequential(

@@ -11,13 +11,16 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.utils.data import DataLoader
 
 from snn_dfa.dfa import DFA
 from snn_dfa.diagnostics import blocks
 from snn_dfa.errors import InputError
 from snn_dfa.experiments.data.batches import Batches, add_checksum
+from snn_dfa.experiments.train import identity
 from snn_dfa.experiments.train.feedback import RULES, rule_called
 from snn_dfa.experiments.train.progress import Progress, own_masks
 from snn_dfa.experiments.train.training import Batch, Training
@@ -142,6 +145,30 @@ class OwnTask:
     described: Mapping[str, Any] = field(default_factory=dict)
     #: By seed: the first network and its first values, which all rules start from.
     _firsts: dict[int, tuple[ref[nn.Module], dict[str, Tensor]]] = field(default_factory=dict)
+    #: What a script's loss and the like are at first; they may count their calls.
+    _functions: dict[str, str] = field(default_factory=dict)
+    _made_of: dict[int, dict[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        named = {"forward": self.forward, "loss": self.loss, "scores": self.scores,
+                 "scheduler": self.make_scheduler}  # fmt: skip
+        self._functions.update({name: identity.of_object(of) for name, of in named.items()})
+
+    def made_of(self, seed: int) -> dict[str, str]:
+        """Return what tells this task from another one; the same in every run of a script."""
+        if seed not in self._made_of:
+            parts = self.data.parts.items()
+            found = {f"{name} part": identity.of_data(part) for name, part in parts}
+            first, again = (self._first_training_batch(seed) for _ in range(2))
+            if first == again:  # else they are drawn anew each time
+                found["first training batch"] = f"{first:08x}"
+            self._made_of[seed] = {**self._functions, **found}
+        return self._made_of[seed]
+
+    def _first_training_batch(self, seed: int) -> int:
+        with own_masks(seed, self.data.device), self.data.drawn("train", seed) as batches:
+            x, y = next(iter(batches))
+        return add_checksum(add_checksum(0, y), x)
 
     def network(self, seed: int) -> nn.Module:
         """Return a new network with the first values that every rule of this seed gets.
@@ -167,10 +194,23 @@ class OwnTask:
                 "make_network: expected a new network in every call, got the same one twice; make "
                 "it inside the function"
             )
+        self._give_sizes(net, seed)
         if seed not in self._firsts:
             self._firsts[seed] = ref(net), {k: v.clone() for k, v in net.state_dict().items()}
         net.load_state_dict(self._firsts[seed][1])
         return net.to(device)
+
+    def _give_sizes(self, net: nn.Module, seed: int) -> None:
+        """Run a batch through a network with layers such as ``nn.LazyLinear``."""
+        if not any(is_lazy(each) for each in (*net.parameters(), *net.buffers())):
+            return
+        net.to(self.data.device).eval()
+        with own_masks(seed, self.data.device), self.data.drawn("train", seed) as batches:
+            x, _ = next(iter(batches))
+            with torch.no_grad():
+                self.forward(net, x)
+        net.train()
+        reset(net)
 
 
 def _is_ours(forward: Any) -> bool:
@@ -204,7 +244,10 @@ class OwnTraining(Training):
         self.net = self.form = self.sequence = task.network(seed)
         self.frozen = frozen
         self._freeze(self.net)
+        self._made_of = {f"network {k}": v for k, v in identity.of_network(self.net).items()}
         self.optimizer = task.make_optimizer(self.net.parameters())
+        made = identity.of_optimizer(self.optimizer)
+        self._made_of |= {f"optimizer {k}": v for k, v in made.items()}
         self.dfa = None
         if options is not None:
             every = {"seed": seed, **task.options, **options}
@@ -218,6 +261,14 @@ class OwnTraining(Training):
                 self.dfa.follow(self.optimizer)
         make = task.make_scheduler
         self.scheduler = None if make is None else make(self.optimizer)
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            raise InputError(
+                "scheduler: expected a schedule that goes by the number of epochs, such as StepLR, "
+                "got ReduceLROnPlateau, which goes by a loss; give another one"
+            )
+        if self.scheduler is not None:
+            state = self.scheduler.state_dict()
+            self._made_of |= {f"scheduler {k}": identity.of_object(v) for k, v in state.items()}
         self._seen = 0  # batches of an epoch, once one is over
 
     @property
@@ -235,6 +286,12 @@ class OwnTraining(Training):
     def described(self) -> dict[str, Any]:
         """Return the settings, as JSON has them."""
         return {**self.task.described, "seed": self.seed, "options": said(self._options or {})}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the rest of the run depends on, and what the training is made of."""
+        options = {"options": identity.of_object({**self.task.options, **(self._options or {})})}
+        made_of = {**self._made_of, **options, **self.task.made_of(self.seed)}
+        return {**super().state_dict(), "made_of": made_of}
 
     def blocks(self) -> dict[str, tuple[str, ...]]:
         """Return the parameters of each hidden block of the network; nothing is changed by it."""
@@ -270,9 +327,28 @@ class OwnTraining(Training):
 
     def _passes(self, form: nn.Module, x: Any, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         reset(form)
-        output = self.task.forward(form, x)
+        try:
+            output = self.task.forward(form, x)
+        except ValueError as error:
+            if len(y) > 1 or "more than 1 value per channel" not in str(error):
+                raise
+            raise InputError(
+                "data: expected two samples or more in each batch of the train part, since the "
+                "network has batch normalisation, got one alone; give another batch_size, or a "
+                "DataLoader with drop_last=True"
+            ) from error
         scores = self._scores(output, y)
         yield self.task.loss(output, y), scores
+
+    def warm_up(self, size: int) -> None:
+        """Take a step, and see whether a last batch of one sample can be trained on."""
+        super().warm_up(size)
+        part: Any = self.task.data.parts["train"]
+        if isinstance(part, DataLoader) and part.batch_size and not part.drop_last:
+            samples = len(part.dataset) if hasattr(part.dataset, "__len__") else 0
+            if samples % part.batch_size == 1:
+                with own_masks(self.seed, self.device), torch.no_grad():
+                    list(self._passes(self.net, *self._sample(1)))
 
     def _evaluated(self, x: Any, y: Tensor) -> tuple[Tensor, Tensor]:
         ((loss, scores),) = self._passes(self.sequence, x, y)

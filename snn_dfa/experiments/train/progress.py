@@ -43,7 +43,7 @@ def refuse_another(mine: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Refuse the state of a run of other settings, data or form than that which has ``mine``.
 
     What may differ: where the data is, the device, and the number of epochs where no rate depends
-    on it.
+    on it and no more epochs are behind.
 
     Raises:
         UsageError: naming the first difference.
@@ -57,13 +57,21 @@ def refuse_another(mine: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     free = {"dataset": "", "data_root": "", "device": ""}
     if mine["settings"]["schedule"] in ("none", "step"):  # others depend on where the run ends
         free["epochs"] = ""
-    for name, value in _identity(mine, free).items():
-        theirs = _identity(state, free).get(name)
-        if theirs != value:
+    theirs, ours = (_identity(each, free) for each in (state, mine))
+    for name in {**theirs, **ours}:
+        if name not in theirs or name not in ours or theirs[name] != ours[name]:
+            made = f"{name}={theirs[name]!r}" if name in theirs else f"no {name}"
+            expected = repr(ours[name]) if name in ours else "none"
             raise UsageError(
-                f"--resume: the checkpoint was made with {name}={theirs!r}, expected {value!r}; "
-                f"give the same options or another --out"
+                f"--resume: the checkpoint was made with {made}, expected {expected}; give "
+                f"what it was made with, or another --out"
             )
+    behind, epochs = len(state["history"]), mine["settings"]["epochs"]
+    if behind > epochs:
+        raise UsageError(
+            f"--resume: the checkpoint has {behind} epochs behind it, expected at most "
+            f"--epochs={epochs}; give --epochs={behind} or more, or another --out"
+        )
     if state["data"] != mine["data"]:
         raise UsageError(
             f"--resume: the checkpoint was made with other data, of "
@@ -73,7 +81,7 @@ def refuse_another(mine: Mapping[str, Any], state: Mapping[str, Any]) -> None:
 
 
 def _identity(state: Mapping[str, Any], free: Mapping[str, Any]) -> dict[str, Any]:
-    return {**state["settings"], "rule": state["rule"], **free}
+    return {**state["settings"], "rule": state["rule"], **free, **state.get("made_of", {})}
 
 
 @contextmanager
