@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,8 @@ __all__ = ["SELDOM", "WeightMirror", "WeightMirrorFeedback"]
 _FIRST = 30
 #: Noise comes at every such step if a factor takes the weight's own steps: little is to correct.
 SELDOM = 8
+#: A factor whose step by noise is more than this share of it is far from the weight.
+_FAR = 0.05
 #: A warning comes where the weights have changed so often without a step of the factors.
 _MISSED = 10
 
@@ -70,7 +72,8 @@ class WeightMirror(LearningOptions):
     2. Noise drives the layer and the factor. V takes a step of the delta rule, so that it answers
        the noise as the layer does. The difference of W and V shrinks by a tenth or more each time.
        After the first step noise comes 30 times, so that V stands for the weight, whatever W was
-       at first. Then noise comes at every eighth step.
+       at first. Then noise comes at every eighth step. It comes 30 times again if it finds V far
+       from W, as where a program has drawn, loaded or clipped weights.
 
     V is zero in the first step: hidden layers get no error before V resembles W. No weight
     is used backwards: the layer answers the noise forwards, as it does in use.
@@ -144,10 +147,9 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
         # Layers that have had a matrix of their own, which rests while a way is known.
         self._own: dict[str, None] = {}
         self._no_way: dict[str, str] = {}
-        # Of the weights, which of them have changed since the last step of these factors and did
-        # between the two steps before, and in how many passes in a row without a step.
-        self._versions: dict[str, tuple[int, int]] = {}
-        self._changed, self._changed_before, self._missed = set[str](), set[str](), 0
+        # Of the weights, and how often they have changed in a row without a step of these factors.
+        self._versions: list[int] = []
+        self._missed = 0
 
     def _require(self, shapes: Shapes) -> None:
         super()._require(shapes)
@@ -205,7 +207,7 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
     ) -> dict[str, Sent]:
         """Send the errors back by the factors, as the base says."""
         self._see_that_all_are_known(ways)
-        self._see_changes()
+        self._see_that_it_learns()
         dtype = torch.promote_types(error.dtype, torch.float32)
         factors = {n: f.to(dtype) for n, f in self._factors(error.device).items()}
         ways = ways.mixed(self._share)
@@ -272,12 +274,12 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
                     f"feedback='kolen-pollack'"
                 )
 
-    def _see_changes(self) -> None:
-        """Note weights that others than the optimiser have changed; warn if it takes no step."""
-        versions = self._versions_now()
-        changed = {name for name, now in versions.items() if self._versions.get(name, now) != now}
-        self._versions, self._changed = versions, self._changed | changed
-        self._missed += bool(changed)
+    def _see_that_it_learns(self) -> None:
+        """Warn where weights change, and the optimiser that is followed takes no step."""
+        weights = [self.forward.weight(name) for name in self.matrices if name not in self._own]
+        versions = [w._version for w in weights if isinstance(w, Parameter)]
+        self._missed += bool(self._versions) and versions != self._versions
+        self._versions = versions
         if self._missed == _MISSED:
             warnings.warn(
                 f"feedback: the weights have changed {_MISSED} times, and the optimiser that was "
@@ -285,18 +287,6 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
                 f"call dfa.follow(optimizer) with the optimiser whose step() changes the weights",
                 stacklevel=2,
             )
-
-    def _versions_now(self) -> dict[str, tuple[int, int]]:
-        weights = {n: self.forward.weight(n) for n in self.matrices if n not in self._own}
-        return {n: (id(w), w._version) for n, w in weights.items() if isinstance(w, Parameter)}
-
-    def _meet_again(self) -> None:
-        """Let noise drive anew the factors of weights that were drawn or loaded between two steps.
-
-        Weights that a program changes at each step, as to clip them, stay near what they were.
-        """
-        self._met -= self._changed - self._changed_before
-        self._changed, self._changed_before = set(), self._changed
 
     @property
     def without_way(self) -> dict[str, str]:
@@ -328,28 +318,33 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
                 found[layer] = weight, whole(weight.grad)
         self._step(found)
         self._steps += 1
-        self._meet_again()
+        self._missed, self._versions = 0, []
         for layer in factors:
             if layer not in self._met:
-                self._mirror(layer, _FIRST)
-            elif layer not in found or self._steps % SELDOM == 0:
-                self._mirror(layer, 1)
-        self._missed, self._versions = 0, self._versions_now()
+                self._met.add(layer)
+                self._mirror(layer, range(_FIRST))
+            elif layer not in found:  # it is another one at each step, or another optimiser's
+                self._mirror(layer, range(1))
+            elif self._steps % SELDOM == 0:
+                step = self._mirror(layer, range(1))
+                if step.norm() > _FAR * self.matrices[layer].norm():
+                    self._mirror(layer, range(1, 1 + _FIRST))
         self._cache.clear()
 
-    def _mirror(self, layer: str, times: int) -> None:
-        self._met.add(layer)
+    def _mirror(self, layer: str, times: Sequence[int]) -> Tensor:
+        """Let noise drive a layer some times; return the factor's last step."""
         factor = self.matrices[layer]
-        for time in range(times):
+        for time in times:
             noise = _Noise(self.seed, f"{layer} {self._steps} {time}", factor)
-            factor += self.forward.mirror(layer, factor, noise)
+            step = self.forward.mirror(layer, factor, noise)
+            factor += step
+        return step
 
     def state_dict(self) -> dict[str, Any]:
         """Return factors, layers' own matrices, state and the number of steps."""
         state = super().state_dict()
         own = {name: state["matrices"].pop(name) for name in self._own}
         state["learner"] |= {"steps": self._steps, "met": sorted(self._met), "own": own}
-        state["learner"]["changed"] = sorted(self._changed_before)
         return state
 
     def _load(self, state: Mapping[str, Any]) -> None:
@@ -358,7 +353,6 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
         self._steps, self._direct = learner["steps"], tuple(learner["own"])
         self._own = dict.fromkeys(self._direct)
         self._met = set(learner.get("met", state["matrices"]))  # all, in a state of before
-        self._changed = self._changed_before = set(learner.get("changed", ()))
         self.matrices |= {name: matrix.detach().clone() for name, matrix in learner["own"].items()}
 
 
