@@ -15,7 +15,9 @@ from snn_dfa.feedback.sample_ways import Ways
 from snn_dfa.feedback.sent import Sent
 from snn_dfa.feedback.stand_in import Inflow
 
-__all__ = ["MAX_MATRIX_BYTES", "FeedbackWeights", "Forward", "Shapes", "check_tensor"]
+__all__ = [
+    "MAX_MATRIX_BYTES", "FeedbackWeights", "Forward", "Shapes", "check_tensor", "unfollowed",
+]  # fmt: skip
 
 #: Layer name to the shape [C, *S] of its matrix, in the order in which the layers are called.
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
@@ -109,7 +111,7 @@ class FeedbackWeights:
         #: Called by :meth:`notify`.
         self.observer: Callable[[str, Tensor], None] | None = None
         #: Returns the followed optimiser of the weights while it is alive.
-        self.optimizer: Callable[[], object | None] = _none
+        self.optimizer: Callable[[], object | None] = unfollowed
         self._cache: dict[str, Tensor] = {}  # matrices in the dtype and on the device of use
 
     # -- drawing -----------------------------------------------------------------------------------
@@ -400,5 +402,5 @@ def _bytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
-def _none() -> None:
-    return None
+def unfollowed() -> None:
+    """Return no optimiser: none was ever followed."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from snn_dfa.feedback.base import unfollowed
 from snn_dfa.feedback.learning import Learned, LearningOptions
 
 __all__ = ["KolenPollack", "KolenPollackFeedback"]
@@ -77,9 +78,13 @@ class KolenPollackFeedback(Learned):
         return True
 
     def notify(self, name: str, error: Tensor) -> None:
-        """Show the observer an error; warn once if no optimiser is followed, at a rate of ours."""
-        lr = self.feedback_optimizer.lr
-        if lr == KolenPollack().lr and not self.has_optimizer and not self._warned:
+        """Show the observer an error; warn once if no optimiser is followed, at a rate of ours.
+
+        It warns as well if the one that was followed is gone.
+        """
+        lr, was_followed = self.feedback_optimizer.lr, self.optimizer is not unfollowed
+        ours = lr == KolenPollack().lr or was_followed
+        if ours and not self.has_optimizer and not self._warned:
             self._warned = True
             warnings.warn(
                 f"feedback: {self.type_name!r} learns at a rate of its own "

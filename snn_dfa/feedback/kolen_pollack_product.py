@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -21,6 +22,9 @@ from snn_dfa.feedback.sample_ways import layer_of
 from snn_dfa.feedback.stand_in import Inflow
 
 __all__ = ["KolenPollackProduct", "KolenPollackProductFeedback", "leading"]
+
+#: A warning comes where the weights have changed so often without a step of the factors.
+_MISSED = 10
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,11 @@ class KolenPollackProductFeedback(Learned):
         self._direct: tuple[str, ...] = ()  # hidden layers with a matrix of their own
         self._made_for: list[Any] = []
         self._order: list[str] = []  # hidden layers in the order in which values flow
+        # Layers that have had a matrix of their own, which rests while a way is known.
+        self._own: dict[str, None] = {}
+        # Of the weights, and how often they have changed in a row without a step of these factors.
+        self._versions: list[int] = []
+        self._missed = 0
 
     def _require(self, shapes: Shapes) -> None:
         self._note_unknown(self.forward.unknown())
@@ -199,7 +208,22 @@ class KolenPollackProductFeedback(Learned):
                 f"or this is a copy; keep the optimiser in a variable and call "
                 f"dfa.follow(optimizer) before a backward pass, or use 'kolen-pollack'"
             )
+        self._see_that_it_learns()
         super().notify(name, error)
+
+    def _see_that_it_learns(self) -> None:
+        """Warn where weights change, and the optimiser that is followed takes no step."""
+        weights = [self.forward.weight(name) for name in self.matrices if name not in self._own]
+        versions = [w._version for w in weights if isinstance(w, Parameter)]
+        changed = bool(self._versions) and versions != self._versions
+        self._missed, self._versions = self._missed + changed, versions
+        if changed and self._missed == _MISSED:
+            warnings.warn(
+                f"feedback: the weights have changed {_MISSED} times, and the optimiser that was "
+                f"given to DFA has taken no step in between, so that the feedback does not learn; "
+                f"call dfa.follow(optimizer) with the optimiser whose step() changes the weights",
+                stacklevel=2,
+            )
 
     def _check_optimizer(self, optimizer: Optimizer, parameters: Iterable[Tensor]) -> None:
         super()._check_optimizer(optimizer, parameters)
@@ -218,6 +242,7 @@ class KolenPollackProductFeedback(Learned):
             if weight.grad is not None and id(weight) in changed:
                 found[layer] = weight, whole(weight.grad)
         self._step(found)
+        self._missed, self._versions = 0, []
 
     def measure_like(self, original: FeedbackWeights) -> None:
         """Need no optimiser: it would only take a step after the pass."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy, deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -184,9 +184,7 @@ class Twin:
             self._state, self._of = {}, of
         at = {id(p): i for i, group in enumerate(groups) for p in group["params"]}
         twin = _blank(optimizer)
-        twin.param_groups = [{**group, "params": []} for group in groups]
-        state: defaultdict[Tensor, Any] = defaultdict(dict)
-        twin.state = state
+        state = twin.state
         parameters = {}
         for name, (weight, gradient) in gradients.items():
             matrices[name] = matrices[name].to(gradient.device)
@@ -242,13 +240,50 @@ def _in_one_pass(group: dict[str, Any]) -> dict[str, Any]:
 _ITS_OWN = ("step", "state", "param_groups", "grad_scale", "found_inf")
 
 
-def _blank(optimizer: Optimizer) -> Optimizer:
-    """Return an optimiser of the same class without hooks, parameters and state."""
-    blank = copy(optimizer)
+def _blank(optimizer: Optimizer) -> Any:
+    """Return an optimiser of the same class and options without hooks, parameters and state.
+
+    What the program's optimiser counts or keeps itself is copied, so that it stays as it is.
+    """
+    blank: Any = copy(optimizer)
     for name, value in vars(optimizer).items():
         if name not in _ITS_OWN and not name.startswith("_optimizer_"):
-            vars(blank).setdefault(name, value)
+            vars(blank)[name] = _copied(value)
+    blank.param_groups = [{**group, "params": []} for group in optimizer.param_groups]
+    blank.state = defaultdict(dict)
     return blank
+
+
+def _copied(value: Any) -> Any:
+    """Return a copy of numbers in tensors and containers; parameters and objects are kept."""
+    if isinstance(value, Tensor):
+        return value if isinstance(value, torch.nn.Parameter) else value.detach().clone()
+    if type(value) in (list, tuple, set):
+        return type(value)(map(_copied, value))
+    return {key: _copied(each) for key, each in value.items()} if type(value) is dict else value
+
+
+def _try(optimizer: Optimizer) -> None:
+    """See that a :class:`Twin` can take the steps of an optimiser, by one for other numbers.
+
+    Raises:
+        FeedbackError: if it cannot.
+    """
+    try:
+        blank = _blank(optimizer)
+        for group, its in zip(blank.param_groups, optimizer.param_groups, strict=True):
+            for like in its["params"][:1]:
+                parameter = torch.nn.Parameter(like.new_zeros(2, 2))
+                parameter.grad = like.new_ones(2, 2)
+                group["params"].append(parameter)
+        blank.param_groups = [group for group in blank.param_groups if group["params"]]
+        blank.step()
+    except Exception as error:
+        raise FeedbackError(
+            f"optimizer: expected one of which feedback can take steps of its own, with a state "
+            f"that is made in step(), got {type(optimizer).__name__} ({error!r}); use "
+            f"torch.optim.AdamW, or feedback=KolenPollackProduct() and dfa.follow(optimizer)"
+        ) from error
 
 
 def _moved(state: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
@@ -273,6 +308,7 @@ class Learned(FeedbackWeights):
         self.feedback_optimizer = FeedbackOptimizer(given or self.options())
         #: An optimiser like that of the weights, if the matrices learn by one.
         self.twin: Twin | None = None
+        self._tried: Callable[[], object | None] | None = None  # the optimiser that it can be like
 
     def draw(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Return a Gaussian matrix, scaled by the option ``initial``."""
@@ -282,6 +318,18 @@ class Learned(FeedbackWeights):
     def accumulate_gradient(self, name: str, gradient: Tensor) -> None:
         """Add to the gradient of a matrix."""
         self.feedback_optimizer.accumulate(name, gradient)
+
+    def notify(self, name: str, error: Tensor) -> None:
+        """Show the observer an error that a layer is about to get.
+
+        Raises:
+            FeedbackError: if the matrices cannot take steps as the followed optimiser does.
+        """
+        optimizer, tried = self.optimizer(), self._tried and self._tried()
+        if self.twin is not None and isinstance(optimizer, Optimizer) and optimizer is not tried:
+            _try(optimizer)
+            self._tried = weakref.ref(optimizer)
+        super().notify(name, error)
 
     def learn(self, stepped: Iterable[Tensor] = ()) -> None:
         """Take one step with the accumulated gradients."""

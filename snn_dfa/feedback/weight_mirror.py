@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,8 +30,6 @@ _FIRST = 30
 SELDOM = 8
 #: A factor whose step by noise is more than this share of it is far from the weight.
 _FAR = 0.05
-#: A warning comes where the weights have changed so often without a step of the factors.
-_MISSED = 10
 
 
 @dataclass(frozen=True)
@@ -144,12 +141,7 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
         self.twin = Twin()
         self._steps = 0
         self._met: set[str] = set()  # factors that noise has driven
-        # Layers that have had a matrix of their own, which rests while a way is known.
-        self._own: dict[str, None] = {}
         self._no_way: dict[str, str] = {}
-        # Of the weights, and how often they have changed in a row without a step of these factors.
-        self._versions: list[int] = []
-        self._missed = 0
 
     def _require(self, shapes: Shapes) -> None:
         super()._require(shapes)
@@ -207,7 +199,6 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
     ) -> dict[str, Sent]:
         """Send the errors back by the factors, as the base says."""
         self._see_that_all_are_known(ways)
-        self._see_that_it_learns()
         dtype = torch.promote_types(error.dtype, torch.float32)
         factors = {n: f.to(dtype) for n, f in self._factors(error.device).items()}
         ways = ways.mixed(self._share)
@@ -273,20 +264,6 @@ class WeightMirrorFeedback(KolenPollackProductFeedback):
                     f"checkpointing; make the layer's input in the same way in each pass, or use "
                     f"feedback='kolen-pollack'"
                 )
-
-    def _see_that_it_learns(self) -> None:
-        """Warn where weights change, and the optimiser that is followed takes no step."""
-        weights = [self.forward.weight(name) for name in self.matrices if name not in self._own]
-        versions = [w._version for w in weights if isinstance(w, Parameter)]
-        self._missed += bool(self._versions) and versions != self._versions
-        self._versions = versions
-        if self._missed == _MISSED:
-            warnings.warn(
-                f"feedback: the weights have changed {_MISSED} times, and the optimiser that was "
-                f"given to DFA has taken no step in between, so that the feedback does not learn; "
-                f"call dfa.follow(optimizer) with the optimiser whose step() changes the weights",
-                stacklevel=2,
-            )
 
     @property
     def without_way(self) -> dict[str, str]:

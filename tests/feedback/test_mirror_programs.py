@@ -1,5 +1,6 @@
 """A weight mirror in programs that compute with weights in their own way, or step in another one."""
 
+import gc
 import warnings
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from snn_dfa import DFA, FeedbackError, WeightMirror, reset
+from snn_dfa import DFA, FeedbackError, KolenPollack, WeightMirror, reset
 from snn_dfa.surrogate import fast_sigmoid
 
 X = torch.rand(32, 8, generator=torch.Generator().manual_seed(1))
@@ -134,10 +135,32 @@ def by_hand(optimizer, net):
             p -= 0.1 * p.grad
 
 
-def test_an_optimiser_that_takes_no_step_while_weights_change_gives_a_warning():
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"rule": "fa"},
+        {"feedback": WeightMirror(by_sample=0)},
+        {"feedback": "kolen-pollack-product"},
+    ],
+)
+def test_an_optimiser_that_takes_no_step_while_weights_change_gives_a_warning(options):
     with pytest.warns(UserWarning, match="has taken no step in between") as seen:
-        train(network(nn.Linear), steps=30, step=by_hand)
+        train(network(nn.Linear), steps=20, step=by_hand, **options)
     assert len(seen) == 1
+
+
+def test_an_optimiser_that_is_gone_gives_a_warning():
+    net = network(nn.Linear)
+    first = torch.optim.Adam(net.parameters(), lr=0.01)
+    dfa = DFA(net, feedback=KolenPollack(lr=0.02))
+    dfa.follow(first)
+    net(X).sum().backward()
+    del first
+    gc.collect()
+    reset(net)
+    with pytest.warns(UserWarning, match=r"\(0.02\) and follows no optimiser"):
+        net(X).sum().backward()
 
 
 def difference(dfa, net):

@@ -382,6 +382,53 @@ def test_a_saved_state_goes_on_with_the_same_numbers():
     assert all(torch.equal(found[name], each) for name, each in wanted.items())
 
 
+class Counting(torch.optim.SGD):
+    """Counts in a tensor and in a list, and divides its rate by the count."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, lr=lr)
+        self.count, self.log = torch.zeros(()), []
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.count += 1
+        self.log.append(1)
+        for group in self.param_groups:
+            for p in group["params"]:
+                p -= group["lr"] / self.count * p.grad
+
+
+class Begun(torch.optim.Optimizer):
+    """Makes its state when it is made."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, {"lr": lr})
+        for p in self.param_groups[0]["params"]:
+            self.state[p]["moment"] = torch.zeros_like(p)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            p -= self.param_groups[0]["lr"] * self.state[p]["moment"].add_(p.grad)
+
+
+def test_what_an_optimiser_counts_is_left_to_the_program():
+    net = convolutional()
+    optimizer = Counting(net.parameters(), lr=0.1)
+    dfa = DFA(net, optimizer=optimizer)
+    assert trained(net, dfa, optimizer, 3)["matrices"]
+    assert len(optimizer.log) == optimizer.count == 3
+
+
+def test_an_optimiser_whose_steps_cannot_be_taken_is_an_error_before_the_first_gradient():
+    net = convolutional()
+    optimizer = Begun(net.parameters(), lr=0.1)
+    dfa = DFA(net, optimizer=optimizer)
+    with pytest.raises(FeedbackError, match=r"a state that is made in step\(\), got Begun"):
+        trained(net, dfa, optimizer, 1)
+    assert all(p.grad is None for p in net.parameters())
+
+
 def test_optimizers_that_feedback_cannot_follow():
     net = convolutional()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
