@@ -28,6 +28,9 @@ class KolenPollack(LearningOptions):
     B is updated once for each backward pass, when the next forward pass begins. After
     ``dfa.follow(optimizer)`` it is updated at each step of the weights' optimiser.
 
+    B learns from each backward pass, also from one whose gradients the program drops, as where it
+    skips a batch, or asks for gradients to plot them. Call such a pass within ``dfa.paused()``.
+
     Under a ``GradScaler`` B learns from the scaled error. A constant factor does not change the
     steps of AdamW. For some steps after the scale has changed, the step is off by less than the
     change of the scale. With ``DFA(net, optimizer=...)`` B takes the steps of that optimiser. SGD

@@ -212,8 +212,13 @@ class KolenPollackProductFeedback(Learned):
         super().notify(name, error)
 
     def _see_that_it_learns(self) -> None:
-        """Warn where weights change, and the optimiser that is followed takes no step."""
-        weights = [self.forward.weight(name) for name in self.matrices if name not in self._own]
+        """Warn where weights change, and the optimiser that is followed takes no step.
+
+        Raises:
+            FeedbackError: if a factor can follow its weight no longer.
+        """
+        factors = {name: each for name, each in self.matrices.items() if name not in self._own}
+        weights = [self._weight(name, each.shape) for name, each in factors.items()]
         versions = [w._version for w in weights if isinstance(w, Parameter)]
         changed = bool(self._versions) and versions != self._versions
         self._missed, self._versions = self._missed + changed, versions

@@ -138,15 +138,6 @@ def test_other_weights_may_lead_where_only_the_time_of_the_steps_is_asked():
     assert not any(torch.equal(m, before[n]) for n, m in dfa.feedback.items())
 
 
-def test_weights_that_are_computed_from_the_second_step_on_are_refused():
-    net = network()
-    _dfa, optimizer = followed(net)
-    train(net, optimizer, [0])
-    prune.random_unstructured(net[2], "weight", 0.3)
-    with pytest.raises(FeedbackError, match="the weight of layer '2' is computed from other"):
-        train(net, optimizer, [1])
-
-
 def test_weights_that_are_gone_are_named():
     net = network()
     _dfa, optimizer = followed(net)
@@ -160,6 +151,20 @@ def test_weights_that_are_gone_are_named():
 def test_a_class_in_place_of_options_is_refused(kind):
     with pytest.raises(FeedbackError, match=f"got the class {kind.__name__} itself"):
         DFA(network(), feedback=kind)
+
+
+def test_a_weight_that_is_pruned_later_is_an_error_before_the_first_gradient():
+    net = network()
+    dfa, optimizer = followed(net, feedback=OPTIONS)
+    train(net, optimizer, range(2))
+    optimizer.zero_grad()
+    prune.l1_unstructured(net[2], "weight", 0.5)
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(FeedbackError, match="of layer '2' is computed from other parameters"):
+        train(net, optimizer, range(2, 3))
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters())
+    assert dfa.feedback
 
 
 # -- states ----------------------------------------------------------------------------------------
