@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from snn_dfa import InputError, compare
 from snn_dfa.experiments.data.batches import Batches
 from snn_dfa.experiments.settings import UsageError
+from snn_dfa.experiments.train.identity import of_network
 from snn_dfa.experiments.train.own import OwnTask, OwnTraining
 
 X = torch.rand(24, 4, generator=torch.Generator().manual_seed(5))
@@ -173,6 +174,13 @@ def test_the_same_goes_on():
     further = training(**{**every, "loss": Counting(0.1), "epochs": 2})
     further.load_state_dict(state)
     assert len(list(further.fit())) == 1
+
+
+def test_weights_that_are_drawn_anew_are_the_same_network_and_another_beta_is_not():
+    first, second = (nn.Sequential(nn.Linear(3, 1), snn.Leaky(0.9)) for _ in range(2))
+    assert first[0].bias != second[0].bias
+    assert of_network(first) == of_network(second)
+    assert of_network(first) != of_network(nn.Sequential(nn.Linear(3, 1), snn.Leaky(0.8)))
 
 
 def test_a_loader_of_unknown_length_goes_on():

@@ -65,7 +65,8 @@ def of_object(of: Any, depth: int = 3) -> str:
     inner = partial(of_object, depth=depth - 1)
     if isinstance(of, Tensor):
         plain = "not known yet" if is_lazy(of) else f"{list(of.shape)} {of.dtype}"
-        return plain if is_lazy(of) or of.numel() != 1 else f"{of.item():.6g}"
+        # Of one number only what has no dimension is an option, as beta; a bias of one is drawn.
+        return plain if is_lazy(of) or of.dim() else f"{of.item():.6g}"
     if isinstance(of, (list, tuple)):
         return f"[{', '.join(map(inner, of))}]"
     if isinstance(of, Mapping):
