@@ -196,7 +196,6 @@ class Core:
         entry, call, layer = self.entry, self.entry.call, self.entry.layer
         call.values, call.returned, call.links, call.record = values, returned, bool(shown), record
         call.targets, call.spikes = self.targets, spikes
-        self.paths.hearing[layer] += call.hears
         if spikes is not None:
             call.shape = spikes.shape
             if call.learns:
@@ -275,7 +274,7 @@ class Core:
                 (call.shape, *(c.shape for c in call.below.values() if c.learns)) for call in first
             ]
             if shapes != self._seen:
-                Broadcast(self).require(first)
+                Broadcast(self).require(first, self.now.calls)
                 self._seen = shapes
 
     # -- what is broadcast -------------------------------------------------------------------------
@@ -302,7 +301,7 @@ class Core:
             _see_that_none_hears(hooked, arrived)
         self._refuse_second_output(arrived)
         # Each sequence has samples of its own, with their own ways.
-        parts = in_sequences(arrived, self.layers.outputs) if self.takes_ways else [arrived]
+        parts = in_sequences(arrived, self.layers.outputs) if self.follows_ways else [arrived]
         return [sent for part in parts for sent in Broadcast(self)(part)]
 
     def _settle(self, arrived: Arrivals) -> None:

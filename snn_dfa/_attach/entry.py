@@ -256,7 +256,7 @@ class Entry:
         else:
             below = below_product(value, *made)
         structure = None if below is None else below.structure
-        core.paths.see(
+        self.call.read = core.paths.see(
             self.layer, structure, value, self.mine,
             products=() if below is None else below.products, by_sample=by_sample,
         )  # fmt: skip
