@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from snn_dfa._attach.between.cells import cell_of, into_cell
 from snn_dfa._attach.between.inflows import NotLinearError, inflow_of
 from snn_dfa._attach.between.made_matrices import MadeMatrices
-from snn_dfa._attach.between.reads import Lost, Parts, Read, covers, mean_of, parts_of
+from snn_dfa._attach.between.reads import NOTHING, Lost, Parts, Read, covers, mean_of, parts_of
 from snn_dfa._attach.between.sources import sources_of
 from snn_dfa._attach.between.walk import Product, Signature, Structure
 from snn_dfa._attach.graph import are_packed
@@ -117,7 +117,7 @@ class Paths:
         *,
         products: Sequence[Product] = (),
         by_sample: bool,
-    ) -> Read | None:
+    ) -> Read:
         """Return what comes into a call of a layer: one object for all calls that are alike.
 
         A program may make it in another way than in the first batch, where a branch is faded in,
@@ -130,12 +130,9 @@ class Paths:
             mine: Whether a port belongs to this network.
             products: See :class:`~snn_dfa._attach.between.walk.Walk`.
             by_sample: See :func:`inflow_of`.
-
-        Returns:
-            ``None`` if no other layer flows in.
         """
         if structure is None:
-            return None
+            return NOTHING
         names = self._made.names(layer, products)
         known = self._of_round[layer].get(structure) or self._before[layer].get(structure)
         read = known or Read()
@@ -183,6 +180,8 @@ class Paths:
         lost = [each.lost for each in counts if each is not None and each.lost is not None]
         if lost:
             self._unknown[layer] = lost[-1]
+        elif set(counts) == {NOTHING} and layer in self._chosen:
+            del self._chosen[layer], self._inflows[layer]
 
     def _read(
         self,

@@ -11,7 +11,7 @@ from snn_dfa._attach.between.walk import Signature
 from snn_dfa.feedback import stand_in
 from snn_dfa.feedback.stand_in import Inflow
 
-__all__ = ["Lost", "Parts", "Read", "covers", "mean_of", "parts_of"]
+__all__ = ["NOTHING", "Lost", "Parts", "Read", "covers", "mean_of", "parts_of"]
 
 #: Why a layer has no inflow, and the layers that it was made of.
 Lost: TypeAlias = tuple[str, list[str]]
@@ -34,6 +34,10 @@ class Read:
     lost: Lost | None = None
 
 
+#: Where no other layer flows in.
+NOTHING = Read()
+
+
 def covers(one: Inflow, other: Inflow) -> bool:
     """Return whether all that flows into another inflow flows into one, and not the reverse."""
     more, less = one.takes, other.takes
@@ -47,7 +51,7 @@ def parts_of(counts: Counter[Read | None], hearing: Mapping[str, int]) -> tuple[
     none where most have no linear function.
 
     Args:
-        counts: How many calls have which; ``None``: no layer flows into them.
+        counts: How many calls have which; ``None`` for those that were not looked at.
         hearing: How many calls of each layer may be sent an error.
     """
     ways: dict[Signature, list[tuple[Inflow, int]]] = {}
@@ -55,7 +59,7 @@ def parts_of(counts: Counter[Read | None], hearing: Mapping[str, int]) -> tuple[
         if each is not None and each.inflow is not None:
             ways.setdefault(each.signature, []).append((each.inflow, count))
     read = sum(count for each in ways.values() for _, count in each)
-    unread = counts.total() - counts[None] - read
+    unread = counts.total() - counts[None] - counts[NOTHING] - read
     if unread >= read:
         return (), []
     calls = {signature: sum(n for _, n in each) for signature, each in ways.items()}
