@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from snn_dfa._attach import messages
-from snn_dfa._attach.calls import Arrivals, Call, with_earlier
+from snn_dfa._attach.calls import Arrivals, Call, reached, with_earlier
 from snn_dfa._attach.sample_errors import SentByWays, send_by_ways
 from snn_dfa.errors import AttachError, BackwardError
 from snn_dfa.feedback import project
@@ -57,24 +57,34 @@ class Broadcast:
                 shapes[name] = (e.shape[-1], *group[0][0].shape[dims:])
                 errors.append((name, [call for call, _ in group], e))
         if shapes:
+            read = reached(arrived, self._layers.outputs) if self._core.follows_ways else {}
+            self._choose(read)
             self._feedback.require(shapes, self._path(e.shape[-1], dims))
             name, calls, e = errors[0]
             alike = self._rule is not local and all(each[2] is e for each in errors)
             if self._feedback.by_sample and alike and dims and e.numel():
                 signal = self._signal(name, e, calls)
-                self._by_ways = send_by_ways(
-                    self._core, arrived, signal, calls, dims, steady=steady
-                )
+                self._by_ways = send_by_ways(self._core, read, signal, calls, dims, steady=steady)
             elif self._feedback.needs_ways and e.numel():  # without samples nothing is sent
                 raise messages.without_ways(self._feedback.needs_ways)
         return [sent for each in errors for sent in self._send(*each)]
 
-    def require(self, outputs: Sequence[Call]) -> None:
+    def _choose(self, calls: Mapping[str, Sequence[Call]]) -> None:
+        """Let feedback that is made of what comes into layers take what came into some calls."""
+        if self._core.follows_ways:
+            self._core.paths.choose(
+                {name: [call.read for call in each] for name, each in calls.items()},
+                {name: sum([call.hears for call in each]) for name, each in calls.items()},
+            )
+
+    def require(self, outputs: Sequence[Call], calls: Mapping[str, Sequence[Call]]) -> None:
         """See that each hidden layer has a matrix that fits.
 
         Args:
             outputs: One call of each output that was called, of the same step.
+            calls: All of their pass, by layer.
         """
+        self._choose(calls)
         hidden = {name: call for out in outputs for name, call in out.below.items() if call.learns}
         if hidden:
             dims = self._dims(outputs[0])

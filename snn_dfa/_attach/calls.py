@@ -15,10 +15,11 @@ from snn_dfa._attach.layers import Layers
 from snn_dfa._attach.steps.nodes import Record
 
 if TYPE_CHECKING:
+    from snn_dfa._attach.between.reads import Read
     from snn_dfa._attach.between.ways import Passage
     from snn_dfa._attach.collector import Collector
 
-__all__ = ["Arrivals", "Call", "Pass", "in_sequences", "with_earlier"]
+__all__ = ["Arrivals", "Call", "Pass", "in_sequences", "reached", "with_earlier"]
 
 
 class Call:
@@ -35,7 +36,7 @@ class Call:
     __slots__ = (
         "__weakref__", "along", "below", "came_in", "chosen", "collector", "earlier", "entered",
         "first", "inputs", "later", "layer", "learns", "leaves", "linked", "links", "number",
-        "passage", "record", "released", "returned", "shape", "shared", "sources", "spikes",
+        "passage", "read", "record", "released", "returned", "shape", "shared", "sources", "spikes",
         "spikes_version", "steps", "supposed", "tap", "targets", "values",
     )  # fmt: skip
 
@@ -49,7 +50,9 @@ class Call:
         self.entered: list[Any] = []  # nodes that the call learns through
         self.leaves: set[int] = set()  # identity of those that its input was made of, layers apart
         self.earlier: list[Call] = []  # from whose values it goes on
-        self.passage: Passage | None = None  # how samples came in, where the feedback asks
+        # What came in, and how samples did, where the feedback asks.
+        self.read: Read | None = None
+        self.passage: Passage | None = None
         #: The tensors that have a port; where the spikes have one, they come first. ``returned``
         #: counts those that were returned; the others are states.
         self.values: Sequence[Tensor] = ()
@@ -192,6 +195,20 @@ def in_sequences(arrived: Arrivals, outputs: Container[str | None]) -> list[Arri
     for each in own:
         parts.setdefault(of(each[0].first), []).append(each)
     return list(parts.values())
+
+
+def reached(arrived: Arrivals, outputs: Container[str | None]) -> dict[str, list[Call]]:
+    """Return by layer the calls of outputs at which something has arrived, and of their steps.
+
+    No loss reads others, as those of an evaluation before.
+    """
+    found: dict[str, dict[Call, None]] = {}  # once, where several outputs are of one step
+    for call, _ in sorted(arrived, key=lambda each: each[0].number):
+        if call.layer in outputs:
+            for step in ({call.layer or "": call}, *call.steps_below):
+                for name, each in step.items():
+                    found.setdefault(name, {})[each] = None
+    return {name: list(each) for name, each in found.items()}
 
 
 def _make_nodes(call: Call) -> None:

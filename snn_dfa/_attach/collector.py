@@ -60,6 +60,11 @@ class Collector:
         self._arrived: Arrivals = []
         self._results: Sequence[Tensor | None] | None = None  # `()` once they are handed out
 
+    @property
+    def has_settled(self) -> bool:
+        """Whether a backward pass has gone through."""
+        return self._settled >= 0
+
     def replay(self, value: Tensor, grad: Tensor) -> None:
         """Note a value behind reentrant checkpointing, for a pass of its own."""
         if self.core.asks:

@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.parameter import is_lazy
 
 from snn_dfa._attach import messages
 from snn_dfa._attach.between.paths import Paths
@@ -76,6 +77,7 @@ class Core:
         self._warned = False
         self._seen: list[tuple[torch.Size, ...]] = []  # shapes for which there is feedback
         self._kinds: Any = None  # stream and parameters of the last pass
+        self._lazy = set[int]()  # those among them that no pass had made yet
         self.entry = Entry(self)
         #: By identity leaves that layers learn from, of which this pass has no parameters.
         self._others: WeakValueDictionary[int, Tensor] = WeakValueDictionary()
@@ -123,9 +125,13 @@ class Core:
         # a CUDA graph is captured.
         stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
         kinds = stream, [(id(p), p.dtype, p.device) for p in parameters]
-        if kinds == self._kinds:
+        lazy = {id(p) for p in parameters if type(p) is not Parameter and is_lazy(p)}
+        # Parameters that the first pass makes come in after its backward pass: passes before may go
+        # on from its states.
+        if kinds == self._kinds and (lazy == self._lazy or not self.collector.has_settled):
             return
-        first, self._kinds = self._kinds is None, kinds
+        first, self._kinds, self._lazy = self._kinds is None, kinds, lazy
+        parameters = [p for p in parameters if id(p) not in lazy]
         before: list[weakref.ref[Collector]] = []
         if not first:
             # A state may have a graph that leads to parameters which are frozen now.
@@ -196,7 +202,6 @@ class Core:
         entry, call, layer = self.entry, self.entry.call, self.entry.layer
         call.values, call.returned, call.links, call.record = values, returned, bool(shown), record
         call.targets, call.spikes = self.targets, spikes
-        self.paths.hearing[layer] += call.hears
         if spikes is not None:
             call.shape = spikes.shape
             if call.learns:
@@ -275,7 +280,7 @@ class Core:
                 (call.shape, *(c.shape for c in call.below.values() if c.learns)) for call in first
             ]
             if shapes != self._seen:
-                Broadcast(self).require(first)
+                Broadcast(self).require(first, self.now.calls)
                 self._seen = shapes
 
     # -- what is broadcast -------------------------------------------------------------------------
@@ -302,7 +307,7 @@ class Core:
             _see_that_none_hears(hooked, arrived)
         self._refuse_second_output(arrived)
         # Each sequence has samples of its own, with their own ways.
-        parts = in_sequences(arrived, self.layers.outputs) if self.takes_ways else [arrived]
+        parts = in_sequences(arrived, self.layers.outputs) if self.follows_ways else [arrived]
         return [sent for part in parts for sent in Broadcast(self)(part)]
 
     def _settle(self, arrived: Arrivals) -> None:

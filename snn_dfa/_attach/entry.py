@@ -23,7 +23,7 @@ from snn_dfa._attach.between.walk import below_product, look_below
 from snn_dfa._attach.between.ways import Passage
 from snn_dfa._attach.calls import Call
 from snn_dfa._attach.functions import Bridge, Relink, second_time
-from snn_dfa._attach.graph import PORT, Origin, origin_of
+from snn_dfa._attach.graph import PORT, Origin, are_packed, origin_of
 from snn_dfa._attach.steps.nodes import Earlier
 from snn_dfa._attach.steps.products import Current, Made, made_of
 from snn_dfa._attach.unseen import Insides, see_no_change, with_hooks
@@ -251,12 +251,14 @@ class Entry:
         core = self._core
         by_sample, made = core.takes_ways, self._product(value)
         self._looked_at = value, made
+        if made is None and are_packed():
+            return  # what lies below is not to be seen
         if made is None:
             below = look_below(value, self.layer, self.mine, by_sample=by_sample)
         else:
             below = below_product(value, *made)
         structure = None if below is None else below.structure
-        core.paths.see(
+        self.call.read = core.paths.see(
             self.layer, structure, value, self.mine,
             products=() if below is None else below.products, by_sample=by_sample,
         )  # fmt: skip

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from snn_dfa._attach import messages
 from snn_dfa._attach.calls import Pass
@@ -25,13 +24,15 @@ __all__ = ["NetworkForward", "parameters_of"]
 
 
 def parameters_of(net: nn.Module) -> Callable[[], list[Tensor]]:
-    """Return a function that lists the parameters that want a gradient, without a walk."""
+    """Return a function that lists the parameters that want a gradient, without a walk.
+
+    Lazy ones are among them.
+    """
     stores = [m._parameters for m in net.modules()]
 
     def listed() -> list[Tensor]:
         every = [p for store in stores for p in store.values() if p is not None and p.requires_grad]
-        known = {id(p): p for p in every if type(p) is nn.Parameter or not is_lazy(p)}
-        return list(known.values())
+        return list({id(p): p for p in every}.values())
 
     return listed
 

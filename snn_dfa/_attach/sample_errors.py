@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from torch.autograd.graph import GradientEdge
 
 from snn_dfa._attach.between.cells import local_gates
 from snn_dfa._attach.between.ways import Passage, gate_over, ways_of
-from snn_dfa._attach.calls import Arrivals, Call
+from snn_dfa._attach.calls import Call
 from snn_dfa.feedback.sample_ways import Ways, course_of, index_of, sizes_of
 from snn_dfa.feedback.sent import Sent
 from snn_dfa.sequence.scan import InSteps, gate_of, is_scanned
@@ -58,13 +58,19 @@ class SentByWays:
 
 
 def send_by_ways(
-    core: Core, arrived: Arrivals, signal: Tensor, calls: Sequence[Call], dims: int, *, steady: bool
+    core: Core,
+    reached: Mapping[str, Sequence[Call]],
+    signal: Tensor,
+    calls: Sequence[Call],
+    dims: int,
+    *,
+    steady: bool,
 ) -> SentByWays | None:
     """Send the mean signal over all steps back by each sample's own way.
 
     Args:
         core: The attachment.
-        arrived: Calls, and the gradients at their values.
+        reached: By layer the calls that the loss reads.
         signal: That of all steps, the same for all layers.
         calls: Of a layer, one for each step.
         dims: How many dimensions of a call are samples and steps.
@@ -76,15 +82,11 @@ def send_by_ways(
         mean, course = steps.mean(0, keepdim=True), course_of(sizes_of(steps))
         rest = torch.addcmul(steps, course.to(steps.dtype).view(-1, 1, 1), mean, value=-1)
         courses = dict.fromkeys(core.layers.outputs, course)
-    passed: dict[str, dict[Call, None]] = {}  # once, where several outputs are of one step
-    for call, _ in sorted(arrived, key=lambda each: each[0].number):
-        if call.layer in core.layers.outputs:
-            passed.setdefault(call.layer, {})[call] = None
-            for below in call.steps_below:
-                for name, each in below.items():
-                    if each.shape[:dims] == batch:
-                        passed.setdefault(name, {})[each] = None
-    ways = _ways(core, {name: list(each) for name, each in passed.items()}, steps.shape[1], dims)
+    passed = {
+        name: [c for c in each if name in core.layers.outputs or c.shape[:dims] == batch]
+        for name, each in reached.items()
+    }
+    ways = _ways(core, passed, steps.shape[1], dims)
     known = {n: each for n, each in ways.courses.items() if len(each) == len(steps) > 1}
     in_steps = {value: g for value, g in ways.steps.items() if len(g) == len(steps)}
     ways = replace(ways, courses=known | courses, steps=in_steps)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from block_nets import lif, passed
-from kp_network import batch
+from kp_network import batch, loop
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -123,3 +123,68 @@ def test_reentrant_checkpointing_behind_a_hidden_layer_is_refused():
             reset(net)
             passed(net)
             assert net[2].weight.grad.abs().sum() > 0
+
+
+# -- layers that take shape in the first pass ------------------------------------------------------
+
+
+def lazy_row():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.LazyLinear(8), lif(), nn.Linear(8, 8), lif(), nn.LazyLinear(3), lif())
+
+
+LAZY = {
+    "plain": {},
+    "at currents": {"error_at": "current"},
+    "kolen-pollack": {"feedback": "kolen-pollack", "optimizer": True},
+    "kolen-pollack-product": {"feedback": "kolen-pollack-product", "optimizer": True},
+    "weight mirror": {"optimizer": True},
+    "trace": {"credit": "trace"},
+}
+
+
+def rates(outs):
+    return (torch.stack(outs).sum(0) * torch.arange(1.0, 4)).sin().sum()
+
+
+def two_batches(net, passes, options):
+    """Return the gradients of two batches after some passes, and the weights of the first one."""
+    optimizer, found = torch.optim.SGD(net.parameters(), lr=0.1), []
+    options = options | ({"optimizer": optimizer} if "optimizer" in options else {})
+    with DFA(net, **options):
+        for _ in range(passes):
+            loop(net, batch(0)[0])
+        for seed in (1, 2):
+            found.append(gradients(net, batch(seed)[0], rates))
+            if seed == 1:
+                weights = {name: value.clone() for name, value in net.state_dict().items()}
+                optimizer.step()
+    return found, weights
+
+
+@pytest.mark.parametrize("passes", [0, 2])
+@pytest.mark.parametrize("kind", LAZY)
+def test_a_lazy_network_in_a_loop_has_the_gradients_of_one_with_a_shape(kind, passes):
+    """Also after passes without a backward pass."""
+    found, weights = two_batches(lazy_row(), passes, LAZY[kind])
+    net = lazy_row()
+    with torch.no_grad():
+        loop(net, batch(0)[0])
+    reset(net)
+    net.load_state_dict(weights)
+    wanted, _ = two_batches(net, passes, LAZY[kind])
+    assert wanted[1]["0.weight"].any()
+    for one, other in zip(found, wanted, strict=True):
+        for name, grad in other.items():
+            torch.testing.assert_close(one[name], grad)
+
+
+def test_feedback_alignment_needs_layers_with_a_shape():
+    net = lazy_row()
+    with pytest.raises(AttachError, match="got the lazy layer '0'; call the network once"):
+        DFA(net, rule="fa")
+    with torch.no_grad():
+        loop(net, batch(0)[0])
+    with DFA(net, rule="fa"):
+        passed(net)
+        assert net[0].weight.grad.any()

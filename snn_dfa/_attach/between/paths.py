@@ -6,8 +6,7 @@ import math
 import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -15,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from snn_dfa._attach.between.cells import cell_of, into_cell
 from snn_dfa._attach.between.inflows import NotLinearError, inflow_of
 from snn_dfa._attach.between.made_matrices import MadeMatrices
+from snn_dfa._attach.between.reads import NOTHING, Lost, Parts, Read, covers, mean_of, parts_of
 from snn_dfa._attach.between.sources import sources_of
 from snn_dfa._attach.between.walk import Product, Signature, Structure
 from snn_dfa._attach.graph import are_packed
@@ -33,7 +33,6 @@ from snn_dfa._attach.weights import (
     weight_of,
 )
 from snn_dfa.errors import FeedbackError
-from snn_dfa.feedback import stand_in
 from snn_dfa.feedback.base import Shapes
 from snn_dfa.feedback.stand_in import Inflow
 
@@ -48,26 +47,6 @@ def _own_step(x: Inflow, name: str, module: Any, shape: tuple[int, ...]) -> Infl
 
 def _takes_its_parameter(module: Any) -> bool:
     return "weight" in module._parameters and computes_as(module, SYNAPSES)
-
-
-#: A linear function, ``None`` if there is none, and the functions below it that have a derivative
-#: for each sample.
-_Read: TypeAlias = tuple[Inflow | None, Signature]
-
-
-def _covers(one: Inflow, other: Inflow) -> bool:
-    """Return whether all that flows into another inflow flows into one, and not the reverse."""
-    more, less = one.takes, other.takes
-    return less < more or (less == more and len(other.needs) < len(one.needs))
-
-
-def _mean(parts: Sequence[tuple[Inflow, float]]) -> Inflow:
-    lost = [each.lost for each, _ in parts if each.lost is not None]
-    made = stand_in.total([stand_in.multiply(each, share) for each, share in parts])
-    only = dict.fromkeys(layer for _, layers in lost for layer in layers)
-    only = dict.fromkeys(layer for layer in only if layer not in made.sources)
-    made = replace(made, cell=parts[0][0].cell)
-    return replace(made, lost=(lost[0][0], tuple(only))) if lost else made
 
 
 class Paths:
@@ -92,16 +71,12 @@ class Paths:
         #: First layer with weights after layers, by which the loss reads them -> these layers.
         self.heads: dict[str, set[str]] = {}
         self._inflows: dict[str, Inflow] = {}
-        #: Layer without an inflow -> why it has none, and the layers that it was made of.
-        self._unknown: dict[str, tuple[str, list[str]]] = {}
-        self._why: dict[str, tuple[str, list[str]]] = {}  # the same, of any call
-        # Of each layer the structures of what came in since the last backward pass, with how often
-        # each did, and the functions that were read then and in the round before.
-        self._of_round: dict[str, Counter[Structure | None]] = defaultdict(Counter)
-        self._read_of: dict[str, dict[Structure | None, _Read]] = defaultdict(dict)
-        #: How many calls of each layer may be sent an error, since the last backward pass.
-        self.hearing: Counter[str] = Counter()
-        self._chosen: dict[str, Any] = {}  # what the inflows of the last round were made of
+        self._unknown: dict[str, Lost] = {}  # layers without an inflow
+        # Of each layer the structures of what came in since the last backward pass, and of what
+        # did in the round before.
+        self._of_round: dict[str, dict[Structure, Read]] = defaultdict(dict)
+        self._before: dict[str, dict[Structure, Read]] = defaultdict(dict)
+        self._chosen: dict[str, Parts] = {}  # what the inflows were made of
         #: Of the functions into each layer that have a derivative for each sample.
         self.signatures: dict[str, Signature] = {}
         self._made = MadeMatrices()
@@ -121,15 +96,17 @@ class Paths:
                 if layer in self._synapses():  # a readout
                     weights = (*weights[:1], layer)
                 self._found.setdefault(source, set()).add((weights, layer))
-        if any(self._of_round.get(layer, ())):
+        if layer in self._of_round:
             return  # it has been seen
-        made, signature = self._read(layer, value, mine, by_sample=by_sample, is_current=False)
+        made, signature, lost = self._read(
+            layer, value, mine, by_sample=by_sample, is_current=False
+        )
         if made is not None:
             known = self._inflows.get(layer)
-            if known is None or _covers(made, known):
+            if known is None or covers(made, known):
                 self._inflows[layer], self.signatures[layer] = made, signature
-        elif layer in self._why:
-            self._unknown[layer] = self._why[layer]
+        elif lost is not None:
+            self._unknown[layer] = lost
 
     def see(
         self,
@@ -140,8 +117,8 @@ class Paths:
         *,
         products: Sequence[Product] = (),
         by_sample: bool,
-    ) -> None:
-        """Note what comes into a call of a layer; read its linear function if it is a new one.
+    ) -> Read:
+        """Return what comes into a call of a layer: one object for all calls that are alike.
 
         A program may make it in another way than in the first batch, where a branch is faded in,
         layers are left out by chance, or each task or step has a layer of its own.
@@ -154,59 +131,57 @@ class Paths:
             products: See :class:`~snn_dfa._attach.between.walk.Walk`.
             by_sample: See :func:`inflow_of`.
         """
-        self._of_round[layer][structure] += 1
         if structure is None:
-            return
-        known, names = self._read_of[layer], self._made.names(layer, products)
-        before = known[structure][0] if structure in known else None
-        taken = names if structure not in known else () if before is None else before.weights
+            return NOTHING
+        names = self._made.names(layer, products)
+        known = self._of_round[layer].get(structure) or self._before[layer].get(structure)
+        read = known or Read()
+        taken = names if known is None else () if read.inflow is None else read.inflow.weights
         unfit = self._made.note(names, products, taken)
-        if structure not in known or unfit:
+        if known is None or unfit:
             at_hand = [self._made.known(name) for name in names]
-            inflow, _ = known[structure] = self._read(
+            read.inflow, read.signature, read.lost = self._read(
                 layer, value, mine, at_hand, by_sample=by_sample
             )
-            self._made.keep(names, () if inflow is None else inflow.weights)
+            self._made.keep(names, () if read.inflow is None else read.inflow.weights)
+        self._of_round[layer][structure] = read
+        return read
 
     def next_round(self) -> None:
-        """Take what has come into layers since the last backward pass; begin to see anew."""
-        for layer in self._of_round:
-            self._choose(layer)
-            known = self._read_of[layer]
-            self._read_of[layer] = {s: known[s] for s in self._of_round[layer] if s in known}
+        """Forget what has come into no call since the last backward pass."""
+        for layer, known in self._of_round.items():
+            if layer not in self._inflows and layer not in self._unknown:  # no loss has read it
+                self._choose(layer, Counter(known.values()), {})
+        self._before |= self._of_round
         self._of_round.clear()
         self._made.next_round()
-        self.hearing.clear()
 
-    def _choose(self, layer: str) -> None:
-        """Let the mean over a round's calls count; of those that flow into none the way is zero.
+    def choose(
+        self, reads: Mapping[str, Sequence[Read | None]], hearing: Mapping[str, int]
+    ) -> None:
+        """Take what has come into some calls.
 
-        Of calls whose functions have other derivatives of samples the most frequent ones count, and
-        none where most have no linear function.
+        Args:
+            reads: Of each layer, one for each call.
+            hearing: How many calls of each layer may be sent an error.
         """
-        known, counts = self._read_of[layer], self._of_round[layer]
-        ways: dict[Signature, list[tuple[Inflow, int]]] = {}
-        for structure, count in counts.items():
-            inflow, signature = known.get(structure, (None, ()))
-            if inflow is not None:
-                ways.setdefault(signature, []).append((inflow, count))
-        read = sum(count for each in ways.values() for _, count in each)
-        unread = counts.total() - counts[None] - read
-        if unread >= read:
-            if unread and layer in self._why:
-                self._unknown[layer] = self._why[layer]
+        for layer, each in reads.items():
+            self._choose(layer, Counter(each), hearing)
+
+    def _choose(self, layer: str, counts: Counter[Read | None], hearing: Mapping[str, int]) -> None:
+        """Let the mean over calls of a layer count, if most of them have a linear function."""
+        signature, parts = parts_of(counts, hearing)
+        if parts:
+            self._unknown.pop(layer, None)
+            if parts != self._chosen.get(layer):
+                self._inflows[layer], self.signatures[layer] = mean_of(parts), signature
+                self._chosen[layer] = parts
             return
-        self._unknown.pop(layer, None)
-        calls = {signature: sum(n for _, n in each) for signature, each in ways.items()}
-        signature = max(reversed(ways), key=calls.__getitem__)
-        hearing = (self.hearing[source] for each, _ in ways[signature] for source in each.sources)
-        share = min(1.0, (read + unread) / min(counts.total(), max(1, *hearing)))
-        parts = [(each, share * n / calls[signature]) for each, n in ways[signature]]
-        if parts != self._chosen.get(layer):
-            alone = len(parts) == 1 and share == 1
-            mean = parts[0][0] if alone else _mean(parts)
-            self._inflows[layer], self.signatures[layer] = mean, signature
-            self._chosen[layer] = parts
+        lost = [each.lost for each in counts if each is not None and each.lost is not None]
+        if lost:
+            self._unknown[layer] = lost[-1]
+        elif set(counts) == {NOTHING} and layer in self._chosen:
+            del self._chosen[layer], self._inflows[layer]
 
     def _read(
         self,
@@ -217,8 +192,8 @@ class Paths:
         *,
         by_sample: bool,
         is_current: bool = True,
-    ) -> _Read:
-        """Return what comes into a layer as a linear function, ``None`` if there is none."""
+    ) -> tuple[Inflow | None, Signature, Lost | None]:
+        """Return what :class:`Read` holds of a value."""
         net, modules = self._net(), self._synapses()
         free = {} if net is None else matrices(net)
         names = self._names()
@@ -246,12 +221,10 @@ class Paths:
                 made = own_step(made, layer, modules[layer], tuple(value.shape))
             if made is not None and cell:
                 made = into_cell(made, layer, module, cell, tuple(value.shape))
-            return made, signature
+            return made, signature, None
         except NotLinearError as error:
             of = {source for source, _ in self.sources(value, mine)} - {layer}
-            if of:
-                self._why[layer] = str(error), sorted(of)
-            return None, ()
+            return None, (), (str(error), sorted(of)) if of else None
 
     def _hidden(self, layer: str) -> Any:
         net = self._net()
@@ -345,12 +318,10 @@ class Paths:
 
     def inflows(self) -> Mapping[str, Inflow] | None:
         """Return what comes into each layer, and into each output, as a linear function."""
-        for layer in self._of_round:
-            self._choose(layer)
         lost = {**self._unknown, **self._cells_at_the_end()}
         return {name: each for name, each in self._inflows.items() if name not in lost}
 
-    def _cells_at_the_end(self) -> dict[str, tuple[str, list[str]]]:
+    def _cells_at_the_end(self) -> dict[str, Lost]:
         """Return outputs that are gated cells: their errors are not those of their gates."""
         found = {name: self._inflows.get(name) for name in self._layers.outputs}
         return {
@@ -359,10 +330,8 @@ class Paths:
             if each is not None and each.cell is not None
         }
 
-    def unknown(self) -> dict[str, tuple[str, list[str]]]:
+    def unknown(self) -> dict[str, Lost]:
         """Return the layers of which :meth:`inflows` does not know all, why, and what it lacks."""
-        for layer in self._of_round:
-            self._choose(layer)
         partly = {n: each.lost for n, each in self._inflows.items() if each.lost is not None}
         found = {n: (why, list(of)) for n, (why, of) in partly.items()} | self._unknown
         return found | self._cells_at_the_end()

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from snn_dfa._attach import messages
 from snn_dfa._attach.between.paths import Paths
@@ -41,6 +42,11 @@ def check(net: nn.Module) -> dict[str, nn.Module]:
     check_weights(net, "rule='fa'", "another rule")
     known, within = synapses(net), within_layers(net)
     for name, module in net.named_modules():
+        if any(map(is_lazy, module.parameters(recurse=False))):
+            raise AttachError(
+                f"rule='fa': expected weights with a shape, got the lazy layer {name!r}; call the "
+                f"network once, as with torch.no_grad(), before DFA(net, rule='fa')"
+            )
         own = [p for p in module.parameters(recurse=False) if p.dim() > 1]
         if not own or module in within or type(module) is nn.Embedding:
             continue
