@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any, TypeAlias
 
 import snntorch as snn
-from torch import nn
+from torch import Tensor, nn
 
 from snn_dfa._attach import messages
+from snn_dfa._attach.graph import PORT, origin_of
 from snn_dfa._attach.weights import computes_as, synapses
 from snn_dfa.errors import AttachError
 from snn_dfa.sequence import NeuronOverTime, Scan
@@ -264,6 +266,41 @@ class Structure:
             raise messages.changed(gone, new)
         self._seen = children_of(net)
 
+    def see_unseen(self, called: Collection[str], since: int) -> None:
+        """See that no layer has run in a forward pass without being called.
+
+        Such a layer has a state that this pass has made of other layers' values or of parameters.
+
+        Args:
+            called: The layers that were called.
+            since: The number of the first node of the pass.
+
+        Raises:
+            AttachError: naming one that has, or whose plain ``forward`` is back in its place.
+        """
+        for name in self._layers.names:
+            module = None if name in called else self._modules.get(name)
+            if module is None:
+                continue
+            if _is_plain(module):
+                raise AttachError(
+                    f"layer {name!r}: the program has deleted its forward, or set it again, after "
+                    f"DFA(net), so that DFA does not see its calls; expected the forward that "
+                    f"DFA(net) has set. Call dfa.remove() before, and DFA(net) again after it"
+                )
+            states = (
+                t for m in module.modules() for t in (*m._buffers.values(), *vars(m).values())
+            )
+            if any(isinstance(t, Tensor) and _is_made(t, name, since) for t in states):
+                raise AttachError(
+                    f"layer {name!r} was not called in this forward pass, but its state is a new "
+                    f"one, made of other layers' values or of parameters: it has run unseen, and "
+                    f"would let back-propagation through; expected calls of the module itself. "
+                    f"Write lif(x, mem) in place of snn.Leaky.forward(lif, x, mem). Does the "
+                    f"program set a state of a layer that it does not call? Set it where the layer "
+                    f"is called"
+                )
+
     def hooked(self) -> list[str]:
         """Return the hidden layers with a hook that an error at their spikes would go past."""
         modules = ((name, self._modules.get(name)) for name in self._layers.hidden)
@@ -274,6 +311,22 @@ class Structure:
             and (module._backward_hooks or module._backward_pre_hooks)
             and getattr(module, "_is_full_backward_hook", True) is not False
         ]
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Return whether a module's own ``forward`` is in the place of what ``DFA(net)`` set there."""
+    own = vars(module).get("forward")
+    return own is None or (isinstance(own, MethodType) and own.__func__ is type(module).forward)
+
+
+def _is_made(state: Tensor, layer: str, since: int) -> bool:
+    """Return whether a layer's state was made since, and not of the layer's own values alone."""
+    node: Any = state.grad_fn
+    if node is None or type(node) is PORT or node._sequence_nr() < since:
+        return False
+    origin = origin_of([state], lambda _: True)
+    made_of = {port.call.layer for port, _ in origin.ports}
+    return bool(made_of - {layer}) or (bool(origin.leaves) and not made_of)
 
 
 def _only_neuron_left(
