@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MethodType
+from types import MethodType, ModuleType
 from typing import Any, TypeAlias
+from weakref import ProxyTypes
 
 import snntorch as snn
 from torch import Tensor, nn
@@ -25,6 +27,13 @@ __all__ = [
 
 # They take a whole sequence [T, B, ...] in one call, where the other neurons take a step [B, ...].
 _SEQUENCE_NEURONS = (snn.StateLeaky, snn.AssociativeLeaky, snn.LeakyParallel, Scan)
+
+
+_CONTAINERS = (list, tuple, dict, set, frozenset, deque)
+#: What holds no neuron that DFA could not see.
+_HOLD_NONE = (int, float, str, bytes, type(None), Tensor, type, ModuleType, *ProxyTypes)
+#: How far it is looked for neurons that are no modules of the network.
+_DEEPEST, _MOST_LOOKED_AT = 5, 10_000
 
 
 @dataclass
@@ -128,19 +137,53 @@ def _refuse_wrapped(net: nn.Module) -> None:
 
 def _refuse_unregistered(net: nn.Module) -> None:
     """Refuse neurons that are no modules of the network, and would not be seen."""
-    known, own = set(net.modules()), {id(p) for p in net.parameters()}
-    for module in known:
+    known, own = {id(m) for m in net.modules()}, {id(p) for p in net.parameters()}
+    for module in net.modules():
         for attribute, value in vars(module).items():
-            held = value.values() if isinstance(value, dict) else value
-            if isinstance(value, (list, tuple, dict)) and any(
-                isinstance(each, nn.Module) and each not in known and _learns_unseen(each, own)
-                for each in held
+            if any(
+                isinstance(each, snn.SpikingNeuron) or (listed and _learns_unseen(each, own))
+                for each, listed in _modules_in(value)
+                if id(each) not in known
             ):
                 raise AttachError(
                     f"net: expected each neuron to be a module of the network, got one in the "
                     f"plain {type(value).__name__} {attribute!r} of a {type(module).__name__}; put "
                     f"neurons in an nn.ModuleList or nn.ModuleDict, and make the optimiser anew"
                 )
+
+
+def _modules_in(value: Any) -> Iterator[tuple[nn.Module, bool]]:
+    """Yield the modules in an attribute, and whether nothing but containers holds them.
+
+    It looks into containers and plain objects inside each other, but not into those of libraries,
+    which may hold other networks, nor into what a program has very many of, as samples.
+    """
+    seen, found = set[int](), 0
+    todo: list[tuple[Any, bool, int]] = []
+    if not isinstance(value, _HOLD_NONE):
+        todo.append((value, False, 0))
+    while todo and found < _MOST_LOOKED_AT:
+        each, listed, depth = todo.pop()
+        if isinstance(each, nn.Module):
+            yield each, listed
+        elif depth < _DEEPEST and id(each) not in seen:
+            seen.add(id(each))
+            is_container = isinstance(each, _CONTAINERS)
+            parts = [part for part in _parts_of(each) if not isinstance(part, _HOLD_NONE)]
+            found += len(parts)
+            todo += [(part, is_container and (listed or not depth), depth + 1) for part in parts]
+
+
+def _parts_of(value: Any) -> Iterable[Any]:
+    """Return what a container or a plain object holds."""
+    if isinstance(value, dict):
+        return value.values()
+    if isinstance(value, _CONTAINERS):
+        return value
+    origin = type(value).__module__.partition(".")[0]
+    if callable(value) or origin in ("torch", "snntorch", "snn_dfa"):
+        return ()
+    return getattr(value, "__dict__", {}).values()
 
 
 def _learns_unseen(module: nn.Module, known: set[int]) -> bool:
