@@ -23,6 +23,7 @@ from snn_dfa._attach.functions import Port
 from snn_dfa._attach.hooks import eager
 from snn_dfa._attach.layers import Layers, Structure
 from snn_dfa._attach.run import Run
+from snn_dfa._attach.samples import dims_of, with_samples
 from snn_dfa._attach.steps.nodes import Record
 from snn_dfa._attach.steps.products import Notes
 from snn_dfa._attach.tensors import tensors_in
@@ -279,6 +280,10 @@ class Core:
                 name = call.layer or ""
                 self.shapes[name] = [call.without_time(s) for s in self.shapes[name]]
         if torch.is_grad_enabled() and self.rule is not None:
+            for call in first:
+                if any([hidden.learns for hidden in call.below.values()]):
+                    name, dims = call.layer or "", dims_of(call, self.layers)
+                    self.shapes[name] = [with_samples(s, call, dims) for s in self.shapes[name]]
             shapes = [
                 (call.shape, *(c.shape for c in call.below.values() if c.learns)) for call in first
             ]
