@@ -11,6 +11,7 @@ from torch import Tensor
 from snn_dfa._attach import messages
 from snn_dfa._attach.calls import Arrivals, Call, reached, with_earlier
 from snn_dfa._attach.sample_errors import SentByWays, send_by_ways
+from snn_dfa._attach.samples import dims_of, with_samples
 from snn_dfa.errors import AttachError, BackwardError
 from snn_dfa.feedback import project
 from snn_dfa.feedback.apply import readout
@@ -87,7 +88,7 @@ class Broadcast:
         self._choose(calls)
         hidden = {name: call for out in outputs for name, call in out.below.items() if call.learns}
         if hidden:
-            dims = self._dims(outputs[0])
+            dims = dims_of(outputs[0], self._layers)
             count = sum(self._count(name, dims) for name in self._layers.outputs)
             shapes = {n: (count, *hidden[n].shape[dims:]) for n in self._shapes if n in hidden}
             self._feedback.require(shapes, self._path(count, dims))
@@ -129,7 +130,11 @@ class Broadcast:
                 raise messages.not_yet_called(output)
             return self._layers.sizes[output]
         spikes, *returned = self._shapes[output]
-        others = [s for s in returned if s != spikes and output not in self._layers.neurons]
+        others = [
+            s
+            for s in returned
+            if s != spikes and s[:dims] == spikes[:dims] and output not in self._layers.neurons
+        ]
         return sum(shape[dims:].numel() for shape in (spikes, *others))
 
     def _steps(self, arrived: Arrivals) -> dict[str, dict[Call, Errors]]:
@@ -142,6 +147,8 @@ class Broadcast:
             if output not in self._layers.outputs or all([g is None for g in grads]):
                 continue
             steps_below = call.steps_below
+            if not any([hidden.learns for below in steps_below for hidden in below.values()]):
+                continue
             each = _of_each_step(call, self._error(call, grads), len(steps_below))
             for error, below in zip(each, steps_below, strict=True):
                 for name, hidden in below.items():
@@ -161,9 +168,15 @@ class Broadcast:
         """Return the error [*batch, C] at one call of an output; of all steps with time.
 
         Values of the spikes' shape are those of the same neurons: their errors add up. Others that
-        a readout returned are further outputs.
+        a readout returned are further outputs, if they are of the same samples.
+
+        Raises:
+            AttachError: if the loss reads a state of another shape than the spikes'.
+            BackwardError: if it reads a value that is not of the samples.
         """
-        dims, shape = self._dims(call) + (call.along is not None), call.shape
+        shape = call.shape
+        dims = dims_of(call, self._layers) + (call.along is not None)
+        samples = with_samples(shape, call, dims)[:dims]
         pairs = list(zip(grads, call.values, strict=True))
         alike = [g for g, value in pairs if g is not None and value.shape == shape]
         if alike:
@@ -174,38 +187,29 @@ class Broadcast:
             if value.shape == shape:
                 continue
             if i < call.returned and call.layer not in self._layers.neurons:
-                parts.append(grad if grad is not None else torch.zeros_like(value))
+                if with_samples(value.shape, call, dims)[:dims] == samples:
+                    parts.append(grad if grad is not None else torch.zeros_like(value))
+                elif grad is not None:
+                    raise BackwardError(
+                        f"output {call.layer!r}: the loss reads a further value that it returns, "
+                        f"of shape {list(value.shape)}; expected a shape that begins with "
+                        f"{list(samples)}, as that of the first value, since each sample of a "
+                        f"hidden layer gets the error of its own sample. Compute such a value, as "
+                        f"a penalty or the loss, outside of {call.layer!r}, from the first value "
+                        f"or from parameters; or let the loss leave it out"
+                    )
             elif grad is not None:
                 raise AttachError(
                     f"output {call.layer!r}: the loss reads a state of shape {list(value.shape)}, "
                     f"expected the shape of the spikes, {list(call.shape)}; return the value "
                     f"through a module and name that module with output="
                 )
+        wholes = [with_samples(p.shape, call, dims) for p in parts]
         flat = [
-            p if p.dim() == dims + 1 else p.reshape(*p.shape[:dims], p.shape[dims:].numel())
-            for p in parts
+            p if len(w) == dims + 1 == p.dim() else p.reshape(*samples, w[dims:].numel())
+            for p, w in zip(parts, wholes, strict=True)
         ]
         return flat[0] if len(flat) == 1 else torch.cat(flat, -1)
-
-    def _dims(self, call: Call) -> int:
-        """Return how many leading dimensions of an output are samples and steps, not features.
-
-        Of one that was given all steps, those of one step.
-        A lone sample has none: then the hidden layers have no dimension in common with the output.
-
-        Raises:
-            OutOfStepError: if steps and samples cannot be told from samples and features.
-        """
-        if call.along is not None:
-            return 1
-        dims = 2 if self._layers.sequences else 1
-        if dims == len(call.shape) == 2 and call.shape[0] == call.shape[1]:
-            raise messages.square(call.layer or "", call.shape[0])
-        if len(call.shape) == 1:
-            shapes = [hidden.shape for hidden in call.below.values()]
-            if not shapes or any(len(s) == 1 or s[0] != call.shape[0] for s in shapes):
-                return 0
-        return min(dims, len(call.shape))
 
     def _errors_of(self, name: str, group: Sequence[tuple[Call, Errors]]) -> tuple[Tensor, int]:
         """Return the errors at the outputs of some steps.

@@ -246,6 +246,8 @@ class Pass:
     repeats: bool = False
     calls: dict[str, list[Call]] = field(default_factory=dict)
     last: str | None = None  # the neuron that was called last
+    #: The number of the first node that the pass makes.
+    since: int = field(default_factory=torch.autograd._get_sequence_nr)  # type: ignore[attr-defined]
 
     def note(self, call: Call) -> None:
         """Note a call; what may be an output's gets the hidden calls of its step.

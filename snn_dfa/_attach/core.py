@@ -24,8 +24,10 @@ from snn_dfa._attach.functions import Port
 from snn_dfa._attach.hooks import eager
 from snn_dfa._attach.layers import Layers, Structure
 from snn_dfa._attach.run import Run
+from snn_dfa._attach.samples import dims_of, with_samples
 from snn_dfa._attach.steps.nodes import Record
 from snn_dfa._attach.steps.products import Notes
+from snn_dfa._attach.tensors import tensors_in
 from snn_dfa.errors import OutOfStepError
 from snn_dfa.feedback.base import FeedbackWeights
 from snn_dfa.rules import Rule, local
@@ -217,6 +219,7 @@ class Core:
             # Layers are called without the network: step by step.
             now, self.now = self.now, Pass(self.layers)
             entry.forget()
+            self._see_unseen(now)
             now.end()
         if spikes is not None:
             counted = values[:returned] if call.linked else ()
@@ -259,12 +262,18 @@ class Core:
         self.now, self.inside = before if self.now.repeats else Pass(self.layers), None
 
     @eager
-    def end(self) -> None:
+    def end(self, result: Any) -> None:
         """End a pass.
 
+        Args:
+            result: What the network returns.
+
         Raises:
+            AttachError: if a layer has run without being called.
             OutOfStepError: if a layer was not called as often as the output.
         """
+        if torch.is_grad_enabled() and not self.aligned:
+            self._see_unseen(self.now, result)
         try:
             self.now.end()
         except OutOfStepError:
@@ -276,12 +285,24 @@ class Core:
                 name = call.layer or ""
                 self.shapes[name] = [call.without_time(s) for s in self.shapes[name]]
         if torch.is_grad_enabled() and self.rule is not None:
+            for call in first:
+                if any([hidden.learns for hidden in call.below.values()]):
+                    name, dims = call.layer or "", dims_of(call, self.layers)
+                    self.shapes[name] = [with_samples(s, call, dims) for s in self.shapes[name]]
             shapes = [
                 (call.shape, *(c.shape for c in call.below.values() if c.learns)) for call in first
             ]
             if shapes != self._seen:
                 Broadcast(self).require(first, self.now.calls)
                 self._seen = shapes
+
+    def _see_unseen(self, now: Pass, result: Any = None) -> None:
+        """See that no layer has run in a pass without being called."""
+        if len(now.calls) < len(self.layers.names):
+            self._structure.see_unseen(now.calls, now.since)
+            ran = bool(now.calls) or now.last is not None  # perhaps without gradients
+            if not ran and any(t.requires_grad for t in tensors_in(result)):
+                raise messages.none_called(self.layers.names)
 
     # -- what is broadcast -------------------------------------------------------------------------
 

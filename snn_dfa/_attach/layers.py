@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MethodType, ModuleType
 from typing import Any, TypeAlias
+from weakref import ProxyTypes
 
 import snntorch as snn
-from torch import nn
+from torch import Tensor, nn
 
 from snn_dfa._attach import messages
+from snn_dfa._attach.graph import PORT, origin_of
 from snn_dfa._attach.weights import computes_as, synapses
 from snn_dfa.errors import AttachError
 from snn_dfa.sequence import NeuronOverTime, Scan
@@ -23,6 +27,23 @@ __all__ = [
 
 # They take a whole sequence [T, B, ...] in one call, where the other neurons take a step [B, ...].
 _SEQUENCE_NEURONS = (snn.StateLeaky, snn.AssociativeLeaky, snn.LeakyParallel, Scan)
+
+
+_CONTAINERS = (list, tuple, dict, set, frozenset, deque)
+#: What holds no neuron that DFA could not see.
+_HOLD_NONE: tuple[Any, ...] = (
+    int,
+    float,
+    str,
+    bytes,
+    type(None),
+    Tensor,
+    type,
+    ModuleType,
+    *ProxyTypes,
+)
+#: How far it is looked for neurons that are no modules of the network.
+_DEEPEST, _MOST_LOOKED_AT = 5, 10_000
 
 
 @dataclass
@@ -126,19 +147,53 @@ def _refuse_wrapped(net: nn.Module) -> None:
 
 def _refuse_unregistered(net: nn.Module) -> None:
     """Refuse neurons that are no modules of the network, and would not be seen."""
-    known, own = set(net.modules()), {id(p) for p in net.parameters()}
-    for module in known:
+    known, own = {id(m) for m in net.modules()}, {id(p) for p in net.parameters()}
+    for module in net.modules():
         for attribute, value in vars(module).items():
-            held = value.values() if isinstance(value, dict) else value
-            if isinstance(value, (list, tuple, dict)) and any(
-                isinstance(each, nn.Module) and each not in known and _learns_unseen(each, own)
-                for each in held
+            if any(
+                isinstance(each, snn.SpikingNeuron) or (listed and _learns_unseen(each, own))
+                for each, listed in _modules_in(value)
+                if id(each) not in known
             ):
                 raise AttachError(
                     f"net: expected each neuron to be a module of the network, got one in the "
                     f"plain {type(value).__name__} {attribute!r} of a {type(module).__name__}; put "
                     f"neurons in an nn.ModuleList or nn.ModuleDict, and make the optimiser anew"
                 )
+
+
+def _modules_in(value: Any) -> Iterator[tuple[nn.Module, bool]]:
+    """Yield the modules in an attribute, and whether nothing but containers holds them.
+
+    It looks into containers and plain objects inside each other, but not into those of libraries,
+    which may hold other networks, nor into what a program has very many of, as samples.
+    """
+    seen, found = set[int](), 0
+    todo: list[tuple[Any, bool, int]] = []
+    if not isinstance(value, _HOLD_NONE):
+        todo.append((value, False, 0))
+    while todo and found < _MOST_LOOKED_AT:
+        each, listed, depth = todo.pop()
+        if isinstance(each, nn.Module):
+            yield each, listed
+        elif depth < _DEEPEST and id(each) not in seen:
+            seen.add(id(each))
+            is_container = isinstance(each, _CONTAINERS)
+            parts = [part for part in _parts_of(each) if not isinstance(part, _HOLD_NONE)]
+            found += len(parts)
+            todo += [(part, is_container and (listed or not depth), depth + 1) for part in parts]
+
+
+def _parts_of(value: Any) -> Iterable[Any]:
+    """Return what a container or a plain object holds."""
+    if isinstance(value, dict):
+        return value.values()
+    if isinstance(value, _CONTAINERS):
+        return value
+    origin = type(value).__module__.partition(".")[0]
+    if callable(value) or origin in ("torch", "snntorch", "snn_dfa"):
+        return ()
+    return getattr(value, "__dict__", {}).values()
 
 
 def _learns_unseen(module: nn.Module, known: set[int]) -> bool:
@@ -264,6 +319,41 @@ class Structure:
             raise messages.changed(gone, new)
         self._seen = children_of(net)
 
+    def see_unseen(self, called: Collection[str], since: int) -> None:
+        """See that no layer has run in a forward pass without being called.
+
+        Such a layer has a state that this pass has made of other layers' values or of parameters.
+
+        Args:
+            called: The layers that were called.
+            since: The number of the first node of the pass.
+
+        Raises:
+            AttachError: naming one that has, or whose plain ``forward`` is back in its place.
+        """
+        for name in self._layers.names:
+            module = None if name in called else self._modules.get(name)
+            if module is None:
+                continue
+            if _is_plain(module):
+                raise AttachError(
+                    f"layer {name!r}: the program has deleted its forward, or set it again, after "
+                    f"DFA(net), so that DFA does not see its calls; expected the forward that "
+                    f"DFA(net) has set. Call dfa.remove() before, and DFA(net) again after it"
+                )
+            states = (
+                t for m in module.modules() for t in (*m._buffers.values(), *vars(m).values())
+            )
+            if any(isinstance(t, Tensor) and _is_made(t, name, since) for t in states):
+                raise AttachError(
+                    f"layer {name!r} was not called in this forward pass, but its state is a new "
+                    f"one, made of other layers' values or of parameters: it has run unseen, and "
+                    f"would let back-propagation through; expected calls of the module itself. "
+                    f"Write lif(x, mem) in place of snn.Leaky.forward(lif, x, mem). Does the "
+                    f"program set a state of a layer that it does not call? Set it where the layer "
+                    f"is called"
+                )
+
     def hooked(self) -> list[str]:
         """Return the hidden layers with a hook that an error at their spikes would go past."""
         modules = ((name, self._modules.get(name)) for name in self._layers.hidden)
@@ -274,6 +364,22 @@ class Structure:
             and (module._backward_hooks or module._backward_pre_hooks)
             and getattr(module, "_is_full_backward_hook", True) is not False
         ]
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Return whether a module's own ``forward`` is in the place of what ``DFA(net)`` set there."""
+    own = vars(module).get("forward")
+    return own is None or (isinstance(own, MethodType) and own.__func__ is type(module).forward)
+
+
+def _is_made(state: Tensor, layer: str, since: int) -> bool:
+    """Return whether a layer's state was made since, and not of the layer's own values alone."""
+    node: Any = state.grad_fn
+    if node is None or type(node) is PORT or node._sequence_nr() < since:
+        return False
+    origin = origin_of([state], lambda _: True)
+    made_of = {port.call.layer for port, _ in origin.ports}
+    return bool(made_of - {layer}) or (bool(origin.leaves) and not made_of)
 
 
 def _only_neuron_left(

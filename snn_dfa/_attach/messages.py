@@ -373,3 +373,14 @@ def without_ways(layers: Sequence[str]) -> FeedbackError:
         f"derivative differs from sample to sample; expected one dimension of samples, and all "
         f"layers to get the error of the same steps; use feedback='kolen-pollack'"
     )
+
+
+def none_called(layers: Sequence[str]) -> AttachError:
+    """Say that the network has returned what learns, and that no layer was called."""
+    return AttachError(
+        f"net: the result of this forward pass needs a gradient, and none of the layers "
+        f"{list(layers)} was called, so that the gradient would be that of back-propagation; "
+        f"expected calls of the layers themselves. Write lif(x, mem) in place of "
+        f"snn.Leaky.forward(lif, x, mem) or lif.fire(mem). Does this pass run no spiking layer, as "
+        f"where a part is trained alone? Call the network in `with dfa.paused():`"
+    )

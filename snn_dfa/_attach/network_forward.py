@@ -59,7 +59,7 @@ class NetworkForward(Forward):
         args, kwargs = (args, kwargs) if lent is None else (lent.args, lent.kwargs)
         try:
             result = self.plain(*args, **kwargs)
-            self.core.end()
+            self.core.end(result)
         finally:
             self._restore(lent, before)
         return result if lent is None else self._hand_out(result, lent)

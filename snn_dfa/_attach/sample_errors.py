@@ -13,6 +13,7 @@ from torch.autograd.graph import GradientEdge
 from snn_dfa._attach.between.cells import local_gates
 from snn_dfa._attach.between.ways import Passage, gate_over, ways_of
 from snn_dfa._attach.calls import Call
+from snn_dfa._attach.samples import with_samples
 from snn_dfa.feedback.sample_ways import Ways, course_of, index_of, sizes_of
 from snn_dfa.feedback.sent import Sent
 from snn_dfa.sequence.scan import InSteps, gate_of, is_scanned
@@ -110,7 +111,10 @@ def _ways(core: Core, calls: dict[str, list[Call]], batch: int, dims: int) -> Wa
     for layer, each in calls.items():
         known = [(c, c.passage) for c in each if c.passage is not None]  # others flow in there
         if known:
-            passages[layer] = [(p, c.without_time(c.shape)[:dims].numel()) for c, p in known]
+            shapes = [with_samples(c.without_time(c.shape), c, dims) for c, _ in known]
+            passages[layer] = [
+                (p, s[:dims].numel()) for (_, p), s in zip(known, shapes, strict=True)
+            ]
             inner = core.feedback.cells.get(layer)
             alone = inner is not None or all(p.alone for _, p in known)
             if layer in core.layers.outputs or not alone:

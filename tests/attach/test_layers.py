@@ -1,5 +1,8 @@
 """Who is hidden and who is the output, and what is refused."""
 
+from collections import deque
+from types import SimpleNamespace
+
 import pytest
 import snntorch as snn
 import torch
@@ -218,14 +221,51 @@ def test_backward_passes_inside_forward_are_those_of_the_loop_around_it():
     assert equal(*grads)
 
 
-@pytest.mark.parametrize("hold", [list, tuple, lambda each: {"one": each[0]}])
+class Kept:
+    """A plain object, which knows itself."""
+
+    def __init__(self, each):
+        self.each, self.me = each, self
+
+
+HOLDERS = {
+    "list": list,
+    "tuple": tuple,
+    "dict": lambda each: {"one": each[0]},
+    "pairs": lambda each: [("one", each[0])],
+    "lists in a list": lambda each: [each, each],
+    "lists in a dict": lambda each: {"one": each},
+    "set": set,
+    "deque": deque,
+    "namespace": lambda each: SimpleNamespace(one=each[0]),
+    "object": Kept,
+}
+
+
+@pytest.mark.parametrize("hold", HOLDERS.values(), ids=HOLDERS)
 def test_a_neuron_that_is_no_module_of_the_network_is_told(hold):
     net = nn.Sequential(nn.Linear(4, 8), snn.Leaky(0.8), nn.Linear(8, 2), snn.Leaky(0.8))
     net.also = hold([net[1]])
     DFA(net).remove()
     net.also = hold([snn.Leaky(0.8)])
-    with pytest.raises(AttachError, match=r"nn\.ModuleList"):
+    with pytest.raises(AttachError, match=r"plain \w+ 'also' of a Sequential.* nn\.ModuleList"):
         DFA(net)
+
+
+def test_a_neuron_that_is_set_past_the_module_is_told():
+    net = small()
+    object.__setattr__(net, "also", net[1])
+    DFA(net).remove()
+    object.__setattr__(net, "also", snn.Leaky(0.8))
+    with pytest.raises(AttachError, match="plain Leaky 'also' of a Sequential"):
+        DFA(net)
+
+
+def test_other_networks_in_objects_and_other_attachments_may_be_kept():
+    net, other = small(), small()
+    net.average, net.samples = Kept(other), [[0.0] * 10] * 1000
+    with DFA(other) as net.other_dfa, DFA(net):
+        pass
 
 
 def test_the_last_weights_are_proposed_as_the_output():
