@@ -170,17 +170,23 @@ def test_where_saved_tensors_are_packed_a_layer_keeps_its_way():
 
 
 class Heads(nn.Module):
-    """Three outputs, of which a loss reads one."""
+    """Three outputs, of which a loss reads one, or two read the input alone at times."""
+
+    alone = False
 
     def __init__(self):
         super().__init__()
         self.l0, self.n0 = nn.Linear(5, 8), leaky()
         self.heads = nn.ModuleList(nn.Linear(8, n) for n in (3, 4, 2))
+        self.past = nn.ModuleList(nn.Linear(5, n) for n in (3, 4, 2))
         self.outs = nn.ModuleList(leaky() for _ in range(3))
 
     def forward(self, x):
         h = self.n0(self.l0(x))
-        return [out(head(h)) for head, out in zip(self.heads, self.outs, strict=True)]
+        currents = [head(h) for head in self.heads]
+        if self.alone:
+            currents[1:] = [past(x) for past in self.past[1:]]
+        return [out(current) for out, current in zip(self.outs, currents, strict=True)]
 
 
 def test_of_outputs_that_no_loss_reads_the_sizes_are_known():
@@ -195,3 +201,20 @@ def test_of_outputs_that_no_loss_reads_the_sizes_are_known():
         Heads.forward(net, X[0])[1].sum().backward()
         optimizer.step()
     assert net.l0.weight.grad.any()
+
+
+def test_outputs_that_read_the_input_alone_at_times():
+    torch.manual_seed(0)
+    net = Heads().double()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    outputs, feedback = ["outs.0", "outs.1", "outs.2"], WeightMirror(by_sample=1)
+    dfa = DFA(net, optimizer=optimizer, output=outputs, feedback=feedback)
+
+    def backward(net):
+        reset(net)
+        sum((i + spk.sum(1)).sin().sum() for i, spk in enumerate(net(X[0]))).backward()
+
+    backward(net)
+    with_weights(dfa, net)
+    for net.alone in (False, True, False):
+        assert_back_propagation(net, dfa, backward)

@@ -14,7 +14,16 @@ from torch.nn.parameter import is_lazy
 from snn_dfa._attach.between.cells import cell_of, into_cell
 from snn_dfa._attach.between.inflows import NotLinearError, inflow_of
 from snn_dfa._attach.between.made_matrices import MadeMatrices
-from snn_dfa._attach.between.reads import NOTHING, Lost, Parts, Read, covers, mean_of, parts_of
+from snn_dfa._attach.between.reads import (
+    NOTHING,
+    Lost,
+    Parts,
+    Read,
+    covers,
+    mean_of,
+    parts_of,
+    stopped,
+)
 from snn_dfa._attach.between.sources import sources_of
 from snn_dfa._attach.between.walk import Product, Signature, Structure
 from snn_dfa._attach.graph import are_packed
@@ -181,7 +190,10 @@ class Paths:
         if lost:
             self._unknown[layer] = lost[-1]
         elif set(counts) == {NOTHING} and layer in self._chosen:
-            del self._chosen[layer], self._inflows[layer]
+            del self._chosen[layer]
+            inflow = self._inflows.pop(layer)
+            if layer in self._layers.outputs:  # it tells the output's size
+                self._inflows[layer] = stopped(inflow)
 
     def _read(
         self,

@@ -10,8 +10,9 @@ from typing import TypeAlias
 from snn_dfa._attach.between.walk import Signature
 from snn_dfa.feedback import stand_in
 from snn_dfa.feedback.stand_in import Inflow
+from snn_dfa.feedback.way_back import Value
 
-__all__ = ["NOTHING", "Lost", "Parts", "Read", "covers", "mean_of", "parts_of"]
+__all__ = ["NOTHING", "Lost", "Parts", "Read", "covers", "mean_of", "parts_of", "stopped"]
 
 #: Why a layer has no inflow, and the layers that it was made of.
 Lost: TypeAlias = tuple[str, list[str]]
@@ -42,6 +43,16 @@ def covers(one: Inflow, other: Inflow) -> bool:
     """Return whether all that flows into another inflow flows into one, and not the reverse."""
     more, less = one.takes, other.takes
     return less < more or (less == more and len(other.needs) < len(one.needs))
+
+
+def stopped(x: Inflow) -> Inflow:
+    """Return an inflow of the same size that passes nothing."""
+
+    def apply(values: stand_in.Values, known: stand_in.Known) -> Value:
+        made = x.apply(values, known)
+        return Value(made.like, made.shape)
+
+    return Inflow(apply, weights=x.weights, cell=x.cell)
 
 
 def parts_of(counts: Counter[Read | None], hearing: Mapping[str, int]) -> tuple[Signature, Parts]:
