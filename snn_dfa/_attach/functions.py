@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
+from torch.autograd.graph import get_gradient_edge
 
 from snn_dfa._attach.hooks import eager
 from snn_dfa.errors import BackwardError, DFAError
@@ -128,18 +129,18 @@ class Bridge(Function):
 
     ``Bridge.apply(value, at, *inputs)``: ``at`` are the tensors and edges of the value's graph
     that stand for the inputs. Backward is exact, whatever the program did, by autograd on the
-    value's own graph.
+    value's own graph, as it is now: a change in place gives the value another one.
     """
 
     @staticmethod
     def forward(ctx: Any, value: list[Tensor], at: Sequence[Any], *inputs: Tensor) -> Tensor:
-        ctx.value, ctx.at = value[0], at
+        ctx.root, ctx.at = get_gradient_edge(value[0]), at
         return value[0].detach()
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *gradients([(ctx.value, grad)], ctx.at, keep=True)
+        return None, None, *_gradients([ctx.root], [grad], ctx.at, keep=True)
 
 
 class Relink(Function):
@@ -200,9 +201,16 @@ def gradients(
     Raises:
         BackwardError: if a part of the graph has been used up.
     """
+    return _gradients([_joined(roots)], None, at, keep=keep)
+
+
+def _gradients(
+    roots: Sequence[Any], grads: Sequence[Tensor] | None, at: Sequence[Any], *, keep: bool
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """Return what :func:`gradients` does, by autograd's function."""
     hooked = silenced(at)
     try:
-        return torch.autograd.grad(_joined(roots), at, retain_graph=keep, allow_unused=True)
+        return torch.autograd.grad(roots, at, grads, retain_graph=keep, allow_unused=True)
     except RuntimeError as error:
         if "graph a second time" in str(error) or "already been freed" in str(error):
             raise second_time() from error
