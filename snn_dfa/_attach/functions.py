@@ -15,8 +15,8 @@ from snn_dfa._attach.hooks import eager
 from snn_dfa.errors import BackwardError, DFAError
 
 __all__ = [
-    "Bridge", "Port", "Relink", "Token", "accumulate", "added", "first_order", "gradients",
-    "in_backward", "is_transformed", "second_time", "silenced", "will_pass",
+    "Bridge", "Overwritten", "Port", "Relink", "Token", "accumulate", "added", "first_order",
+    "gradients", "in_backward", "is_transformed", "rebase", "second_time", "silenced", "will_pass",
 ]  # fmt: skip
 
 
@@ -165,6 +165,21 @@ class Relink(Function):
         return None, grad, None
 
 
+class Overwritten(Relink):
+    """A value with the graph of what it was before a layer overwrote it."""
+
+
+def rebase(value: Tensor, on: Tensor) -> None:
+    """Give a value the graph of another one, which has its numbers and its memory.
+
+    What reads the memory has read these numbers: so they stay the same version.
+    """
+    with torch.autograd._unsafe_preserve_version_counter(value):  # type: ignore[attr-defined]
+        if value.grad_fn is not None and not value._is_view():
+            value.detach_()  # else a backward pass would go through the old graph, too
+        value.copy_(on)
+
+
 def _joined(roots: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Return one root over many values, whose backward pass gives each of them its own gradient.
 
@@ -206,7 +221,7 @@ def gradients(
 
 def _gradients(
     roots: Sequence[Any], grads: Sequence[Tensor] | None, at: Sequence[Any], *, keep: bool
-) -> tuple[Tensor | None, ...]:  # fmt: skip
+) -> tuple[Tensor | None, ...]:
     """Return what :func:`gradients` does, by autograd's function."""
     hooked = silenced(at)
     try:

@@ -373,3 +373,21 @@ def without_ways(layers: Sequence[str]) -> FeedbackError:
         f"derivative differs from sample to sample; expected one dimension of samples, and all "
         f"layers to get the error of the same steps; use feedback='kolen-pollack'"
     )
+
+
+def read_overwritten(layer: str, shape: Sequence[int]) -> BackwardError:
+    """Say that the loss reads a value that a layer was given, and has overwritten."""
+    return BackwardError(
+        f"backward: layer {layer!r} has changed in place a value of shape {list(shape)} that it "
+        f"was given, and the loss reads this value; expected an unchanged value. Change a copy in "
+        f"{layer!r}, x = x * 2 in place of x.mul_(2), and return it if the loss reads it"
+    )
+
+
+def overwritten(layer: str, other: str, shape: Sequence[int]) -> AttachError:
+    """Say that a value of a layer comes back into it, and that another one has overwritten it."""
+    return AttachError(
+        f"layer {layer!r} gets an earlier value of its own, of shape {list(shape)}, that layer "
+        f"{other!r} was given and has changed in place; expected an unchanged value. Change a copy "
+        f"in {other!r}: x = x * 2 in place of x.mul_(2)"
+    )
