@@ -10,10 +10,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
@@ -22,7 +23,7 @@ from snn_dfa._attach.between.picks import ORDERS, orders_samples
 from snn_dfa._attach.between.walk import below_product, look_below
 from snn_dfa._attach.between.ways import Passage
 from snn_dfa._attach.calls import Call
-from snn_dfa._attach.functions import Bridge, Relink, second_time
+from snn_dfa._attach.functions import Bridge, Overwritten, Relink, rebase, second_time
 from snn_dfa._attach.graph import PORT, Origin, are_packed, origin_of
 from snn_dfa._attach.steps.nodes import Earlier
 from snn_dfa._attach.steps.products import Current, Made, made_of
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Entry"]
 
+_COPY: Any = type(torch.ones(1).copy_(torch.ones(1, requires_grad=True)).grad_fn)
+_OVERWRITTEN: Any = Overwritten._backward_cls
+
 
 class Entry:
     """Takes what comes into each call of a layer, and notes what the call learns through."""
@@ -43,7 +47,7 @@ class Entry:
         self._core = core
         self.call: Call  # the one that is going on
         self.layer = ""  # whose it is
-        self._block = self._guards = False
+        self._open = self._block = self._guards = False
         #: A current that was looked at, and what made it, if a linear layer alone did.
         self._looked_at: tuple[Tensor | None, tuple[Made, Any] | None] = (None, None)
         self.insides = Insides(core)
@@ -73,24 +77,28 @@ class Entry:
         linked = self._core.layers.may_be_output(layer)
         self.layer = layer
         self.call = Call(layer, learns, linked, self._core.collector, next(self._core.numbers))
-        self._block, self._guards = block, not (closed or block)
+        self._open, self._block, self._guards = not closed, block, not (closed or block)
         self._looked_at = (None, None)
 
     # -- values -----------------------------------------------------------------------------------
 
     def enter(self, value: Tensor) -> Tensor:
         """Return a value that comes into the layer, with the graph that the layer learns from."""
-        if self._core.aligned or not value.requires_grad:
+        if self._core.aligned:
             return value
+        if not value.requires_grad:
+            # What is written into a part gives the whole a graph, which only the port is to have.
+            return value.detach() if self._open and value._is_view() else value
         if value.grad_fn is None:
             self.call.learns |= self._core.note_leaf(value)
             return self._guarded(value)
-        original = self.own(self.layer, value)
-        if original is not None:
-            node: Any = value.grad_fn
-            self._go_on(node.call)
-            hooked = value._backward_hooks and not node.call.is_lost(self._core.collector)
-            return with_hooks(self._core, self.layer, value) if hooked else original
+        found = self.own(self.layer, value)
+        if found is not None:
+            original, call = found
+            self._go_on(call)
+            if value._backward_hooks and not call.is_lost(self._core.collector):
+                original = with_hooks(self._core, self.layer, value)
+            return self.apart(original) if self._open else original
         made = self._made(value)
         if made is None:
             return self._guarded(self._enter_graph(value))
@@ -146,6 +154,7 @@ class Entry:
                 own[node, index] = original if of == layer else self.enter(original)
         own = {edge: t for edge, t in own.items() if t.requires_grad}
         if own:
+            self._see_own_is_whole(value, origin, own)
             at = (*origin.hooked, *[value] * bool(value._backward_hooks))
             see_no_change(self._core, layer, at)
         return self._bridged(value, origin, own)
@@ -166,6 +175,19 @@ class Entry:
             for node, index in others:
                 if (node, index) not in in_place:
                     raise messages.other_order_of_samples(node.call.layer, self.layer)
+
+    def _see_own_is_whole(self, value: Tensor, origin: Origin, own: Container[Any]) -> None:
+        """See that no own value comes in again that another layer has overwritten.
+
+        Raises:
+            AttachError: if one does.
+        """
+        over = {node for node in origin.nodes if type(node) is _OVERWRITTEN}
+        if over:
+            found = origin_of([value], self.mine, {*over}).ports
+            if any(edge in own and edge not in found for edge in origin.ports):
+                other, shape = next(iter(over)).see.args
+                raise messages.overwritten(self.layer, other, shape)
 
     def _leads_on(self, call: Call, index: int) -> bool:
         """Return whether the layer learns through what the network was given or has returned."""
@@ -311,19 +333,34 @@ class Entry:
             self._core.tokens[id(other)] = other.deliver
         return core is self._core
 
-    def own(self, layer: str | None, value: Tensor) -> Tensor | None:
-        """Return the original of a value that a layer (``None``: the network) has handed out."""
-        node: Any = value.grad_fn
+    def own(self, layer: str | None, value: Tensor) -> tuple[Tensor, Call] | None:
+        """Return the original of a value that a call of a layer has handed out, and the call.
+
+        Args:
+            layer: The layer's name; ``None`` for the network.
+            value: What comes in.
+        """
+        node, index = _handed_out(value)
         if type(node) is not PORT or node.call.layer != layer or not self.mine(node):
             return None
-        call, index = node.call, value.output_nr
+        call = node.call
         if call.is_lost(self._core.collector):
-            return self._stale(value)
+            return self._stale(value), call
         original: Tensor = call.original(index)
         if call.is_link(index):
-            relinked: Tensor = Relink.apply([value], original)
-            return relinked
-        return original if original.data_ptr() == value.data_ptr() else None
+            return Relink.apply([value], original), call
+        same = original.data_ptr() == value.data_ptr() and original.shape == value.shape
+        return (original, call) if same else None
+
+    def apart(self, value: Tensor) -> Tensor:
+        """Return what a call may change in place, so that the value keeps its own graph."""
+        stand_in: Tensor = Relink.apply([value], value)
+        return stand_in
+
+    def see_not_read(self, value: Tensor) -> None:
+        """See that no loss reads what the call has overwritten, and that has its old graph."""
+        refuse = partial(self.insides.refuse_overwritten, self.layer, value.shape)
+        rebase(value, Overwritten.apply([value], value, refuse))
 
     def _stale(self, value: Tensor) -> Tensor:
         """Return a state whose graph is used up: a value, with an error on the way back."""
@@ -382,3 +419,16 @@ class Entry:
         self.call.entered += origin.nodes
         for leaf in origin.leaves.values():
             self.call.learns |= self._core.note_leaf(leaf)
+
+
+def _handed_out(value: Tensor) -> tuple[Any, int]:
+    """Return the node by which a value was handed out, and which of its results it is.
+
+    What a call has changed in place has the graph of a copy: see :func:`rebase`.
+    """
+    node: Any = value.grad_fn
+    if type(node) is _COPY and not value._backward_hooks:
+        below, source = node.next_functions
+        if below[0] is None:
+            return source
+    return node, value.output_nr

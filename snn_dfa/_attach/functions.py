@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
+from torch.autograd.graph import get_gradient_edge
 
 from snn_dfa._attach.hooks import eager
 from snn_dfa.errors import BackwardError, DFAError
 
 __all__ = [
-    "Bridge", "Port", "Relink", "Token", "accumulate", "added", "first_order", "gradients",
-    "in_backward", "is_transformed", "second_time", "silenced", "will_pass",
+    "Bridge", "Overwritten", "Port", "Relink", "Token", "accumulate", "added", "first_order",
+    "gradients", "in_backward", "is_transformed", "rebase", "second_time", "silenced", "will_pass",
 ]  # fmt: skip
 
 
@@ -128,18 +129,18 @@ class Bridge(Function):
 
     ``Bridge.apply(value, at, *inputs)``: ``at`` are the tensors and edges of the value's graph
     that stand for the inputs. Backward is exact, whatever the program did, by autograd on the
-    value's own graph.
+    value's own graph, as it is now: a change in place gives the value another one.
     """
 
     @staticmethod
     def forward(ctx: Any, value: list[Tensor], at: Sequence[Any], *inputs: Tensor) -> Tensor:
-        ctx.value, ctx.at = value[0], at
+        ctx.root, ctx.at = get_gradient_edge(value[0]), at
         return value[0].detach()
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *gradients([(ctx.value, grad)], ctx.at, keep=True)
+        return None, None, *_gradients([ctx.root], [grad], ctx.at, keep=True)
 
 
 class Relink(Function):
@@ -162,6 +163,21 @@ class Relink(Function):
         if ctx.see is not None:
             ctx.see(grad)
         return None, grad, None
+
+
+class Overwritten(Relink):
+    """A value with the graph of what it was before a layer overwrote it."""
+
+
+def rebase(value: Tensor, on: Tensor) -> None:
+    """Give a value the graph of another one, which has its numbers and its memory.
+
+    What reads the memory has read these numbers: so they stay the same version.
+    """
+    with torch.autograd._unsafe_preserve_version_counter(value):  # type: ignore[attr-defined]
+        if value.grad_fn is not None and not value._is_view():
+            value.detach_()  # else a backward pass would go through the old graph, too
+        value.copy_(on)
 
 
 def _joined(roots: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
@@ -200,9 +216,16 @@ def gradients(
     Raises:
         BackwardError: if a part of the graph has been used up.
     """
+    return _gradients([_joined(roots)], None, at, keep=keep)
+
+
+def _gradients(
+    roots: Sequence[Any], grads: Sequence[Tensor] | None, at: Sequence[Any], *, keep: bool
+) -> tuple[Tensor | None, ...]:
+    """Return what :func:`gradients` does, by autograd's function."""
     hooked = silenced(at)
     try:
-        return torch.autograd.grad(_joined(roots), at, retain_graph=keep, allow_unused=True)
+        return torch.autograd.grad(roots, at, grads, retain_graph=keep, allow_unused=True)
     except RuntimeError as error:
         if "graph a second time" in str(error) or "already been freed" in str(error):
             raise second_time() from error

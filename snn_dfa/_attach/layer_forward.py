@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from snn_dfa._attach import messages
 from snn_dfa._attach.core import Core
 from snn_dfa._attach.forward import Forward, Series
-from snn_dfa._attach.functions import in_backward
+from snn_dfa._attach.functions import in_backward, rebase
 from snn_dfa._attach.hooks import eager
 from snn_dfa._attach.layers import children_of, has_hidden_state
 from snn_dfa._attach.steps.known_neurons import step_of
@@ -115,6 +115,8 @@ class LayerForward(Forward):
         lent = self._come_in(args, kwargs)
         args, kwargs = self._tapped(lent.args, lent.kwargs)
         result = self._run(args, kwargs, lent, self.plain)
+        for old in lent.overwritten():
+            self.core.entry.see_not_read(old)
         left = [state for state in self._graphs() if state[2].grad_fn is not None]
         if left and lent.held:
             known = {id(old) for _, _, old, _ in lent.held}
@@ -149,6 +151,10 @@ class LayerForward(Forward):
         """Run the module; note what it learns from inside; put back states that it left alone."""
         core, looks = self.core, not self._closed or self._has_own_surrogate()
         came_in = [*tensors_in(args), *tensors_in(kwargs)] if looks else []
+        if looks:
+            came_in += [new for *_, new in lent.held]
+        # Those that they have now: a change in place gives a tensor another one.
+        ends = {t.grad_fn for t in came_in if t.grad_fn is not None}
         since = 0 if self._closed else torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
         core.inside, done = self._name, False
         self._series.begin()
@@ -159,9 +165,8 @@ class LayerForward(Forward):
             lent.put_back(all_held=not done)
         self._note_series(args, result)
         if looks:
-            came_in += [new for *_, new in lent.held]
-            ends = {t.grad_fn for t in came_in if t.grad_fn is not None}
-            core.entry.note_leaves([*tensors_in(result), *lent.written()], ends)
+            changed = [new for _, new in lent.changed()]
+            core.entry.note_leaves([*tensors_in(result), *lent.written(), *changed], ends)
             if not self._closed:
                 core.entry.insides.note(self._name, since)
         return result
@@ -250,6 +255,9 @@ class LayerForward(Forward):
         returned = len(found)
         found |= {id(value): value for *_, value in left}
         found |= {id(t): t for t in lent.written() if t.grad_fn is not None}
+        for old, new in lent.changed():
+            if new.grad_fn is not None or lent.without_graph:
+                found[id(new)] = self.core.entry.apart(new) if new is old else new
         return found, returned
 
     def _hand_out(self, result: Any, left: list[State], lent: Lent) -> Any:
@@ -262,10 +270,13 @@ class LayerForward(Forward):
             spikes = values[0]
         if self._is_block:
             core.entry.insides.watch(self._name, values, linked=core.entry.call.linked)
-        given = core.leave(values, spikes, returned)
-        if not given:
+        given, changed = core.leave(values, spikes, returned), lent.changed()
+        if not (given or changed):
             return result
-        ports = dict(zip(found, given, strict=True))
+        ports = dict(zip(found, given, strict=True)) if given else {}
+        for old, new in changed:
+            rebase(old, ports.get(id(new), new))
+            ports[id(new)] = old
         for store, key, value in left:
             store[key] = ports.get(id(value), value)
         lent.exchange(ports)

@@ -384,3 +384,21 @@ def none_called(layers: Sequence[str]) -> AttachError:
         f"snn.Leaky.forward(lif, x, mem) or lif.fire(mem). Does this pass run no spiking layer, as "
         f"where a part is trained alone? Call the network in `with dfa.paused():`"
     )
+
+
+def read_overwritten(layer: str, shape: Sequence[int]) -> BackwardError:
+    """Say that the loss reads a value that a layer was given, and has overwritten."""
+    return BackwardError(
+        f"backward: layer {layer!r} has changed in place a value of shape {list(shape)} that it "
+        f"was given, and the loss reads this value; expected an unchanged value. Change a copy in "
+        f"{layer!r}, x = x * 2 in place of x.mul_(2), and return it if the loss reads it"
+    )
+
+
+def overwritten(layer: str, other: str, shape: Sequence[int]) -> AttachError:
+    """Say that a value of a layer comes back into it, and that another one has overwritten it."""
+    return AttachError(
+        f"layer {layer!r} gets an earlier value of its own, of shape {list(shape)}, that layer "
+        f"{other!r} was given and has changed in place; expected an unchanged value. Change a copy "
+        f"in {other!r}: x = x * 2 in place of x.mul_(2)"
+    )

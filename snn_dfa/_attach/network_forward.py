@@ -13,7 +13,7 @@ from snn_dfa._attach import messages
 from snn_dfa._attach.calls import Pass
 from snn_dfa._attach.core import Core
 from snn_dfa._attach.forward import Forward
-from snn_dfa._attach.functions import in_backward, is_transformed
+from snn_dfa._attach.functions import in_backward, is_transformed, rebase
 from snn_dfa._attach.graph import PORT, are_sums, origin_of
 from snn_dfa._attach.hooks import eager
 from snn_dfa._attach.tensors import Lent, map_tensors, tensors_in
@@ -114,28 +114,35 @@ class NetworkForward(Forward):
             return t
         if t._is_view() and t._base is not None and t._base.is_leaf:
             core.note_entrance(t)
-        original = core.entry.own(None, t)
-        if original is not None:
-            return original
+        found = core.entry.own(None, t)
+        if found is not None:
+            return core.entry.apart(found[0])
         if type(t.grad_fn) is PORT and core.entry.mine(t.grad_fn):
             return t  # nothing lies behind it that could be freed
         ports, leaves = core.entry.ends_of(t)
         outputs = core.layers.outputs
         if leaves or not ports or not all(node.call.layer in outputs for node in ports):
             return t
-        return core.leave_network([t])[0]
+        return core.leave_network([core.entry.apart(t)])[0]
 
     @eager
     def _hand_out(self, result: Any, lent: Lent) -> Any:
         """Give out what the network returns by a port, where parameters lie on the way to it.
 
-        What it has written into its arguments, it has returned, too.
+        What it has written into its arguments, it has returned, too. What it has changed in place
+        is that, too, if something else stood for it; if not, it has the plain network's graph.
         """
-        made = [t for t in (*tensors_in(result), *lent.written()) if t.grad_fn is not None]
+        changed = [(old, new) for old, new in lent.changed() if new is not old]
+        made = [*tensors_in(result), *lent.written(), *[new for _, new in changed]]
+        made = [t for t in made if t.grad_fn is not None]
         values = {id(t): t for t in made if not self._is_of_ports(t)}
-        if not values:
+        if not (values or changed):
             return result
-        ports = dict(zip(values, self.core.leave_network(list(values.values())), strict=True))
+        given = self.core.leave_network(list(values.values())) if values else ()
+        ports = dict(zip(values, given, strict=True))
+        for old, new in changed:
+            rebase(old, ports.get(id(new), new))
+            ports[id(new)] = old
         lent.exchange(ports)
         return map_tensors(lambda t: ports.get(id(t), t), result, in_place=True)
 

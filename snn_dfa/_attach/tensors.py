@@ -157,6 +157,11 @@ class Lent:
         self, enter: Callable[[Tensor], Tensor], args: Any, kwargs: Any, held: Sequence[Held] = ()
     ) -> None:
         self._enter, self._old, self.held = enter, dict[int, tuple[Tensor, Tensor]](), held
+        self.without_graph = False  # whether the call makes no graph
+        #: By identity of a tensor: itself, what stands for it, and node and version of that.
+        self._lent = dict[int, tuple[Tensor, Tensor, Any, int]]()
+        for _, _, old, new in held:
+            self._note(old, new)
         self._holders = [v for v in (*args, *kwargs.values()) if _can_be_written(v)]
         self._came_in = [*tensors_in(args), *tensors_in(kwargs)] if self._holders else []
         try:
@@ -169,8 +174,17 @@ class Lent:
         for store, key, _, new in held:
             store[key] = new
 
+    def _note(self, old: Tensor, new: Tensor) -> None:
+        self._lent[id(old)] = old, new, new.grad_fn, _version_of(new)
+
     def _change(self, old: Tensor) -> Tensor:
-        new = self._enter(old)
+        if id(old) in self._old:
+            return old  # it stands for another one, in a list that is given twice
+        if id(old) in self._lent:
+            new = self._lent[id(old)][1]
+        else:
+            new = self._enter(old)
+            self._note(old, new)
         if new is not old:
             self._old[id(new)] = new, old
         return new
@@ -183,6 +197,21 @@ class Lent:
         if self._old:
             self.exchange({key: old for key, (_, old) in self._old.items()})
 
+    def changed(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the tensors that the call has changed in place, each with what stood for it."""
+        if self.without_graph:
+            return [(old, new) for old, new in self._overwritten() if new.is_floating_point()]
+        return [(old, new) for old, new, node, _ in self._lent.values() if new.grad_fn is not node]
+
+    def overwritten(self) -> list[Tensor]:
+        """Return those with a graph for which one without stood, and stands after a change."""
+        found = [] if self.without_graph else self._overwritten()
+        return [old for old, new in found if old.requires_grad and not new.requires_grad]
+
+    def _overwritten(self) -> list[tuple[Tensor, Tensor]]:
+        found = self._lent.values()
+        return [(old, new) for old, new, _, version in found if _version_of(new) != version]
+
     def written(self) -> list[Tensor]:
         """Return the tensors that the call has written into what holds tensors."""
         known = {id(t) for t in self._came_in}
@@ -192,6 +221,10 @@ class Lent:
         """Put other tensors, by the number of the one that is there, into what holds tensors."""
         if self._holders:
             map_tensors(lambda t: others.get(id(t), t), self._holders, in_place=True)
+
+
+def _version_of(t: Tensor) -> int:
+    return 0 if t.is_inference() else t._version  # one of inference mode has none
 
 
 def _can_be_written(value: Any) -> bool:

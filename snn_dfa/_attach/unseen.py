@@ -75,6 +75,11 @@ class Insides:
                 f"layers before; return the value from {layer!r}, or keep it as an attribute"
             )
 
+    def refuse_overwritten(self, layer: str, shape: torch.Size, _: Tensor) -> None:
+        """Raise an error for a loss that reads what a layer has overwritten."""
+        if self._core.running is None or self._core.running.losses is not None:
+            raise messages.read_overwritten(layer, shape)
+
     def watch(self, layer: str, values: Sequence[Tensor], *, linked: bool) -> None:
         """See that no loss reads a block's values as a hook inside has kept them.
 

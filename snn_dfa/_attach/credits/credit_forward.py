@@ -46,6 +46,7 @@ class CreditForward(LayerForward):
     def _call(self, args: Any, kwargs: Any) -> Any:
         credit, cuts = self._credit, self._name in self._credit.cuts
         lent = self._come_in(args, kwargs)
+        lent.without_graph = cuts
         args, kwargs = lent.args, lent.kwargs
         before = self._attributes() if cuts else []
         # A credit that cuts makes spikes of the current; one that traces knows it by identity.
