@@ -16,7 +16,8 @@ from snn_dfa.errors import BackwardError, DFAError
 
 __all__ = [
     "Bridge", "Overwritten", "Port", "Relink", "Token", "accumulate", "added", "first_order",
-    "gradients", "in_backward", "is_transformed", "rebase", "second_time", "silenced", "will_pass",
+    "give_back", "gradients", "in_backward", "is_transformed", "rebase", "second_time", "silenced",
+    "will_pass",
 ]  # fmt: skip
 
 
@@ -178,6 +179,18 @@ def rebase(value: Tensor, on: Tensor) -> None:
         if value.grad_fn is not None and not value._is_view():
             value.detach_()  # else a backward pass would go through the old graph, too
         value.copy_(on)
+
+
+def give_back(changed: Sequence[tuple[Tensor, Tensor]], ports: dict[int, Tensor]) -> None:
+    """Give tensors that a call has changed in place the graphs of their ports.
+
+    Args:
+        changed: Each with what stood for it in the call.
+        ports: By identity of what the call made; what stood for a tensor has that as its port then.
+    """
+    for old, new in changed:
+        rebase(old, ports.get(id(new), new))
+        ports[id(new)] = old
 
 
 def _joined(roots: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

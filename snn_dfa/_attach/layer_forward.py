@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from snn_dfa._attach import messages
 from snn_dfa._attach.core import Core
 from snn_dfa._attach.forward import Forward, Series
-from snn_dfa._attach.functions import in_backward, rebase
+from snn_dfa._attach.functions import give_back, in_backward
 from snn_dfa._attach.hooks import eager
 from snn_dfa._attach.layers import children_of, has_hidden_state
 from snn_dfa._attach.steps.known_neurons import step_of
@@ -274,9 +274,7 @@ class LayerForward(Forward):
         if not (given or changed):
             return result
         ports = dict(zip(found, given, strict=True)) if given else {}
-        for old, new in changed:
-            rebase(old, ports.get(id(new), new))
-            ports[id(new)] = old
+        give_back(changed, ports)
         for store, key, value in left:
             store[key] = ports.get(id(value), value)
         lent.exchange(ports)

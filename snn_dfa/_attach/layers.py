@@ -32,16 +32,8 @@ _SEQUENCE_NEURONS = (snn.StateLeaky, snn.AssociativeLeaky, snn.LeakyParallel, Sc
 _CONTAINERS = (list, tuple, dict, set, frozenset, deque)
 #: What holds no neuron that DFA could not see.
 _HOLD_NONE: tuple[Any, ...] = (
-    int,
-    float,
-    str,
-    bytes,
-    type(None),
-    Tensor,
-    type,
-    ModuleType,
-    *ProxyTypes,
-)
+    int, float, str, bytes, type(None), Tensor, type, ModuleType, *ProxyTypes,
+)  # fmt: skip
 #: How far it is looked for neurons that are no modules of the network.
 _DEEPEST, _MOST_LOOKED_AT = 5, 10_000
 

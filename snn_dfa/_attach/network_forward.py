@@ -13,7 +13,7 @@ from snn_dfa._attach import messages
 from snn_dfa._attach.calls import Pass
 from snn_dfa._attach.core import Core
 from snn_dfa._attach.forward import Forward
-from snn_dfa._attach.functions import in_backward, is_transformed, rebase
+from snn_dfa._attach.functions import give_back, in_backward, is_transformed
 from snn_dfa._attach.graph import PORT, are_sums, origin_of
 from snn_dfa._attach.hooks import eager
 from snn_dfa._attach.tensors import Lent, map_tensors, tensors_in
@@ -140,9 +140,7 @@ class NetworkForward(Forward):
             return result
         given = self.core.leave_network(list(values.values())) if values else ()
         ports = dict(zip(values, given, strict=True))
-        for old, new in changed:
-            rebase(old, ports.get(id(new), new))
-            ports[id(new)] = old
+        give_back(changed, ports)
         lent.exchange(ports)
         return map_tensors(lambda t: ports.get(id(t), t), result, in_place=True)
 

@@ -339,8 +339,8 @@ def option(of: Field[Any], value: Any = None) -> str:
 _METAVARS = {
     "dataset": "NAME", "data_root": "DIR", "device": "DEVICE", "seed": "SEED", "hidden": "LAYERS",
     "biases": "B,...", "threshold": "THETA,...", "tau": "MS", "dt": "MS", "t_ref": "MS",
-    "start": "FILE",
-    "steps": "T", "run_in": "STEPS", "shift": "PIXELS", "max_rate": "RATE", "batch_size": "B",
+    "start": "FILE", "steps": "T", "run_in": "STEPS", "shift": "PIXELS", "max_rate": "RATE",
+    "batch_size": "B",
 }  # fmt: skip
 
 

@@ -104,6 +104,7 @@ class KolenPollackProductFeedback(Learned):
 
     def _require(self, shapes: Shapes) -> None:
         self._note_unknown(self.forward.unknown())
+        self._see_that_it_learns()
         inflows = self.forward.inflows()
         made = [] if inflows is None else list(map(id, inflows.values()))
         wanted = [list(self.shapes.items()), list(self.path.items()), made]
@@ -208,7 +209,6 @@ class KolenPollackProductFeedback(Learned):
                 f"or this is a copy; keep the optimiser in a variable and call "
                 f"dfa.follow(optimizer) before a backward pass, or use 'kolen-pollack'"
             )
-        self._see_that_it_learns()
         super().notify(name, error)
 
     def _see_that_it_learns(self) -> None:
